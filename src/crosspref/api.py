@@ -1,0 +1,233 @@
+"""What crosspref offers to Python: ``align`` and ``ImplicitReward``."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosspref import algorithm
+from crosspref.changes import settle_recipe
+from crosspref.engines import RecipeEngines
+from crosspref.errors import RecipeError, RunError
+from crosspref.job import Job, Phase
+from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.maths.reward import implicit_reward
+from crosspref.models import ModelFiles, locate_model, require_same_tokenizer
+from crosspref.progress import Reporter
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import load_recipe, make_recipe
+from crosspref.records import Response
+from crosspref.store import RunDirectory
+
+PHASES_LOG = "phases.jsonl"
+
+
+def align(
+    recipe: Recipe | str | Path | dict[str, Any], run_dir: str | Path, *, reporter: Reporter | None = None
+) -> Path:
+    """Run Algorithm 1 and return the directory of the aligned policy, pi_T.
+
+    Call it again with the same arguments to go on with a run that was stopped.
+
+    Args:
+        recipe: a recipe, its file, or its content as a dictionary.
+        run_dir: where everything is stored; made if it does not exist.
+        reporter: shows progress; on the standard error output if left out.
+
+    Raises:
+        RecipeError: a setting is wrong.
+        DataError: prompts or preferences cannot be used.
+        ModelError: a model cannot be read, or policy and reference do not belong together.
+        RunError: the run was begun with another recipe, or another process works in it.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = make_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
+    run = RunDirectory(run_dir)
+    job = Job(recipe, run, RecipeEngines(recipe), reporter or Reporter())
+    check_models(recipe)
+    with run.locked():
+        settle_recipe(run, recipe)
+        return algorithm.align(job, _executor(job))
+
+
+def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
+    """Find the recipe's models and compare their tokenizers, without reading any weights.
+
+    Raises:
+        ModelError: one is not there, or they do not belong together.
+    """
+    names = {"initial": recipe.models.initial, "policy": recipe.models.policy}
+    found = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
+    if len(found) == 2 and not any(files.gguf_file for files in found.values()):
+        policy, initial = found["policy"], found["initial"]
+        require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
+    return found
+
+
+def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter) -> None:
+    """Run one phase of a run that another process holds; that process's end ends this one."""
+    run = RunDirectory(run_dir)
+    recipe = load_recipe(run.recipe)
+    _phase(name)(Job(recipe, run, RecipeEngines(recipe), reporter), iteration)
+
+
+def _phase(name: str) -> Phase:
+    phases: dict[str, Phase] = {
+        phase.__name__: phase
+        for phase in (
+            algorithm.prompts,
+            algorithm.align_english,
+            algorithm.sample,
+            algorithm.score,
+            algorithm.select,
+            algorithm.train,
+            algorithm.evaluate,
+        )
+    }
+    if name not in phases:
+        raise RecipeError(f"There is no phase {name!r}. Known: {', '.join(phases)}")
+    return phases[name]
+
+
+def _executor(job: Job) -> Callable[[Phase, int], None]:
+    """Return what runs a phase: here, or in a process of its own where memory must be given back."""
+    apart = job.recipe.resources.process_per_phase
+
+    def execute(phase: Phase, iteration: int) -> None:
+        started = time.monotonic()
+        if apart:
+            peak = _in_process(job, phase, iteration)
+        else:
+            phase(job, iteration)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        job.run.append(
+            PHASES_LOG,
+            {
+                "phase": phase.__name__,
+                "iteration": iteration,
+                "seconds": round(time.monotonic() - started, 2),
+                "peak_memory_mb": round(peak / 1024),
+            },
+        )
+
+    return execute
+
+
+def _in_process(job: Job, phase: Phase, iteration: int) -> int:
+    """Run a phase in a child process and return its peak memory in KiB."""
+    command = [sys.executable, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
+    # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:  # noqa: S603 - our own interpreter and module
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            raise
+        code = child.returncode = os.waitstatus_to_exitcode(status)
+    if code:
+        how = f"was killed by signal {-code} (out of memory?)" if code < 0 else "failed; its message stands above"
+        raise RunError(f"The phase {phase.__name__} of iteration {iteration} {how}.")
+    return usage.ru_maxrss
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the parent, which holds the other end of the standard input, has ended."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def phase_log(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return what each phase that ran took, in the order of running."""
+    log = run.root / PHASES_LOG
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """The implicit reward of one response: nats, token and character counts, and ``reward`` = beta * log-ratio."""
+
+    policy_logprob: float
+    reference_logprob: float
+    tokens: int
+    characters: int
+    reward: float
+
+
+class ImplicitReward:
+    """The reward that an English-aligned model holds (Eq. 6), for responses in any language (Eq. 8, 9 with alpha = 0).
+
+    Args:
+        policy: the English-aligned model pi_0: a directory, a hub id, or ``package:NAME/path``.
+        reference: the model that it was aligned from, pi_I.
+        beta: the beta with which it was aligned.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+
+    Raises:
+        ModelError: a model cannot be read, or they differ in tokenizer or chat template.
+    """
+
+    def __init__(
+        self, policy: str, reference: str, beta: float = 0.1, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        recipe = make_recipe(
+            {
+                "models": {"initial": reference, "policy": policy},
+                "languages": [ENGLISH],
+                "prompts": {"source": "none"},
+                "reward": {"beta": beta},
+                "resources": {"device": device, "dtype": dtype},
+            }
+        )
+        self.beta = beta
+        self._scorer: Any = RecipeEngines(recipe).scorer(locate_model(policy), locate_model(reference))
+
+    def score(
+        self, instruction: str, responses: Sequence[str | Sequence[int]], *, language: str, ended: bool = True
+    ) -> list[ScoredResponse]:
+        """Score responses to one English instruction.
+
+        Args:
+            instruction: the instruction in English, whatever the responses' language.
+            responses: texts, or token ids as sampled (with the end-of-turn token if they ended).
+            language: tag of the responses' language; unless it is ``en`` they are conditioned on
+                "answer ... using only {language}" and the instruction (Eq. 8).
+            ended: whether texts are whole answers, whose end-of-turn token then counts.
+
+        Returns:
+            One result per response, in order.
+        """
+        rows = [
+            Response(
+                "",
+                language,
+                index,
+                response if isinstance(response, str) else self._scorer.tokenizer.text(list(response)),
+                None if isinstance(response, str) else list(response),
+                "stop" if ended else "length",
+                None,
+            )
+            for index, response in enumerate(responses)
+        ]
+        found = self._scorer.score(crosslingual_instruction(instruction, language), rows)
+        return [
+            ScoredResponse(
+                logprobs.policy,
+                logprobs.reference,
+                logprobs.tokens,
+                len(row.text),
+                implicit_reward(logprobs.policy, logprobs.reference, self.beta),
+            )
+            for row, logprobs in zip(rows, found, strict=True)
+        ]

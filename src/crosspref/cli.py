@@ -1,0 +1,179 @@
+"""The command line. Heavy libraries are imported only after the arguments are parsed."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from crosspref import __version__
+from crosspref.errors import CrossprefError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # Libraries' own warnings and bars would tear ours apart; errors still come through.
+    warnings.filterwarnings("ignore")
+    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+        os.environ.setdefault(name, value)
+    try:
+        options.command(options)
+    except CrossprefError as error:
+        print(f"crosspref: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept.", file=sys.stderr)  # noqa: T201
+        if options.command is _run:
+            print(f"To go on: {_resume_command(options)}", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crosspref",
+        description="Carry a language model's English preference alignment into other languages.",
+        epilog="Stages alone, on files of your own: crosspref STAGE --help",
+    )
+    parser.add_argument("--version", action="version", version=f"crosspref {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a recipe, or go on with a run that was stopped")
+    run.add_argument("recipe", help="the recipe file (YAML)")
+    run.add_argument("--out", required=True, metavar="RUN", help="the run directory")
+    _add_set(run)
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="check a recipe, its models and its prompts, without running")
+    check.add_argument("recipe", help="the recipe file (YAML)")
+    _add_set(check)
+    check.set_defaults(command=_check)
+
+    status = commands.add_parser("status", help="show where a run is")
+    status.add_argument("run", help="the run directory")
+    status.set_defaults(command=_status)
+
+    report = commands.add_parser("report", help="show what was measured in a run")
+    report.add_argument("run", help="the run directory")
+    report.add_argument("--svg", help="also write the table as a picture")
+    report.set_defaults(command=_report)
+
+    from crosspref import cli_stages
+
+    cli_stages.add_commands(commands, _add_set)
+
+    phase = commands.add_parser("phase")  # without help: `run` uses it for phases in a process of their own
+    phase.add_argument("run")
+    phase.add_argument("name")
+    phase.add_argument("iteration", type=int)
+    phase.set_defaults(command=_phase)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a setting, for example --set sample.n=4; may be given several times",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from crosspref import api
+    from crosspref.progress import Reporter
+    from crosspref.recipe_file import load_recipe
+    from crosspref.store import RunDirectory
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    reporter = Reporter()
+    reporter.say(f"Run directory: {options.out}. To stop: Ctrl-C. To go on: {_resume_command(options)}")
+    final = api.align(recipe, options.out, reporter=reporter)
+    run = RunDirectory(options.out)
+    _show_report(run, None)
+    reporter.say(f"The aligned policy: {final}")
+    reporter.say(f"Report, pairs, scores and responses: {run.root}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from crosspref.checking import check_recipe
+    from crosspref.recipe_file import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    print(f"ok    recipe {options.recipe}")  # noqa: T201
+    for line in check_recipe(recipe):
+        print(line)  # noqa: T201
+
+
+def _status(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from crosspref.status import run_status
+    from crosspref.store import RunDirectory
+
+    phases = run_status(RunDirectory(options.run))
+    table = Table(box=None)
+    for name in ("iteration", "phase", "done", "of"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for phase in phases:
+        total = "?" if phase.total is None else str(phase.total)
+        table.add_row(str(phase.iteration), phase.phase, str(phase.done), total)
+    console = Console()
+    console.print(table)
+    here = next((phase for phase in phases if not phase.is_done), None)
+    console.print(f"Next: {here.phase} of iteration {here.iteration}." if here else "Everything is done.")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from crosspref.store import RunDirectory
+
+    _show_report(RunDirectory(options.run), options.svg)
+
+
+def _show_report(run: "RunDirectory", svg: str | None) -> None:  # type: ignore[name-defined] # noqa: F821
+    import io
+
+    from rich.console import Console
+
+    from crosspref.records import Measure
+    from crosspref.stages.report import make_report
+    from crosspref.store import Unit, write_text
+
+    found = sorted(run.root.glob("iteration_*/evaluation/measures.parquet"))
+    rows = [row for path in found for row in Unit(path).rows(Measure)]
+    if not rows:
+        return
+    report = make_report(rows)
+    write_text(run.root / "report.md", report.markdown())
+    Console().print(report.table())
+    for note in report.notes:
+        Console().print(note, markup=False, highlight=False)
+    if svg:
+        canvas = Console(record=True, width=110, file=io.StringIO())
+        canvas.print(report.table())
+        canvas.save_svg(svg, title="crosspref")
+
+
+def _phase(options: argparse.Namespace) -> None:
+    from crosspref import api
+    from crosspref.progress import Reporter
+
+    api.end_with_parent()
+    api.run_phase(options.run, options.name, options.iteration, Reporter())
+
+
+def _resume_command(options: argparse.Namespace) -> str:
+    import shlex
+
+    extra = [part for override in options.overrides for part in ("--set", override)]
+    return shlex.join(["crosspref", "run", options.recipe, "--out", str(Path(options.out)), *extra])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

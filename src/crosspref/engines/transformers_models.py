@@ -1,0 +1,184 @@
+"""Loading models and tokenizers with transformers, and turning conversations into token ids."""
+
+import functools
+import gc
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from crosspref.errors import MissingLibraryError, ModelError
+from crosspref.maths.logprobs import tiled_logprobs
+from crosspref.models import ModelFiles, cache_directory
+from crosspref.recipe import ResourceSettings
+from crosspref.records import Message
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+
+def pick_device(resources: ResourceSettings) -> torch.device:
+    """Return the device to run on, and apply the thread setting."""
+    if resources.threads:
+        torch.set_num_threads(resources.threads)
+    if resources.device != "auto":
+        return torch.device(resources.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(resources: ResourceSettings, device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor computes fast in it, else float32, unless a setting says otherwise."""
+    if resources.dtype != "auto":
+        return torch.float32 if resources.dtype == "float32" else torch.bfloat16
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    """Tell whether the processor has bfloat16 matrix instructions (x86: avx512_bf16 or amx_bf16; arm64: bf16)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    wanted = {"bf16"} if platform.machine() in {"aarch64", "arm64"} else {"avx512_bf16", "amx_bf16"}
+    return bool(flags & wanted)
+
+
+def readable_directory(files: ModelFiles) -> Path:
+    """Return a directory that ``from_pretrained`` reads; a GGUF file is converted once, into the cache.
+
+    transformers loads GGUF files but refuses to save what it loaded that way, so the weights are moved into a fresh
+    model of the same configuration.
+    """
+    if files.gguf_file is None:
+        return files.directory
+    target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
+    if target.is_dir():
+        return target
+    source = {"pretrained_model_name_or_path": str(files.directory), "gguf_file": files.gguf_file}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except ImportError as error:
+        raise MissingLibraryError("gguf", f"Reading {files.name}", "pip install 'crosspref[gguf]'") from error
+    config = loaded.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    # Only the ids belong to the model: sampling settings come from the recipe.
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    try:
+        temporary.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(temporary)
+    return target
+
+
+def load_model(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model for inference; only safetensors are read.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
+    """Load a model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read, or has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The tokenizer in {directory} has no chat template, so it is not known how the model was asked. "
+            "Add the model's chat_template.jinja to the directory."
+        )
+    return ChatTokenizer(tokenizer)
+
+
+class ChatTokenizer:
+    """Builds the ids of prompts and of responses apart, so that their boundary is the same everywhere."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end_of_turn = self._find_end_of_turn()
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Return the ids of one user turn up to where the answer begins."""
+        return self.chat_ids([{"role": "user", "content": instruction}])
+
+    def chat_ids(self, messages: list[Message]) -> list[int]:
+        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS."""
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return [int(token) for token in ids]
+
+    def response_ids(self, text: str, ended: bool) -> list[int]:
+        """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
+        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [*ids, self.end_of_turn] if ended else ids
+
+    def text(self, token_ids: list[int]) -> str:
+        """Return the text of an answer's ids, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _find_end_of_turn(self) -> int:
+        """Return the special token that the chat template puts behind an answer, else the end-of-sequence token."""
+        question = [{"role": "user", "content": "a"}]
+        answered = self.tokenizer.apply_chat_template(
+            [*question, {"role": "assistant", "content": "a"}], tokenize=True, return_dict=False
+        )
+        special = set(self.tokenizer.all_special_ids)
+        behind = [int(token) for token in answered[len(self.chat_ids(question)) :] if int(token) in special]
+        if behind:
+            return behind[0]
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("The tokenizer has no end-of-sequence token, so no response could ever end.")
+        return int(self.tokenizer.eos_token_id)
+
+
+def stop_ids(model: Any, tokenizer: ChatTokenizer) -> list[int]:
+    """Return all token ids that end a response: the model's own and the chat template's."""
+    own = model.generation_config.eos_token_id
+    ids = own if isinstance(own, list) else [own] if own is not None else []
+    return sorted({*ids, tokenizer.end_of_turn})
+
+
+def head_logprobs(model: Any, hidden: torch.Tensor, ids: torch.Tensor, budget: int) -> torch.Tensor:
+    """Return log-probabilities (tokens,), nats, of ids (tokens,) from hidden states (tokens, width)."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    scale = getattr(config, "logit_scale", None)  # Cohere multiplies its logits, Granite divides them
+    if scale is None:
+        scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    bias = getattr(head, "bias", None)
+    return tiled_logprobs(hidden, ids, head.weight, bias, scale=float(scale), softcap=softcap, budget=budget)
+
+
+def free_memory() -> None:
+    """Give memory of models that nobody holds any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

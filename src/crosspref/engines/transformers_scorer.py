@@ -1,0 +1,186 @@
+"""Scoring through transformers: each prompt is computed once and shared by its responses.
+
+A batch only ever holds responses to one prompt, so a score cannot depend on which prompts share a shard.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from crosspref.engines.protocols import LogProbs
+from crosspref.engines.transformers_models import (
+    ChatTokenizer,
+    free_memory,
+    head_logprobs,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    readable_directory,
+    stop_ids,
+)
+from crosspref.maths.logprobs import token_logprobs
+from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.recipe import ResourceSettings, RewardSettings
+from crosspref.records import Response
+
+log = logging.getLogger(__name__)
+
+SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16
+value is above rounding (about 0.1) and far below what a missing soft-cap, scale or position shift makes (over 1)."""
+
+
+class ModelScorer:
+    """log pi(y | prompt) under one model, by the fastest path that agrees with the model's own forward pass."""
+
+    def __init__(self, model: Any, settings: RewardSettings) -> None:
+        self.model = model
+        self.batch_tokens = settings.batch_tokens
+        self.budget = settings.logits_megabytes << 20
+        self.tiled = self.shared = False
+        self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
+        self.shared = self.tiled and self._agrees(self._share_prefix, "its cache cannot be shared by several responses")
+
+    @torch.inference_mode()
+    def logprobs(self, prompt: list[int], responses: Sequence[list[int]]) -> list[float]:
+        """Return the summed log-probability of each response, in nats; 0.0 for a response without tokens."""
+        filled = [index for index, ids in enumerate(responses) if ids]
+        path = self._share_prefix if self.shared else self._plain
+        values = path(prompt, [responses[index] for index in filled]) if filled else []
+        sums = [0.0] * len(responses)
+        for index, value in zip(filled, values, strict=True):
+            sums[index] = value
+        return sums
+
+    def _share_prefix(self, prompt: list[int], responses: list[list[int]]) -> list[float]:
+        cache = DynamicCache(config=self.model.config)
+        hidden = self._hidden(torch.tensor([prompt]), cache)[:, -1:]
+        order = sorted(range(len(responses)), key=lambda index: -len(responses[index]))
+        sums = [0.0] * len(responses)
+        while order:
+            # Longest first, so the first row fixes the width and the padding is least.
+            rows = max(1, self.batch_tokens // len(responses[order[0]]))
+            chunk, order = order[:rows], order[rows:]
+            values = self._continue(cache, len(prompt), hidden, [responses[index] for index in chunk])
+            for index, value in zip(chunk, values, strict=True):
+                sums[index] = value
+        return sums
+
+    def _continue(self, cache: Any, start: int, first: torch.Tensor, responses: list[list[int]]) -> list[float]:
+        """Score responses behind a prompt's cache of ``start`` tokens; ``first`` (1, 1, width) predicts token 0."""
+        width = len(responses[0])
+        ids = torch.zeros(len(responses), width, dtype=torch.int64)
+        mask = torch.zeros(len(responses), width, dtype=torch.bool)
+        for row, response in enumerate(responses):
+            ids[row, : len(response)] = torch.tensor(response)
+            mask[row, : len(response)] = True
+        hidden = first.expand(len(responses), -1, -1)
+        if width > 1:
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(responses))
+            # Padding stands to the right, where causal attention keeps it out of every real position.
+            positions = torch.arange(start, start + width - 1).expand(len(responses), -1)
+            hidden = torch.cat([hidden, self._hidden(ids[:, :-1], own, positions)], dim=1)
+        device = hidden.device
+        values = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+        values[mask.to(device)] = self._head(hidden[mask.to(device)], ids[mask].to(device))
+        return [float(total) for total in values.sum(-1, dtype=torch.float64)]
+
+    def _plain(self, prompt: list[int], responses: list[list[int]]) -> list[float]:
+        """Score full rows one by one: slower, but nothing is shared and nothing is padded."""
+        sums = []
+        for response in responses:
+            row = torch.tensor([prompt + response])
+            ids = row[0, len(prompt) :].to(self.model.device)
+            if self.tiled:
+                values = self._head(self._hidden(row)[0, len(prompt) - 1 : -1], ids)
+            else:
+                values = token_logprobs(self._own_logits(row)[0, len(prompt) - 1 : -1], ids)
+            sums.append(float(values.sum(dtype=torch.float64)))
+        return sums
+
+    def _hidden(self, ids: torch.Tensor, cache: Any = None, positions: torch.Tensor | None = None) -> torch.Tensor:
+        device = self.model.device
+        extra = {} if positions is None else {"position_ids": positions.to(device)}
+        output = self.model.base_model(
+            input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None, **extra
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _head(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return head_logprobs(self.model, hidden, ids, self.budget)
+
+    def _own_logits(self, row: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=row.to(self.model.device), use_cache=False).logits
+        return logits
+
+    @torch.inference_mode()
+    def _agrees(self, path: Any, otherwise: str) -> bool:
+        """Compare a path with the model's own logits on a few made-up tokens."""
+        size = self.model.config.get_text_config().vocab_size
+        tokens = [(7 * index * index + 11 * index + 5) % size for index in range(16)]
+        prompt, responses = tokens[:6], [tokens[6:14], tokens[9:12]]
+        tolerance = SELF_CHECK_TOLERANCE.get(self.model.dtype, 0.3)
+        was, self.tiled = self.tiled, True
+        try:
+            for response, value in zip(responses, path(prompt, responses), strict=True):
+                own = self._own_logits(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
+                expected = float(token_logprobs(own, torch.tensor(response, device=own.device)).sum())
+                if abs(value - expected) > tolerance * len(response):
+                    break
+            else:
+                return True
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            otherwise = f"{otherwise} ({error})"
+        finally:
+            self.tiled = was
+        log.warning("%s is scored by its own full forward pass, since %s.", type(self.model).__name__, otherwise)
+        return False
+
+
+class TransformersScorer:
+    """Scores responses under a policy and a reference, with one batch layout for both."""
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        reference: ModelFiles,
+        settings: RewardSettings,
+        resources: ResourceSettings,
+        trust_remote_code: bool = False,
+    ) -> None:
+        directories = readable_directory(policy), readable_directory(reference)
+        require_same_tokenizer(*directories, (policy.name, reference.name))
+        device = pick_device(resources)
+        dtype = pick_dtype(resources, device)
+        self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust_remote_code)
+        models = [load_model(directory, dtype, device, trust_remote_code) for directory in directories]
+        self.stops = stop_ids(models[0], self.tokenizer)
+        self.policy, self.reference = (ModelScorer(model, settings) for model in models)
+        self.count_end_of_turn = settings.end_of_turn == "if_stopped"
+
+    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+        """Score all responses to one instruction; a score does not depend on other instructions."""
+        prompt = self.tokenizer.prompt_ids(instruction)
+        rows = [self._counted_ids(response) for response in responses]
+        both = zip(self.policy.logprobs(prompt, rows), self.reference.logprobs(prompt, rows), rows, strict=True)
+        return [LogProbs(policy, reference, len(row)) for policy, reference, row in both]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self.policy, self.reference
+        free_memory()
+
+    def _counted_ids(self, response: Response) -> list[int]:
+        ended = response.finish_reason == "stop"
+        if response.token_ids is None:
+            return self.tokenizer.response_ids(response.text, ended and self.count_end_of_turn)
+        if ended and not self.count_end_of_turn and response.token_ids[-1:] and response.token_ids[-1] in self.stops:
+            return response.token_ids[:-1]
+        return response.token_ids

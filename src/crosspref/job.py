@@ -1,0 +1,165 @@
+"""What the phases of the algorithm share: the job, its shards, and how a shard is filled."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosspref.engines.protocols import Engines
+from crosspref.errors import DataError
+from crosspref.models import ModelFiles, locate_model
+from crosspref.progress import Meter, Reporter
+from crosspref.recipe import Recipe, Settings, TrainSettings
+from crosspref.records import Pair, Prompt
+from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every phase needs."""
+
+    recipe: Recipe
+    run: RunDirectory
+    engines: Engines
+    reporter: Reporter
+
+
+Phase = Callable[[Job, int], None]
+"""One step of the algorithm at one iteration; its input and output lie in the run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work and of resuming: some prompts of one language, and where their result belongs."""
+
+    unit: Unit
+    fingerprint: Fingerprint
+    prompts: list[Prompt]
+
+
+def policy(job: Job, iteration: int) -> ModelFiles:
+    """Return where pi_t lies: the given pi_0, or what an iteration trained.
+
+    Raises:
+        DataError: it has not been trained yet.
+    """
+    given = job.recipe.models.policy
+    if iteration == 0 and given is not None:
+        return locate_model(given)
+    unit = job.run.policy(iteration)
+    if not unit.marker.exists():
+        raise DataError(f"{unit.path} is not there yet: the policy of iteration {iteration} has not been trained.")
+    # The marker identifies a trained policy by what determined it, so its weights need not be there to compare.
+    return ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
+
+
+def stored_prompts(job: Job, source: str, language: str) -> list[Prompt]:
+    """Return the run's own copy of the prompts; ``source`` is ``prompts`` or ``heldout``."""
+    rows: list[Prompt] = job.run.prompts(source, language).rows(Prompt)
+    return rows
+
+
+def cut(job: Job, folder: Path, source: str) -> Iterator[tuple[Unit, list[Prompt]]]:
+    """Cut the prompts of each language into shards; yield where each shard's result belongs, and its prompts."""
+    size = job.recipe.resources.shard_prompts
+    for language in job.recipe.languages:
+        rows = stored_prompts(job, source, language)
+        for start in range(0, len(rows), size):
+            yield Unit(folder / language / f"{start:08d}.parquet"), rows[start : start + size]
+
+
+def units_of(folder: Path) -> list[Unit]:
+    """Return the shards of one language in order."""
+    return [Unit(path) for path in sorted(folder.glob("*.parquet"))]
+
+
+def rows_of(folder: Path, kind: type) -> list[Any]:
+    """Return the rows of all shards of one language."""
+    return [row for unit in units_of(folder) for row in unit.rows(kind)]
+
+
+def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a section's settings for a fingerprint; those in ``without`` say how a thing is computed, not what."""
+    return {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
+
+
+def digest_rows(rows: Sequence[Any]) -> str:
+    """Return a hash of the rows' contents."""
+    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__] for row in rows])
+
+
+def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:
+    """Write rows that came from outside, unless the same ones are there already."""
+    fingerprint = Fingerprint(settings, {"rows": digest_rows(rows)})
+    if not unit.finished(fingerprint):
+        unit.write_rows(list(rows), kind)
+        unit.finish(fingerprint, len(rows))
+
+
+def fill(
+    job: Job,
+    label: str,
+    shards: Sequence[Shard],
+    kind: type,
+    per_prompt: int,
+    build: Callable[[], Any],
+    work: Callable[[Any, Shard, Meter], list[Any]],
+) -> None:
+    """Do the shards that are not done; the model is loaded only if there are any.
+
+    Args:
+        job: the job.
+        label: what the progress bar says.
+        shards: all shards of the phase.
+        kind: of which record the results are.
+        per_prompt: how many units of progress one prompt is.
+        build: makes the engine.
+        work: makes one shard's rows, and advances the meter.
+    """
+    todo = [shard for shard in shards if not shard.unit.finished(shard.fingerprint)]
+    if not todo:
+        return
+    job.reporter.say(f"{label}: loading the model")
+    engine = build()
+    try:
+        with job.reporter.step(label, per_prompt * sum(len(shard.prompts) for shard in todo)) as meter:
+            for shard in todo:
+                started, tokens = time.monotonic(), meter.tokens
+                rows = work(engine, shard, meter)
+                shard.unit.write_rows(rows, kind)
+                figures = {"seconds": time.monotonic() - started, "tokens": meter.tokens - tokens}
+                shard.unit.finish(shard.fingerprint, len(rows), **figures)
+    finally:
+        engine.close()
+
+
+def train_policy(
+    job: Job, iteration: int, pairs: Sequence[Pair], section: str, settings: TrainSettings, start: ModelFiles
+) -> None:
+    """Train the policy that an iteration ends with, going on from its last checkpoint."""
+    counted = settings_of(section, settings, without=("micro_batch_size", "checkpoint_every", "gradient_checkpointing"))
+    inputs = {"start": start.identity, "pairs": digest_rows(pairs)}
+    fingerprint = Fingerprint({**counted, "seed": job.recipe.seed}, inputs)
+    unit = job.run.policy(iteration)
+    if unit.finished(fingerprint):
+        return
+    if not pairs:
+        raise DataError(
+            f"Iteration {iteration} has no pairs to train on. {job.run.iteration(iteration) / 'dropped'} says why each "
+            "prompt was dropped; select.truncated: keep or a larger sample.max_new_tokens often helps."
+        )
+    label = f"iteration {iteration} {section}"
+    job.reporter.say(f"{label}: loading the model")
+    trainer = job.engines.trainer(start, settings)
+    started = time.monotonic()
+    try:
+        with job.reporter.step(label, len(pairs) * settings.epochs) as meter:
+            temporary = unit.temporary()
+            checkpoints = job.run.checkpoints(iteration, fingerprint)
+            figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
+            publish_directory(temporary, unit.path)
+    finally:
+        trainer.close()
+    unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
+    job.run.remove_checkpoints(iteration)

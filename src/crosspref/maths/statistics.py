@@ -1,0 +1,120 @@
+"""Means with bootstrap intervals, and outcomes of comparisons.
+
+The responses to one prompt resemble each other, so an interval that resamples them one by one is too narrow. Pass the
+prompts as clusters, and all values of a prompt are drawn together.
+"""
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import bootstrap
+
+Floats = NDArray[np.float64]
+
+_BATCH_NUMBERS = 2**22
+"""How many values are resampled together; it bounds the memory and does not change the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, its bootstrap interval in the same unit, and the number of values it is over.
+
+    ``low`` and ``high`` are nan when a single value or cluster says nothing about the spread.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(
+    values: ArrayLike,
+    clusters: Iterable[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of values (n,) and its percentile bootstrap interval.
+
+    ``clusters`` names the cluster of every value, for example its prompt_id; clusters are then drawn whole, and the
+    mean of a resample is over the values it holds. The same arguments give the same interval. Raises ValueError when
+    there are no values, when one is not finite, when ``clusters`` is of another size, or for a confidence not between
+    0 and 1 or fewer than one resample.
+    """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise ValueError(
+            f"confidence is {confidence} and resamples is {resamples}. "
+            "Pass a confidence between 0 and 1, such as 0.95, and at least one resample."
+        )
+    numbers = _finite("value", values)
+    if not numbers.size:
+        raise ValueError("There are no values, so there is no mean. Pass at least one value.")
+    codes = np.arange(numbers.size) if clusters is None else _codes(clusters)
+    if codes.size != numbers.size:
+        raise ValueError(
+            f"There are {numbers.size} values but {codes.size} cluster names. Pass the cluster of every value."
+        )
+    sums, counts = np.bincount(codes, weights=numbers), np.bincount(codes)
+    mean = float(_ratio_of_sums(sums, counts))
+    if sums.size == 1:
+        return Interval(mean, math.nan, math.nan, numbers.size)
+    if (numbers == numbers[0]).all():
+        value = float(numbers[0])
+        return Interval(value, value, value, numbers.size)
+    found = bootstrap(
+        (sums, counts),
+        _ratio_of_sums,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _BATCH_NUMBERS // sums.size),
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), numbers.size)
+
+
+def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: float = 0.0) -> Floats:
+    """Return the outcome (n,) of every comparison: 1 where the policy wins, 0 where it loses, 0.5 for a tie.
+
+    Rewards (n,) of both are in the same unit; those that differ by at most ``tolerance`` tie. The mean of the outcomes
+    is the win rate. Raises ValueError when sizes differ, when a reward is not finite, or for a negative tolerance.
+    """
+    policy, baseline = _finite("policy reward", policy_rewards), _finite("baseline reward", baseline_rewards)
+    if policy.size != baseline.size:
+        raise ValueError(
+            f"There are {policy.size} policy rewards but {baseline.size} baseline rewards. "
+            "Pass both for every comparison."
+        )
+    if not tolerance >= 0:
+        raise ValueError(f"The tolerance of a tie is {tolerance}. Pass zero or a positive number.")
+    gain = policy - baseline
+    return np.where(np.abs(gain) <= tolerance, 0.5, (gain > 0).astype(np.float64))
+
+
+def _ratio_of_sums(sums: NDArray[np.number], counts: NDArray[np.number], axis: int = -1) -> Floats:
+    """Return the mean of all values of the clusters along ``axis``, from the clusters' sums and counts."""
+    ratio: Floats = sums.sum(axis=axis) / counts.sum(axis=axis)
+    return ratio
+
+
+def _codes(clusters: Iterable[Hashable]) -> NDArray[np.intp]:
+    """Return the number (n,) of every value's cluster, counted from 0 in the order in which they appear."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+
+
+def _finite(name: str, values: ArrayLike) -> Floats:
+    """Return values (n,) as an array; raise ValueError for another shape or a value that is not finite."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1:
+        raise ValueError(f"The {name}s have shape {numbers.shape}. Pass a flat list of numbers.")
+    if not np.isfinite(numbers).all():
+        position = np.flatnonzero(~np.isfinite(numbers))[0]
+        raise ValueError(f"The {name} at position {position} is {numbers[position]}. Leave it out, or find out why.")
+    return numbers

@@ -1,0 +1,1 @@
+"""The steps of the flow, one file each: records in, records out."""

@@ -1,0 +1,107 @@
+"""Evaluating: what can be counted in held-out responses, and a reward-based win rate that is called what it is.
+
+Nothing here is quality: no person and no judge saw the responses.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+from crosspref.maths.statistics import mean_interval, win_rate
+from crosspref.records import Measure, Response, Score
+from crosspref.stages.select import Identify
+
+NGRAM = 4
+WIN_RATE = "win_rate_rm_per_token"
+MEASURES = {
+    "right_language": "share of responses identified as the prompt's language (py3langid)",
+    "repetition": f"share of the response's {NGRAM}-grams of tokens that stood there before",
+    "truncated": "share of responses cut at the token limit",
+    "characters": "mean length in characters",
+    WIN_RATE: (
+        "win rate over pi_0 by R_m per token: the log-ratio of pi_0 and pi_I given the prompt in its own language "
+        "(Eq. 12 without penalty), divided by the number of tokens. It is not the reward that was trained on, but it "
+        "comes from the same two models: a proxy, not a judgement of quality"
+    ),
+}
+"""The measures and what each is; all are means over responses, with prompts as clusters."""
+
+
+def repeated_share(units: Sequence[object]) -> float:
+    """Return the share of n-grams that stood earlier in the same sequence; 0.0 where there are none."""
+    grams = [tuple(units[start : start + NGRAM]) for start in range(len(units) - NGRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def measure(
+    responses: Sequence[Response],
+    language: str,
+    iteration: int,
+    *,
+    identify: Identify | None,
+    resamples: int,
+    seed: int,
+) -> list[Measure]:
+    """Return what can be counted in the held-out responses of one language.
+
+    ``identify`` is None for a language that the identifier does not know; its share is then left out.
+    """
+    counted: dict[str, Callable[[Response], float]] = {
+        "repetition": lambda response: repeated_share(response.token_ids or response.text),
+        "truncated": lambda response: float(response.finish_reason == "length"),
+        "characters": lambda response: float(len(response.text)),
+    }
+    if identify is not None:
+        known = identify
+        tag = language.partition("-")[0]
+        counted = {"right_language": lambda response: float(known(response.text) == tag), **counted}
+    prompts = [response.prompt_id for response in responses]
+    return [
+        _summary([count(response) for response in responses], prompts, language, iteration, name, resamples, seed)
+        for name, count in counted.items()
+    ]
+
+
+def compare(
+    scores: Sequence[Score],
+    baseline: Sequence[Score],
+    language: str,
+    iteration: int,
+    *,
+    resamples: int,
+    seed: int,
+) -> Measure | None:
+    """Return the win rate over the baseline by reward per token: each response against each one to the same prompt.
+
+    None where no prompt has responses of both with at least one token.
+    """
+    own, other = _per_token(scores), _per_token(baseline)
+    outcomes: list[float] = []
+    prompts: list[str] = []
+    for prompt_id in own.keys() & other.keys():
+        left, right = zip(*product(own[prompt_id], other[prompt_id]), strict=True)
+        outcomes += win_rate(left, right).tolist()
+        prompts += [prompt_id] * len(left)
+    if not outcomes:
+        return None
+    return _summary(outcomes, prompts, language, iteration, WIN_RATE, resamples, seed)
+
+
+def _per_token(scores: Sequence[Score]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for score in sorted(scores, key=lambda score: (score.prompt_id, score.sample)):
+        if score.tokens:
+            found.setdefault(score.prompt_id, []).append(score.implicit_reward / score.tokens)
+    return found
+
+
+def _summary(
+    values: Sequence[float],
+    prompts: Sequence[str],
+    language: str,
+    iteration: int,
+    name: str,
+    resamples: int,
+    seed: int,
+) -> Measure:
+    interval = mean_interval(values, prompts, resamples=resamples, seed=seed)
+    return Measure(iteration, language, name, interval.mean, interval.low, interval.high, interval.n, len(set(prompts)))

@@ -1,0 +1,28 @@
+"""Sampling: N responses per prompt from the newest policy (Eq. 7)."""
+
+from collections.abc import Sequence
+
+from crosspref.engines.protocols import Advance, Sampler
+from crosspref.records import Prompt, Response, derive_seed
+
+
+def sample(
+    prompts: Sequence[Prompt], sampler: Sampler, *, n: int, seed: int, iteration: int, advance: Advance
+) -> list[Response]:
+    """Draw ``n`` responses to each prompt, y_1..n ~ pi(x) (Eq. 7).
+
+    The seed of a response derives from what identifies it, so it does not depend on which prompts are drawn with it.
+    """
+    seeds = [
+        [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(n)]
+        for prompt in prompts
+    ]
+    requests = [(prompt.instruction, own) for prompt, own in zip(prompts, seeds, strict=True)]
+    answers = sampler.sample(requests, advance)
+    return [
+        Response(
+            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, own[number]
+        )
+        for prompt, own, sampled in zip(prompts, seeds, answers, strict=True)
+        for number, answer in enumerate(sampled)
+    ]

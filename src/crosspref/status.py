@@ -1,0 +1,73 @@
+"""Where a run is: how many units of each phase are done."""
+
+import math
+from dataclasses import dataclass
+
+from crosspref.errors import RunError
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import load_recipe
+from crosspref.store import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStatus:
+    """How far one phase is; ``total`` is None while it is not known how much there is to do."""
+
+    iteration: int
+    phase: str
+    done: int
+    total: int | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.total is not None and self.done >= self.total
+
+
+def run_status(run: RunDirectory) -> list[PhaseStatus]:
+    """Return the phases of a run in their order.
+
+    Raises:
+        RunError: there is no run in the directory.
+    """
+    if not run.recipe.exists():
+        raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
+    recipe = load_recipe(run.recipe)
+    training, held_out = (_shards(run, recipe, source) for source in ("prompts", "heldout"))
+    sources = 2 if recipe.evaluate.prompts else 1
+    done = sum(run.prompts(name, "dropped").marker.exists() for name in ("prompts", "heldout"))
+    phases = [PhaseStatus(0, "prompts", done, sources)]
+    if recipe.align_english:
+        phases.append(_policy(run, 0, "align_english"))
+    phases += _evaluation(run, recipe, 0, held_out)
+    for iteration in range(1, recipe.iterations + 1):
+        folder = f"iteration_{iteration}"
+        phases.append(PhaseStatus(iteration, "sample", _count(run, f"{folder}/responses/*"), training))
+        phases.append(PhaseStatus(iteration, "score", _count(run, f"{folder}/scores/*"), training))
+        phases.append(PhaseStatus(iteration, "select", _count(run, f"{folder}/pairs"), len(recipe.languages)))
+        phases.append(_policy(run, iteration, "train"))
+        phases += _evaluation(run, recipe, iteration, held_out)
+    return phases
+
+
+def _shards(run: RunDirectory, recipe: Recipe, source: str) -> int | None:
+    units = [run.prompts(source, language) for language in recipe.languages]
+    if not all(unit.marker.exists() for unit in units):
+        return None
+    return sum(math.ceil(int(unit.read_marker()["rows"]) / recipe.resources.shard_prompts) for unit in units)
+
+
+def _policy(run: RunDirectory, iteration: int, phase: str) -> PhaseStatus:
+    return PhaseStatus(iteration, phase, int(run.policy(iteration).marker.exists()), 1)
+
+
+def _evaluation(run: RunDirectory, recipe: Recipe, iteration: int, shards: int | None) -> list[PhaseStatus]:
+    if recipe.evaluate.prompts is None:
+        return []
+    folder = f"iteration_{iteration}/evaluation"
+    done = _count(run, f"{folder}/responses/*") + _count(run, f"{folder}/scores/*") + _count(run, folder)
+    return [PhaseStatus(iteration, "evaluate", done, None if shards is None else 2 * shards + 1)]
+
+
+def _count(run: RunDirectory, folder: str) -> int:
+    return sum(1 for _ in run.root.glob(f"{folder}/*.done.json"))

@@ -1,0 +1,791 @@
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crosspref.errors import DataError
+from crosspref.records import Dropped, Prompt, from_table, to_table
+from crosspref.stages.prompts import PromptColumns, load_prompts
+
+REPOSITORY = Path(__file__).parents[2]
+ULTRAFEEDBACK = REPOSITORY.parent / "shared" / "data" / "ultrafeedback_parallel"
+
+TEXTS = {
+    "en": {"a": "Why is the sky blue?", "b": "Name a fruit.\n", "c": 'Say "hi", then\nstop.'},
+    "es": {"a": "¿Por qué es azul?", "b": "Nombra una fruta.", "c": 'Di "hola",\ny para.'},
+    "th": {"a": "ทำไมฟ้าถึงสีฟ้า", "b": "ผลไม้\u2028หนึ่ง", "c": "  พูด  "},
+}
+WIDE = [{"id": key, **{language: TEXTS[language][key] for language in TEXTS}} for key in "abc"]
+LONG = [
+    {"prompt_id": key, "language": language, "instruction": TEXTS[language][key]} for key in "abc" for language in TEXTS
+]
+
+
+def write(path, rows):
+    """Write rows in the format that the name says, and return the path as a string."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_folder(path, texts=TEXTS, suffix=".jsonl"):
+    for language, by_id in texts.items():
+        rows = [{"instruction": text, "instruction_id": key} for key, text in by_id.items()]
+        write(path / f"{language}{suffix}", rows)
+    return str(path)
+
+
+def changed(language, **texts):
+    """Return TEXTS with changes in one language; None takes a text out."""
+    merged = {key: text for key, text in (TEXTS[language] | texts).items() if text is not None}
+    return TEXTS | {language: merged}
+
+
+def prompts_of(texts, languages, ids="abc"):
+    return [Prompt(key, language, texts[language][key]) for language in languages for key in ids]
+
+
+def error_of(source, languages=("en", "es", "th"), **settings):
+    with pytest.raises(DataError) as error:
+        load_prompts(str(source), languages, **settings)
+    return str(error.value)
+
+
+ALL = prompts_of(TEXTS, ["en", "es", "th"])
+
+
+# --- formats and layouts ---
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".parquet", ".csv"])
+@pytest.mark.parametrize("rows", [WIDE, LONG], ids=["wide", "long"])
+def test_every_format_and_layout_gives_the_same_prompts(tmp_path, rows, suffix):
+    loaded = load_prompts(write(tmp_path / f"prompts{suffix}", rows), ["en", "es", "th"])
+    assert loaded.prompts == ALL
+    assert (loaded.dropped, loaded.problems) == ([], [])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_folder(tmp_path, suffix):
+    source = write_folder(tmp_path / "folder", suffix=suffix)
+    (tmp_path / "folder" / "README.md").write_text("not a language")
+    (tmp_path / "folder" / "notes.jsonl").write_text("not JSON")
+    assert load_prompts(source, ["en", "es", "th"]).prompts == ALL
+    assert load_prompts(source + "/", ["en", "es", "th"]).prompts == ALL
+
+
+def test_prompts_fit_the_table(tmp_path):
+    assert (
+        from_table(to_table(load_prompts(write(tmp_path / "x.csv", LONG), ["es", "th"]).prompts, Prompt), Prompt) == ALL
+    )
+
+
+@pytest.mark.parametrize("id_column", ["prompt_id", "id", "instruction_id", "question_id"])
+@pytest.mark.parametrize("text_column", ["instruction", "prompt", "text", "question"])
+@pytest.mark.parametrize("language_column", ["language", "lang"])
+def test_columns_are_found_by_themselves(tmp_path, id_column, text_column, language_column):
+    rows = [dict(zip([id_column, language_column, text_column], row.values(), strict=True)) for row in LONG]
+    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"]).prompts == ALL
+
+
+def test_named_columns_come_before_those_that_would_be_found(tmp_path):
+    rows = [
+        {"id": 1, "prompt": "no", "lang": "xx", "key": r["prompt_id"], "q": r["instruction"], "l": r["language"]}
+        for r in LONG
+    ]
+    columns = PromptColumns(id_column="key", text_column="q", language_column="l")
+    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"], columns=columns).prompts == ALL
+
+
+@pytest.mark.parametrize("field", ["id_column", "text_column", "language_column"])
+def test_a_named_column_that_is_not_there(tmp_path, field):
+    text = error_of(write(tmp_path / "x.jsonl", LONG), columns=PromptColumns(**{field: "nope"}))
+    assert "x.jsonl has no column 'nope'" in text
+    assert "prompt_id, language, instruction" in text
+
+
+def test_english_comes_first_where_it_is_not_listed_and_else_where_it_is_listed(tmp_path):
+    source = write(tmp_path / "x.jsonl", WIDE)
+    assert load_prompts(source, ["th"]).prompts == prompts_of(TEXTS, ["en", "th"])
+    assert load_prompts(source, []).prompts == prompts_of(TEXTS, ["en"])
+    assert load_prompts(source, ["th", "en"]).prompts == prompts_of(TEXTS, ["th", "en"])
+
+
+def test_rows_are_joined_by_id_in_the_order_of_english(tmp_path):
+    texts = {"en": {key: TEXTS["en"][key] for key in "cab"}, "es": {key: TEXTS["es"][key] for key in "bca"}}
+    loaded = load_prompts(write_folder(tmp_path / "x", texts), ["es"])
+    assert loaded.prompts == prompts_of(TEXTS, ["en", "es"], "cab")
+
+
+def test_numbers_as_ids_become_strings_also_where_one_file_has_them_as_decimals(tmp_path):
+    write(tmp_path / "en.parquet", [{"id": 1, "text": "one"}, {"id": 20, "text": "two"}])
+    write(tmp_path / "es.parquet", [{"id": 20.0, "text": "dos"}, {"id": 1.0, "text": "uno"}])
+    write(tmp_path / "th.csv", [{"id": "1", "text": "หนึ่ง"}, {"id": "20", "text": "สอง"}])
+    loaded = load_prompts(str(tmp_path), ["es", "th"]).prompts
+    assert [(p.prompt_id, p.instruction) for p in loaded[:4]] == [
+        ("1", "one"),
+        ("20", "two"),
+        ("1", "uno"),
+        ("20", "dos"),
+    ]
+    assert [p.instruction for p in loaded[4:]] == ["หนึ่ง", "สอง"]
+
+
+def test_tags_in_files_may_be_written_in_capitals_and_with_underscores(tmp_path):
+    rows = [{"id": "a", "EN": "Hi", "pt_BR": "Oi"}]
+    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["pt-br"]).prompts[1] == Prompt("a", "pt-br", "Oi")
+    folder = write_folder(tmp_path / "f", {"en": {"a": "Hi"}, "zh_Hant": {"a": "嗨"}})
+    assert load_prompts(folder, ["zh-hant"]).prompts[1] == Prompt("a", "zh-hant", "嗨")
+
+
+def test_indonesian_is_a_column_called_id_too(tmp_path):
+    rows = [{"id": "apa kabar", "question_id": "q1", "en": "how are you"}]
+    source = write(tmp_path / "x.jsonl", rows)
+    assert load_prompts(source, ["id"]).prompts == [Prompt("q1", "en", "how are you"), Prompt("q1", "id", "apa kabar")]
+    text = error_of(write(tmp_path / "y.jsonl", [{"id": "1", "en": "x", "es": "y"}]), ["en", "id"])
+    assert "no column (besides the id column 'id') for: id" in text
+
+
+def test_text_is_kept_as_it_is(tmp_path):
+    texts = {"en": {"a": "  \te\u0301 é\r\n\x00 \u200b"}, "es": {"a": "\ufeffx\u2028y\u0085 "}}
+    assert load_prompts(write_folder(tmp_path / "x", texts), ["es"]).prompts == prompts_of(texts, ["en", "es"], "a")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=5))
+def test_any_text_survives_jsonl_and_csv(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("any")
+    rows = [{"id": number, "en": text, "es": text[::-1] + "."} for number, text in enumerate(texts)]
+    wanted = [Prompt(str(row["id"]), language, row[language]) for language in ("en", "es") for row in rows]
+    for name in ("x.jsonl", "x.csv"):
+        assert load_prompts(write(folder / name, rows), ["es"]).prompts == wanted
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json"])
+def test_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path, name):
+    path = Path(write(tmp_path / name, [{"id": "a", "en": "Hi", "es": "Hola"}]))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    assert load_prompts(str(path), ["es"]).prompts == [Prompt("a", "en", "Hi"), Prompt("a", "es", "Hola")]
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('\n{"id": 1, "en": "Hi", "es": "Hola"}\n  \n{"id": 2, "en": "Hi", "es": ""}\n\n')
+    assert "row 4, language es, id '2'" in error_of(path, ["es"])
+
+
+def test_csv_with_quoted_newlines_names_the_line_where_a_record_begins(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('id,en,es\n1,"two\nlines, ""so""",hola\n\n2,three,""\n3,"a\n\nb",adios\n4,x\n')
+    text = error_of(path, ["es"])
+    assert "x.csv, row 5, language es, id '2': the text is empty" in text
+    assert "x.csv, row 9: 2 fields, but the header has 3" in text
+    prompts = load_prompts(str(path), ["es"], on_problem="drop").prompts
+    assert prompts[0] == Prompt("1", "en", 'two\nlines, "so"')
+    assert prompts[2] == Prompt("3", "en", "a\n\nb")
+
+
+def test_csv_takes_texts_of_any_length_and_leaves_the_modules_limit_alone(tmp_path):
+    long_text = "x" * 300_000
+    limit = csv.field_size_limit()
+    source = write(tmp_path / "x.csv", [{"id": 1, "en": long_text}])
+    assert load_prompts(source, []).prompts[0].instruction == long_text
+    assert csv.field_size_limit() == limit
+
+
+# --- where a source can be ---
+
+
+def make_package(tmp_path, monkeypatch, name):
+    write_folder(tmp_path / name / "data" / "folder")
+    write(tmp_path / name / "data" / "prompts.jsonl", WIDE)
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a data package must not be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_package(tmp_path, monkeypatch):
+    make_package(tmp_path, monkeypatch, "some_prompts_pkg")
+    for inside in ("data/prompts.jsonl", "data/folder"):
+        assert load_prompts(f"package:some_prompts_pkg/{inside}", ["es", "th"]).prompts == ALL
+    assert "package:some_prompts_pkg/data/folder/es.jsonl, row 2" in error_of_bad_package_file(tmp_path)
+    text = error_of("package:some_prompts_pkg/data/nothing.jsonl")
+    assert "the package is installed, but has no 'data/nothing.jsonl'" in text
+
+
+def error_of_bad_package_file(tmp_path):
+    write_folder(tmp_path / "some_prompts_pkg" / "data" / "folder", changed("es", b=" "))
+    return error_of("package:some_prompts_pkg/data/folder")
+
+
+@pytest.mark.parametrize("source", ["package:", "package:json", "package:/x.jsonl", "package:json/../x.jsonl"])
+def test_package_without_a_path_inside(source):
+    assert "must be package:NAME/path/inside" in error_of(source)
+
+
+def test_package_that_is_not_installed():
+    assert "is in the package 'no_such_pkg', which is not installed" in error_of("package:no_such_pkg/x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "./nothing",
+        "../nothing",
+        "/no/such/place/nothing",
+        "~/no-such-place/nothing",
+        "nothing",
+        "nothing.jsonl",
+        "some/nothing.csv",
+        "a/b/c",
+        "here/nothing",
+        "some/folder/",
+        "some\\windows",
+    ],
+)
+def test_what_looks_like_a_path_is_not_taken_for_a_hub_id(tmp_path, monkeypatch, source):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = error_of(source)
+    assert f"{source!r} was taken for a path" in text
+    assert "no such file or folder" in text
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    """Return the library with its cache in tmp_path; nothing that it loads comes from a network."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield datasets
+    datasets.enable_progress_bars()
+
+
+def make_hub_dataset(path):
+    """Make a directory that is laid out as a hub dataset: a config per language, a wide one, a long test split."""
+    configs = {
+        "en": {"train": "en/*.jsonl"},
+        "es": {"train": "es/*.jsonl"},
+        "th": {"train": "th/*.jsonl"},
+        "wide": {"train": "wide/*.jsonl"},
+        "long": {"test": "long/*.jsonl"},
+    }
+    for language in TEXTS:
+        rows = [{"instruction": text, "instruction_id": key} for key, text in TEXTS[language].items()]
+        write(path / language / "rows.jsonl", rows)
+    write(path / "wide" / "rows.jsonl", WIDE)
+    write(path / "long" / "rows.jsonl", LONG)
+    lines = ["---", "configs:"]
+    for config, files in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        lines += [f"  - split: {split}\n    path: {files[split]}" for split in files]
+    (path / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def test_hub_dataset(tmp_path, monkeypatch, datasets):
+    make_hub_dataset(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    for source in ("hub:owner/name", "hub:owner/name:wide", "hub:owner/name:long#test", f"hub:{tmp_path}/owner/name"):
+        assert load_prompts(source, ["es", "th"]).prompts == ALL, source
+    assert "the hub dataset owner/name has no config for: sw. Languages found there: en, es, th" in error_of(
+        "hub:owner/name", ["sw"]
+    )
+    assert "test" in error_of("hub:owner/name:wide#test")
+    assert "wide" in error_of("hub:owner/name:nope")
+    text = error_of("owner/name")  # there is a directory of this name, so it is a folder
+    assert "the folder owner/name has no file named after a language" in text
+    assert "hub:owner/name" in text
+
+
+@pytest.mark.parametrize(("name", "rows"), [("train-00000-of-00001.parquet", WIDE), ("train.csv", LONG)])
+def test_hub_dataset_without_configs(tmp_path, datasets, name, rows):
+    write(tmp_path / "owner" / "plain" / "data" / name, rows)
+    assert load_prompts(f"hub:{tmp_path}/owner/plain", ["es", "th"]).prompts == ALL
+
+
+def test_hub_dataset_with_a_broken_file_says_what_is_broken(tmp_path, datasets):
+    path = tmp_path / "owner" / "broken" / "train.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"id": 1\n')
+    assert "JSON parse error" in error_of(f"hub:{path.parent}")
+
+
+def test_hub_id_reaches_the_library_with_config_revision_and_split(monkeypatch, datasets):
+    calls = []
+
+    def load_dataset(path, name, **settings):
+        calls.append((path, name, settings))
+        return datasets.Dataset.from_list([*WIDE, {"id": "d", "en": "x", "es": " ", "th": "y"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path, revision: ["default"])
+    text = error_of("some-owner/name.1:conf ig@v1.0/x#test[:10%]")
+    assert "some-owner/name.1:conf ig#test[:10%], row 4, language es, id 'd'" in text
+    loaded = load_prompts("some-owner/name.1", ["es", "th"], on_problem="drop")
+    assert [prompt for prompt in loaded.prompts if prompt.prompt_id != "d"] == ALL
+    assert calls == [
+        ("some-owner/name.1", "conf ig", {"split": "test[:10%]", "revision": "v1.0/x"}),
+        ("some-owner/name.1", None, {"split": "train", "revision": None}),
+    ]
+
+
+def test_hub_dataset_that_cannot_be_loaded_says_for_what_it_was_taken(monkeypatch, datasets):
+    def fail(path, revision):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", fail)
+    text = error_of("nobody/nothing")
+    assert "'nobody/nothing' was taken for a hub dataset" in text
+    assert "Couldn't reach the Hub" in text
+    assert "./" in text
+
+
+# --- problems that stop in any mode ---
+
+
+@pytest.mark.parametrize("mode", ["stop", "drop"])
+class TestAlwaysAnError:
+    def test_unknown_language(self, tmp_path, mode):
+        text = error_of(write(tmp_path / "x.jsonl", WIDE), ["en", "spanish"], on_problem=mode)
+        assert "unknown language 'spanish'" in text
+        assert "es (Spanish)" in text
+
+    def test_language_listed_twice(self, tmp_path, mode):
+        assert "listed more than once: es" in error_of("x.jsonl", ["es", "en", "es"], on_problem=mode)
+
+    @pytest.mark.parametrize("rows", [WIDE, LONG], ids=["wide", "long"])
+    def test_language_is_not_there(self, tmp_path, mode, rows):
+        text = error_of(write(tmp_path / "x.jsonl", rows), ["es", "sw", "bn"], on_problem=mode)
+        assert "x.jsonl has no" in text
+        assert "for: sw, bn. Languages found there: en, es, th." in text
+
+    def test_language_file_is_not_there(self, tmp_path, mode):
+        text = error_of(write_folder(tmp_path / "f"), ["es", "sw"], on_problem=mode)
+        assert "f has no file {language}.jsonl" in text
+        assert "for: sw. Languages found there: en, es, th." in text
+
+    def test_english_is_not_there(self, tmp_path, mode):
+        (tmp_path / "f").mkdir()
+        Path(write_folder(tmp_path / "f"), "en.jsonl").unlink()
+        assert "for: en. Languages found there: es, th." in error_of(tmp_path / "f", ["es"], on_problem=mode)
+        wide = [{"id": 1, "es": "x"}]
+        assert "for: en. Languages found there: es." in error_of(
+            write(tmp_path / "x.csv", wide), ["es"], on_problem=mode
+        )
+
+    def test_folder_without_language_files(self, tmp_path, mode):
+        write(tmp_path / "train.jsonl", WIDE)
+        assert "Files there: train.jsonl." in error_of(tmp_path, on_problem=mode)
+
+    def test_two_files_or_columns_of_one_language(self, tmp_path, mode):
+        write_folder(tmp_path / "f")
+        write(tmp_path / "f" / "ES.csv", WIDE)
+        assert "two files for es: ES.csv, es.jsonl" in error_of(tmp_path / "f", on_problem=mode)
+        rows = [{"id": 1, "en": "x", "es": "y", "ES": "z"}]
+        assert "two columns for es: 'es', 'ES'" in error_of(write(tmp_path / "x.jsonl", rows), ["es"], on_problem=mode)
+
+    def test_no_id_column(self, tmp_path, mode):
+        rows = [{"en": "x", "es": "y"}]
+        text = error_of(write(tmp_path / "x.csv", rows), ["es"], on_problem=mode)
+        assert "x.csv has no id column" in text
+        assert "Columns there: en, es" in text
+        assert "prompts.id_column" in text
+
+    def test_no_text_column(self, tmp_path, mode):
+        write_folder(tmp_path / "f")
+        write(tmp_path / "f" / "es.jsonl", [{"id": "a", "texto": "x"}])
+        text = error_of(tmp_path / "f", on_problem=mode)
+        assert "es.jsonl has no text column" in text
+        assert "Columns there: id, texto" in text
+
+    def test_neither_long_nor_wide(self, tmp_path, mode):
+        text = error_of(write(tmp_path / "x.jsonl", [{"id": 1, "instruction": "x"}]), on_problem=mode)
+        assert "neither long" in text
+        assert "Columns there: id, instruction" in text
+
+    @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json"])
+    def test_no_rows(self, tmp_path, mode, name):
+        (tmp_path / name).write_text("[]" if name == "x.json" else "")
+        assert f"{name} has no rows" in error_of(tmp_path / name, on_problem=mode)
+
+    def test_csv_with_a_header_alone(self, tmp_path, mode):
+        (tmp_path / "x.csv").write_text("id,en,es\n")
+        assert "x.csv has no rows" in error_of(tmp_path / "x.csv", on_problem=mode)
+
+    def test_csv_with_a_doubled_or_broken_header(self, tmp_path, mode):
+        (tmp_path / "x.csv").write_text("id,en,en\n1,2,3\n")
+        assert "x.csv, row 1: the header names a column more than once: en" in error_of(
+            tmp_path / "x.csv", on_problem=mode
+        )
+        (tmp_path / "y.csv").write_bytes(b"id,en,espa\xf1ol\n1,2,3\n")
+        text = error_of(tmp_path / "y.csv", on_problem=mode)
+        assert "y.csv, row 1: the header cannot be read: not UTF-8: byte 0xF1 at byte offset 10" in text
+
+    def test_no_row_can_be_read(self, tmp_path, mode):
+        (tmp_path / "x.jsonl").write_text("nothing\nof this\n")
+        text = error_of(tmp_path / "x.jsonl", on_problem=mode)
+        assert "none of its 2 rows can be read. Row 1: the line is not valid JSON" in text
+
+    def test_utf_16(self, tmp_path, mode):
+        (tmp_path / "x.jsonl").write_text('{"id": 1}', encoding="utf-16")
+        text = error_of(tmp_path / "x.jsonl", on_problem=mode)
+        assert "x.jsonl is UTF-16" in text
+        assert "iconv -f UTF-16 -t UTF-8 x.jsonl" in text
+
+    def test_json_that_is_no_list(self, tmp_path, mode):
+        (tmp_path / "x.json").write_text('{"id": 1}')
+        assert "must hold a JSON list of objects, not dict" in error_of(tmp_path / "x.json", on_problem=mode)
+        (tmp_path / "y.json").write_text('{"id": 1}\n{"id": 2}')
+        assert "name it .jsonl" in error_of(tmp_path / "y.json", on_problem=mode)
+        (tmp_path / "z.json").write_bytes(b'[\n{"id": "\xe9"}]')
+        assert "z.json, row 2: not UTF-8: byte 0xE9 at byte offset 10" in error_of(tmp_path / "z.json", on_problem=mode)
+
+    def test_parquet_that_is_none(self, tmp_path, mode):
+        (tmp_path / "x.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+        assert "x.parquet cannot be read as Parquet" in error_of(tmp_path / "x.parquet", on_problem=mode)
+
+    def test_unknown_kind_of_file(self, tmp_path, mode):
+        (tmp_path / "x.xlsx").write_text("")
+        text = error_of(tmp_path / "x.xlsx", on_problem=mode)
+        assert "files of kind '.xlsx' cannot be read" in text
+        assert ".jsonl, .ndjson, .json, .parquet, .csv" in text
+
+    def test_nothing_is_left(self, tmp_path, mode):
+        source = write_folder(tmp_path / "f", TEXTS | {"es": {"a": "", "b": " ", "x": "y"}})
+        text = error_of(source, on_problem=mode)
+        assert "es.jsonl, row 2, language es, id 'b': the text is only white space" in text
+        assert ("no prompt of" in text) == (mode == "drop")
+
+    def test_empty_source(self, mode):
+        assert "the source is empty" in error_of("", on_problem=mode)
+
+    def test_limit_below_one(self, tmp_path, mode):
+        assert "at least 1, not 0" in error_of(write(tmp_path / "x.jsonl", WIDE), on_problem=mode, limit=0)
+
+
+# --- problems of single rows: the message in stop mode, what is dropped in drop mode ---
+
+
+def check(source, at, detail, dropped, *, problems=1, languages=("en", "es", "th")):
+    """Check the line of the message, and that drop mode leaves out just that."""
+    text = error_of(source, languages)
+    assert text.startswith(f"the prompts of {source} have {problems} problem")
+    assert text.endswith("`prompts.on_problem: drop`.")
+    lines = [line for line in text.splitlines() if line.startswith(f"  {at}")]
+    assert len(lines) == 1, text
+    assert detail in lines[0]
+    loaded = load_prompts(str(source), languages, on_problem="drop")
+    assert [str(problem) for problem in loaded.problems] == [line.strip() for line in text.splitlines()[1:-1]]
+    assert loaded.dropped == [Dropped(key, language, "prompts", reason) for key, language, reason in dropped]
+    gone = {(key, language) for key, language, _ in dropped}
+    assert loaded.prompts == [prompt for prompt in ALL if (prompt.prompt_id, prompt.language) not in gone]
+
+
+def in_all(key, reason):
+    return [(key, language, reason) for language in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("value", "detail", "reason"),
+    [
+        ("", "the text is empty", "empty text"),
+        (" \t\n\u3000", "the text is only white space", "empty text"),
+        (12, "the value is int, not text: 12", "not text"),
+        (["x"], "the value is list, not text: ['x']", "not text"),
+        ("half \ud83d", "half of a surrogate pair", "broken text"),
+        (None, "there is no {} text", "no {}"),
+    ],
+)
+class TestBadText:
+    def test_translation_in_a_folder(self, tmp_path, value, detail, reason):
+        source = write_folder(tmp_path / "f")
+        rows = [{"id": key, "text": value if key == "b" else text} for key, text in TEXTS["es"].items()]
+        (tmp_path / "f" / "es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        at = f"{source}/es.jsonl, row 2, language es, id 'b': "
+        check(source, at, detail.format("Spanish"), [("b", "es", reason.format("translation"))])
+
+    def test_english_in_a_wide_file(self, tmp_path, value, detail, reason):
+        source = tmp_path / "x.jsonl"
+        source.write_text("".join(json.dumps(row | ({"en": value} if row["id"] == "b" else {})) + "\n" for row in WIDE))
+        at = f"{source}, row 2, language en, id 'b': "
+        reason = "no English text" if value is None else f"{reason} in English"
+        check(source, at, detail.format("English"), in_all("b", reason))
+
+
+def test_missing_translation_in_a_folder(tmp_path):
+    source = write_folder(tmp_path / "f", changed("es", b=None))
+    at = f"{source}/en.jsonl, row 2, language es, id 'b': "
+    check(source, at, "no Spanish text has the id of this English one", [("b", "es", "no translation")])
+
+
+def test_missing_translation_in_a_long_file(tmp_path):
+    rows = [row for row in LONG if (row["prompt_id"], row["language"]) != ("b", "th")]
+    source = write(tmp_path / "x.jsonl", rows)
+    at = f"{source}, row 4, language th, id 'b': "
+    check(source, at, "no Thai text has the id of this English one", [("b", "th", "no translation")])
+
+
+def test_missing_translation_in_a_wide_file_where_the_key_is_absent(tmp_path):
+    rows = [WIDE[0], {key: WIDE[1][key] for key in ("id", "en", "th")}, WIDE[2]]
+    source = write(tmp_path / "x.jsonl", rows)
+    check(
+        source, f"{source}, row 2, language es, id 'b': ", "there is no Spanish text", [("b", "es", "no translation")]
+    )
+
+
+def test_null_in_parquet(tmp_path):
+    source = write(tmp_path / "x.parquet", [WIDE[0], WIDE[1] | {"es": None}, WIDE[2]])
+    check(
+        source, f"{source}, row 2, language es, id 'b': ", "there is no Spanish text", [("b", "es", "no translation")]
+    )
+
+
+def test_translation_without_english(tmp_path):
+    source = write_folder(tmp_path / "f", TEXTS | {key: TEXTS[key] | {"z": "solo"} for key in ("es", "th")})
+    at = f"{source}/es.jsonl, row 4, language es, id 'z': "
+    check(source, at, "no English text has this id", in_all("z", "no English text"))
+
+
+@pytest.mark.parametrize("language", ["en", "th"])
+def test_double_id(tmp_path, language):
+    source = write_folder(tmp_path / "f")
+    with (tmp_path / "f" / f"{language}.jsonl").open("a") as file:
+        file.write('{"instruction": "again", "instruction_id": "b"}\n')
+    at = f"{source}/{language}.jsonl, row 4, language {language}, id 'b': "
+    check(source, at, "the id is double: row 2 has it already", in_all("b", "double id"))
+
+
+def test_a_number_and_the_same_text_are_one_id(tmp_path):
+    source = write(tmp_path / "x.jsonl", [{"id": 1, "en": "x"}, {"id": "1", "en": "y"}, {"id": 2, "en": "z"}])
+    assert "x.jsonl, row 2, language en, id '1': the id is double: row 1" in error_of(source, [])
+    assert load_prompts(source, [], on_problem="drop").prompts == [Prompt("2", "en", "z")]
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, [1]])
+def test_no_id(tmp_path, value):
+    source = write(tmp_path / "x.jsonl", [*WIDE, WIDE[0] | {"id": value}])
+    detail = f"{value!r} in the column 'id' is not an id"
+    check(source, f"{source}, row 4: ", detail, in_all(f"{source}:4", "no id"))
+
+
+def test_no_id_in_a_folder(tmp_path):
+    source = write_folder(tmp_path / "f")
+    with (tmp_path / "f" / "es.jsonl").open("a") as file:
+        file.write('{"instruction": "again"}\n')
+    at = f"{source}/es.jsonl, row 4, language es: "
+    check(source, at, "None in the column 'instruction_id' is not an id", [(f"{source}/es.jsonl:4", "es", "no id")])
+
+
+@pytest.mark.parametrize(
+    ("tag", "detail", "language"),
+    [
+        ("esp", "unknown language 'esp': did you mean", "esp"),
+        ("", "the language is '', which is no tag", "und"),
+        (None, "the language is None, which is no tag", "und"),
+        (3, "the language is 3, which is no tag", "und"),
+    ],
+)
+def test_unknown_language_in_a_long_file(tmp_path, tag, detail, language):
+    source = write(tmp_path / "x.jsonl", [*LONG, {"prompt_id": "b", "language": tag, "instruction": "x"}])
+    shown = f", language {tag}" if tag == "esp" else ""
+    check(source, f"{source}, row 10{shown}, id 'b': ", detail, [("b", language, "unknown language")])
+
+
+def test_languages_that_are_not_wanted_are_not_checked(tmp_path):
+    rows = [*LONG, {"prompt_id": "a", "language": "de", "instruction": ""}, {"language": "fr", "instruction": "x"}]
+    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["es", "th"]).problems == []
+    wide = [row | {"de": ""} for row in WIDE]
+    assert load_prompts(write(tmp_path / "y.csv", wide), ["es", "th"]).problems == []
+    write_folder(tmp_path / "f", TEXTS | {"de": {"a": "", "z": "x"}})
+    assert load_prompts(str(tmp_path / "f"), ["es", "th"]).problems == []
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (b'{"id": "d", "en": "x"', "the line is not valid JSON: "),
+        (b'["d", "x"]', "a row must be a JSON object, not list"),
+        (b'{"id": "d", "en": "Espa\xf1a"}', "not UTF-8: byte 0xF1 at byte offset "),
+    ],
+)
+def test_broken_line_of_a_wide_file(tmp_path, line, detail):
+    source = write(tmp_path / "x.jsonl", WIDE)
+    with Path(source).open("ab") as file:
+        file.write(line + b"\n")
+    check(source, f"{source}, row 4: ", detail, in_all(f"{source}:4", "broken row"))
+
+
+def test_broken_line_of_a_folder_loses_its_translation(tmp_path):
+    source = write_folder(tmp_path / "f")
+    path = tmp_path / "f" / "es.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], lines[1][:-1], *lines[2:]]))
+    gone = [(f"{path}:2", "es", "broken row"), ("b", "es", "no translation")]
+    check(source, f"{path}, row 2, language es: ", "the line is not valid JSON", gone, problems=2)
+
+
+def test_broken_line_of_a_long_file_is_of_no_known_language(tmp_path):
+    source = write(tmp_path / "x.jsonl", LONG)
+    with Path(source).open("a") as file:
+        file.write("{\n")
+    check(source, f"{source}, row 10: ", "the line is not valid JSON", [(f"{source}:10", "und", "broken row")])
+
+
+def test_wrong_encoding_names_line_and_byte_offset(tmp_path):
+    start = b"\xef\xbb\xbfid,en,es\n1,x,y\n"
+    (tmp_path / "x.csv").write_bytes(start + '2,"a\nb",año\n3,u,v\n'.encode("latin-1"))
+    text = error_of(tmp_path / "x.csv", ["es"])
+    offset = len(start) + len(b'2,"a\nb",a')
+    assert f"x.csv, row 3: not UTF-8: byte 0xF1 at byte offset {offset} of the file" in text
+    assert "iconv -f WINDOWS-1252 -t UTF-8" in text
+    loaded = load_prompts(str(tmp_path / "x.csv"), ["es"], on_problem="drop")
+    assert [prompt.instruction for prompt in loaded.prompts] == ["x", "u", "y", "v"]
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        ("d,x,y", "3 fields, but the header has 4"),
+        ("d,x,y,z,", "5 fields, but the header has 4"),
+        ('d,x,y,"z"z', "not valid CSV: "),
+        ('d,x,y,"z', "not valid CSV: "),
+    ],
+)
+def test_broken_record_of_a_csv_file(tmp_path, line, detail):
+    source = write(tmp_path / "x.csv", WIDE)
+    with Path(source).open("a", newline="") as file:
+        file.write(line + "\n")
+    check(source, f"{source}, row 8: ", detail, in_all(f"{source}:8", "broken row"))
+
+
+def test_csv_goes_on_after_a_broken_record(tmp_path):
+    (tmp_path / "x.csv").write_text('id,en\n1,"x"x\n2,y\n')
+    assert load_prompts(str(tmp_path / "x.csv"), [], on_problem="drop").prompts == [Prompt("2", "en", "y")]
+
+
+def test_all_problems_come_in_one_error_of_at_most_twenty_lines(tmp_path):
+    texts = {"en": {str(n): "x" for n in range(40)}, "es": {str(n): "" for n in range(15)} | {"15": "y"}}
+    text = error_of(write_folder(tmp_path / "f", texts), ["es"])
+    assert "have 39 problems:" in text  # 15 empty, 24 missing
+    assert len(text.splitlines()) == 1 + 20 + 1 + 1
+    assert "id '14': the text is empty" in text
+    assert "id '20': no Spanish text" in text
+    assert "id '21'" not in text
+    assert "... and 19 more" in text
+    assert text.splitlines()[-1].startswith("Mend the rows")
+
+
+# --- limit ---
+
+
+def many(tmp_path):
+    """Six ids; b lacks es, d is empty in th, f has no problem."""
+    texts = {language: {key: f"{language} {key}" for key in "fabcde"} for language in TEXTS}
+    del texts["es"]["b"]
+    texts["th"]["d"] = ""
+    return texts, write_folder(tmp_path / "f", texts)
+
+
+def test_limit_takes_the_first_ids_of_english(tmp_path):
+    source = write(tmp_path / "x.jsonl", WIDE)
+    assert load_prompts(source, ["es", "th"], limit=2).prompts == prompts_of(TEXTS, TEXTS, "ab")
+    assert load_prompts(source, ["es", "th"], limit=99).prompts == ALL
+
+
+def test_limit_with_drop_takes_only_ids_that_every_language_has(tmp_path):
+    texts, source = many(tmp_path)
+    loaded = load_prompts(source, ["es", "th"], on_problem="drop", limit=3)
+    assert loaded.prompts == prompts_of(texts, TEXTS, "fac")
+    passed = "not usable in every language"
+    assert {(row.prompt_id, row.language): row.reason for row in loaded.dropped} == {
+        ("b", "es"): "no translation",
+        ("b", "en"): passed,
+        ("b", "th"): passed,
+        ("d", "th"): "empty text",
+    }
+    more = load_prompts(source, ["es", "th"], on_problem="drop", limit=5)
+    assert more.prompts == prompts_of(texts, TEXTS, "face")
+    assert {row.language for row in more.dropped if row.prompt_id == "d"} == {"en", "es", "th"}
+
+
+def test_limit_above_what_is_usable_accounts_for_every_id_to_the_end(tmp_path):
+    source = write_folder(tmp_path / "f", changed("th", c=""))
+    loaded = load_prompts(source, ["es", "th"], on_problem="drop", limit=3)
+    assert loaded.prompts == prompts_of(TEXTS, TEXTS, "ab")
+    assert {(row.prompt_id, row.language) for row in loaded.dropped} == {("c", language) for language in TEXTS}
+
+
+def test_limit_where_no_id_is_usable_in_every_language(tmp_path):
+    source = write_folder(tmp_path / "f", {"en": {"a": "x", "b": "y"}, "es": {"a": "x"}, "th": {"b": "y"}})
+    assert "no prompt of" in error_of(source, on_problem="drop", limit=1)
+
+
+def test_without_limit_drop_keeps_the_other_languages_of_a_prompt(tmp_path):
+    texts, source = many(tmp_path)
+    prompts = load_prompts(source, ["es", "th"], on_problem="drop").prompts
+    assert prompts == prompts_of(texts, ["en"], "fabcde") + prompts_of(texts, ["es"], "facde") + prompts_of(
+        texts, ["th"], "fabce"
+    )
+
+
+def test_limit_does_not_hide_problems_from_stop(tmp_path):
+    _, source = many(tmp_path)
+    assert "have 2 problems" in error_of(source, limit=1)
+
+
+# --- the whole ---
+
+
+def test_3000_prompts_in_nine_languages_take_well_under_five_seconds(tmp_path):
+    languages = ["en", "es", "fr", "de", "ru", "bn", "sw", "th", "zh"]
+    texts = {language: {f"{n:064x}": f"{language} {n} ключ " * 20 for n in range(3000)} for language in languages}
+    long = [{"id": key, "lang": tag, "text": text} for tag in languages for key, text in texts[tag].items()]
+    wide = [{"id": key, **{tag: texts[tag][key] for tag in languages}} for key in texts["en"]]
+    sources = [
+        write_folder(tmp_path / "f", texts),
+        write(tmp_path / "l.csv", long),
+        write(tmp_path / "w.parquet", wide),
+    ]
+    for source in sources:
+        start = time.perf_counter()
+        loaded = load_prompts(source, languages)
+        seconds = time.perf_counter() - start
+        assert len(loaded.prompts) == 27_000
+        assert seconds < 3, f"{source} took {seconds:.1f} s"
+
+
+@pytest.mark.skipif(not ULTRAFEEDBACK.is_dir(), reason="the shared folder with ultrafeedback_parallel is not here")
+def test_ultrafeedback_parallel():
+    languages = ["en", "es", "fr", "de", "ru", "bn", "sw", "th", "zh"]
+    loaded = load_prompts(str(ULTRAFEEDBACK), languages)
+    assert len(loaded.prompts) == 9 * 1000
+    first = json.loads((ULTRAFEEDBACK / "en.jsonl").open(encoding="utf-8").readline())
+    assert loaded.prompts[0] == Prompt(first["instruction_id"], "en", first["instruction"])
+    assert [p.prompt_id for p in loaded.prompts[:1000]] == [p.prompt_id for p in loaded.prompts[8000:]]
+    assert load_prompts(str(ULTRAFEEDBACK), ["th"], limit=50).prompts[50].language == "th"
+
+
+def test_import_takes_neither_torch_nor_datasets():
+    code = (
+        "import sys, crosspref.stages.prompts, crosspref.stages.preferences\n"
+        "heavy = {'torch', 'datasets', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

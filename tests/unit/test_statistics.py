@@ -1,0 +1,137 @@
+"""Bootstrap intervals against their textbook width, and outcomes of comparisons against a table."""
+
+import math
+import warnings
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosspref.maths import statistics
+from crosspref.maths.statistics import Interval, mean_interval, win_rate
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def half_width(interval: Interval) -> float:
+    return (interval.high - interval.low) / 2
+
+
+def test_worked_example() -> None:
+    # Values 0 and 1: a resample of two has the mean 0, 0.5 or 1 with chances 1/4, 1/2 and 1/4. The 5% and 95%
+    # quantiles are 0 and 1; the 30% and 70% quantiles are 0.5.
+    assert mean_interval([0.0, 1.0], confidence=0.9) == Interval(0.5, 0.0, 1.0, 2)
+    assert mean_interval([0.0, 1.0], confidence=0.4) == Interval(0.5, 0.5, 0.5, 2)
+
+
+def test_clusters_of_unequal_size_are_drawn_whole() -> None:
+    # Clusters a = (0, 0, 0) and b = (1): a resample is aa, ab, ba or bb, with the means 0, 1/4, 1/4 and 1. Drawing
+    # values one by one would also give 1/2 and 3/4; a mean of cluster means would give 1/2 for ab.
+    found = mean_interval([0, 0, 1, 0], clusters=["a", "a", "b", "a"], confidence=0.4)
+    assert found == Interval(0.25, 0.25, 0.25, 4)
+    found = mean_interval([0, 0, 1, 0], clusters=["a", "a", "b", "a"], confidence=0.9)
+    assert found == Interval(0.25, 0.0, 1.0, 4)
+
+
+@pytest.mark.parametrize(("confidence", "quantile"), [(0.95, 1.960), (0.8, 1.282)])
+def test_width_is_that_of_the_normal_distribution(confidence: float, quantile: float) -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    found = mean_interval(values, confidence=confidence, resamples=4000)
+    expected = quantile * values.std() / math.sqrt(2000)
+    assert half_width(found) == pytest.approx(expected, rel=0.05)
+    assert (found.low + found.high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
+    assert (found.mean, found.n) == (pytest.approx(values.mean()), 2000)
+
+
+def test_copies_within_a_cluster_add_no_certainty() -> None:
+    values = np.random.default_rng(1).normal(size=100)
+    single = mean_interval(values)
+    copies = mean_interval(np.repeat(values, 9), clusters=np.repeat(np.arange(100), 9))
+    assert (copies.low, copies.high) == (pytest.approx(single.low), pytest.approx(single.high))
+    assert half_width(mean_interval(np.repeat(values, 9))) == pytest.approx(half_width(single) / 3, rel=0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=5), min_size=2, max_size=4),
+    st.floats(0.15, 0.85),
+)
+def test_clusters_match_all_possible_resamples(groups: list[list[int]], confidence: float) -> None:
+    rows = [(value, name) for name, group in enumerate(groups) for value in group]
+    found = mean_interval(*zip(*rows, strict=True), confidence=confidence)
+    means = [np.mean(np.concatenate(drawn)) for drawn in product(groups, repeat=len(groups))]
+    # 2000 resamples put a quantile's rank within 0.05 of its own, five standard deviations.
+    for end, rank in ((found.low, (1 - confidence) / 2), (found.high, (1 + confidence) / 2)):
+        lowest, highest = np.quantile(means, [rank - 0.05, rank + 0.05], method="inverted_cdf")
+        assert lowest - 1e-12 <= end <= highest + 1e-12
+    assert found.mean == pytest.approx(np.mean(np.concatenate(groups)))
+
+
+def test_the_seed_and_nothing_else_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).normal(size=50)
+    first = mean_interval(values, seed=1)
+    np.random.seed(9)
+    assert mean_interval(values, seed=1) == first
+    assert mean_interval(values, seed=2) != first
+    assert mean_interval(values, clusters=[("p", i) for i in range(50)], seed=1) == first
+    monkeypatch.setattr(statistics, "_BATCH_NUMBERS", 120)
+    assert mean_interval(values, seed=1) == first
+
+
+@pytest.mark.parametrize(("values", "clusters"), [([2.5], None), ([2.0, 3.0], ["a", "a"]), ([2.5, 2.5], ["a", "a"])])
+def test_one_value_or_cluster_has_no_interval(values: list[float], clusters: list[str] | None) -> None:
+    found = mean_interval(values, clusters)
+    assert (found.mean, found.n) == (2.5, len(values))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_equal_values_have_an_interval_without_width() -> None:
+    # 0.1 + 0.1 + 0.1 is not 0.3 in floats; the mean must still be 0.1.
+    assert mean_interval([0.1] * 3) == Interval(0.1, 0.1, 0.1, 3)
+    assert mean_interval([0.1] * 3, clusters=[1, 1, 2]) == Interval(0.1, 0.1, 0.1, 3)
+    # Different values, but every cluster has the same mean.
+    assert mean_interval([0, 1, 1, 0], clusters=[1, 1, 2, 2]) == Interval(0.5, 0.5, 0.5, 4)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "outcomes"),
+    [(0.0, [1.0, 0.0, 0.5, 1.0, 0.0]), (0.25, [1.0, 0.0, 0.5, 0.5, 0.5]), (3.0, [0.5] * 5)],
+)
+def test_win_rate(tolerance: float, outcomes: list[float]) -> None:
+    # Gains: 3, -3, 0, 0.25 (a tie at a tolerance of just that), -0.25.
+    found = win_rate([1, -2, 4, -0.5, 0.5], [-2, 1, 4, -0.75, 0.75], tolerance)
+    assert found.tolist() == outcomes
+
+
+def test_win_rate_needs_no_tolerance() -> None:
+    assert win_rate([1, 2], [1, 1]).tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([]), "no values"),
+        (lambda: mean_interval([1.0, math.nan]), "value at position 1 is nan"),
+        (lambda: mean_interval([[1.0, 2.0]]), r"shape \(1, 2\)"),
+        (lambda: mean_interval([1, 2], ["a"]), "2 values but 1 cluster names"),
+        (lambda: mean_interval([1, 2], confidence=0), "confidence is 0"),
+        (lambda: mean_interval([1, 2], confidence=95), "confidence is 95"),
+        (lambda: mean_interval([1, 2], resamples=0), "resamples is 0"),
+        (lambda: win_rate([1, 2], [1]), "2 policy rewards but 1 baseline"),
+        (lambda: win_rate([1], [math.inf]), "baseline reward at position 0 is inf"),
+        (lambda: win_rate([1], [1], -1), "tolerance of a tie is -1"),
+        (lambda: win_rate([1], [1], math.nan), "tolerance of a tie is nan"),
+    ],
+)
+def test_errors_say_where(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
