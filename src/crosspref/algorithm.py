@@ -163,7 +163,7 @@ def evaluate(job: Job, iteration: int) -> None:
 def _sample(job: Job, iteration: int, folder: Path, source: str, of: int, n: int, seeded_by: int) -> None:
     """Fill ``folder / responses`` with n responses of pi_{of} to each prompt."""
     model = policy(job, of)
-    counted = settings_of("sample", job.recipe.sample, without=("n", "batch_size"))
+    counted = settings_of("sample", job.recipe.sample, without=("n", "batch_size", "batch_tokens"))
     settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by}
     shards = [
         Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)

@@ -1,13 +1,15 @@
 """What crosspref offers to Python: ``align`` and ``ImplicitReward``."""
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +125,10 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
 def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
     command = [sys.executable, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
-    # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:  # noqa: S603 - our own interpreter and module
+    with _interrupts_held():
+        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
+    with process as child:
         try:
             _, status, usage = os.wait4(child.pid, 0)
         except BaseException:
@@ -137,11 +141,24 @@ def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     return usage.ru_maxrss
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; a process that is started meanwhile never gets it.
+
+    Ctrl-C reaches all processes of a terminal, but only the first one ends the others and says how to go on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
     """End this process as soon as the parent, which holds the other end of the standard input, has ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # returns when the pipe closes; not sys.stdin, whose lock would outlive the interpreter
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -150,7 +167,12 @@ def end_with_parent() -> None:
 def phase_log(run: RunDirectory) -> list[dict[str, Any]]:
     """Return what each phase that ran took, in the order of running."""
     log = run.root / PHASES_LOG
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    rows = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        # A kill can leave half a line; the phase is run and logged again.
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,29 +7,48 @@ from crosspref.recipe import Recipe
 from crosspref.recipe_file import dump_recipe, flatten, load_recipe
 from crosspref.store import RunDirectory, write_text
 
-STAGES = ("prompts", "align_english", "sample", "score", "select", "train", "evaluate")
-"""The stages in the order in which they build on each other."""
-
-FIRST_STAGE = {
-    "models": "align_english",
-    "languages": "prompts",
-    "prompts": "prompts",
-    "seed": "align_english",
-    "align_english": "align_english",
-    "sample": "sample",
-    "reward": "score",
-    "length_penalty": "select",
-    "select": "select",
-    "train": "train",
-    "evaluate": "evaluate",
-    "resources.shard_prompts": "sample",
+RESULTS = {
+    "prompts": "prompts/*.done.json",
+    "held-out prompts": "heldout/*.done.json",
+    "align_english": "iteration_0/policy.done.json",
+    "evaluation of pi_0": "iteration_0/evaluation/*/*/*.done.json",
+    "sample": "iteration_*/responses/*/*.done.json",
+    "score": "iteration_*/scores/*/*.done.json",
+    "select": "iteration_*/pairs/*.done.json",
+    "train": "iteration_[1-9]*/policy.done.json",
+    "evaluate": "iteration_[1-9]*/evaluation/*/*/*.done.json",
 }
-"""The first stage whose results depend on a section."""
+"""The done-markers of every kind of result. From `sample` on each builds on the one before."""
+
+_BUILT = list(RESULTS)
+_FROM_SAMPLE, _FROM_SCORE, _FROM_SELECT, _FROM_TRAIN = (
+    _BUILT[_BUILT.index(stage) :] for stage in ("sample", "score", "select", "train")
+)
+_FROM_PI_0 = _BUILT[_BUILT.index("align_english") :]
+
+AFFECTED = {
+    "models": _FROM_PI_0,
+    "languages": _BUILT,
+    "prompts": _BUILT,
+    "seed": _FROM_PI_0,
+    "align_english": _FROM_PI_0,
+    "sample": ["evaluation of pi_0", *_FROM_SAMPLE],
+    "sample.n": _FROM_SAMPLE,
+    "reward": ["evaluation of pi_0", *_FROM_SCORE],
+    "length_penalty": _FROM_SELECT,
+    "select": _FROM_SELECT,
+    "train": _FROM_TRAIN,
+    "evaluate": ["evaluation of pi_0", "evaluate"],
+    "evaluate.prompts": ["held-out prompts", "evaluation of pi_0", "evaluate"],
+    "resources.shard_prompts": ["evaluation of pi_0", *_FROM_SAMPLE],
+}
+"""The results that depend on a section, or on a setting that differs from its section in this."""
 
 FREE = (
     "iterations",
     "resources",
     "sample.batch_size",
+    "sample.batch_tokens",
     "reward.batch_tokens",
     "reward.logits_megabytes",
     "train.micro_batch_size",
@@ -50,7 +69,7 @@ def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
     """
     if run.recipe.exists():
         changed = _changed(flatten(load_recipe(run.recipe)), flatten(recipe))
-        lost = {key: _finished(run, _first_stage(key)) for key in changed}
+        lost = {key: _finished(run, affected_by(key)) for key in changed}
         lines = [
             f"  - {key}: {old!r} -> {new!r} would invalidate {', '.join(lost[key])}"
             for key, (old, new) in changed.items()
@@ -62,6 +81,8 @@ def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
                 "Nothing was touched. Use a new run directory, or set these back (the run's recipe is "
                 f"{run.recipe}). To throw the old results away and begin again: rm -r {run.root}"
             )
+        if not changed:
+            return
     write_text(run.recipe, dump_recipe(recipe))
 
 
@@ -70,26 +91,15 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, A
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def _first_stage(key: str) -> str | None:
-    if key in FIRST_STAGE:
-        return FIRST_STAGE[key]
-    if key in FREE or key.partition(".")[0] in FREE:
-        return None
-    return FIRST_STAGE[key.partition(".")[0]]
+def affected_by(key: str) -> list[str]:
+    """Return which results depend on a setting; none for one that may change at any time."""
+    section = key.partition(".")[0]
+    if key in AFFECTED:
+        return AFFECTED[key]
+    return [] if key in FREE or section in FREE else AFFECTED[section]
 
 
-def _finished(run: RunDirectory, first: str | None) -> list[str]:
-    """Name the finished units of a stage and of those that build on it, as counts."""
-    if first is None:
-        return []
-    counts = {
-        "prompts": len(list(run.root.glob("prompts/*.done.json"))),
-        "align_english": len(list(run.root.glob("iteration_0/policy.done.json"))),
-        "sample": len(list(run.root.glob("iteration_*/responses/*/*.done.json"))),
-        "score": len(list(run.root.glob("iteration_*/scores/*/*.done.json"))),
-        "select": len(list(run.root.glob("iteration_*/pairs/*.done.json"))),
-        "train": len(list(run.root.glob("iteration_[1-9]*/policy.done.json"))),
-        "evaluate": len(list(run.root.glob("iteration_*/evaluation/*/*/*.done.json"))),
-    }
-    affected = STAGES[STAGES.index(first) :]
-    return [f"{stage} ({counts[stage]} finished)" for stage in affected if counts[stage]]
+def _finished(run: RunDirectory, affected: list[str]) -> list[str]:
+    """Name the finished units of these results, as counts."""
+    counts = {name: sum(1 for _ in run.root.glob(RESULTS[name])) for name in affected}
+    return [f"{name} ({count} finished)" for name, count in counts.items() if count]

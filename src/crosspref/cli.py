@@ -6,9 +6,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crosspref import __version__
 from crosspref.errors import CrossprefError
+
+if TYPE_CHECKING:
+    from crosspref.store import RunDirectory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"crosspref: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept.", file=sys.stderr)  # noqa: T201
-        if options.command is _run:
-            print(f"To go on: {_resume_command(options)}", file=sys.stderr)  # noqa: T201
+        going_on = options.command is _run
+        kept = f" What was finished is kept.\nTo go on: {_resume_command(options)}" if going_on else ""
+        print(f"\nStopped.{kept}", file=sys.stderr)  # noqa: T201
         return 130
     return 0
 
@@ -60,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", help="the run directory")
     report.add_argument("--svg", help="also write the table as a picture")
     report.set_defaults(command=_report)
+
+    settings = commands.add_parser("settings", help="list every setting with its default and what it does")
+    settings.set_defaults(command=_settings)
 
     from crosspref import cli_stages
 
@@ -130,13 +137,26 @@ def _status(options: argparse.Namespace) -> None:
     console.print(f"Next: {here.phase} of iteration {here.iteration}." if here else "Everything is done.")
 
 
+def _settings(_: argparse.Namespace) -> None:
+    from crosspref.settings import describe_settings
+
+    for line in describe_settings():
+        print(line)  # noqa: T201
+
+
 def _report(options: argparse.Namespace) -> None:
+    from crosspref.errors import RunError
     from crosspref.store import RunDirectory
 
-    _show_report(RunDirectory(options.run), options.svg)
+    if not _show_report(RunDirectory(options.run), options.svg):
+        raise RunError(
+            f"Nothing has been measured in {options.run} yet. That takes a run whose recipe names evaluate.prompts; "
+            f"`crosspref status {options.run}` says where it is."
+        )
 
 
-def _show_report(run: "RunDirectory", svg: str | None) -> None:  # type: ignore[name-defined] # noqa: F821
+def _show_report(run: "RunDirectory", svg: str | None) -> bool:
+    """Show the report, if there is anything to show, and write it into the run."""
     import io
 
     from rich.console import Console
@@ -148,7 +168,7 @@ def _show_report(run: "RunDirectory", svg: str | None) -> None:  # type: ignore[
     found = sorted(run.root.glob("iteration_*/evaluation/measures.parquet"))
     rows = [row for path in found for row in Unit(path).rows(Measure)]
     if not rows:
-        return
+        return False
     report = make_report(rows)
     write_text(run.root / "report.md", report.markdown())
     Console().print(report.table())
@@ -158,6 +178,7 @@ def _show_report(run: "RunDirectory", svg: str | None) -> None:  # type: ignore[
         canvas = Console(record=True, width=110, file=io.StringIO())
         canvas.print(report.table())
         canvas.save_svg(svg, title="crosspref")
+    return True
 
 
 def _phase(options: argparse.Namespace) -> None:

@@ -134,15 +134,22 @@ def fill(
         engine.close()
 
 
+def training_fingerprint(
+    section: str, settings: TrainSettings, seed: int, start: ModelFiles, pairs: Sequence[Pair]
+) -> Fingerprint:
+    """Return what determines a trained policy."""
+    counted = settings_of(section, settings, without=("micro_batch_size", "checkpoint_every", "gradient_checkpointing"))
+    return Fingerprint({**counted, "seed": seed}, {"start": start.identity, "pairs": digest_rows(pairs)})
+
+
 def train_policy(
     job: Job, iteration: int, pairs: Sequence[Pair], section: str, settings: TrainSettings, start: ModelFiles
 ) -> None:
     """Train the policy that an iteration ends with, going on from its last checkpoint."""
-    counted = settings_of(section, settings, without=("micro_batch_size", "checkpoint_every", "gradient_checkpointing"))
-    inputs = {"start": start.identity, "pairs": digest_rows(pairs)}
-    fingerprint = Fingerprint({**counted, "seed": job.recipe.seed}, inputs)
+    fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs)
     unit = job.run.policy(iteration)
     if unit.finished(fingerprint):
+        job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
         return
     if not pairs:
         raise DataError(

@@ -25,7 +25,8 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 class ModelFiles:
     """Where a model's files are on this machine.
 
-    ``identity`` is a hash of what the files hold: equal identities mean the same model, wherever it lies.
+    ``identity`` is a hash of what the files hold: equal identities mean the same model, wherever it lies. Of files
+    above 32 MB it covers the size, both ends and a sample of what lies between, so that it takes no minutes.
     """
 
     name: str
@@ -45,8 +46,8 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
             path = inside_package(name)
         except LookupError as error:
             raise ModelError(f"The model {error.args[0]}") from error
-    elif Path(name).exists():
-        path = Path(name)
+    elif Path(name).expanduser().exists():
+        path = Path(name).expanduser()
     elif _HUB_ID.match(name) and not name.startswith((".", "/", "~")):
         return _from_hub(name, weights)
     else:
@@ -64,19 +65,22 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
 
 
 def _from_directory(name: str, path: Path) -> ModelFiles:
-    config = path / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"The directory {name!r} holds no config.json, so it is not a model. It holds: {_listed(path)}"
-        )
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            f"The directory {name!r} holds no .safetensors file. Weights in other formats can run code when they are "
-            "loaded and are not read; convert them with transformers' save_pretrained."
-        )
+    weights = _checked(f"The directory {name!r}", path, weights=True)
     small = [file for pattern in _SMALL_FILES for file in path.glob(pattern)]
     return ModelFiles(name, path, None, _identity(sorted({*weights, *small})))
+
+
+def _checked(what: str, path: Path, *, weights: bool) -> list[Path]:
+    """Return the weights of a model directory, or raise ModelError if it does not hold a model."""
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {_listed(path)}")
+    found = sorted(path.glob("*.safetensors"))
+    if weights and not found:
+        raise ModelError(
+            f"{what} holds no .safetensors file. Weights in other formats can run code when they are loaded and are "
+            "not read; convert them with transformers' save_pretrained."
+        )
+    return found
 
 
 def _from_hub(name: str, weights: bool) -> ModelFiles:
@@ -87,11 +91,12 @@ def _from_hub(name: str, weights: bool) -> ModelFiles:
     patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
     try:
         directory = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The model {name!r} is no path on this machine, and as a hub id it cannot be fetched: {error}\n"
             "Check the spelling and the network; a gated model needs `hf auth login`."
         ) from error
+    _checked(f"The hub's {name!r}", directory, weights=weights)
     # The hub's snapshot directory is named after the commit, which identifies the content.
     return ModelFiles(name, directory, None, hashlib.sha256(f"{repository}@{directory.name}".encode()).hexdigest())
 
@@ -105,7 +110,7 @@ def _listed(directory: Path) -> str:
 
 
 def _identity(files: list[Path]) -> str:
-    """Hash names, sizes and contents; of very large files only both ends, which safetensors headers and data fill."""
+    """Hash names, sizes and contents; of very large files both ends and 15 samples between."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -132,12 +137,12 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
     config = _json(directory / "tokenizer_config.json")
     template_file = directory / "chat_template.jinja"
     template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template", "")
+    if isinstance(template, list):  # several by name, as older files have them; the conversation takes the default one
+        template = {part.get("name"): part.get("template") for part in template}.get("default")
     tokenizer = _json(directory / "tokenizer.json")
     if tokenizer:
         content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-        merges = (content["model"] or {}).get("merges")
-        if merges:
-            content["model"]["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        content["model"] = _settled(content["model"] or {})
     else:
         names = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
         content = {name: _hash((directory / name).read_bytes()) for name in names if (directory / name).is_file()}
@@ -146,6 +151,14 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
         "end-of-sequence token": _hash(json.dumps(_token_text(config.get("eos_token"))).encode()),
         "chat template": _hash(json.dumps(template).encode()),
     }
+
+
+def _settled(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer's model in one spelling: merges as text, and no options that are off, as older files omit."""
+    settled = {name: value for name, value in model.items() if value is not None and value is not False and value != ""}
+    if "merges" in model:
+        settled["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return settled
 
 
 def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]) -> None:

@@ -15,7 +15,7 @@ def inside_package(name: str) -> Path:
         LookupError: the name is not of that form, or the package or the file is not there; says what to do.
     """
     package, _, inside = name.removeprefix(PREFIX).partition("/")
-    if not package.isidentifier() or not inside or ".." in inside.split("/"):
+    if not package.isidentifier() or not inside or inside.startswith("/") or ".." in inside.split("/"):
         raise LookupError(f"{name!r} must be {PREFIX}NAME/path/inside, with a path that stays inside the package.")
     spec = importlib.util.find_spec(package)
     named = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []

@@ -39,9 +39,8 @@ class Meter:
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
             left = self.seconds * (self.total - self.done) / max(self.done, 1)
-            self.console.print(
-                f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left", highlight=False
-            )
+            line = f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left"
+            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Reporter:
@@ -52,7 +51,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line. Markup is not interpreted: names and paths come from outside."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, label: str, total: int) -> Iterator[Meter]:

@@ -5,20 +5,26 @@ Nothing here imports torch.
 """
 
 import difflib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from crosspref.languages import LANGUAGES
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy takes as a seed; it seeds the shuffling of pairs and the bootstrap."""
 
 
 class Settings(BaseModel):
-    """Base of all sections: frozen, strict, and closed to unknown keys."""
+    """Base of all sections: frozen, strict, and closed to unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    What contradicts is checked at the later of the two fields and not on the whole model: pydantic skips a model's
+    check when any field is wrong, and then a person would meet one fault after the other. Hence ``validate_default``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -57,8 +63,12 @@ class SampleSettings(Settings):
     top_p: Probability = Field(
         1.0, description="Nucleus: sample from the smallest set of tokens with this probability."
     )
+    max_prompt_tokens: Positive = Field(4096, description="A prompt of more tokens gets no responses, and is dropped.")
     max_new_tokens: Positive = Field(1024, description="A response is cut after so many tokens.")
-    batch_size: Positive = Field(32, description="Responses that are sampled side by side.")
+    batch_size: Positive = Field(32, description="Responses that are sampled side by side, at most.")
+    batch_tokens: Positive = Field(
+        32768, description="Prompt and response tokens that are sampled side by side, at most; it bounds the memory."
+    )
 
 
 class RewardSettings(Settings):
@@ -68,7 +78,9 @@ class RewardSettings(Settings):
     end_of_turn: Literal["if_stopped", "never"] = Field(
         "if_stopped", description="Whether the end-of-turn token counts: only when the response really ended, or never."
     )
-    batch_tokens: Positive = Field(4096, description="Response tokens that are scored side by side.")
+    batch_tokens: Positive = Field(
+        16384, description="Prompt and response tokens that are scored side by side, at most; it bounds the memory."
+    )
     logits_megabytes: Positive = Field(128, description="Upper bound of the memory that float32 logits take.")
 
 
@@ -82,11 +94,13 @@ class LengthPenaltySettings(Settings):
     alpha: float | None = Field(None, description="The penalty per unit of length, for mode fixed.")
     unit: Literal["characters", "tokens"] = Field("characters", description="In what length is counted.")
 
-    @model_validator(mode="after")
-    def _alpha_belongs_to_fixed(self) -> Self:
-        if (self.mode == "fixed") != (self.alpha is not None):
-            raise ValueError(f"alpha goes with mode fixed: mode is {self.mode!r} and alpha is {self.alpha!r}")
-        return self
+    @field_validator("alpha")
+    @classmethod
+    def _belongs_to_fixed(cls, alpha: float | None, info: ValidationInfo) -> float | None:
+        mode = info.data.get("mode")
+        if mode is not None and (mode == "fixed") != (alpha is not None):
+            raise ValueError(f"alpha goes with mode fixed: mode is {mode!r} and alpha is {alpha!r}")
+        return alpha
 
 
 class SelectSettings(Settings):
@@ -109,7 +123,7 @@ class LoraSettings(Settings):
     """Low-rank adapters (peft). They are merged into the weights at the end of each training."""
 
     rank: Positive = Field(16, description="Rank of the adapters.")
-    alpha: Annotated[float, Field(gt=0)] = Field(32, description="Scale: adapters are multiplied by alpha / rank.")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale: adapters are multiplied by alpha / rank.")
     target_modules: str = Field("all-linear", description="Which modules get an adapter, as peft takes it.")
 
 
@@ -134,13 +148,15 @@ class TrainSettings(Settings):
         "float32", description="Number format of the trained policy's files. bfloat16 halves them, and rounds."
     )
 
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides_batch(cls, micro_batch_size: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size")
+        if batch_size is not None and batch_size % micro_batch_size:
             raise ValueError(
-                f"micro_batch_size must divide batch_size: {self.batch_size} is no multiple of {self.micro_batch_size}"
+                f"micro_batch_size must divide batch_size: {batch_size} is no multiple of {micro_batch_size}"
             )
-        return self
+        return micro_batch_size
 
 
 class AlignEnglishSettings(TrainSettings):
@@ -178,7 +194,7 @@ class Recipe(Settings):
     languages: list[str] = Field(description="Language tags to align, for example [en, es, fr].", min_length=1)
     prompts: PromptSettings = Field(description="The training prompts.")
     iterations: Positive = Field(2, description="Iterations of sample, score, select, train (T).")
-    seed: int = Field(42, description="All random numbers derive from it.")
+    seed: Seed = Field(42, description="All random numbers derive from it.")
     align_english: AlignEnglishSettings | None = Field(None, description="Stage 0, where no pi_0 is given.")
     sample: SampleSettings = Field(SampleSettings(), description="Eq. 7.")
     reward: RewardSettings = Field(RewardSettings(), description="Eq. 8, 9.")
@@ -191,22 +207,30 @@ class Recipe(Settings):
     @field_validator("languages")
     @classmethod
     def _known_languages(cls, languages: list[str]) -> list[str]:
-        for language in languages:
+        faults = []
+        for language in dict.fromkeys(languages):
             if language not in LANGUAGES:
                 near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
-                hint = f"; did you mean {', '.join(near)}?" if near else ""
-                raise ValueError(f"unknown language {language!r}{hint} Known: {', '.join(sorted(LANGUAGES))}")
-        doubles = sorted({language for language in languages if languages.count(language) > 1})
-        if doubles:
-            raise ValueError(f"listed more than once: {', '.join(doubles)}")
+                hint = f" (did you mean {', '.join(near)}?)" if near else ""
+                faults.append(f"unknown language {language!r}{hint}")
+            if languages.count(language) > 1:
+                faults.append(f"{language!r} is listed more than once")
+        if any(language not in LANGUAGES for language in languages):
+            faults.append(f"known are {', '.join(sorted(LANGUAGES))}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return languages
 
-    @model_validator(mode="after")
-    def _one_way_to_pi_0(self) -> Self:
-        if self.models.policy is None and self.align_english is None:
+    @field_validator("align_english")
+    @classmethod
+    def _one_way_to_pi_0(
+        cls, align_english: AlignEnglishSettings | None, info: ValidationInfo
+    ) -> AlignEnglishSettings | None:
+        models = info.data.get("models")
+        if models is not None and models.policy is None and align_english is None:
             raise ValueError(
                 "there is no English-aligned model: give models.policy (pi_0), or align_english.preferences to make one"
             )
-        if self.models.policy is not None and self.align_english is not None:
+        if models is not None and models.policy is not None and align_english is not None:
             raise ValueError("models.policy and align_english contradict each other: give one of them")
-        return self
+        return align_english

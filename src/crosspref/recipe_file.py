@@ -17,7 +17,10 @@ from crosspref.recipe import Recipe, Settings
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``no`` is Norwegian and not False, ``5e-7`` is a number; a key given twice is an error."""
+    """YAML 1.2 scalars: ``no`` is Norwegian and not False, ``5e-7`` is a number, ``010`` is ten and not eight.
+
+    A key given twice is an error.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -26,17 +29,32 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or the rules of ``_Loader`` would take for something else than text."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # In any other style PyYAML writes these line breaks as they are, and reads them back as spaces.
+        style = '"' if set(data) & {"\x85", "\u2028", "\u2029"} else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
 
 _NUMBER = re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?([eE][-+]?\d+)?$|^[-+]?\.\d+([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$")
 _INTEGER = re.compile(r"^[-+]?\d+$")
 _Loader.yaml_implicit_resolvers = {}
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _tag, _pattern, _first in (
     ("bool", re.compile("^(true|false|True|False)$"), "tfTF"),
     ("int", _INTEGER, "-+0123456789"),
     ("float", _NUMBER, "-+.0123456789"),
     ("null", re.compile("^(null|~|)$"), ["n", "~", ""]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -47,7 +65,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag such as !!int on what is none
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
 
 
@@ -63,7 +81,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
     content = parse_yaml(text, f"The recipe {path}")
     if not isinstance(content, dict):
-        raise RecipeError(f"The recipe {path} must be a mapping of sections, but it is {type(content).__name__}.")
+        found = "empty" if content is None else f"a {type(content).__name__}"
+        raise RecipeError(f"The recipe {path} must be a mapping of sections, but it is {found}.")
     for change in overrides or []:
         override(content, change)
     return make_recipe(content, str(path))
@@ -105,7 +124,8 @@ def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, defaults included, as YAML that ``load_recipe`` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    content = recipe.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
@@ -139,6 +159,9 @@ def _explain(fault: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         field = _section(fault["loc"][:-1]).model_fields[str(fault["loc"][-1])]
         return f"{key}: is missing. {field.description}"
+    if fault["type"] == "model_type":
+        settings = ", ".join(_section(fault["loc"]).model_fields)
+        return f"{key}: must be a section with any of {settings}, but it is {fault['input']!r}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{key or 'the recipe'}: {message}"

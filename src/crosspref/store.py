@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +79,9 @@ class Unit:
         try:
             content: dict[str, Any] = json.loads(self.marker.read_text(encoding="utf-8"))
             content["digest"], content["parts"], content["rows"]
-        except (OSError, ValueError, KeyError) as error:
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is not finished: there is no {self.marker.name} beside it.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"The done-marker {self.marker} is damaged. To do this unit again: rm {self.marker}"
             ) from error
@@ -218,18 +220,21 @@ class RunDirectory:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one line of JSON to a log of the run."""
-        with (self.root / name).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
+        with (self.root / name).open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 1))
+            # A kill may have cut the last line off; it must not swallow this one.
+            begin = b"" if log.read() in (b"", b"\n") else b"\n"
+            log.write(begin + json.dumps(row).encode() + b"\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run, so that a second process does not write into it.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or it cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as lock:
+        with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -237,10 +242,17 @@ class RunDirectory:
             self._remove_leftovers()
             yield
 
+    def _lock_file(self) -> TextIO:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return (self.root / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.root} cannot be used as a run directory: {error}") from error
+
     def _remove_leftovers(self) -> None:
         """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
-        for leftover in self.root.rglob(".*.tmp"):
+        for leftover in list(self.root.rglob(".*.tmp")):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now

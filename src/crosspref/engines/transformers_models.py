@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosspref.errors import MissingLibraryError, ModelError
-from crosspref.maths.logprobs import tiled_logprobs
+from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
 from crosspref.models import ModelFiles, cache_directory
 from crosspref.recipe import ResourceSettings
 from crosspref.records import Message
+
+SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16
+value is above rounding (about 0.1) and far below what a missing soft-cap, scale or position shift makes (over 1)."""
+
+LOGITS_BYTES = 128 << 20
+"""How much memory float32 logits may take at a time in training."""
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -95,7 +103,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device, trust_
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
     return model.to(device).eval()
 
@@ -146,14 +154,15 @@ class ChatTokenizer:
 
     def _find_end_of_turn(self) -> int:
         """Return the special token that the chat template puts behind an answer, else the end-of-sequence token."""
-        question = [{"role": "user", "content": "a"}]
-        answered = self.tokenizer.apply_chat_template(
-            [*question, {"role": "assistant", "content": "a"}], tokenize=True, return_dict=False
-        )
-        special = set(self.tokenizer.all_special_ids)
-        behind = [int(token) for token in answered[len(self.chat_ids(question)) :] if int(token) in special]
-        if behind:
-            return behind[0]
+        answer = "crosspref"
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        _, found, behind = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)
+        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+        # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
+        marked = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        ends = [int(token) for token in ids if token in marked.union(self.tokenizer.all_special_ids)]
+        if ends:
+            return ends[0]
         if self.tokenizer.eos_token_id is None:
             raise ModelError("The tokenizer has no end-of-sequence token, so no response could ever end.")
         return int(self.tokenizer.eos_token_id)
@@ -175,6 +184,50 @@ def head_logprobs(model: Any, hidden: torch.Tensor, ids: torch.Tensor, budget: i
     softcap = getattr(config, "final_logit_softcapping", None)
     bias = getattr(head, "bias", None)
     return tiled_logprobs(hidden, ids, head.weight, bias, scale=float(scale), softcap=softcap, budget=budget)
+
+
+def made_up_ids(model: Any, count: int = 16) -> list[int]:
+    """Return token ids on which two ways of computing the same can be compared."""
+    size = model.config.get_text_config().vocab_size
+    return [(7 * index * index + 11 * index + 5) % size for index in range(count)]
+
+
+@torch.no_grad()
+def require_known_head(model: Any) -> None:
+    """Raise ModelError unless ``head_logprobs`` agrees with the model's own logits on a few made-up tokens."""
+    ids = torch.tensor(made_up_ids(model), device=model.device)
+    row = {"input_ids": ids[None], "use_cache": False}
+    own = float(token_logprobs(model(**row).logits[0, :-1], ids[1:]).sum())
+    found = float(head_logprobs(model, model.base_model(**row).last_hidden_state[0, :-1], ids[1:], LOGITS_BYTES).sum())
+    if not abs(found - own) <= SELF_CHECK_TOLERANCE.get(model.dtype, 0.3) * len(ids):
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained: its output layer does more than a projection, by which its "
+            f"log-probability of {len(ids) - 1} tokens is {own:.4g} nats and not {found:.4g}."
+        )
+
+
+def add_response_head(model: Any) -> None:
+    """Let a causal language model return the log-probability of each row's response, (rows,), nats.
+
+    It does so when it is called with a ``completion_mask``, and only projects the masked positions to the vocabulary.
+    The forward method is replaced, and not passed by, so that wrappers for distribution and adapters keep working.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # without its adapters' wrapper
+    original = causal.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, completion_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if completion_mask is None:
+            return original(*args, **kwargs)
+        chosen_positions = completion_mask[:, 1:].bool()
+        inputs = {"input_ids": kwargs["input_ids"], "attention_mask": kwargs["attention_mask"]}
+        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][chosen_positions]
+        ids = kwargs["input_ids"][:, 1:][chosen_positions]
+        values = head_logprobs(causal, hidden, ids, LOGITS_BYTES)
+        rows = torch.zeros(chosen_positions.shape, dtype=values.dtype, device=values.device)
+        return rows.masked_scatter(chosen_positions, values).sum(1)
+
+    causal.forward = forward
 
 
 def free_memory() -> None:

@@ -1,5 +1,6 @@
 """Sampling through ``transformers`` generate, with one random stream per response."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,13 +40,37 @@ class SeededChoice(LogitsProcessor):  # type: ignore[misc]
         scores = scores.float() / self.temperature
         if self.top_p is not None:
             scores = self.top_p(input_ids, scores)
-        cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
         uniform = torch.from_numpy(self.uniforms[:, self.step, None]).to(scores.device)
-        # Scaled by the last value, so that a sum of 1 - 1e-7 cannot leave a draw without a token.
-        choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        choice = choice.clamp_(max=scores.shape[-1] - 1)
         self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(-1, choice, 0.0)
+        choice = invert_cumulative((scores - scores.amax(-1, keepdim=True)).exp_(), uniform)
+        return scores.fill_(-torch.inf).scatter_(-1, choice, 0.0)
+
+
+def invert_cumulative(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return for each row the index (rows, 1) where its cumulative weight passes ``uniform`` of its total.
+
+    First the block of 256 is found and then the index in it, since a running sum over a whole vocabulary is slow.
+
+    Args:
+        weights: (rows, vocabulary), float32, not negative, any positive sum.
+        uniform: (rows, 1), float64, in [0, 1).
+    """
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 256)).reshape(len(weights), -1, 256)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniform * ends[:, -1:]
+    block = _first_above(ends, target)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp_(min=0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, 256)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    return block * 256 + _first_above(inside, target - before)
+
+
+def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the first position (rows, 1) whose running sum exceeds the target; the last that adds to it if none does.
+
+    None does when rounding leaves the sum a little short; a position that adds nothing must not be chosen then either.
+    """
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), last)
 
 
 class TransformersSampler:
@@ -63,22 +88,36 @@ class TransformersSampler:
         self.model: Any = load_model(directory, pick_dtype(resources, device), device, trust_remote_code)
         self.tokenizer = load_tokenizer(directory, trust_remote_code)
         self.stops = stop_ids(self.model, self.tokenizer)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        self.longest_prompt = min(settings.max_prompt_tokens, context - settings.max_new_tokens)
         self.settings = settings
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
 
     def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
-        """Answer each (instruction, seeds) with one response per seed, in batches of similar prompt length."""
+        """Answer each (instruction, seeds) with one response per seed, in batches of similar prompt length.
+
+        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
+        no responses.
+        """
         prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
-        jobs = [(index, seed) for index, (_, seeds) in enumerate(requests) for seed in seeds]
-        jobs.sort(key=lambda job: len(prompts[job[0]]))
+        fits = [len(prompt) <= self.longest_prompt for prompt in prompts]
+        jobs = [(index, seed) for index, (_, seeds) in enumerate(requests) for seed in seeds if fits[index]]
+        jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
+        advance(sum(len(seeds) for _, seeds in requests) - len(jobs), 0)
         answers: dict[tuple[int, int], Sampled] = {}
-        for start in range(0, len(jobs), self.settings.batch_size):
-            batch = jobs[start : start + self.settings.batch_size]
+        while jobs:
+            # Longest first, so that the first prompt fixes the width, and too little memory shows at once.
+            width = len(prompts[jobs[0][0]]) + self.settings.max_new_tokens
+            rows = max(1, min(self.settings.batch_size, self.settings.batch_tokens // width))
+            batch, jobs = jobs[:rows], jobs[rows:]
             sampled = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch])
             answers.update(zip(batch, sampled, strict=True))
             advance(len(batch), sum(len(answer.token_ids) for answer in sampled))
-        return [[answers[index, seed] for seed in seeds] for index, (_, seeds) in enumerate(requests)]
+        return [
+            [answers[index, seed] for seed in seeds] if fit else []
+            for index, ((_, seeds), fit) in enumerate(zip(requests, fits, strict=True))
+        ]
 
     def close(self) -> None:
         """Give the memory back."""

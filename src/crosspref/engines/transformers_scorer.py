@@ -5,6 +5,7 @@ A batch only ever holds responses to one prompt, so a score cannot depend on whi
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,13 @@ from transformers import DynamicCache
 
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_models import (
+    SELF_CHECK_TOLERANCE,
     ChatTokenizer,
     free_memory,
     head_logprobs,
     load_model,
     load_tokenizer,
+    made_up_ids,
     pick_device,
     pick_dtype,
     readable_directory,
@@ -30,10 +33,6 @@ from crosspref.records import Response
 
 log = logging.getLogger(__name__)
 
-SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16
-value is above rounding (about 0.1) and far below what a missing soft-cap, scale or position shift makes (over 1)."""
-
 
 class ModelScorer:
     """log pi(y | prompt) under one model, by the fastest path that agrees with the model's own forward pass."""
@@ -42,6 +41,7 @@ class ModelScorer:
         self.model = model
         self.batch_tokens = settings.batch_tokens
         self.budget = settings.logits_megabytes << 20
+        self.even_length = even_length(model.config.get_text_config())
         self.tiled = self.shared = False
         self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
         self.shared = self.tiled and self._agrees(self._share_prefix, "its cache cannot be shared by several responses")
@@ -50,7 +50,8 @@ class ModelScorer:
     def logprobs(self, prompt: list[int], responses: Sequence[list[int]]) -> list[float]:
         """Return the summed log-probability of each response, in nats; 0.0 for a response without tokens."""
         filled = [index for index, ids in enumerate(responses) if ids]
-        path = self._share_prefix if self.shared else self._plain
+        longest = len(prompt) + max((len(ids) for ids in responses), default=0)
+        path = self._share_prefix if self.shared and longest <= self.even_length else self._plain
         values = path(prompt, [responses[index] for index in filled]) if filled else []
         sums = [0.0] * len(responses)
         for index, value in zip(filled, values, strict=True):
@@ -64,7 +65,7 @@ class ModelScorer:
         sums = [0.0] * len(responses)
         while order:
             # Longest first, so the first row fixes the width and the padding is least.
-            rows = max(1, self.batch_tokens // len(responses[order[0]]))
+            rows = max(1, self.batch_tokens // (len(prompt) + len(responses[order[0]])))
             chunk, order = order[:rows], order[rows:]
             values = self._continue(cache, len(prompt), hidden, [responses[index] for index in chunk])
             for index, value in zip(chunk, values, strict=True):
@@ -95,6 +96,8 @@ class ModelScorer:
         """Score full rows one by one: slower, but nothing is shared and nothing is padded."""
         sums = []
         for response in responses:
+            if len(prompt) + len(response) > self.even_length:
+                self._hidden(torch.tensor([prompt[:1]]))  # dynamic positions forget the longest row before this one
             row = torch.tensor([prompt + response])
             ids = row[0, len(prompt) :].to(self.model.device)
             if self.tiled:
@@ -123,8 +126,7 @@ class ModelScorer:
     @torch.inference_mode()
     def _agrees(self, path: Any, otherwise: str) -> bool:
         """Compare a path with the model's own logits on a few made-up tokens."""
-        size = self.model.config.get_text_config().vocab_size
-        tokens = [(7 * index * index + 11 * index + 5) % size for index in range(16)]
+        tokens = made_up_ids(self.model)
         prompt, responses = tokens[:6], [tokens[6:14], tokens[9:12]]
         tolerance = SELF_CHECK_TOLERANCE.get(self.model.dtype, 0.3)
         was, self.tiled = self.tiled, True
@@ -142,6 +144,19 @@ class ModelScorer:
             self.tiled = was
         log.warning("%s is scored by its own full forward pass, since %s.", type(self.model).__name__, otherwise)
         return False
+
+
+def even_length(config: Any) -> float:
+    """Return how many tokens a row may have before its length changes how positions are embedded.
+
+    Rotary embeddings of the kinds longrope and dynamic do that, for the row's own prompt and for all rows beside it.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # one, or one per kind of layer
+    if not any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds):
+        return math.inf
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
 
 
 class TransformersScorer:

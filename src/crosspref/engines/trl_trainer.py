@@ -1,6 +1,5 @@
 """DPO+NLL (Eq. 11) on TRL's DPOTrainer, with its loss replaced by ours and its tokenisation by the sampled ids."""
 
-import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,13 +18,14 @@ from trl import DPOConfig, DPOTrainer
 from crosspref.engines.protocols import Advance
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
+    add_response_head,
     free_memory,
-    head_logprobs,
     load_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
     readable_directory,
+    require_known_head,
 )
 from crosspref.errors import DataError, ModelError
 from crosspref.maths.losses import dpo_nll_loss
@@ -35,9 +35,6 @@ from crosspref.records import Message, Pair
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
-
-LOGITS_BYTES = 128 << 20
-"""How much memory float32 logits may take at a time."""
 
 WHOLE = "crosspref_complete"
 """A file in each checkpoint, written last: a checkpoint without it was cut off by a kill."""
@@ -96,7 +93,8 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
     def _reference(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the reference's log-probabilities: of a second model, or of this one without its fresh adapters."""
         if self.ref_model is not None:
-            return tuple(self.ref_model(**inputs).chunk(2))
+            with self.accelerator.autocast():  # as the policy has it: in the same number format
+                return tuple(self.ref_model(**inputs).chunk(2))
         with self.accelerator.unwrap_model(self.model).disable_adapter():
             return tuple(self.model(**inputs).chunk(2))
 
@@ -121,31 +119,8 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
             "accuracy": (chosen > rejected).float(),
         }
         for name, value in values.items():
-            self._metrics["train"][name].append(float(self.accelerator.gather(value.detach()).mean()))
-
-
-def add_response_head(model: Any) -> None:
-    """Let a causal language model return the log-probability of each row's response, (rows,), nats.
-
-    It does so when it is called with a ``completion_mask``, and only projects the masked positions to the vocabulary.
-    The forward method is replaced, and not passed by, so that wrappers for distribution and adapters keep working.
-    """
-    causal = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    original = causal.forward
-
-    @functools.wraps(original)
-    def forward(*args: Any, completion_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if completion_mask is None:
-            return original(*args, **kwargs)
-        chosen_positions = completion_mask[:, 1:].bool()
-        inputs = {"input_ids": kwargs["input_ids"], "attention_mask": kwargs["attention_mask"]}
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][chosen_positions]
-        ids = kwargs["input_ids"][:, 1:][chosen_positions]
-        values = head_logprobs(causal, hidden, ids, LOGITS_BYTES)
-        rows = torch.zeros(chosen_positions.shape, dtype=values.dtype, device=values.device)
-        return rows.masked_scatter(chosen_positions, values).sum(1)
-
-    causal.forward = forward
+            # One number per pair, so that the mean that is logged does not depend on how the pairs were cut up.
+            self._metrics["train"][name].extend(self.accelerator.gather(value.detach()).tolist())
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -217,6 +192,7 @@ class TrlTrainer:
         # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
         weights = self.dtype if settings.lora else torch.float32
         model = load_model(self.directory, weights, self.device, self.trust)
+        require_known_head(model)
         reference = None if settings.lora else load_model(self.directory, weights, self.device, self.trust)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         arguments = DPOConfig(
@@ -244,6 +220,8 @@ class TrlTrainer:
             remove_unused_columns=False,
             dataloader_pin_memory=self.device.type == "cuda",
         )
+        if processes == 1:
+            arguments._n_gpu = min(1, arguments.n_gpu)  # with several, Trainer would wrap the model in DataParallel
         lora = settings.lora and peft.LoraConfig(
             r=settings.lora.rank,
             lora_alpha=settings.lora.alpha,
@@ -268,7 +246,7 @@ class TrlTrainer:
     def _save(self, trainer: PairTrainer, output: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.settings.lora:
-            adapter = output.with_name(output.name + "_adapter")
+            adapter = output / "adapter"
             model.save_pretrained(adapter)
             # Merged in float32, since the product of the adapters is lost in bfloat16.
             base = load_model(self.directory, torch.float32, torch.device("cpu"), self.trust)

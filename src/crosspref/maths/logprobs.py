@@ -39,7 +39,7 @@ def tiled_logprobs(
         bias: (vocabulary,) of the output layer, or None.
         scale: logits are multiplied by it (Cohere, Granite).
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2), or None.
-        budget: bytes that the float32 logits and their temporaries may take.
+        budget: bytes that the float32 logits and their temporaries may take, those of the backward pass included.
 
     Returns:
         (tokens,), float32, nats.
@@ -53,9 +53,11 @@ def tiled_logprobs(
             logits = softcap * torch.tanh(logits / softcap)
         return token_logprobs(logits, ids)
 
-    # Three float32 buffers of a tile live at once: logits, their scaled or capped form, and logsumexp's temporary.
-    rows = max(1, budget // (3 * 4 * weight.shape[0]))
+    # So many float32 buffers of a tile live at once: logits, their scaled or capped form, and logsumexp's temporary; in
+    # the backward pass also the gradients of logsumexp and of the picked logits.
+    gradients = torch.is_grad_enabled()
+    rows = max(1, budget // ((5 if gradients else 3) * 4 * weight.shape[0]))
     tiles = [(hidden[start : start + rows], ids[start : start + rows]) for start in range(0, len(ids), rows)]
-    if torch.is_grad_enabled():
+    if gradients:
         return torch.cat([checkpoint(tile, *part, use_reentrant=False) for part in tiles])
     return torch.cat([tile(*part) for part in tiles])

@@ -3,6 +3,7 @@
 Nothing here is quality: no person and no judge saw the responses.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -43,13 +44,18 @@ def measure(
 ) -> list[Measure]:
     """Return what can be counted in the held-out responses of one language.
 
-    ``identify`` is None for a language that the identifier does not know; its share is then left out.
+    ``identify`` is None for a language that the identifier does not know; its share is then left out, and so is the
+    repetition where a response came without token ids. Where there are no responses there is nothing to count.
     """
+    if not responses:
+        return []
     counted: dict[str, Callable[[Response], float]] = {
-        "repetition": lambda response: repeated_share(response.token_ids or response.text),
+        "repetition": lambda response: repeated_share(response.token_ids or []),
         "truncated": lambda response: float(response.finish_reason == "length"),
         "characters": lambda response: float(len(response.text)),
     }
+    if any(response.token_ids is None for response in responses):
+        del counted["repetition"]
     if identify is not None:
         known = identify
         tag = language.partition("-")[0]
@@ -72,12 +78,12 @@ def compare(
 ) -> Measure | None:
     """Return the win rate over the baseline by reward per token: each response against each one to the same prompt.
 
-    None where no prompt has responses of both with at least one token.
+    None where no prompt has responses of both with at least one token and a finite reward.
     """
     own, other = _per_token(scores), _per_token(baseline)
     outcomes: list[float] = []
     prompts: list[str] = []
-    for prompt_id in own.keys() & other.keys():
+    for prompt_id in sorted(own.keys() & other.keys()):  # a set's order changes from one process to the next
         left, right = zip(*product(own[prompt_id], other[prompt_id]), strict=True)
         outcomes += win_rate(left, right).tolist()
         prompts += [prompt_id] * len(left)
@@ -89,7 +95,7 @@ def compare(
 def _per_token(scores: Sequence[Score]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for score in sorted(scores, key=lambda score: (score.prompt_id, score.sample)):
-        if score.tokens:
+        if score.tokens and math.isfinite(score.implicit_reward):
             found.setdefault(score.prompt_id, []).append(score.implicit_reward / score.tokens)
     return found
 

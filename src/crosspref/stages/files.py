@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.errors import DataError
-from crosspref.records import SCHEMAS, Pair, Response, from_table, to_table
+from crosspref.records import SCHEMAS, FinishReason, Pair, Response, from_table, to_table
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None},
@@ -27,6 +27,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
 }
 """Columns that may be left out, and what stands for them; samples are then numbered in the order of the file."""
 
+KEYS = ("iteration", "prompt_id", "language", "sample", "stage", "measure")
+"""The columns that identify a row, where its record has them."""
+
 
 def read_rows(path: str | Path, kind: type) -> list[Any]:
     """Read the rows of one kind from a ``.parquet`` or ``.jsonl`` file; other columns are left out.
@@ -36,6 +39,8 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
     """
     path = Path(path)
     table = _read(path)
+    if path.suffix == ".jsonl" and not table.column_names:
+        return []  # without a line there is no object that would name the columns
     columns = {}
     for field in fields(kind):
         expected = SCHEMAS[kind].field(field.name).type
@@ -44,6 +49,7 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
                 columns[field.name] = table.column(field.name).cast(expected)
             except pa.ArrowException as error:
                 raise DataError(f"{path}, column {field.name!r}: {error}. It must be of type {expected}.") from error
+            _check_nothing_missing(columns[field.name], field, path)
         elif field.name in DEFAULTS.get(kind, {}):
             columns[field.name] = pa.array([DEFAULTS[kind][field.name]] * len(table), type=expected)
         else:
@@ -88,11 +94,20 @@ def _read(path: Path) -> pa.Table:
         if path.suffix != ".jsonl":
             raise DataError(f"{path} must end with .parquet or .jsonl.")
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-        return pa.Table.from_pylist(
-            [_object(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-        )
+        return _table(path, [_object(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()])
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _table(path: Path, objects: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return a table of every column that any of the objects has; ``from_pylist`` would take the first one's only."""
+    columns = {}
+    for name in dict.fromkeys(name for row in objects for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in objects])
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(f"{path}, column {name!r} cannot be read: {error}") from error
+    return pa.table(columns)
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -114,17 +129,18 @@ def _numbered(columns: dict[str, Any]) -> pa.Array:
     return pa.array(numbers, type=pa.int32())
 
 
+def _check_nothing_missing(column: pa.ChunkedArray, field: Field[Any], path: Path) -> None:
+    if column.null_count and type(None) not in get_args(field.type):
+        row = column.is_null().index(True).as_py() + 1
+        raise DataError(f"{path}, row {row}: the column {field.name!r} must not be empty.")
+
+
 def _check_keys(rows: Sequence[Any], path: Path) -> None:
     seen: set[tuple[Any, ...]] = set()
     for number, row in enumerate(rows, start=1):
-        key = (row.prompt_id, row.language, getattr(row, "sample", None))
-        if row.prompt_id is None or row.language is None:
-            raise DataError(f"{path}, row {number}: prompt_id and language must not be empty.")
+        key = tuple(getattr(row, name) for name in KEYS if hasattr(row, name))
         if key in seen:
             raise DataError(f"{path}, row {number}: the key {key} is there twice.")
-        if isinstance(row, Response) and (row.text is None or row.finish_reason not in ("stop", "length")):
-            raise DataError(
-                f"{path}, row {number}: a response needs a text, and a finish_reason of stop or length, not "
-                f"{row.finish_reason!r}."
-            )
+        if isinstance(row, Response) and row.finish_reason not in get_args(FinishReason):
+            raise DataError(f"{path}, row {number}: finish_reason must be stop or length, not {row.finish_reason!r}.")
         seen.add(key)

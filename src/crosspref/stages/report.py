@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from crosspref.languages import LANGUAGES
 from crosspref.records import Measure
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
+TITLE = "Held-out responses, per language and policy"
 COLUMNS = {
     "right_language": "right language",
     "repetition": "repeats",
@@ -33,19 +35,21 @@ class Report:
 
     def table(self) -> Table:
         """Return the table for the screen."""
-        table = Table(title="Held-out responses, per language and policy", title_justify="left", padding=(0, 1))
+        table = Table(title=TITLE, title_justify="left", padding=(0, 1))
         for index, name in enumerate(self.header):
             table.add_column(name.replace(" ", "\n", 1), justify="left" if index < 2 else "right", no_wrap=True)
         for number, row in enumerate(self.rows):
             last = number + 1 == len(self.rows) or self.rows[number + 1][0] != ""
-            table.add_row(*row, end_section=last)
+            table.add_row(*map(Text, row), end_section=last)  # as text: no cell is taken for markup
         return table
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
         lines = [self.header, ["---"] * 2 + ["---:"] * (len(self.header) - 2), *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "# Held-out responses, per language and policy\n\n" + table + "\n\n" + "\n\n".join(self.notes) + "\n"
+        escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        notes = "\n\n".join(note.replace("*", r"\*") for note in self.notes)
+        return f"# {TITLE}\n\n{table}\n\n{notes}\n"
 
 
 def make_report(measures: Sequence[Measure]) -> Report:

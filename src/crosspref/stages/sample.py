@@ -11,7 +11,8 @@ def sample(
 ) -> list[Response]:
     """Draw ``n`` responses to each prompt, y_1..n ~ pi(x) (Eq. 7).
 
-    The seed of a response derives from what identifies it, so it does not depend on which prompts are drawn with it.
+    The seed of a response derives from what identifies it, so it does not depend on which prompts are drawn with it. A
+    prompt that is too long for the model has no responses.
     """
     seeds = [
         [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(n)]
@@ -21,8 +22,9 @@ def sample(
     answers = sampler.sample(requests, advance)
     return [
         Response(
-            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, own[number]
+            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, own_seed
         )
         for prompt, own, sampled in zip(prompts, seeds, answers, strict=True)
-        for number, answer in enumerate(sampled)
+        if sampled  # there are none to a prompt that is too long for the model
+        for number, (answer, own_seed) in enumerate(zip(sampled, own, strict=True))
     ]

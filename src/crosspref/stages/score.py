@@ -41,7 +41,9 @@ def score(
     reward: RewardName = "crosslingual",
     advance: Advance,
 ) -> list[Score]:
-    """Return the reward of each response without its length penalty (Eq. 9, or Eq. 12, with alpha = 0), in order.
+    """Return the reward of each response without its length penalty (Eq. 9, or Eq. 12, with alpha = 0).
+
+    The scores of one prompt and language stand together, in the order of their first response.
 
     Raises:
         DataError: a prompt's instruction is missing.

@@ -166,13 +166,13 @@ def _filter(
             reasons["in another language"] += 1
         else:
             kept.append(candidate)
-        seen.add(response.text)
+            seen.add(response.text)
     return kept, reasons
 
 
 def _reason(kept: int, reasons: Counter[str]) -> str:
     if not kept and not reasons:
-        return "no responses"
+        return "no responses: the prompt is too long for the model, or was not sampled"
     found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     return f"fewer than two usable responses ({found})" if found else "only one response"
 

@@ -1,0 +1,113 @@
+"""Killing runs: when to strike, which stage was hit, and going on until the run is done."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from running import Forked, ForkServer
+
+from crosspref.api import PHASES_LOG
+from crosspref.errors import RunError
+from crosspref.status import run_status
+from crosspref.store import RunDirectory
+
+POLL_SECONDS = 0.0005
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Kill when so many paths fit the pattern, and up to so many random seconds later."""
+
+    pattern: str
+    count: int = 1
+    within: float = 0.0
+
+    def is_due(self, run: Path, begun: int) -> bool:
+        return sum(1 for _ in run.glob(self.pattern)) >= self.count
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Kill at a random moment of the phase of that number, counted from 0, which takes about so many seconds."""
+
+    phase: int
+    within: float
+
+    def is_due(self, run: Path, begun: int) -> bool:
+        return _lines(run) - begun >= self.phase
+
+
+@dataclass
+class History:
+    """What happened to one run."""
+
+    run: Path
+    hits: list[str] = field(default_factory=list)
+    finished: dict[str, int] = field(default_factory=dict)
+    """The modification time of every unit that was finished when a kill came."""
+    output: str = ""
+
+
+def run_with_kills(
+    server: ForkServer, command: Sequence[str | Path], run: Path, strikes: Sequence[Strike | Moment], seed: int
+) -> History:
+    """Run a command, kill it at each strike, start it again, and at last let it end."""
+    chance, history, log = random.Random(seed), History(run), run.with_name(run.name + ".log")
+    for strike in strikes:
+        process = server.spawn(*command, log=log)
+        _await(strike, process, run, chance)
+        process.signal(signal.SIGKILL)
+        code = process.wait()
+        assert code in (0, -signal.SIGKILL), process.output()
+        if code == 0:
+            break
+        history.hits.append(_stage(run))
+        history.finished |= _finished(run)
+        if len(history.hits) == 1 and (run / PHASES_LOG).exists():
+            _leave_half_a_line(run / PHASES_LOG)
+    last = server.spawn(*command, log=log)
+    assert last.wait() == 0, last.output()
+    history.output = last.output()
+    return history
+
+
+def _await(strike: Strike | Moment, process: Forked, run: Path, chance: random.Random) -> None:
+    begun, polls = _lines(run), 0
+    while not strike.is_due(run, begun):
+        polls += 1
+        if polls % 20 == 0 and process.poll() is not None:
+            return
+        time.sleep(POLL_SECONDS)
+    time.sleep(chance.uniform(0, strike.within))
+
+
+def _lines(run: Path) -> int:
+    log = run / PHASES_LOG
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _stage(run: Path) -> str:
+    """The first phase that is not done, as `iteration stage`."""
+    try:
+        phase = next((phase for phase in run_status(RunDirectory(run)) if not phase.is_done), None)
+    except RunError:
+        return "0 start"
+    return f"{phase.iteration} {phase.phase}" if phase else "2 end"
+
+
+def _finished(run: Path) -> dict[str, int]:
+    def stamps() -> Iterator[tuple[str, int]]:
+        for marker in run.rglob("*.done.json"):
+            unit = marker.with_name(marker.name.removesuffix(".done.json"))
+            for path in (marker, unit, *(unit.iterdir() if unit.is_dir() else ())):
+                yield path.relative_to(run).as_posix(), path.stat().st_mtime_ns
+
+    return dict(stamps())
+
+
+def _leave_half_a_line(log: Path) -> None:
+    text = log.read_bytes()
+    log.write_bytes(text[: text.rstrip(b"\n").rfind(b"\n") + 1] + text.rstrip(b"\n")[-20:-5])

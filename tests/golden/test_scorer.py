@@ -1,0 +1,241 @@
+"""The scorer against naive float32 forward passes, and what a score must not depend on."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import naive
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from crosspref.engines.protocols import LogProbs
+from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.models import locate_model
+from crosspref.recipe import ResourceSettings, RewardSettings
+from crosspref.records import FinishReason, Response
+
+KINDS = ["llama", "qwen", "gemma"]
+RESOURCES = ResourceSettings(device="cpu", dtype="float32")
+NATS = 1e-4  # per sequence
+EOS, END = 1, 2
+# Ten tokens with the template, and some eighty: both longer than the Gemma-2-like model's window of eight.
+INSTRUCTIONS = ["Hi!", "Объясни простыми словами, почему небо голубое.\n\n¿Y por qué se pone rojo al atardecer?"]
+
+Models = dict[str, tuple[Path, Path]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_scorer(policy: Path, reference: Path, **settings: object) -> TransformersScorer:
+    return TransformersScorer(
+        locate_model(str(policy)), locate_model(str(reference)), RewardSettings(**settings), RESOURCES
+    )
+
+
+@pytest.fixture(scope="module")
+def scorers(tiny_models: Models) -> dict[str, TransformersScorer]:
+    return {kind: make_scorer(aligned, initial) for kind, (initial, aligned) in tiny_models.items()}
+
+
+def response(ids: list[int] | None, finish_reason: FinishReason = "stop", text: str = "") -> Response:
+    return Response("p", "es", 0, text, ids, finish_reason, None)
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    return [random.Random(seed + position).randrange(6, 380) for position in range(count)]
+
+
+def group() -> list[Response]:
+    """Responses of 1 to 41 tokens: most end their turn in one of two ways, two were cut."""
+    ends: list[list[int]] = [[END], [EOS], [], [END], [END], [], [EOS]]
+    lengths = [40, 1, 9, 0, 17, 1, 23]
+    return [
+        response([*random_ids(length, 100 * index), *end], "stop" if end else "length")
+        for index, (length, end) in enumerate(zip(lengths, ends, strict=True))
+    ]
+
+
+def naive_scores(directory: Path, instruction: str, rows: list[list[int]]) -> list[float]:
+    model, prompt = naive.load(directory), naive.prompt_ids(directory, instruction)
+    with torch.no_grad():
+        return [float(naive.sequence_logprob(model, prompt, row)) for row in rows]
+
+
+def ids_of(responses: list[Response]) -> list[list[int]]:
+    return [row.token_ids or [] for row in responses]
+
+
+def assert_same(found: list[LogProbs], expected: list[LogProbs]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.policy == pytest.approx(theirs.policy, abs=NATS)
+        assert ours.reference == pytest.approx(theirs.reference, abs=NATS)
+        assert ours.tokens == theirs.tokens
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_naive_forward_passes(
+    kind: str, instruction: str, tiny_models: Models, scorers: dict[str, TransformersScorer]
+) -> None:
+    initial, aligned = tiny_models[kind]
+    scorer, responses = scorers[kind], group()
+    assert scorer.policy.shared and scorer.reference.shared  # noqa: PT018 - the fast path is what is tested here
+    found = scorer.score(instruction, responses)
+    assert [row.policy for row in found] == pytest.approx(
+        naive_scores(aligned, instruction, ids_of(responses)), abs=NATS
+    )
+    assert [row.reference for row in found] == pytest.approx(
+        naive_scores(initial, instruction, ids_of(responses)), abs=NATS
+    )
+    assert [row.tokens for row in found] == [41, 2, 9, 1, 18, 1, 24]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_released_scripts_mask_would_be_noticed(
+    kind: str, tiny_models: Models, scorers: dict[str, TransformersScorer]
+) -> None:
+    """Their first token is dropped and an end-of-turn token is counted: on these responses that is far off."""
+    _, aligned = tiny_models[kind]
+    model, prompt = naive.load(aligned), naive.prompt_ids(aligned, INSTRUCTIONS[0])
+    cut = [response(random_ids(length, length), "length") for length in (1, 2, 9, 30)]
+    for row, score in zip(cut, scorers[kind].score(INSTRUCTIONS[0], cut), strict=True):
+        ids = row.token_ids or []
+        with torch.no_grad():
+            tokens = naive.token_logprobs(model, prompt, [*ids, END]).tolist()
+        assert score.policy == pytest.approx(sum(tokens[:-1]), abs=NATS)
+        wrong = {
+            "as released": naive.released_logprob(model, prompt, ids, END),
+            "first token dropped": sum(tokens[1:-1]),
+            "end-of-turn counted": sum(tokens),
+            "last token dropped": sum(tokens[:-2]),
+        }
+        for value in wrong.values():
+            assert abs(value - score.policy) > 0.05, wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_response_token_is_counted(kind: str, scorers: dict[str, TransformersScorer]) -> None:
+    # Over the whole vocabulary the first token's probabilities sum to 1, under the policy and under the reference.
+    found = scorers[kind].score(INSTRUCTIONS[0], [response([token], "length") for token in range(384)])
+    assert {row.tokens for row in found} == {1}
+    for values in ([row.policy for row in found], [row.reference for row in found]):
+        assert float(torch.tensor(values).exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 45, 100, 1_000_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_batch_changes_no_score(kind: str, batch_tokens: int, tiny_models: Models) -> None:
+    initial, aligned = tiny_models[kind]
+    scorer, responses = make_scorer(aligned, initial, batch_tokens=batch_tokens), group()
+    alone = [scorer.score(INSTRUCTIONS[1], [row])[0] for row in responses]
+    assert_same(scorer.score(INSTRUCTIONS[1], responses), alone)
+    shuffled = random.Random(1).sample(range(len(responses)), len(responses))
+    assert_same(
+        scorer.score(INSTRUCTIONS[1], [responses[index] for index in shuffled]), [alone[index] for index in shuffled]
+    )
+    # Ten copies of one response have one score, and so has a response that was scored before.
+    copies = scorer.score(INSTRUCTIONS[1], [responses[4]] * 10)
+    assert_same(copies, [alone[4]] * 10)
+    scorer.score(INSTRUCTIONS[0], responses)
+    assert_same(scorer.score(INSTRUCTIONS[1], responses), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_logits_budget_changes_no_score(kind: str, scorers: dict[str, TransformersScorer]) -> None:
+    scorer = scorers[kind]
+    expected, budget = scorer.score(INSTRUCTIONS[0], group()), scorer.policy.budget
+    try:
+        for rows in (1, 2, 7, 50):
+            scorer.policy.budget = scorer.reference.budget = rows * 3 * 4 * 384
+            assert_same(scorer.score(INSTRUCTIONS[0], group()), expected)
+    finally:
+        scorer.policy.budget = scorer.reference.budget = budget
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_policy_and_reference_of_one_model_differ_by_exactly_0(kind: str, tiny_models: Models, tmp_path: Path) -> None:
+    initial, _ = tiny_models[kind]
+    copy = shutil.copytree(initial, tmp_path / "copy")
+    for row in make_scorer(copy, initial).score(INSTRUCTIONS[1], group()):
+        assert row.policy == row.reference
+        assert row.policy < 0
+
+
+def test_exactly_one_bos(scorers: dict[str, TransformersScorer], tiny_models: Models) -> None:
+    for instruction in INSTRUCTIONS:
+        ids = scorers["llama"].tokenizer.prompt_ids(instruction)
+        assert ids == naive.prompt_ids(tiny_models["llama"][0], instruction)
+        assert ids[0] == 0
+        assert ids.count(0) == 1
+
+
+def test_ids_are_scored_as_sampled(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
+    """A model may sample "la" as two tokens where the tokenizer would make one: its own two are scored."""
+    initial, aligned = tiny_models["llama"]
+    tokenizer = AutoTokenizer.from_pretrained(initial)
+    text = "para una persona"
+    merged = tokenizer(text, add_special_tokens=False)["input_ids"]
+    letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in text]
+    spelled = [token for ids in letters for token in ids]
+    assert tokenizer.decode(spelled) == tokenizer.decode(merged) == text
+    assert len(merged) < len(spelled)
+    found = scorers["llama"].score(INSTRUCTIONS[0], [response([*spelled, END], text=text)])[0]
+    assert found.tokens == len(spelled) + 1
+    expected = naive_scores(aligned, INSTRUCTIONS[0], [[*spelled, END], [*merged, END]])
+    assert found.policy == pytest.approx(expected[0], abs=NATS)
+    assert abs(found.policy - expected[1]) > 0.1
+
+
+def test_text_without_ids_equals_its_ids(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"][0])
+    text = "Una frase de prueba, con acentos: ¿qué tal?\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pairs = [(response(None, "stop", text), [*ids, END]), (response(None, "length", text), ids)]
+    for without, same in pairs:
+        found = scorers["llama"].score(INSTRUCTIONS[0], [without, response(same, without.finish_reason, text)])
+        assert found[0] == found[1]
+        assert found[0].tokens == len(same)
+    never = make_scorer(*reversed(tiny_models["llama"]), end_of_turn="never")
+    found = never.score(INSTRUCTIONS[0], [pairs[0][0], response([*ids, END], "stop", text), pairs[1][0]])
+    assert found[0] == found[1] == found[2]
+    assert found[0].tokens == len(ids)
+
+
+@pytest.mark.parametrize("end", [EOS, END])
+def test_the_end_of_turn_setting(end: int, tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
+    initial, aligned = tiny_models["qwen"]
+    ids = random_ids(12, seed=5)
+    with_end, without = naive_scores(aligned, INSTRUCTIONS[0], [[*ids, end], ids])
+    assert abs(with_end - without) > 0.05
+    stopped, cut = response([*ids, end], "stop"), response(ids, "length")
+
+    counted = scorers["qwen"].score(INSTRUCTIONS[0], [stopped, cut])
+    assert [row.policy for row in counted] == pytest.approx([with_end, without], abs=NATS)
+    assert [row.tokens for row in counted] == [13, 12]
+
+    never = make_scorer(aligned, initial, end_of_turn="never").score(INSTRUCTIONS[0], [stopped, cut])
+    assert [row.policy for row in never] == pytest.approx([without, without], abs=NATS)
+    assert [row.tokens for row in never] == [12, 12]
+
+
+def test_responses_without_tokens(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
+    nothing = LogProbs(0.0, 0.0, 0)
+    full = response(random_ids(5, seed=1), "length")
+    only_end, empty, blank = response([END]), response([], "length"), response(None, "length")
+    found = scorers["gemma"].score(INSTRUCTIONS[0], [empty, full, only_end, blank])
+    assert found[0] == found[3] == nothing
+    assert_same([found[1]], scorers["gemma"].score(INSTRUCTIONS[0], [full]))
+    expected = naive_scores(tiny_models["gemma"][1], INSTRUCTIONS[0], [[END]])
+    assert (found[2].policy, found[2].tokens) == (pytest.approx(expected[0], abs=NATS), 1)
+    assert scorers["gemma"].score(INSTRUCTIONS[0], [empty]) == [nothing]
+    assert scorers["gemma"].score(INSTRUCTIONS[0], []) == []
+    never = make_scorer(*reversed(tiny_models["gemma"]), end_of_turn="never")
+    assert never.score(INSTRUCTIONS[0], [only_end, response(None, "stop")]) == [nothing, nothing]

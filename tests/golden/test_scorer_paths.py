@@ -1,0 +1,242 @@
+"""Which path a model is scored by, that every path gives the same values, and what stops a scorer before it starts."""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CohereConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    Phi3Config,
+)
+
+from crosspref.engines import transformers_scorer
+from crosspref.engines.transformers_scorer import ModelScorer, TransformersScorer
+from crosspref.errors import ModelError
+from crosspref.models import locate_model
+from crosspref.recipe import ResourceSettings, RewardSettings
+
+KINDS = ["llama", "qwen", "gemma"]
+NATS = 1e-4
+PROMPT = [0, *range(20, 50)]
+RESPONSES = [[(31 * row + 17 * column * column) % 384 for column in range(5 * row + 1)] for row in range(9)]
+
+Models = dict[str, tuple[Path, Path]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def naive_values(model: Any) -> list[float]:
+    with torch.no_grad():
+        return [float(naive.sequence_logprob(model, PROMPT, response)) for response in RESPONSES]
+
+
+def score_by_all_paths(scorer: ModelScorer) -> Iterator[tuple[str, list[float]]]:
+    for shared, tiled in ((True, True), (False, True), (False, False)):
+        scorer.shared, scorer.tiled = shared, tiled
+        yield f"shared {shared}, tiled {tiled}", scorer.logprobs(PROMPT, RESPONSES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_paths_give_the_naive_values(kind: str, tiny_models: Models) -> None:
+    model = naive.load(tiny_models[kind][1])
+    scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
+    assert scorer.shared
+    expected = naive_values(model)
+    for path, values in score_by_all_paths(scorer):
+        assert values == pytest.approx(expected, abs=NATS), path
+    scorer.shared = scorer.tiled = False
+    assert scorer.logprobs(PROMPT, [[], RESPONSES[3], []]) == pytest.approx([0, expected[3], 0], abs=NATS)
+
+
+def tiny(config: type, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 384}
+    heads = {} if config is MambaConfig else {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(config(**{**shape, **heads, **settings}), attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model.eval()
+
+
+class BiasedHead(LlamaForCausalLM):
+    """Its output layer has a bias, which a projection by the weight alone would leave out."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+        torch.nn.init.normal_(self.lm_head.bias, std=2.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny(CohereConfig, logit_scale=0.2),
+        lambda: tiny(GraniteConfig, logits_scaling=5.0),
+        lambda: BiasedHead(tiny(LlamaConfig).config).eval(),
+    ],
+    ids=["multiplied", "divided", "bias"],
+)
+def test_output_layers_that_the_tiles_know(make: Callable[[], Any]) -> None:
+    model = make()
+    scorer = ModelScorer(model, RewardSettings())
+    assert scorer.shared
+    assert scorer.logprobs(PROMPT, RESPONSES) == pytest.approx(naive_values(model), abs=NATS)
+
+
+class LouderHead(LlamaForCausalLM):
+    """Does something to its logits that no setting tells."""
+
+    def forward(self, **inputs: Any) -> Any:
+        output = super().forward(**inputs)
+        output.logits = output.logits * 1.5
+        return output
+
+
+def forget(model: Any) -> Any:
+    """Let a model take a cache and leave it out of account."""
+    original = model.model.forward
+
+    def forward(input_ids: Any, **_: Any) -> Any:
+        return original(input_ids=input_ids, use_cache=False)
+
+    model.model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "tiled", "reason"),
+    [
+        (lambda: LouderHead(tiny(LlamaConfig).config).eval(), False, "its output layer does more than a projection"),
+        (lambda: forget(tiny(LlamaConfig)), True, "its cache cannot be shared by several responses."),
+        (lambda: tiny(MambaConfig), True, "its cache cannot be shared by several responses ("),
+    ],
+    ids=["head", "forgetful", "mamba"],
+)
+def test_other_models_fall_back_and_say_so(
+    make: Callable[[], Any], tiled: bool, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make()
+    with caplog.at_level(logging.WARNING, "crosspref"):
+        scorer = ModelScorer(model, RewardSettings())
+    assert (scorer.tiled, scorer.shared) == (tiled, False)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "is scored by its own full forward pass" in record.getMessage()
+    assert reason in record.getMessage()
+    assert scorer.logprobs(PROMPT, RESPONSES) == pytest.approx(naive_values(model), abs=NATS)
+
+
+def test_models_on_the_fast_path_say_nothing(tiny_models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    for _, aligned in tiny_models.values():
+        ModelScorer(naive.load(aligned), RewardSettings())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0},
+    ],
+    ids=lambda settings: settings["rope_type"],
+)
+def test_positions_that_depend_on_the_length_of_the_row(settings: dict[str, Any]) -> None:
+    """Such models embed all positions in another way once a row is longer than this; no other row may cause that."""
+    config = Phi3Config if settings["rope_type"] == "longrope" else LlamaConfig
+    rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 48, **settings}
+    limit = {"longrope": 1024, "yarn": 192, "dynamic": 48}[settings["rope_type"]]
+    model = tiny(config, max_position_embeddings=limit, original_max_position_embeddings=48, rope_parameters=rope)
+    assert len(PROMPT) < 48 < len(PROMPT) + len(RESPONSES[-1])
+    scorer = ModelScorer(model, RewardSettings(batch_tokens=10_000))
+    together = scorer.logprobs(PROMPT, RESPONSES)
+    assert [scorer.logprobs(PROMPT, [response])[0] for response in RESPONSES] == pytest.approx(together, abs=NATS)
+    assert together == pytest.approx(naive_values(model), abs=NATS)
+    short = scorer.logprobs(PROMPT, RESPONSES[:3])
+    assert short == pytest.approx(together[:3], abs=NATS)
+
+
+def change_template(directory: Path) -> str:
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|user|>", "<|user|> "))
+    template.write_text(template.read_text() + " ")
+    return "chat template"
+
+
+def change_vocabulary(directory: Path) -> str:
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    file.write_text(json.dumps(content))
+    return "tokenizer"
+
+
+def change_eos(directory: Path) -> str:
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "<|end|>"}))
+    return "end-of-sequence token"
+
+
+@pytest.mark.parametrize("change", [change_template, change_vocabulary, change_eos])
+def test_models_that_read_a_prompt_differently_are_refused_before_they_are_loaded(
+    change: Callable[[Path], str], tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initial, aligned = tiny_models["llama"]
+    other = shutil.copytree(aligned, tmp_path / "other")
+    what = change(other)
+    loaded: list[Path] = []
+    monkeypatch.setattr(transformers_scorer, "load_model", lambda directory, *_: loaded.append(directory))
+    with pytest.raises(ModelError) as caught:
+        TransformersScorer(
+            locate_model(str(other)), locate_model(str(initial)), RewardSettings(), ResourceSettings(device="cpu")
+        )
+    assert f"differ in: {what}." in str(caught.value)
+    assert repr(str(other)) in str(caught.value)
+    assert repr(str(initial)) in str(caught.value)
+    assert not loaded
+
+
+def test_a_file_written_anew_is_not_another_tokenizer(tiny_models: Models, tmp_path: Path) -> None:
+    initial, aligned = tiny_models["llama"]
+    other = shutil.copytree(aligned, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    content["padding"], content["truncation"] = None, None
+    (other / "tokenizer.json").write_text(json.dumps(content, indent=1))
+    AutoConfig.from_pretrained(other).save_pretrained(other)
+    TransformersScorer(
+        locate_model(str(other)),
+        locate_model(str(initial)),
+        RewardSettings(),
+        ResourceSettings(device="cpu", dtype="float32"),
+    )
+
+
+def test_bfloat16_takes_the_fast_path_and_stays_near(tiny_models: Models) -> None:
+    """Rounding is some hundredths of a nat per token; a wrong mask or position is above one."""
+    expected = naive_values(naive.load(tiny_models["gemma"][1]))
+    scorer = ModelScorer(naive.load(tiny_models["gemma"][1]).bfloat16(), RewardSettings())
+    assert scorer.shared
+    for found, value, response in zip(scorer.logprobs(PROMPT, RESPONSES), expected, RESPONSES, strict=True):
+        assert math.isclose(found, value, abs_tol=0.2 * len(response) ** 0.5)

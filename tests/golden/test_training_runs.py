@@ -1,0 +1,289 @@
+"""What a training leaves behind, and that a killed one ends as if it had not been killed."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from crosspref.engines import trl_trainer
+from crosspref.engines.transformers_models import load_tokenizer
+from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_checkpoint
+from crosspref.errors import DataError, ModelError
+from crosspref.models import locate_model, tokenizer_identity
+from crosspref.recipe import LoraSettings, ResourceSettings, TrainSettings
+from crosspref.records import Pair
+
+END = 2
+LORA = LoraSettings(rank=4, alpha=8)
+Models = dict[str, tuple[Path, Path]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_pair(
+    index: int, *, chosen: Sequence[int] | None, rejected: Sequence[int] | None, question: str = "¿Sí?"
+) -> Pair:
+    answers = [[{"role": "assistant", "content": text}] for text in ("Sí, así es.", "No.")]
+    ids = [None if row is None else list(row) for row in (chosen, rejected)]
+    chat = [{"role": "user", "content": question}]
+    return Pair(f"p{index}", "es", chat, *answers, 0, 1, *ids, 0.5, 0.1, 0.0)
+
+
+def random_pair(index: int) -> Pair:
+    rng = random.Random(index)
+    chosen, rejected = ([*(rng.randrange(6, 380) for _ in range(rng.randint(1, 20))), END] for _ in range(2))
+    return make_pair(index, chosen=chosen, rejected=rejected, question="ja " * rng.randint(1, 9))
+
+
+PAIRS = [random_pair(index) for index in range(14)]
+
+
+def make_trainer(directory: Path, **changes: Any) -> TrlTrainer:
+    plain = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2}
+    resources = ResourceSettings(device="cpu", dtype="float32")
+    return TrlTrainer(locate_model(str(directory)), TrainSettings(**{**plain, **changes}), resources, seed=1)
+
+
+def train(trainer: TrlTrainer, folder: Path, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
+    return trainer.train(pairs, folder / "out", folder / "checkpoints", lambda *_: None)
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+class KilledError(Exception):
+    """Stands for a SIGKILL."""
+
+
+def train_until(trainer: TrlTrainer, folder: Path, step: int) -> int:
+    """Train until the end of a step, before its checkpoint; return how many pairs were reported as done."""
+    calls: list[int] = []
+
+    def advance(pairs: int, _tokens: int) -> None:
+        calls.append(pairs)
+        if len(calls) == step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        trainer.train(PAIRS, folder / "out", folder / "checkpoints", advance)
+    assert not (folder / "out").exists()
+    return sum(calls)
+
+
+# Fourteen pairs in batches of four make four steps per pass, the last one of two pairs; eight steps in two passes.
+@pytest.mark.parametrize(
+    ("every", "killed_at", "lora"),
+    [(2, [2], None), (2, [2], LORA), (3, [5], None), (3, [5], LORA), (4, [6], None), (3, [4, 4], None)],
+    ids=["before-any-checkpoint", "before-any-lora", "inside-a-pass", "inside-a-pass-lora", "between-passes", "twice"],
+)
+def test_a_killed_training_ends_with_the_same_weights(
+    every: int, killed_at: list[int], lora: LoraSettings | None, tiny_models: Models, tmp_path: Path
+) -> None:
+    directory, changes = tiny_models["llama"][1], {"epochs": 2, "checkpoint_every": every, "lora": lora}
+    expected = train(make_trainer(directory, **changes), tmp_path / "whole")
+    assert expected["steps"] == 8
+
+    folder = tmp_path / "killed"
+    for steps in killed_at:
+        train_until(make_trainer(directory, **changes), folder, steps)
+        torch.manual_seed(sum(killed_at))  # another process has another state
+    calls: list[tuple[int, int]] = []
+    figures = make_trainer(directory, **changes).train(
+        PAIRS, folder / "out", folder / "checkpoints", lambda *call: calls.append(call)
+    )
+    found, wanted = weights_of(folder / "out"), weights_of(tmp_path / "whole" / "out")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+    start = weights_of(directory)
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in wanted.items())
+    # The log is whole too, and the progress bar ends at all pairs.
+    assert [entry["loss"] for entry in figures["log"]] == [entry["loss"] for entry in expected["log"]]
+    assert sum(pairs for pairs, _ in calls) == 2 * len(PAIRS)
+    # It went on from a checkpoint, and did not begin again.
+    assert len(calls) == 8 if every == 2 else len(calls) < 8
+
+
+def test_a_checkpoint_that_was_cut_off_is_removed_and_not_used(
+    tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, changes = tiny_models["llama"][1], {"epochs": 2, "checkpoint_every": 2}
+    train(make_trainer(directory, **changes), tmp_path / "whole")
+    folder = tmp_path / "killed"
+    original = trl_trainer._Progress.on_save
+
+    def on_save(self: Any, args: Any, state: Any, *rest: Any, **others: Any) -> None:
+        if state.global_step == 4:
+            raise KilledError
+        original(self, args, state, *rest, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trl_trainer._Progress, "on_save", on_save)
+        with pytest.raises(KilledError):
+            train(make_trainer(directory, **changes), folder)
+    whole, cut = folder / "checkpoints" / "checkpoint-2", folder / "checkpoints" / "checkpoint-4"
+    assert (whole / WHOLE).exists()
+    assert cut.exists()
+    assert not (cut / WHOLE).exists()
+    (cut / "model.safetensors").write_bytes(b"half")
+    train(make_trainer(directory, **changes), folder)
+    for name, tensor in weights_of(tmp_path / "whole" / "out").items():
+        assert torch.equal(weights_of(folder / "out")[name], tensor), name
+
+
+def test_last_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-9" / WHOLE).touch()
+    (tmp_path / "checkpoint-10" / WHOLE).touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_trained_directory_is_an_ordinary_model(
+    lora: LoraSettings | None, tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits are those of the model that was trained, with its adapters if it has them."""
+    directory, trained = tiny_models["llama"][1], []
+    original = TrlTrainer._save
+
+    def save(self: TrlTrainer, trainer: Any, output: Path) -> None:
+        with torch.no_grad():
+            model = trainer.accelerator.unwrap_model(trainer.model).eval()
+            trained.append(model(input_ids=torch.arange(30)[None]).logits)
+        original(self, trainer, output)
+
+    monkeypatch.setattr(TrlTrainer, "_save", save)
+    figures = train(make_trainer(directory, lora=lora, learning_rate=1e-2), tmp_path)
+    assert (figures["pairs"], figures["too_long"], figures["steps"]) == (14, 0, 4)
+    out = tmp_path / "out"
+    assert {file.suffix for file in out.iterdir()} == {".safetensors", ".json", ".jinja"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "checkpoints"}
+    for source in directory.iterdir():
+        if source.name.startswith("tokenizer") or source.name in ("chat_template.jinja", "generation_config.json"):
+            assert (out / source.name).read_bytes() == source.read_bytes()
+    assert tokenizer_identity(out) == tokenizer_identity(directory)
+    chat = [{"role": "user", "content": "¿Qué?"}]
+    texts = [AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False) for path in (out, directory)]
+    assert texts[0] == texts[1]
+
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model) is LlamaForCausalLM
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    with torch.no_grad():
+        found, before = (each(input_ids=torch.arange(30)[None]).logits for each in (model, naive.load(directory)))
+    torch.testing.assert_close(found, trained[0], rtol=0, atol=1e-3)
+    assert float((found - before).abs().max()) > 0.1
+    # The next iteration can start from it.
+    assert locate_model(str(out)).identity != locate_model(str(directory)).identity
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_save_dtype(lora: LoraSettings | None, tiny_models: Models, tmp_path: Path) -> None:
+    directory = tiny_models["llama"][1]
+    for dtype in ("float32", "bfloat16"):
+        train(make_trainer(directory, save_dtype=dtype, lora=lora), tmp_path / dtype)
+    full, half = (weights_of(tmp_path / dtype / "out") for dtype in ("float32", "bfloat16"))
+    assert {tensor.dtype for tensor in half.values()} == {torch.bfloat16}
+    for name, tensor in full.items():
+        assert torch.equal(half[name], tensor.bfloat16())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16" / "out")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_only_the_seed_decides_what_is_random(lora: LoraSettings | None, tiny_models: Models, tmp_path: Path) -> None:
+    found = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        random.seed(number)
+        train(make_trainer(tiny_models["llama"][1], lora=lora), tmp_path / str(number))
+        found.append(weights_of(tmp_path / str(number) / "out"))
+    for name, tensor in found[0].items():
+        assert torch.equal(found[1][name], tensor), name
+
+
+def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tmp_path: Path) -> None:
+    directory = tiny_models["llama"][1]
+    prompt = len(naive.prompt_ids(directory, "¿Sí?"))
+    # The longer of both responses decides, whichever it is.
+    pairs = [
+        make_pair(0, chosen=range(10, 20), rejected=range(10, 15)),  # fits to the token
+        make_pair(1, chosen=range(10, 21), rejected=range(10, 15)),
+        make_pair(2, chosen=range(10, 15), rejected=range(10, 21)),
+        make_pair(3, chosen=range(10, 15), rejected=range(10, 20)),
+    ]
+    figures = train(make_trainer(directory, max_length=prompt + 10), tmp_path, pairs)
+    assert (figures["pairs"], figures["too_long"], figures["steps"]) == (2, 2, 1)
+    model = naive.load(directory)
+    with torch.no_grad():
+        nll = [
+            -float(naive.token_logprobs(model, naive.prompt_ids(directory, "¿Sí?"), pair.chosen_token_ids or []).mean())
+            for pair in (pairs[0], pairs[3])
+        ]
+    assert figures["log"][0]["nll_loss"] == pytest.approx(sum(nll) / 2, abs=1e-4)
+
+
+def test_without_a_pair_that_fits_there_is_nothing_to_train(tiny_models: Models, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"of 14, 14 are longer than train\.max_length \(3 tokens\)"):
+        train(make_trainer(tiny_models["llama"][1], max_length=3), tmp_path)
+    with pytest.raises(DataError, match="No pair is left to train on"):
+        train(make_trainer(tiny_models["llama"][1]), tmp_path, [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_of_text_end_their_turn_and_sampled_ids_stay_as_they_are(tiny_models: Models) -> None:
+    directory = tiny_models["llama"][1]
+    tokenizer, plain = load_tokenizer(directory), AutoTokenizer.from_pretrained(directory)
+    text = [plain(words, add_special_tokens=False)["input_ids"] for words in ("Sí, así es.", "No.")]
+    prompt = naive.prompt_ids(directory, "¿Sí?")
+    assert example_of(make_pair(0, chosen=None, rejected=None), tokenizer) == {
+        "prompt_ids": prompt,
+        "chosen_ids": [*text[0], END],
+        "rejected_ids": [*text[1], END],
+    }
+    # Cut at the token limit, so without an end-of-turn token: none is added.
+    assert example_of(make_pair(0, chosen=[50, 51], rejected=[60]), tokenizer) == {
+        "prompt_ids": prompt,
+        "chosen_ids": [50, 51],
+        "rejected_ids": [60],
+    }
+
+
+def test_a_head_that_is_not_understood_is_not_trained(
+    tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trl_trainer.load_model
+
+    def load(*arguments: Any) -> Any:
+        model = original(*arguments)
+        forward = model.forward
+
+        def louder(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            output.logits = output.logits * 1.5
+            return output
+
+        model.forward = louder
+        return model
+
+    monkeypatch.setattr(trl_trainer, "load_model", load)
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be trained: its output layer does more"):
+        train(make_trainer(tiny_models["llama"][1]), tmp_path)

@@ -1,0 +1,201 @@
+"""A changed recipe on an old run: what may change, what is refused, and what the refusal says."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosspref.changes import AFFECTED, FREE, RESULTS, affected_by, settle_recipe
+from crosspref.errors import RunError
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import flatten, load_recipe, make_recipe, override
+from crosspref.records import Prompt
+from crosspref.store import Fingerprint, RunDirectory, Unit
+
+MADE = Fingerprint({"made": "by hand"})
+
+
+def recipe(*changes: str, english: bool = True) -> Recipe:
+    content: dict[str, Any] = {
+        "models": {"initial": "base"} if english else {"initial": "base", "policy": "aligned"},
+        "languages": ["en", "es"],
+        "prompts": {"source": "prompts.jsonl"},
+        "evaluate": {"prompts": "heldout.jsonl"},
+    }
+    if english:
+        content["align_english"] = {"preferences": "english.jsonl", "lora": {}}
+    for change in changes:
+        override(content, change)
+    return make_recipe(content)
+
+
+def finish(run: RunDirectory, *places: str) -> None:
+    for place in places:
+        unit = Unit(run.root / place)
+        unit.write_rows([], Prompt)
+        unit.finish(MADE, 0)
+
+
+BEFORE_SAMPLING = (
+    "prompts/en.parquet",
+    "prompts/es.parquet",
+    "prompts/dropped.parquet",
+    "heldout/es.parquet",
+    "iteration_0/policy",
+    "iteration_0/evaluation/responses/es/00000000.parquet",
+    "iteration_0/evaluation/scores/es/00000000.parquet",
+    "iteration_0/evaluation/measures.parquet",
+)
+ITERATION_1 = (
+    "iteration_1/responses/en/00000000.parquet",
+    "iteration_1/responses/en/00000064.parquet",
+    "iteration_1/responses/es/00000000.parquet",
+    "iteration_1/scores/en/00000000.parquet",
+    "iteration_1/pairs/en.parquet",
+    "iteration_1/policy",
+    "iteration_1/evaluation/responses/es/00000000.parquet",
+)
+PI_0_EVALUATED = "evaluation of pi_0 (2 finished)"
+FROM_SAMPLE = "sample (3 finished), score (1 finished), select (1 finished), train (1 finished), evaluate (1 finished)"
+FROM_SCORE = FROM_SAMPLE.partition(", ")[2]
+FROM_SELECT = FROM_SCORE.partition(", ")[2]
+FROM_TRAIN = FROM_SELECT.partition(", ")[2]
+FROM_PI_0 = f"align_english (1 finished), {PI_0_EVALUATED}, {FROM_SAMPLE}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # many small files, and no power is lost here
+    directory = RunDirectory(tmp_path / "run")
+    settle_recipe(directory, recipe())
+    return directory
+
+
+def contents(run: RunDirectory) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+
+
+def test_the_resolved_recipe_is_written(run: RunDirectory) -> None:
+    assert load_recipe(run.recipe) == recipe()
+
+
+def test_nothing_changed(run: RunDirectory) -> None:
+    finish(run, *BEFORE_SAMPLING, *ITERATION_1)
+    before = contents(run)
+    settle_recipe(run, load_recipe(run.recipe))
+    settle_recipe(run, recipe())
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "iterations=7",
+        "resources.device=cuda",
+        "resources.threads=2",
+        "sample.batch_size=3",
+        "reward.batch_tokens=99",
+        "train.micro_batch_size=2",
+        "align_english.checkpoint_every=3",
+    ],
+)
+def test_free_settings_change_at_any_time(run: RunDirectory, change: str) -> None:
+    finish(run, *BEFORE_SAMPLING, *ITERATION_1)
+    settle_recipe(run, recipe(change))
+    assert load_recipe(run.recipe) == recipe(change) != recipe()
+
+
+@pytest.mark.parametrize(
+    ("change", "old", "new", "lost"),
+    [
+        ("sample.temperature=0.5", 0.9, 0.5, f"{PI_0_EVALUATED}, {FROM_SAMPLE}"),
+        ("sample.n=4", 10, 4, FROM_SAMPLE),
+        ("reward.beta=0.2", 0.1, 0.2, f"{PI_0_EVALUATED}, {FROM_SCORE}"),
+        ("length_penalty.mode=none", "optimal", "none", FROM_SELECT),
+        ("select.min_gap=0.0", 0.05, 0.0, FROM_SELECT),
+        ("train.learning_rate=1e-6", 5e-7, 1e-6, FROM_TRAIN),
+        ("evaluate.n=8", 4, 8, f"{PI_0_EVALUATED}, evaluate (1 finished)"),
+        (
+            "evaluate.prompts=others.jsonl",
+            "heldout.jsonl",
+            "others.jsonl",
+            f"held-out prompts (1 finished), {PI_0_EVALUATED}, evaluate (1 finished)",
+        ),
+        ("resources.shard_prompts=8", 64, 8, f"{PI_0_EVALUATED}, {FROM_SAMPLE}"),
+        ("align_english.lora.rank=4", 16, 4, FROM_PI_0),
+        ("models.initial=other", "base", "other", FROM_PI_0),
+        ("seed=1", 42, 1, FROM_PI_0),
+        (
+            "languages=[en, es, fr]",
+            ["en", "es"],
+            ["en", "es", "fr"],
+            f"prompts (3 finished), held-out prompts (1 finished), {FROM_PI_0}",
+        ),
+    ],
+)
+def test_what_a_change_would_invalidate(run: RunDirectory, change: str, old: Any, new: Any, lost: str) -> None:
+    finish(run, *BEFORE_SAMPLING, *ITERATION_1)
+    before = contents(run)
+    with pytest.raises(RunError) as caught:
+        settle_recipe(run, recipe(change))
+    head, *lines, foot = str(caught.value).splitlines()
+    assert head == f"The recipe has changed since the run in {run.root} was begun:"
+    assert lines == [f"  - {change.partition('=')[0]}: {old!r} -> {new!r} would invalidate {lost}"]
+    assert str(run.recipe) in foot
+    assert foot.startswith("Nothing was touched. Use a new run directory, or set these back")
+    assert contents(run) == before
+
+
+def test_every_change_is_listed_and_free_ones_are_not(run: RunDirectory) -> None:
+    finish(run, *BEFORE_SAMPLING, *ITERATION_1)
+    with pytest.raises(RunError) as caught:
+        settle_recipe(run, recipe("seed=1", "sample.n=4", "iterations=3"))
+    text = str(caught.value)
+    assert "  - seed: 42 -> 1" in text
+    assert "  - sample.n: 10 -> 4" in text
+    assert "iterations" not in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["sample.n=4", "length_penalty.mode=none", "select.truncated=keep", "train.nll_weight=0.5", "train.lora={}"],
+)
+def test_a_change_of_stages_not_begun_is_accepted(run: RunDirectory, change: str) -> None:
+    # pi_0 is evaluated already, but none of these has a part in that.
+    finish(run, *BEFORE_SAMPLING)
+    settle_recipe(run, recipe(change))
+    assert load_recipe(run.recipe) == recipe(change)
+
+
+def test_a_run_that_only_has_prompts_takes_any_change_but_theirs(run: RunDirectory) -> None:
+    finish(run, "prompts/en.parquet")
+    settle_recipe(run, recipe("seed=1", "reward.beta=0.2", "align_english.beta=0.3"))
+    with pytest.raises(RunError, match=r"prompts\.limit: None -> 3 would invalidate prompts \(1 finished\)\nNothing"):
+        settle_recipe(run, recipe("seed=1", "reward.beta=0.2", "align_english.beta=0.3", "prompts.limit=3"))
+
+
+def test_an_evaluation_can_be_added_to_a_run_without_one(run: RunDirectory) -> None:
+    settle_recipe(run, recipe("evaluate.prompts=null"))
+    finish(run, "prompts/en.parquet", *ITERATION_1[:-1])
+    settle_recipe(run, recipe())
+
+
+def test_pi_0_by_another_way_is_a_change(run: RunDirectory) -> None:
+    finish(run, "iteration_0/policy")
+    with pytest.raises(RunError, match=r"models\.policy: None -> 'aligned' would invalidate align_english \(1 finish"):
+        settle_recipe(run, recipe(english=False))
+
+
+def test_every_setting_is_classified() -> None:
+    both = {**flatten(recipe("train.lora={}")), **flatten(recipe(english=False))}
+    assert len(both) > 60
+    for key in both:
+        affected = affected_by(key)
+        assert set(affected) <= set(RESULTS), key
+        is_free = any(free in (key, key.partition(".")[0]) for free in FREE) and key not in AFFECTED
+        assert is_free == (not affected), key
+    sections = {key.partition(".")[0] for key in both}
+    assert sections == set(Recipe.model_fields) == {name.partition(".")[0] for name in [*AFFECTED, *FREE]}
+    # Nothing is listed that is no setting any more.
+    assert {*AFFECTED, *FREE} <= {*both, *sections}

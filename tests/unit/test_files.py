@@ -1,0 +1,221 @@
+"""Tables that people bring or take away: round trips, and every fault named with file, row and column."""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crosspref.errors import DataError
+from crosspref.records import SCHEMAS, Dropped, Measure, Pair, Prompt, Response, Score, from_table, to_table
+from crosspref.stages.files import read_rows, write_rows
+
+
+def chat(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+USER, GOOD, BAD = chat("user", "¿Qué?"), chat("assistant", "Sí\u2028"), chat("assistant", "")
+EXAMPLES: dict[type, list[Any]] = {
+    Prompt: [Prompt("a", "es", "¿Qué\nes? 👍"), Prompt("a", "zh-hant", "“什麼”")],
+    Response: [
+        Response("a", "es", 0, "\u2028", [1, 2**31 - 1], "stop", 2**63 - 1),
+        Response("a", "es", 7, "", None, "length", None),
+    ],
+    Score: [Score("a", "es", 0, "crosslingual", -1e-300, -12345.678901234567, 3, 4, 0.1 + 0.2)],
+    Pair: [
+        Pair("a", "es", USER, GOOD, BAD, 3, 0, [5], [6, 7], 0.5, -0.5, -1e-9),
+        Pair("b", "en", [*chat("system", "Kurz."), *USER], GOOD, BAD, *[None] * 7),
+    ],
+    Dropped: [Dropped("a", "es", "select", "1 | 2"), Dropped("a", "es", "train", "too long")],
+    Measure: [
+        Measure(0, "es", "truncated", 0.5, 0.25, 0.75, 8, 2),
+        Measure(1, "es", "truncated", 0.5, -0.0, 1.0, 8, 2),
+    ],
+}
+ANSWER = {"prompt_id": "a", "language": "es", "text": "hola"}
+
+
+def write(tmp_path: Path, rows: list[Any], name: str = "table.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def error_of(path: Path, kind: type) -> str:
+    with pytest.raises(DataError) as caught:
+        read_rows(path, kind)
+    assert str(path) in str(caught.value)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def test_every_record_has_a_schema_and_an_example() -> None:
+    assert set(EXAMPLES) == set(SCHEMAS)
+    for kind, schema in SCHEMAS.items():
+        assert [field.name for field in fields(kind)] == schema.names
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+def test_round_trip(tmp_path: Path, kind: type, ending: str) -> None:
+    path = tmp_path / "new folder" / f"rows.{ending}"
+    write_rows(path, EXAMPLES[kind], kind)
+    assert read_rows(path, kind) == EXAMPLES[kind]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert from_table(to_table(EXAMPLES[kind], kind), kind) == EXAMPLES[kind]
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    rows = [Score("a", "es", 0, "crosslingual", -math.inf, math.nan, 3, 4, math.inf)]
+    for name in ("x.jsonl", "x.parquet"):
+        write_rows(tmp_path / name, rows, Score)
+        [row] = read_rows(tmp_path / name, Score)
+        assert (row.policy_logprob, row.implicit_reward) == (-math.inf, math.inf)
+        assert math.isnan(row.reference_logprob)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_no_rows(tmp_path: Path, ending: str) -> None:
+    write_rows(tmp_path / f"x.{ending}", [], Dropped)
+    assert read_rows(tmp_path / f"x.{ending}", Dropped) == []
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet.tmp"])
+def test_other_endings(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with pytest.raises(DataError, match=r"must end with \.parquet or \.jsonl"):
+        write_rows(path, EXAMPLES[Prompt], Prompt)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("")
+    assert error_of(path, Prompt) == "FILE must end with .parquet or .jsonl."
+
+
+def test_defaults_and_numbering(tmp_path: Path) -> None:
+    # Samples are numbered per prompt and language, in the order of the file.
+    keys = [("a", "es"), ("b", "es"), ("a", "es"), ("a", "fr"), ("a", "es")]
+    rows = [{"prompt_id": prompt, "language": tag, "text": "x", "model": "theirs"} for prompt, tag in keys]
+    found = read_rows(write(tmp_path, rows), Response)
+    assert [row.sample for row in found] == [0, 0, 1, 0, 2]
+    assert [(row.prompt_id, row.language) for row in found] == keys
+    assert {(row.text, row.token_ids, row.finish_reason, row.seed) for row in found} == {("x", None, "stop", None)}
+
+
+def test_given_samples_are_kept(tmp_path: Path) -> None:
+    rows = [{**ANSWER, "sample": 5}, {**ANSWER, "sample": 2}]
+    assert [row.sample for row in read_rows(write(tmp_path, rows), Response)] == [5, 2]
+
+
+def test_pairs_need_nothing_but_the_texts(tmp_path: Path) -> None:
+    # Keys of a message in another order, and one that is not ours.
+    prompt = [{"content": "¿Qué?", "role": "user", "name": "x"}]
+    row = {"prompt_id": "a", "prompt": prompt, "chosen": GOOD, "rejected": BAD}
+    [pair] = read_rows(write(tmp_path, [row]), Pair)
+    assert pair == Pair("a", "en", USER, GOOD, BAD, *[None] * 7)
+
+
+def test_a_column_that_only_later_rows_have_is_not_lost(tmp_path: Path) -> None:
+    rows = [ANSWER, {**ANSWER, "token_ids": [4, 5], "seed": 9}]
+    first, second = read_rows(write(tmp_path, rows), Response)
+    assert (first.token_ids, first.seed, second.token_ids, second.seed) == (None, None, [4, 5], 9)
+
+
+def test_other_types_that_say_the_same(tmp_path: Path) -> None:
+    [row] = read_rows(write(tmp_path, [{**ANSWER, "prompt_id": 7, "sample": 3.0}]), Response)
+    assert (row.prompt_id, row.sample) == ("7", 3)
+    large = pa.table({name: pa.array([value], pa.large_string()) for name, value in ANSWER.items()})
+    pq.write_table(large, tmp_path / "large.parquet")
+    [row] = read_rows(tmp_path / "large.parquet", Response)
+    assert (row.prompt_id, row.language, row.text) == ("a", "es", "hola")
+
+
+def test_a_byte_order_mark_and_empty_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ANSWER).encode() + b"\r\n\r\n")
+    assert len(read_rows(path, Response)) == 1
+
+
+SCORE = to_table([Score("a", "es", 0, "crosslingual", -1.0, -2.0, 3, 9, 0.1)], Score).to_pylist()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "said"),
+    [
+        (
+            Response,
+            [{"prompt_id": "a", "language": "es"}],
+            "FILE has no column 'text'; it has prompt_id, language. A table of responses needs: prompt_id, language",
+        ),
+        (Response, [{"text": "x", "language": "es"}], "FILE has no column 'prompt_id'; it has text, language."),
+        (
+            Score,
+            [{**ANSWER}],
+            "FILE has no column 'sample'; it has prompt_id, language, text. A table of scores needs: ",
+        ),
+        (
+            Pair,
+            [{"prompt_id": "a"}],
+            "FILE has no column 'prompt'; it has prompt_id. A table of pairs needs: prompt_id, ",
+        ),
+        (Response, [{**ANSWER, "token_ids": "1 2"}], "FILE, column 'token_ids': Unsupported cast from string to list"),
+        (Response, [{**ANSWER, "token_ids": [1.5]}], "FILE, column 'token_ids': Float value 1.5"),
+        (
+            Response,
+            [{**ANSWER, "token_ids": [2**31]}],
+            "FILE, column 'token_ids': Integer value 2147483648 not in range",
+        ),
+        (Response, [{**ANSWER, "sample": "first"}], "FILE, column 'sample': Failed to parse string: 'first'"),
+        (Response, [{**ANSWER, "seed": 2**64}], "FILE, column 'seed' cannot be read: Python int too large"),
+        (Response, [ANSWER, {**ANSWER, "prompt_id": 7}], "FILE, column 'prompt_id' cannot be read: "),
+        (
+            Score,
+            [{**SCORE, "implicit_reward": "high"}],
+            "FILE, column 'implicit_reward': Failed to parse string: 'high'",
+        ),
+        (Score, [SCORE, {**SCORE, "sample": None}], "FILE, row 2: the column 'sample' must not be empty."),
+        (Score, [{**SCORE, "implicit_reward": None}], "FILE, row 1: the column 'implicit_reward' must not be empty."),
+        (Response, [ANSWER, {**ANSWER, "text": None}], "FILE, row 2: the column 'text' must not be empty."),
+        (Response, [ANSWER, {"text": "x", "language": "es"}], "FILE, row 2: the column 'prompt_id' must not be empty."),
+        (Score, [SCORE, SCORE], "FILE, row 2: the key ('a', 'es', 0) is there twice."),
+        (
+            Response,
+            [{**ANSWER, "sample": 1}, {**ANSWER, "sample": 1, "text": "other"}],
+            "FILE, row 2: the key ('a', 'es', 1) is there twice.",
+        ),
+        (
+            Prompt,
+            [{"prompt_id": "a", "language": "es", "instruction": "?"}] * 2,
+            "FILE, row 2: the key ('a', 'es') is ",
+        ),
+        (
+            Response,
+            [ANSWER, {**ANSWER, "finish_reason": "eos"}],
+            "FILE, row 1: the column 'finish_reason' must not be empty.",
+        ),
+        (
+            Response,
+            [{**ANSWER, "finish_reason": "eos"}],
+            "FILE, row 1: finish_reason must be stop or length, not 'eos'.",
+        ),
+        (Response, [ANSWER, "{"], "FILE, line 2 is not JSON: "),
+        (Response, ["", ANSWER, "[1]"], "FILE, line 3 must be a JSON object, but it is a list."),
+    ],
+)
+def test_faults(tmp_path: Path, kind: type, rows: list[Any], said: str) -> None:
+    assert error_of(write(tmp_path, rows), kind).startswith(said)
+
+
+def test_a_wrong_type_says_which_is_right(tmp_path: Path) -> None:
+    text = error_of(write(tmp_path, [{**ANSWER, "token_ids": "1 2"}]), Response)
+    assert text.endswith("It must be of type list<item: int32>.")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "none.parquet", Prompt) == "There is no file FILE."
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 half")
+    assert error_of(tmp_path / "cut.parquet", Prompt).startswith("FILE cannot be read: ")
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
+    assert error_of(tmp_path / "latin.jsonl", Prompt).startswith("FILE cannot be read: 'utf-8' codec")

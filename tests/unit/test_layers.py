@@ -1,0 +1,177 @@
+"""The layering rules of docs/design.md: what may import what, and what must not be imported to show a help text."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import crosspref
+
+SOURCE = Path(crosspref.__file__).parent
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors")
+LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
+"""Heavy imports outside engines/: inside a function, for what only hub ids need."""
+
+LAYERS = (
+    ("errors", "languages", "packages", "recipe", "records"),
+    ("models", "progress", "recipe_file", "settings", "store"),
+    ("engines.protocols", "maths"),
+    ("stages",),
+    ("job",),
+    ("algorithm",),
+    ("engines",),
+    ("changes", "status"),
+    ("api",),
+    ("checking",),
+    ("cli_stages",),
+    ("cli",),
+)
+"""From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
+
+LIGHT = (
+    *("api", "changes", "checking", "cli", "engines", "errors", "job", "languages", "models", "packages", "progress"),
+    *("recipe", "recipe_file", "records", "settings", "status", "store", "algorithm", "cli_stages", "stages", ""),
+)
+"""What must import nothing heavy; "" is crosspref itself."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+MATHS = [name for name in MODULES if name.partition(".")[0] == "maths"]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield what a file imports and whether that is inside a function; type-checking blocks do not run."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                yield from ((f"{child.module}.{alias.name}", lazy) for alias in child.names)
+            yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.Lambda))
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+def own_imports(name: str) -> set[str]:
+    """Return which of crosspref's modules a module imports, at once or later."""
+    found = set()
+    for target, _ in imports(MODULES[name]):
+        if target.split(".")[0] == "crosspref":
+            inside = target.removeprefix("crosspref").lstrip(".")
+            found.add(inside if inside in MODULES else inside.rpartition(".")[0])
+    return found - {name}
+
+
+def layer(name: str) -> int:
+    for known in (name, name.partition(".")[0]):
+        for number, names in enumerate(LAYERS):
+            if known in names:
+                return number
+    raise AssertionError(f"{name} has no layer yet: give it one in this test and in docs/design.md")
+
+
+def heavy_after(code: str) -> list[str]:
+    """Run code in a fresh interpreter and return the heavy libraries that it has imported."""
+    report = f"import json, sys\n{code}\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(*arguments: str) -> str:
+    return (
+        "from crosspref.cli import main\ntry:\n    code = main("
+        f"{list(arguments)!r})\nexcept SystemExit as end:\n    code = end.code\nassert code in (0, None), code"
+    )
+
+
+def test_the_probe_sees_a_heavy_import() -> None:
+    assert heavy_after("import safetensors") == ["safetensors"]
+
+
+def test_importing_anything_but_engines_is_light() -> None:
+    names = [name for name in MODULES if name.partition(".")[0] in LIGHT and not name.startswith("engines.")]
+    assert len(names) > 20
+    lines = [f"import {'.'.join(('crosspref', name)).rstrip('.')}" for name in [*names, "engines.protocols"]]
+    public = [f"crosspref.{name}" for name in crosspref.__all__]
+    assert heavy_after("\n".join([*lines, *public])) == []
+
+
+def test_help_is_light() -> None:
+    assert heavy_after(command("--help")) == []
+
+
+def test_help_of_a_stage_is_light() -> None:
+    assert heavy_after(command("score", "--help")) == []
+
+
+def test_check_is_light() -> None:
+    assert heavy_after(command("check", str(QUICKSTART))) == []
+
+
+def test_what_is_not_there_is_said_as_python_says_it() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = crosspref.nonsense
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_libraries_stay_in_engines(name: str) -> None:
+    for target, lazy in imports(MODULES[name]):
+        library = target.split(".")[0]
+        if library not in (*HEAVY, "huggingface_hub") or (lazy and (name, library) in LAZY_EXCEPTIONS):
+            continue
+        is_engine = name.startswith("engines.") and name != "engines.protocols"
+        assert is_engine or (name.startswith("maths.") and library == "torch"), f"{name} imports {library}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name: str) -> None:
+    if name == "":
+        assert own_imports(name) == set()
+        return
+    for other in own_imports(name) - {""}:
+        assert layer(other) <= layer(name), f"{name} imports {other}, which lies above it"
+
+
+def test_maths_knows_nothing_of_the_rest() -> None:
+    assert {name: own_imports(name) - set(MATHS) for name in MATHS} == {name: set() for name in MATHS}
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    above: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str) -> None:
+        assert name not in above, f"a circle: {' -> '.join([*above[above.index(name) :], name])}"
+        if name not in done:
+            above.append(name)
+            for other in sorted(own_imports(name) - {""}):
+                visit(other)
+            above.pop()
+            done.add(name)
+
+    for name in MODULES:
+        visit(name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_and_functions_are_short(name: str) -> None:
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{name}.{node.name} has more than 60 lines"

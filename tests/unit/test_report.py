@@ -1,0 +1,188 @@
+"""The report of an evaluation, and where a run is."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from crosspref.errors import RunError
+from crosspref.recipe_file import dump_recipe, make_recipe
+from crosspref.records import Measure, Prompt
+from crosspref.stages.evaluate import MEASURES, WIN_RATE
+from crosspref.stages.report import INTERVALS, make_report
+from crosspref.status import PhaseStatus, run_status
+from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
+
+
+def measures(language: str, iteration: int, **values: float) -> list[Measure]:
+    return [Measure(iteration, language, name, mean, mean - 0.1, mean + 0.1, 32, 8) for name, mean in values.items()]
+
+
+ROWS = [
+    *measures("es", 0, right_language=0.25, repetition=0.125, truncated=1.0, characters=211.6),
+    *measures("es", 1, right_language=0.75, repetition=0.0, truncated=0.5, characters=99.4, **{WIN_RATE: 0.6}),
+    *measures("yo", 0, repetition=0.5, truncated=0.0, characters=1.0),
+    *measures("yo", 1, repetition=0.5, truncated=0.0, characters=1.0, **{WIN_RATE: 0.5}),
+]
+
+
+def shown(rows: list[Measure]) -> str:
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(make_report(rows).table())
+    return console.file.getvalue()
+
+
+def test_worked_table() -> None:
+    report = make_report(ROWS)
+    assert report.header[:2] == ["language", "policy"]
+    assert report.rows == [
+        ["es Spanish", "pi_0", "25%", "12%", "100%", "212", ""],
+        ["", "pi_1", "75%", "0%", "50%", "99", "60% [50%, 70%]"],
+        ["yo Yoruba", "pi_0", "", "50%", "0%", "1", ""],
+        ["", "pi_1", "", "50%", "0%", "1", "50% [40%, 60%]"],
+    ]
+
+
+def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() -> None:
+    lines = make_report(ROWS).markdown().splitlines()
+    assert lines[0] == "# Held-out responses, per language and policy"
+    assert lines[2] == "| language | policy | right language | repeats | truncated | characters | win rate over pi_0* |"
+    assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    assert [line.split(" | ")[:2] for line in lines[4:8]] == [
+        ["| es Spanish", "pi_0"],
+        ["| ", "pi_1"],
+        ["| yo Yoruba", "pi_0"],
+        ["| ", "pi_1"],
+    ]
+    text = "\n".join(lines)
+    # Escaped, since a star that begins a line would be a list in Markdown.
+    assert f"\n\n\\* {MEASURES[WIN_RATE]}. 50% is no difference.\n\n" in text
+    assert f"8 held-out prompts per language. {INTERVALS}" in text
+    for measure in ("right_language", "repetition", "truncated"):
+        assert MEASURES[measure] in text
+
+
+def test_screen_has_every_language_and_policy() -> None:
+    text = shown(ROWS)
+    for cell in ("es Spanish", "yo Yoruba", "pi_0", "pi_1", "60% [50%, 70%]", "212"):
+        assert cell in text
+
+
+def test_cells_are_not_taken_for_markup() -> None:
+    rows = measures("[red]x|y[/red]", 0, truncated=0.0)
+    assert "[red]x|y[/red]" in shown(rows)
+    table = [line for line in make_report(rows).markdown().splitlines() if line.startswith("|")]
+    assert table[-1].startswith("| [red]x\\|y[/red] | pi_0 |")
+    assert {line.replace("\\|", "").count("|") for line in table} == {8}
+
+
+def test_a_win_rate_without_an_interval_shows_none() -> None:
+    rows = [*ROWS[:4], Measure(1, "es", WIN_RATE, 0.5, math.nan, math.nan, 4, 1)]
+    assert make_report(rows).rows[1][-1] == "50%"
+
+
+def test_unequal_numbers_of_prompts_are_said() -> None:
+    rows = [Measure(0, tag, "truncated", 0.0, 0.0, 0.0, 8, prompts) for tag, prompts in (("es", 12), ("fr", 9))]
+    assert "9 to 12 held-out prompts per language." in make_report(rows).notes[-1]
+
+
+def test_later_policies_stand_behind_earlier_ones() -> None:
+    rows = [row for iteration in (10, 2, 0) for row in measures("es", iteration, truncated=0.0)]
+    assert [row[1] for row in make_report(rows).rows] == ["pi_0", "pi_2", "pi_10"]
+
+
+MADE = Fingerprint({"made": "by hand"})
+
+
+def begin(root: Path, **sections: Any) -> RunDirectory:
+    content = {
+        "models": {"initial": "base"},
+        "languages": ["en", "es"],
+        "prompts": {"source": "prompts.jsonl"},
+        "iterations": 2,
+        "align_english": {"preferences": "english.jsonl"},
+        "resources": {"shard_prompts": 4},
+        "evaluate": {"prompts": "heldout.jsonl"},
+        **sections,
+    }
+    run = RunDirectory(root)
+    write_text(run.recipe, dump_recipe(make_recipe(content)))
+    return run
+
+
+def finish(run: RunDirectory, *places: str, rows: int = 1) -> None:
+    for place in places:
+        unit = Unit(run.root / place)
+        unit.write_rows([Prompt(str(number), "es", "?") for number in range(rows)], Prompt)
+        unit.finish(MADE, rows)
+
+
+def states(run: RunDirectory) -> list[tuple[int, str, int, int | None]]:
+    return [(phase.iteration, phase.phase, phase.done, phase.total) for phase in run_status(run)]
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    assert states(begin(tmp_path)) == [
+        (0, "prompts", 0, 2),
+        (0, "align_english", 0, 1),
+        (0, "evaluate", 0, None),
+        *(
+            (iteration, phase, 0, total)
+            for iteration in (1, 2)
+            for phase, total in (("sample", None), ("score", None), ("select", 2), ("train", 1), ("evaluate", None))
+        ),
+    ]
+    assert not any(phase.is_done for phase in run_status(begin(tmp_path)))
+
+
+def test_a_run_in_the_middle(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    # 9 prompts are 3 shards of at most 4 in each language; 4 held-out ones are 1 shard, so 2 languages have 2 shards
+    # of responses, 2 of scores, and there is one table of measures.
+    finish(run, "prompts/en.parquet", "prompts/es.parquet", rows=9)
+    finish(run, "heldout/en.parquet", "heldout/es.parquet", rows=4)
+    finish(run, "prompts/dropped.parquet", "heldout/dropped.parquet", "iteration_0/policy")
+    evaluation = [
+        f"iteration_0/evaluation/{kind}/{tag}/0.parquet" for kind in ("responses", "scores") for tag in ("en", "es")
+    ]
+    finish(run, *evaluation, "iteration_0/evaluation/measures.parquet")
+    finish(run, *(f"iteration_1/responses/{tag}/{shard}.parquet" for tag in ("en", "es") for shard in range(3)))
+    finish(run, "iteration_1/scores/en/0.parquet")
+    Unit(run.root / "iteration_1/scores/en/4.parquet").write_rows([], Prompt)  # killed before its marker
+    found = {(iteration, phase): (done, total) for iteration, phase, done, total in states(run)}
+    assert found == {
+        (0, "prompts"): (2, 2),
+        (0, "align_english"): (1, 1),
+        (0, "evaluate"): (5, 5),
+        (1, "sample"): (6, 6),
+        (1, "score"): (1, 6),
+        (1, "select"): (0, 2),
+        (1, "train"): (0, 1),
+        (1, "evaluate"): (0, 5),
+        (2, "sample"): (0, 6),
+        (2, "score"): (0, 6),
+        (2, "select"): (0, 2),
+        (2, "train"): (0, 1),
+        (2, "evaluate"): (0, 5),
+    }
+    first = next(phase for phase in run_status(run) if not phase.is_done)
+    assert first == PhaseStatus(1, "score", 1, 6)
+
+
+def test_a_run_with_a_given_policy_and_without_evaluation(tmp_path: Path) -> None:
+    run = begin(tmp_path, models={"initial": "a", "policy": "b"}, align_english=None, evaluate={}, iterations=1)
+    assert [phase[:2] for phase in states(run)] == [
+        (0, "prompts"),
+        (1, "sample"),
+        (1, "score"),
+        (1, "select"),
+        (1, "train"),
+    ]
+
+
+def test_a_directory_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
+        run_status(RunDirectory(tmp_path))

@@ -1,0 +1,156 @@
+"""The scoring stage around an engine: on what a response is conditioned, beta, joins and progress."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from crosspref.engines.protocols import LogProbs
+from crosspref.errors import DataError
+from crosspref.languages import LANGUAGES
+from crosspref.records import Prompt, Response, Score
+from crosspref.stages.score import condition, score
+
+INSTRUCTIONS = {
+    ("q1", "en"): "Name a river.",
+    ("q1", "es"): "Nombra un río.",
+    ("q2", "en"): "Why?",
+    ("q2", "es"): "¿Por qué?",
+}
+PROMPTS = [Prompt(*key, text) for key, text in INSTRUCTIONS.items()]
+PREFIX = (
+    "Please answer the following instruction using only Spanish, "
+    "unless explicitly instructed to respond in a different language.\n\n"
+)
+
+
+class FakeScorer:
+    """The policy gives -1 nat per token and the reference -0.25 per character of instruction and text."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+
+    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+        self.calls.append((instruction, [response.text for response in responses]))
+        return [
+            LogProbs(-float(tokens), -(len(instruction) + len(response.text)) / 4, tokens)
+            for response in responses
+            for tokens in [len(response.token_ids or response.text)]
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+def answer(prompt: str, language: str, sample: int, text: str) -> Response:
+    return Response(prompt, language, sample, text, [7] * (len(text) // 2), "stop", None)
+
+
+SPANISH = [answer("q1", "es", 0, "El Duero"), answer("q1", "es", 1, "Ebro"), answer("q2", "es", 0, "Porque sí.")]
+
+
+def scored(responses: Sequence[Response], scorer: FakeScorer | None = None, **options: object) -> list[Score]:
+    settings = {"beta": 0.1, "advance": lambda units, tokens: None, **options}
+    return score(responses, PROMPTS, scorer or FakeScorer(), **settings)
+
+
+def test_conditioned_on_the_english_instruction_behind_the_prefix() -> None:
+    # Eq. 8: G(x) is P(l) in front of the parallel English instruction, whatever language was asked in.
+    scorer = FakeScorer()
+    scored(SPANISH, scorer)
+    assert scorer.calls == [(PREFIX + "Name a river.", ["El Duero", "Ebro"]), (PREFIX + "Why?", ["Porque sí."])]
+
+
+def test_english_is_conditioned_on_its_own_prompt() -> None:
+    scorer = FakeScorer()
+    scored([answer("q1", "en", 0, "Nile")], scorer)
+    assert scorer.calls == [("Name a river.", ["Nile"])]
+
+
+def test_the_multilingual_reward_is_conditioned_on_the_prompt_as_asked() -> None:
+    scorer = FakeScorer()
+    rows = scored([*SPANISH[:1], answer("q1", "en", 0, "Nile")], scorer, reward="multilingual")
+    assert scorer.calls == [("Nombra un río.", ["El Duero"]), ("Name a river.", ["Nile"])]
+    assert [row.reward for row in rows] == ["multilingual", "multilingual"]
+
+
+def test_every_language_has_its_name_in_the_prefix() -> None:
+    for language in set(LANGUAGES) - {"en"}:
+        text = condition("q1", language, INSTRUCTIONS, "crosslingual")
+        assert text == PREFIX.replace("Spanish", LANGUAGES[language]) + "Name a river."
+
+
+def test_worked_rewards() -> None:
+    rows = scored(SPANISH[:2])
+    # -4 and -2 nats against -(126 + 13 + 8) / 4 and -(126 + 13 + 4) / 4, times 0.1. The prefix has 126 characters.
+    assert len(PREFIX) == 126
+    assert rows[0] == Score("q1", "es", 0, "crosslingual", -4.0, -36.75, 4, 8, pytest.approx(3.275))
+    assert rows[1] == Score("q1", "es", 1, "crosslingual", -2.0, -35.75, 2, 4, pytest.approx(3.375))
+
+
+def test_beta_scales_the_reward_alone() -> None:
+    small, large = scored(SPANISH, beta=0.1), scored(SPANISH, beta=2.0)
+    for one, other in zip(small, large, strict=True):
+        assert other.implicit_reward == pytest.approx(20 * one.implicit_reward)
+        assert (one.policy_logprob, one.reference_logprob) == (other.policy_logprob, other.reference_logprob)
+
+
+def test_characters_are_code_points_of_the_text() -> None:
+    [row] = scored([answer("q1", "es", 0, "añé 👍🏽")])
+    assert row.characters == 6
+
+
+def test_each_prompt_is_computed_once_with_all_its_responses() -> None:
+    mixed = [SPANISH[0], SPANISH[2], answer("q1", "en", 0, "Nile"), SPANISH[1]]
+    scorer = FakeScorer()
+    rows = scored(mixed, scorer)
+    assert [texts for _, texts in scorer.calls] == [["El Duero", "Ebro"], ["Porque sí."], ["Nile"]]
+    keys = [(row.prompt_id, row.language, row.sample) for row in rows]
+    assert keys == [("q1", "es", 0), ("q1", "es", 1), ("q2", "es", 0), ("q1", "en", 0)]
+    # By key, the scores are those that the responses get in any other order.
+    assert sorted(rows[:3], key=str) == sorted(scored(SPANISH), key=str)
+    assert {row.characters for row in rows} == {8, 4, 10}
+
+
+def test_a_score_does_not_depend_on_the_order_of_the_prompts() -> None:
+    assert score(SPANISH, PROMPTS[::-1], FakeScorer(), beta=0.1, advance=lambda *_: None) == scored(SPANISH)
+
+
+def test_progress_counts_prompts_and_scored_tokens() -> None:
+    seen: list[tuple[int, int]] = []
+    scored(SPANISH, advance=lambda units, tokens: seen.append((units, tokens)))
+    assert seen == [(1, 4 + 2), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("response", "reward", "said"),
+    [
+        (
+            answer("q9", "es", 0, "x"),
+            "crosslingual",
+            "The prompt 'q9' has responses in 'es' but no instruction in 'en'.",
+        ),
+        (
+            answer("q1", "sw", 0, "x"),
+            "multilingual",
+            "The prompt 'q1' has responses in 'sw' but no instruction in 'sw'.",
+        ),
+    ],
+)
+def test_a_missing_instruction_is_an_error(response: Response, reward: str, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        scored([*SPANISH, response], reward=reward)
+    assert str(caught.value) == said
+
+
+def test_an_unknown_language_is_an_error() -> None:
+    with pytest.raises(DataError, match="unknown language 'xx'"):
+        scored([answer("q1", "xx", 0, "x")])
+
+
+def test_an_engine_that_loses_a_response_is_an_error() -> None:
+    class Forgetful(FakeScorer):
+        def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+            return super().score(instruction, responses)[1:]
+
+    with pytest.raises(ValueError, match="zip"):
+        scored(SPANISH, Forgetful())

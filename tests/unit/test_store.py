@@ -1,0 +1,280 @@
+"""The run directory: what counts as finished, what is refused, and that nothing is silently reused or overwritten."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from crosspref import store
+from crosspref.errors import RunError
+from crosspref.records import Prompt, Response, to_table
+from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory, write_text
+
+MADE = Fingerprint({"sample.n": 4}, {"policy": "abc"})
+ROWS = [Prompt("a", "es", "¿Qué?"), Prompt("b", "es", "Línea\nnueva")]
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Unit:
+    return Unit(tmp_path / "language=es" / "00000000.parquet")
+
+
+def finish(unit: Unit, fingerprint: Fingerprint = MADE) -> None:
+    unit.write_rows(ROWS, Prompt)
+    unit.finish(fingerprint, len(ROWS), seconds=1.5)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_a_unit_is_written_finished_and_read_back(unit: Unit) -> None:
+    assert not unit.finished(MADE)
+    finish(unit)
+    assert unit.finished(MADE)
+    assert unit.rows(Prompt) == ROWS
+    marker = unit.read_marker()
+    assert (marker["rows"], marker["figures"]) == (2, {"seconds": 1.5})
+    assert marker["parts"] == {"schema": 1, "sample.n": 4, "policy": "abc"}
+    assert unit.digest == marker["digest"] == MADE.digest
+    assert sorted(path.name for path in unit.path.parent.iterdir()) == [
+        "00000000.parquet",
+        "00000000.parquet.done.json",
+    ]
+
+
+def test_a_file_without_a_marker_is_not_finished(unit: Unit) -> None:
+    unit.write_rows(ROWS, Prompt)
+    assert unit.rows(Prompt) == ROWS
+    assert not unit.finished(MADE)
+    with pytest.raises(RunError, match=r"is not finished: there is no 00000000\.parquet\.done\.json beside it"):
+        _ = unit.digest
+
+
+def test_a_crash_while_writing_leaves_neither_file_nor_marker(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(table: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"PAR1 half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.pq, "write_table", crash)
+    with pytest.raises(KeyboardInterrupt):
+        finish(unit)
+    assert not unit.path.exists()
+    assert not unit.finished(MADE)
+
+
+def test_a_crash_while_marking_leaves_the_unit_unfinished(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def crash_at_the_marker(self: Path, target: Path) -> Path:
+        if target == unit.marker:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash_at_the_marker)
+    with pytest.raises(KeyboardInterrupt):
+        finish(unit)
+    assert unit.path.exists()
+    assert not unit.marker.exists()
+    assert not unit.finished(MADE)
+
+
+def test_the_marker_is_written_last_and_all_is_flushed(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    replace, fsync = Path.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append(f"flush {inode(handle)}"), fsync(handle)))
+
+    def noted(self: Path, target: Path) -> Path:
+        steps.append(f"flushed before: {f'flush {self.stat().st_ino}' in steps}, then {target.name}")
+        return replace(self, target)
+
+    def inode(handle: int) -> int:
+        return os.fstat(handle).st_ino
+
+    monkeypatch.setattr(Path, "replace", noted)
+    finish(unit)
+    renames = [step for step in steps if step.startswith("flushed")]
+    assert renames == [f"flushed before: True, then {name}" for name in (unit.path.name, unit.marker.name)]
+    # The folder too, after each: a rename that is not flushed is lost with the power.
+    assert steps.count(f"flush {unit.path.parent.stat().st_ino}") == 2
+    assert steps[-1] == f"flush {unit.path.parent.stat().st_ino}"
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (Fingerprint({"sample.n": 8}, {"policy": "abc"}), "sample.n: it was made with 4, now it is 8"),
+        (Fingerprint({"sample.n": 4}, {"policy": "xyz"}), "policy: it was made with 'abc', now it is 'xyz'"),
+        (Fingerprint({"sample.n": 4, "seed": 1}, {"policy": "abc"}), "seed: it was made with 'nothing', now it is 1"),
+        (Fingerprint({}, {"policy": "abc"}), "sample.n: it was made with 4, now it is 'nothing'"),
+    ],
+)
+def test_a_stale_fingerprint_stops_and_touches_nothing(unit: Unit, now: Fingerprint, said: str) -> None:
+    finish(unit)
+    before = contents(unit.path.parent)
+    with pytest.raises(RunError) as caught:
+        unit.finished(now)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{unit.path} was made from other settings or inputs:"
+    assert lines[1:-1] == [f"  - {said}"]
+    assert lines[-1] == "Nothing was overwritten. Set them back, or use a new run directory."
+    assert contents(unit.path.parent) == before
+
+
+def test_another_schema_version_makes_units_stale(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(unit)
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 99)
+    with pytest.raises(RunError, match="schema: it was made with 1, now it is 99"):
+        unit.finished(MADE)
+
+
+def test_a_digest_depends_on_content_and_not_on_order() -> None:
+    assert digest_of({"a": 1, "b": [2, 3]}) == digest_of({"b": [2, 3], "a": 1})
+    seen = {digest_of(value) for value in ({"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, [], ["a", 1])}
+    assert len(seen) == 7
+    # Pinned: another value would make every run directory stale that exists.
+    assert MADE.digest == hashlib.sha256(b'{"policy": "abc", "sample.n": 4, "schema": 1}').hexdigest()[:20]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"digest": "x"}', "\0" * 40])
+def test_a_damaged_marker_says_what_to_delete(unit: Unit, damage: str) -> None:
+    finish(unit)
+    unit.marker.write_text(damage)
+    with pytest.raises(RunError, match=re.escape(f"{unit.marker} is damaged. To do this unit again: rm {unit.marker}")):
+        unit.finished(MADE)
+
+
+def test_a_file_that_is_gone_says_what_to_delete(unit: Unit) -> None:
+    finish(unit)
+    unit.path.unlink()
+    with pytest.raises(RunError, match=re.escape(f"To do it again: rm {unit.marker}")):
+        unit.finished(MADE)
+    unit.marker.unlink()
+    assert not unit.finished(MADE)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 100, -1])
+def test_a_truncated_file_says_what_to_delete(unit: Unit, cut: int) -> None:
+    finish(unit)
+    unit.path.write_bytes(unit.path.read_bytes()[:cut])
+    with pytest.raises(RunError, match=re.escape(f"To make it again: rm {unit.path} {unit.marker}")):
+        unit.rows(Prompt)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    kept = Unit(run.root / "iteration_1" / "responses" / "es" / "00000000.parquet")
+    finish(kept)
+    before = contents(run.root)
+    folder = run.policy(1).temporary()
+    write_text(folder / "config.json", "{}")
+    (folder / ".config.json.7.tmp").write_text("half")
+    (kept.path.parent / ".00000064.parquet.123.tmp").write_bytes(b"half")
+    with run.locked():
+        assert contents(run.root) == {**before, ".lock": b""}
+        assert not folder.exists()
+
+
+HOLD = """
+import sys
+from crosspref.store import RunDirectory
+with RunDirectory(sys.argv[1]).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_locked_out(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.root)], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        leftover = run.root / ".half.1.tmp"
+        leftover.write_text("the other one is still writing this")
+        with pytest.raises(RunError, match=r"Another process is working in .*run\. Wait for it, or stop it first\."):
+            run.locked().__enter__()
+        assert leftover.exists()
+        other.kill()
+        other.wait()
+    # A killed process holds nothing.
+    with run.locked():
+        assert not leftover.exists()
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunError, match=r"taken cannot be used as a run directory: .*File exists"):
+        RunDirectory(tmp_path / "taken").locked().__enter__()
+
+
+def test_tables_are_readable_elsewhere(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [
+        Response("a", "es", 0, "Sí", [5, 6], "stop", 2**63 - 1),
+        Response("a", "es", 1, "", None, "length", None),
+    ]
+    unit = Unit(tmp_path / "es" / "00000000.parquet")
+    unit.write_rows(rows, Response)
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(unit.path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert [Response(**row) for row in loaded] == rows
+    assert pq.ParquetFile(unit.path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_folders_named_like_partitions_add_no_columns(unit: Unit) -> None:
+    unit.write_rows([], Prompt)
+    assert unit.table().equals(to_table([], Prompt))
+
+
+def test_publishing_a_folder_replaces_an_unfinished_one(tmp_path: Path) -> None:
+    unit = RunDirectory(tmp_path).policy(1)
+    write_text(unit.path / "sub" / "old.txt", "unfinished")
+    temporary = unit.temporary()
+    write_text(temporary / "sub" / "new.txt", "whole")
+    publish_directory(temporary, unit.path)
+    assert contents(unit.path) == {"sub/new.txt": b"whole"}
+    assert not temporary.exists()
+    assert not unit.finished(MADE)
+    unit.finish(MADE, 3)
+    assert unit.finished(MADE)
+    shutil.rmtree(unit.path)
+    with pytest.raises(RunError, match="is gone"):
+        unit.finished(MADE)
+
+
+def test_a_temporary_folder_is_empty_each_time(tmp_path: Path) -> None:
+    unit = RunDirectory(tmp_path).policy(1)
+    write_text(unit.temporary() / "half.txt", "x")
+    assert contents(unit.temporary()) == {}
+
+
+def test_checkpoints_of_another_fingerprint_are_removed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    other = Fingerprint({"train.beta": 0.2})
+    write_text(run.checkpoints(1, other) / "checkpoint-5" / "state.json", "{}")
+    write_text(run.checkpoints(2, other) / "checkpoint-9" / "state.json", "{}")
+    assert (run.checkpoints(1, other) / "checkpoint-5" / "state.json").exists()
+    mine = run.checkpoints(1, MADE)
+    assert list(mine.parent.iterdir()) == [mine]
+    assert list(mine.iterdir()) == []
+    assert (run.checkpoints(2, other) / "checkpoint-9").exists()
+    run.remove_checkpoints(2)
+    run.remove_checkpoints(2)
+    assert not (run.iteration(2) / "checkpoints").exists()
+
+
+def test_logs_grow_by_lines(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.append("phases.jsonl", {"phase": "sample"})
+    run.append("phases.jsonl", {"phase": "score"})
+    lines = (tmp_path / "phases.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["sample", "score"]
