@@ -197,6 +197,9 @@ def test_ctrl_c_in_a_terminal_ends_the_phase_in_its_own_process_too(
         apart, start_new_session=True, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as parent:
         wait_for(run, "iteration_0/evaluation/responses/*/*.done.json", parent.poll)
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        status = dict(line.split(":\t") for line in Path(f"/proc/{child}/status").read_text().splitlines())
+        assert int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1, "the phase may print a message of its own"
         os.killpg(parent.pid, signal.SIGINT)
         _, errors = parent.communicate(timeout=60)
     assert parent.returncode == 130

@@ -267,6 +267,15 @@ class TestSeededChoice:
         picked = choice(torch.zeros(3, 1, dtype=torch.int64), logits).argmax(-1)
         assert (picked - before).tolist() == [0, 5, 5]
 
+    def test_rounding_at_the_upper_end_picks_no_impossible_token(self) -> None:
+        # The sums of many odd numbers come out differently in different orders, and the draw lies between them.
+        rows, possible, size = 3000, 700, 1000
+        logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(0)) * 2
+        logits[:, possible:] = -torch.inf
+        choice = SeededChoice([1] * rows, 1, 1.0, 1.0)
+        choice.uniforms = np.full((rows, 1), np.nextafter(1.0, 0.0))
+        assert (choice(torch.zeros(rows, 1, dtype=torch.int64), logits).argmax(-1) == possible - 1).all()
+
     def test_one_certain_token_is_always_picked(self) -> None:
         for position in (0, 3, 299, 511):
             logits = np.full(512, -1000.0)

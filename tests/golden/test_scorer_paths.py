@@ -173,8 +173,9 @@ def test_positions_that_depend_on_the_length_of_the_row(settings: dict[str, Any]
     together = scorer.logprobs(PROMPT, RESPONSES)
     assert [scorer.logprobs(PROMPT, [response])[0] for response in RESPONSES] == pytest.approx(together, abs=NATS)
     assert together == pytest.approx(naive_values(model), abs=NATS)
-    short = scorer.logprobs(PROMPT, RESPONSES[:3])
-    assert short == pytest.approx(together[:3], abs=NATS)
+    assert scorer.logprobs(PROMPT, RESPONSES[:3]) == pytest.approx(together[:3], abs=NATS)
+    # Nor may a longer row that was there before.
+    assert scorer.logprobs(PROMPT, RESPONSES[::-1]) == pytest.approx(together[::-1], abs=NATS)
 
 
 def change_template(directory: Path) -> str:

@@ -46,12 +46,12 @@ def drawn(prompts: list[Prompt], sampler: FakeSampler | None = None, n: int = 3,
 
 
 def test_responses_come_prompt_by_prompt_with_their_own_seeds() -> None:
-    rows = drawn(PROMPTS)
+    rows = drawn(PROMPTS, seed=7, iteration=3)
     keys = [(prompt.prompt_id, prompt.language, number) for prompt in PROMPTS for number in range(3)]
     assert [(row.prompt_id, row.language, row.sample) for row in rows] == keys
     instructions = [prompt.instruction for prompt in PROMPTS for _ in range(3)]
     for row, instruction in zip(rows, instructions, strict=True):
-        seed = derive_seed(42, 1, row.prompt_id, row.language, row.sample)
+        seed = derive_seed(7, 3, row.prompt_id, row.language, row.sample)
         answer = FakeSampler()._answer(instruction, seed)
         assert row.seed == seed
         assert (row.text, row.token_ids, row.finish_reason) == (answer.text, answer.token_ids, answer.finish_reason)
