@@ -116,7 +116,7 @@ def select(job: Job, iteration: int) -> None:
             language,
             penalty=recipe.length_penalty,
             settings=recipe.select,
-            identify=job.engines.identify,
+            identify=job.engines.identifier(language),
         )
         unit.write_rows(selection.pairs, Pair)
         Unit(folder / "dropped" / f"{language}.parquet").write_rows(selection.dropped, Dropped)
@@ -149,7 +149,7 @@ def evaluate(job: Job, iteration: int) -> None:
     rows: list[Measure] = []
     for language in recipe.languages:
         responses = rows_of(folder / "responses" / language, Response)
-        identify = job.engines.identify if job.engines.can_identify(language) else None
+        identify = job.engines.identifier(language)
         rows += evaluating.measure(responses, language, iteration, identify=identify, **options)
         if iteration:
             own = rows_of(folder / "scores" / language, Score)

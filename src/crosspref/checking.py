@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     if recipe.align_english is not None:
         yield f"ok    {len(load_preferences(recipe.align_english.preferences))} English preference pairs"
     engines = RecipeEngines(recipe)
-    unknown = [language for language in recipe.languages if not engines.can_identify(language)]
+    unknown = [language for language in recipe.languages if engines.identifier(language) is None]
     if unknown:
         yield f"note  the language of responses cannot be identified for: {', '.join(unknown)}"
     trained = [prompt for prompt in training.prompts if prompt.language in recipe.languages]

@@ -140,7 +140,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
-    from crosspref.engines import langid
+    from crosspref.engines import RecipeEngines
     from crosspref.progress import Reporter
     from crosspref.records import Dropped, Pair, Response, Score
     from crosspref.stages.files import read_rows, write_rows
@@ -159,7 +159,7 @@ def _select(options: argparse.Namespace) -> None:
             language,
             penalty=recipe.length_penalty,
             settings=recipe.select,
-            identify=langid.identify,
+            identify=RecipeEngines(recipe).identifier(language),
         )
         Reporter().say(f"select {language}: {selection.summary()}")
         pairs += selection.pairs
@@ -217,8 +217,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     rows: list[Measure] = []
     for language in recipe.languages:
         own = [row for row in responses if row.language == language]
-        identify = engines.identify if engines.can_identify(language) else None
-        rows += measure(own, language, 1, identify=identify, **settings)
+        rows += measure(own, language, 1, identify=engines.identifier(language), **settings)
         scores, baseline = ([row for row in part if row.language == language] for part in both)
         won = compare(scores, baseline, language, 1, **settings)
         rows += [won] if won else []

@@ -49,7 +49,7 @@ def test_worked_table() -> None:
 def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() -> None:
     lines = make_report(ROWS).markdown().splitlines()
     assert lines[0] == "# Held-out responses, per language and policy"
-    assert lines[2] == "| language | policy | right language | repeats | truncated | characters | win rate over pi_0* |"
+    assert lines[2] == "| language | policy | right language | repeats | cut off | length | win rate over pi_0* |"
     assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     assert [line.split(" | ")[:2] for line in lines[4:8]] == [
         ["| es Spanish", "pi_0"],
@@ -174,12 +174,12 @@ def test_a_run_in_the_middle(tmp_path: Path) -> None:
 
 def test_a_run_with_a_given_policy_and_without_evaluation(tmp_path: Path) -> None:
     run = begin(tmp_path, models={"initial": "a", "policy": "b"}, align_english=None, evaluate={}, iterations=1)
-    assert [phase[:2] for phase in states(run)] == [
-        (0, "prompts"),
-        (1, "sample"),
-        (1, "score"),
-        (1, "select"),
-        (1, "train"),
+    assert states(run) == [
+        (0, "prompts", 0, 1),
+        (1, "sample", 0, None),
+        (1, "score", 0, None),
+        (1, "select", 0, 2),
+        (1, "train", 0, 1),
     ]
 
 

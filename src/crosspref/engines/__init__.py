@@ -1,6 +1,7 @@
 """The libraries that do the heavy work, one file each, found by name in one dictionary."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from crosspref.engines import langid
@@ -57,13 +58,9 @@ class RecipeEngines:
         trainer: Trainer = self._build("trainer", "trl", policy, settings, self.recipe.resources, self.recipe.seed)
         return trainer
 
-    def identify(self, text: str) -> str:
-        """Return the language tag of a text."""
-        return langid.identify(text)
-
-    def can_identify(self, language: str) -> bool:
-        """Tell whether texts of this language are recognised."""
-        return language.partition("-")[0] in langid.known_languages()
+    def identifier(self, language: str) -> Callable[[str], str] | None:
+        """Return what tells a text's language tag, or None if texts of this language are not recognised."""
+        return langid.identify if language.partition("-")[0] in langid.known_languages() else None
 
     def _build(self, kind: str, name: str, *arguments: Any) -> Any:
         return find_engine(kind, name)(*arguments, trust_remote_code=self.recipe.models.trust_remote_code)

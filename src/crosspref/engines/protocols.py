@@ -82,10 +82,6 @@ class Engines(Protocol):
         """Return a trainer that starts from the policy."""
         ...
 
-    def identify(self, text: str) -> str:
-        """Return the language tag of a text."""
-        ...
-
-    def can_identify(self, language: str) -> bool:
-        """Tell whether texts of this language are recognised."""
+    def identifier(self, language: str) -> Callable[[str], str] | None:
+        """Return what tells a text's language tag, or None if texts of this language are not recognised."""
         ...

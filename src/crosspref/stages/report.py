@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,11 +14,11 @@ from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
 COLUMNS = {
-    "right_language": "right language",
+    "right_language": "right\nlanguage",
     "repetition": "repeats",
-    "truncated": "truncated",
-    "characters": "characters",
-    WIN_RATE: "win rate over pi_0*",
+    "truncated": "cut off",
+    "characters": "length",
+    WIN_RATE: "win rate\nover pi_0*",
 }
 INTERVALS = (
     "Ranges are 95% bootstrap intervals over the held-out prompts. They do not cover the choice of training prompts or "
@@ -35,9 +36,9 @@ class Report:
 
     def table(self) -> Table:
         """Return the table for the screen."""
-        table = Table(title=TITLE, title_justify="left", padding=(0, 1))
+        table = Table(title=TITLE, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
         for index, name in enumerate(self.header):
-            table.add_column(name.replace(" ", "\n", 1), justify="left" if index < 2 else "right", no_wrap=True)
+            table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
         for number, row in enumerate(self.rows):
             last = number + 1 == len(self.rows) or self.rows[number + 1][0] != ""
             table.add_row(*map(Text, row), end_section=last)  # as text: no cell is taken for markup
@@ -45,7 +46,8 @@ class Report:
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
-        lines = [self.header, ["---"] * 2 + ["---:"] * (len(self.header) - 2), *self.rows]
+        header = [name.replace("\n", " ") for name in self.header]
+        lines = [header, ["---"] * 2 + ["---:"] * (len(self.header) - 2), *self.rows]
         escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
         table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         notes = "\n\n".join(note.replace("*", r"\*") for note in self.notes)
@@ -67,7 +69,7 @@ def make_report(measures: Sequence[Measure]) -> Report:
     notes = [
         f"* {MEASURES[WIN_RATE]}. 50% is no difference.",
         f"right language: {MEASURES['right_language']}. repeats: mean {MEASURES['repetition']}. "
-        f"truncated: {MEASURES['truncated']}.",
+        f"cut off: {MEASURES['truncated']}. length: {MEASURES['characters']}.",
         f"{' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} held-out prompts per "
         f"language. {INTERVALS}",
     ]

@@ -71,7 +71,7 @@ def select(
     *,
     penalty: LengthPenaltySettings,
     settings: SelectSettings,
-    identify: Identify,
+    identify: Identify | None,
 ) -> Selection:
     """Make the preference pairs of one language.
 
@@ -82,7 +82,8 @@ def select(
         language: the language's tag.
         penalty: how alpha is found (Eq. 15).
         settings: which responses and pairs are usable.
-        identify: tells a text's language; called only where wrong languages are dropped.
+        identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
+            know, of which every response is kept.
 
     Raises:
         DataError: a response has no score, a score no response, or a key is double.
@@ -146,11 +147,12 @@ def _join(
 
 
 def _filter(
-    candidates: Sequence[_Candidate], language: str, settings: SelectSettings, identify: Identify
+    candidates: Sequence[_Candidate], language: str, settings: SelectSettings, identify: Identify | None
 ) -> tuple[list[_Candidate], Counter[str]]:
     """Return the usable responses of one prompt, and how many were left out for each reason."""
     kept: list[_Candidate] = []
     reasons: Counter[str] = Counter()
+    checked = identify if settings.wrong_language == "drop" else None
     seen: set[str] = set()
     for candidate in candidates:
         response = candidate.response
@@ -162,7 +164,7 @@ def _filter(
             reasons["truncated"] += 1
         elif not math.isfinite(candidate.score.implicit_reward):
             reasons["without a finite reward"] += 1
-        elif settings.wrong_language == "drop" and identify(response.text) != language.partition("-")[0]:
+        elif checked and checked(response.text) != language.partition("-")[0]:
             reasons["in another language"] += 1
         else:
             kept.append(candidate)
