@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CrossprefError as error:
         print(f"crosspref: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         going_on = options.command is _run
         kept = f" What was finished is kept.\nTo go on: {_resume_command(options)}" if going_on else ""
@@ -175,7 +177,7 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     for note in report.notes:
         Console().print(note, markup=False, highlight=False)
     if svg:
-        canvas = Console(record=True, width=110, file=io.StringIO())
+        canvas = Console(record=True, width=80, file=io.StringIO())
         canvas.print(report.table())
         canvas.save_svg(svg, title="crosspref")
     return True
