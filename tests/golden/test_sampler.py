@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from transformers import AutoTokenizer
 
 from crosspref.engines.protocols import Sampled
-from crosspref.engines.transformers_sampler import SeededChoice, TransformersSampler
+from crosspref.engines.transformers_sampler import SeededChoice, TransformersSampler, _first_above
 from crosspref.models import locate_model
 from crosspref.recipe import ResourceSettings, SampleSettings
 from crosspref.records import derive_seed
@@ -275,6 +275,12 @@ class TestSeededChoice:
         choice = SeededChoice([1] * rows, 1, 1.0, 1.0)
         choice.uniforms = np.full((rows, 1), np.nextafter(1.0, 0.0))
         assert (choice(torch.zeros(rows, 1, dtype=torch.int64), logits).argmax(-1) == possible - 1).all()
+
+    def test_a_draw_beyond_the_sum_picks_the_last_position_that_adds_to_it(self) -> None:
+        # Rounding can leave a sum this short; what stands behind it has no probability.
+        ends = torch.tensor([[0.0, 0.5, 1.0, 1.0, 1.0]], dtype=torch.float64)
+        for target, expected in ((0.0, 1), (0.5, 2), (0.999, 2), (1.0, 2), (1.0 + 1e-15, 2)):
+            assert int(_first_above(ends, torch.tensor([[target]], dtype=torch.float64))) == expected
 
     def test_one_certain_token_is_always_picked(self) -> None:
         for position in (0, 3, 299, 511):
