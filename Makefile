@@ -3,10 +3,18 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types check fix clean
+.PHONY: quickstart small test lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
+
+# The small twins of the paper's comparisons, one after another, and one table over all of them.
+TWINS := $(filter-out base pi_0 pi_0-kto,$(basename $(notdir $(wildcard recipes/small/*.yaml))))
+small: .venv/ready
+	for name in pi_0 pi_0-kto $(TWINS); do \
+		$(BIN)/crosspref run recipes/small/$$name.yaml --out runs/small/$$name || exit 1; \
+	done
+	$(BIN)/crosspref compare $(addprefix runs/small/,$(TWINS)) --out runs/small/comparison
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -6,8 +6,11 @@
         select    best and worst under R - alpha |y|, alpha solved per language                             (Eq. 10, 15)
         train     pi_t from pi_{t-1} by DPO+NLL, with pi_{t-1} as training reference                        (Eq. 11)
 
-Here beyond the paper: stage 0 makes pi_0 from pi_I where no English-aligned model is at hand, and every policy is
-measured on held-out prompts. Not here: the rewards R_m and R_t as rewards to train on, KTO, and judged evaluation.
+What the paper compares this with is chosen in the recipe: the rewards R_m, R_t (for which responses are translated)
+and R_n; the rewards of models that were aligned otherwise than by DPO; KTO and other losses; and pairs by language
+imbalance (A.5), where a greedy answer and a translation make a pair without a score. Here beyond the paper: stage 0
+makes pi_0 from pi_I where no English-aligned model is at hand, several rewards of the same responses are compared, and
+every policy is measured on held-out prompts. Not here: judged evaluation.
 
 Each step is a phase: a function of a job and an iteration, whose input and output lie in the run directory. It does
 only the units that are not done yet, so running it again is resuming it.
@@ -16,33 +19,25 @@ only the units that are not done yet, so running it again is resuming it.
 from collections.abc import Callable
 from pathlib import Path
 
-from crosspref.engines.protocols import Sampler, Scorer
 from crosspref.job import (
     Job,
     Phase,
-    Shard,
-    cut,
-    digest_rows,
-    fill,
     policy,
     rows_of,
-    settings_of,
     store_rows,
-    stored_prompts,
     train_policy,
     units_of,
 )
 from crosspref.languages import ENGLISH
+from crosspref.maths.reward import PER_TOKEN
 from crosspref.models import locate_model
-from crosspref.progress import Meter
+from crosspref.pairing import make_imbalance_pairs, make_reward_pairs
 from crosspref.records import Dropped, Measure, Pair, Prompt, Response, Score
 from crosspref.stages import evaluate as evaluating
-from crosspref.stages import sample as sampling
-from crosspref.stages import score as scoring
-from crosspref.stages import select as selecting
 from crosspref.stages.preferences import load_preferences
 from crosspref.stages.prompts import PromptColumns, load_prompts
 from crosspref.store import Fingerprint, Unit, digest_of
+from crosspref.tables import fill_responses, fill_scores, fill_translations, reward_reference
 
 HELD_OUT = -1
 """The iteration that seeds held-out responses: the same for every policy, so that they differ by the policy alone."""
@@ -56,11 +51,14 @@ def align(job: Job, execute: Callable[[Phase, int], None]) -> Path:
     execute(evaluate, 0)
     for iteration in range(1, job.recipe.iterations + 1):
         execute(sample, iteration)
-        execute(score, iteration)
+        if job.recipe.needs_translations:
+            execute(translate, iteration)
+        if not job.recipe.language_imbalance:
+            execute(score, iteration)
         execute(select, iteration)
         execute(train, iteration)
         execute(evaluate, iteration)
-    return job.run.policy(job.recipe.iterations).path
+    return policy(job, job.recipe.iterations).directory
 
 
 def prompts(job: Job, _: int) -> None:
@@ -70,7 +68,7 @@ def prompts(job: Job, _: int) -> None:
     for name, source in (("prompts", asked.source), ("heldout", job.recipe.evaluate.prompts)):
         if source is None:
             continue
-        limit = asked.limit if name == "prompts" else None
+        limit = asked.limit if name == "prompts" else job.recipe.evaluate.limit
         loaded = load_prompts(source, job.recipe.languages, on_problem=asked.on_problem, limit=limit, columns=columns)
         for language in dict.fromkeys([ENGLISH, *job.recipe.languages]):
             rows = [prompt for prompt in loaded.prompts if prompt.language == language]
@@ -85,51 +83,45 @@ def align_english(job: Job, _: int) -> None:
     """Stage 0: make pi_0 from pi_I by DPO on English preferences."""
     settings = job.recipe.align_english
     if settings is not None:
-        initial = locate_model(job.recipe.models.initial)
+        initial = locate_model(job.recipe.models.initial or "")
         train_policy(job, 0, load_preferences(settings.preferences), "align_english", settings, initial)
 
 
 def sample(job: Job, iteration: int) -> None:
-    """Eq. 7: draw N responses to every training prompt from pi_{t-1}."""
-    _sample(job, iteration, job.run.iteration(iteration), "prompts", iteration - 1, job.recipe.sample.n, iteration)
+    """Eq. 7: draw N responses to every training prompt from pi_{t-1}; for language imbalance, its greedy answer."""
+    greedy = job.recipe.language_imbalance is not None
+    n = 1 if greedy else job.recipe.sample.n
+    fill_responses(job, iteration, job.run.iteration(iteration), "prompts", iteration - 1, n, iteration, greedy=greedy)
+
+
+def translate(job: Job, iteration: int) -> None:
+    """Eq. 14: translate the responses into English; for language imbalance also the English answers into l (A.5)."""
+    fill_translations(job, iteration)
 
 
 def score(job: Job, iteration: int) -> None:
-    """Eq. 8, 9: score every response by pi_{t-1} against pi_I, given the parallel English instruction."""
-    _score(job, iteration, job.run.iteration(iteration), "prompts", iteration - 1, "crosslingual")
+    """Eq. 8, 9, 12, 13: score every response by pi_{t-1} against the reward's reference, by every reward asked for."""
+    reward, folder = job.recipe.reward, job.run.iteration(iteration)
+    models = policy(job, iteration - 1), reward_reference(job, iteration)
+    fill_scores(job, f"iteration {iteration} score", folder, "prompts", models, reward.names, reward)
 
 
 def select(job: Job, iteration: int) -> None:
     """Eq. 10, 15: solve the length penalty per language and take the best and the worst response to each prompt."""
-    recipe, folder = job.recipe, job.run.iteration(iteration)
-    settings = {**settings_of("length_penalty", recipe.length_penalty), **settings_of("select", recipe.select)}
-    for language in recipe.languages:
-        scores = digest_of([unit.digest for unit in units_of(folder / "scores" / language)])
-        fingerprint = Fingerprint(settings, {"scores": scores})
-        unit = Unit(folder / "pairs" / f"{language}.parquet")
-        if unit.finished(fingerprint):
-            continue
-        selection = selecting.select(
-            rows_of(folder / "responses" / language, Response),
-            rows_of(folder / "scores" / language, Score),
-            {prompt.prompt_id: prompt.instruction for prompt in stored_prompts(job, "prompts", language)},
-            language,
-            penalty=recipe.length_penalty,
-            settings=recipe.select,
-            identify=job.engines.identifier(language),
-        )
-        unit.write_rows(selection.pairs, Pair)
-        Unit(folder / "dropped" / f"{language}.parquet").write_rows(selection.dropped, Dropped)
-        Unit(folder / "length_penalty" / f"{language}.parquet").write_table(selection.curve())
-        unit.finish(fingerprint, len(selection.pairs), **selection.figures())
-        job.reporter.say(f"iteration {iteration} select {language}: {selection.summary()}")
+    if job.recipe.language_imbalance:
+        make_imbalance_pairs(job, iteration)
+    else:
+        make_reward_pairs(job, iteration)
 
 
 def train(job: Job, iteration: int) -> None:
-    """Eq. 11: train pi_t from pi_{t-1} on the pairs of all languages."""
+    """Eq. 11 or 16: train pi_t from pi_{t-1} on the pairs of all languages."""
     folder = job.run.iteration(iteration) / "pairs"
     pairs = [pair for language in job.recipe.languages for pair in Unit(folder / f"{language}.parquet").rows(Pair)]
-    train_policy(job, iteration, pairs, "train", job.recipe.train, policy(job, iteration - 1))
+    settings = job.recipe.train
+    # pi_{t-1} is its own training reference, unless the recipe names pi_I.
+    reference = locate_model(job.recipe.models.initial or "") if settings.reference == "initial" else None
+    train_policy(job, iteration, pairs, "train", settings, policy(job, iteration - 1), reference)
 
 
 def evaluate(job: Job, iteration: int) -> None:
@@ -137,12 +129,18 @@ def evaluate(job: Job, iteration: int) -> None:
     recipe, folder = job.recipe, job.run.iteration(iteration) / "evaluation"
     if recipe.evaluate.prompts is None:
         return
-    _sample(job, iteration, folder, "heldout", iteration, recipe.evaluate.n, HELD_OUT)
-    # Every policy is scored by the same two models, pi_0 and pi_I, on the prompt in its own language.
-    _score(job, iteration, folder, "heldout", 0, "multilingual")
+    fill_responses(job, iteration, folder, "heldout", iteration, recipe.evaluate.n, HELD_OUT)
+    scored = folder / "scores" / "multilingual"
+    if recipe.has_implicit_reward:
+        # Every policy is scored by the same two models, pi_0 and pi_I, on the prompt in its own language.
+        models = policy(job, 0), reward_reference(job, 1)
+        exact = recipe.reward.model_copy(update={"counting": "exact"})
+        fill_scores(job, f"iteration {iteration} evaluate: score", folder, "heldout", models, ["multilingual"], exact)
     options = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
-    scores = [unit.digest for language in recipe.languages for unit in units_of(folder / "scores" / language)]
-    fingerprint = Fingerprint(options, {"scores": digest_of(scores)})
+    units = [
+        unit for name in (folder / "responses", scored) for tag in recipe.languages for unit in units_of(name / tag)
+    ]
+    fingerprint = Fingerprint(options, {"responses and scores": digest_of([unit.digest for unit in units])})
     unit = Unit(folder / "measures.parquet")
     if unit.finished(fingerprint):
         return
@@ -152,58 +150,10 @@ def evaluate(job: Job, iteration: int) -> None:
         identify = job.engines.identifier(language)
         rows += evaluating.measure(responses, language, iteration, identify=identify, **options)
         if iteration:
-            own = rows_of(folder / "scores" / language, Score)
-            pi_0 = rows_of(job.run.iteration(0) / "evaluation" / "scores" / language, Score)
-            won = evaluating.compare(own, pi_0, language, iteration, **options)
+            own = rows_of(scored / language, Score)
+            pi_0 = rows_of(job.run.iteration(0) / scored.relative_to(folder.parent) / language, Score)
+            per_token = recipe.reward.algorithm in PER_TOKEN
+            won = evaluating.compare(own, pi_0, language, iteration, per_token=per_token, **options)
             rows += [won] if won else []
     unit.write_rows(rows, Measure)
     unit.finish(fingerprint, len(rows))
-
-
-def _sample(job: Job, iteration: int, folder: Path, source: str, of: int, n: int, seeded_by: int) -> None:
-    """Fill ``folder / responses`` with n responses of pi_{of} to each prompt."""
-    model = policy(job, of)
-    counted = settings_of("sample", job.recipe.sample, without=("n", "batch_size", "batch_tokens"))
-    settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by}
-    shards = [
-        Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
-        for unit, part in cut(job, folder / "responses", source)
-    ]
-
-    def work(sampler: Sampler, shard: Shard, meter: Meter) -> list[Response]:
-        return sampling.sample(
-            shard.prompts, sampler, n=n, seed=job.recipe.seed, iteration=seeded_by, advance=meter.advance
-        )
-
-    label = f"iteration {iteration} {'evaluate: ' if source == 'heldout' else ''}sample"
-    fill(job, label, shards, Response, n, lambda: job.engines.sampler(model), work)
-
-
-def _score(job: Job, iteration: int, folder: Path, source: str, of: int, reward: scoring.RewardName) -> None:
-    """Fill ``folder / scores`` with the rewards of ``folder / responses`` by pi_{of} against pi_I."""
-    model, reference = policy(job, of), locate_model(job.recipe.models.initial)
-    settings = settings_of("reward", job.recipe.reward, without=("batch_tokens", "logits_megabytes"))
-    english = {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
-    shards = []
-    for unit, part in cut(job, folder / "scores", source):
-        inputs = {
-            "policy": model.identity,
-            "reference": reference.identity,
-            "responses": _responses_of(unit).digest,
-            "prompts": digest_rows([*part, *(english[prompt.prompt_id] for prompt in part)]),
-        }
-        shards.append(Shard(unit, Fingerprint({**settings, "reward": reward}, inputs), part))
-
-    def work(scorer: Scorer, shard: Shard, meter: Meter) -> list[Score]:
-        texts = [*shard.prompts, *english.values()]
-        rows = _responses_of(shard.unit).rows(Response)
-        return scoring.score(rows, texts, scorer, beta=job.recipe.reward.beta, reward=reward, advance=meter.advance)
-
-    label = f"iteration {iteration} {'evaluate: ' if source == 'heldout' else ''}score"
-    fill(job, label, shards, Score, 1, lambda: job.engines.scorer(model, reference), work)
-
-
-def _responses_of(scores: Unit) -> Unit:
-    """Return the shard of responses that a shard of scores is about."""
-    language = scores.path.parent
-    return Unit(language.parent.parent / "responses" / language.name / scores.path.name)

@@ -17,11 +17,11 @@ from typing import Any
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
 from crosspref.engines import RecipeEngines
-from crosspref.errors import RecipeError, RunError
+from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
-from crosspref.models import ModelFiles, locate_model, require_same_tokenizer
+from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
 from crosspref.progress import Reporter
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
@@ -60,16 +60,28 @@ def align(
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
-    """Find the recipe's models and compare their tokenizers, without reading any weights.
+    """Find the recipe's models and compare what must fit, without reading any weights.
 
     Raises:
         ModelError: one is not there, or they do not belong together.
     """
     names = {"initial": recipe.models.initial, "policy": recipe.models.policy}
+    if recipe.needs_translations:
+        names["translator"] = recipe.translate.model
+    if "reward_model" in recipe.reward.names:
+        names["reward model"] = recipe.reward.reward_model
     found = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
-    if len(found) == 2 and not any(files.gguf_file for files in found.values()):
+    if "policy" in found and "initial" in found:
         policy, initial = found["policy"], found["initial"]
-        require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
+        if policy.identity == initial.identity:
+            raise ModelError(
+                f"models.policy ({policy.name}) and models.initial ({initial.name}) are the same model, so that every "
+                "implicit reward would be 0. Name the aligned model and the one that it was aligned from."
+            )
+        if not (policy.gguf_file or initial.gguf_file):
+            require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
+    if "reward model" in found:
+        require_one_output(found["reward model"])
     return found
 
 
@@ -87,6 +99,7 @@ def _phase(name: str) -> Phase:
             algorithm.prompts,
             algorithm.align_english,
             algorithm.sample,
+            algorithm.translate,
             algorithm.score,
             algorithm.select,
             algorithm.train,
@@ -177,13 +190,17 @@ def phase_log(run: RunDirectory) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
-    """The implicit reward of one response: nats, token and character counts, and ``reward`` = beta * log-ratio."""
+    """The implicit reward of one response, with nats, token and character counts.
+
+    ``reference_logprob`` is None for a reward without a reference; ``reward`` is in the unit of its formula in
+    ``crosspref.maths.reward``, and None for a reward per token of a response without tokens.
+    """
 
     policy_logprob: float
-    reference_logprob: float
+    reference_logprob: float | None
     tokens: int
     characters: int
-    reward: float
+    reward: float | None
 
 
 class ImplicitReward:
@@ -191,29 +208,40 @@ class ImplicitReward:
 
     Args:
         policy: the English-aligned model pi_0: a directory, a hub id, or ``package:NAME/path``.
-        reference: the model that it was aligned from, pi_I.
+        reference: the model that it was aligned from, pi_I; None for simpo and orpo, which have none.
         beta: the beta with which it was aligned.
+        algorithm: by which algorithm it was aligned: dpo, kto, ipo, simpo or orpo.
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32`` or ``bfloat16``.
 
     Raises:
         ModelError: a model cannot be read, or they differ in tokenizer or chat template.
+        RecipeError: the algorithm is unknown, or needs a reference where there is none, or the other way round.
     """
 
     def __init__(
-        self, policy: str, reference: str, beta: float = 0.1, *, device: str = "auto", dtype: str = "auto"
+        self,
+        policy: str,
+        reference: str | None = None,
+        beta: float = 0.1,
+        *,
+        algorithm: str = "dpo",
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> None:
         recipe = make_recipe(
             {
                 "models": {"initial": reference, "policy": policy},
                 "languages": [ENGLISH],
                 "prompts": {"source": "none"},
-                "reward": {"beta": beta},
+                "reward": {"beta": beta, "algorithm": algorithm},
                 "resources": {"device": device, "dtype": dtype},
             }
         )
-        self.beta = beta
-        self._scorer: Any = RecipeEngines(recipe).scorer(locate_model(policy), locate_model(reference))
+        self.beta, self.algorithm = beta, algorithm
+        self._scorer: Any = RecipeEngines(recipe).scorer(
+            locate_model(policy), None if reference is None else locate_model(reference)
+        )
 
     def score(
         self, instruction: str, responses: Sequence[str | Sequence[int]], *, language: str, ended: bool = True
@@ -249,7 +277,7 @@ class ImplicitReward:
                 logprobs.reference,
                 logprobs.tokens,
                 len(row.text),
-                implicit_reward(logprobs.policy, logprobs.reference, self.beta),
+                implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta),
             )
             for row, logprobs in zip(rows, found, strict=True)
         ]

@@ -11,12 +11,13 @@ RESULTS = {
     "prompts": "prompts/*.done.json",
     "held-out prompts": "heldout/*.done.json",
     "align_english": "iteration_0/policy.done.json",
-    "evaluation of pi_0": "iteration_0/evaluation/*/*/*.done.json",
+    "evaluation of pi_0": "iteration_0/evaluation/*/**/*.done.json",
     "sample": "iteration_*/responses/*/*.done.json",
-    "score": "iteration_*/scores/*/*.done.json",
+    "translate": "iteration_*/translations/*/*.done.json",
+    "score": "iteration_*/scores/*/*/*.done.json",
     "select": "iteration_*/pairs/*.done.json",
     "train": "iteration_[1-9]*/policy.done.json",
-    "evaluate": "iteration_[1-9]*/evaluation/*/*/*.done.json",
+    "evaluate": "iteration_[1-9]*/evaluation/*/**/*.done.json",
 }
 """The done-markers of every kind of result. From `sample` on each builds on the one before."""
 
@@ -34,12 +35,18 @@ AFFECTED = {
     "align_english": _FROM_PI_0,
     "sample": ["evaluation of pi_0", *_FROM_SAMPLE],
     "sample.n": _FROM_SAMPLE,
+    "translate": ["translate"],
     "reward": ["evaluation of pi_0", *_FROM_SCORE],
+    "reward.name": _FROM_SELECT,
+    "reward.reference": _FROM_SCORE,
+    "reward.counting": _FROM_SCORE,
     "length_penalty": _FROM_SELECT,
     "select": _FROM_SELECT,
+    "language_imbalance": _FROM_SAMPLE,
     "train": _FROM_TRAIN,
     "evaluate": ["evaluation of pi_0", "evaluate"],
     "evaluate.prompts": ["held-out prompts", "evaluation of pi_0", "evaluate"],
+    "evaluate.limit": ["held-out prompts", "evaluation of pi_0", "evaluate"],
     "resources.shard_prompts": ["evaluation of pi_0", *_FROM_SAMPLE],
 }
 """The results that depend on a section, or on a setting that differs from its section in this."""
@@ -49,6 +56,8 @@ FREE = (
     "resources",
     "sample.batch_size",
     "sample.batch_tokens",
+    "reward.also",
+    "reward.reward_model",
     "reward.batch_tokens",
     "reward.logits_megabytes",
     "train.micro_batch_size",
@@ -58,7 +67,7 @@ FREE = (
     "align_english.checkpoint_every",
     "align_english.gradient_checkpointing",
 )
-"""Settings that may change at any time: they say how far to go and how to compute, not what."""
+"""Settings that may change at any time: they say how far to go, how to compute, or what to compare with."""
 
 
 def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:

@@ -18,12 +18,12 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     """
     for role, files in check_models(recipe).items():
         yield f"ok    model {role}: {files.name}"
-    if recipe.models.policy is not None:
+    if recipe.models.policy is not None and recipe.models.initial is not None:
         yield "ok    policy and initial model have the same tokenizer and chat template"
     training = _load(recipe, recipe.prompts.source, recipe.prompts.limit)
     yield from _describe("prompts", training)
     if recipe.evaluate.prompts is not None:
-        held_out = _load(recipe, recipe.evaluate.prompts, None)
+        held_out = _load(recipe, recipe.evaluate.prompts, recipe.evaluate.limit)
         yield from _describe("held-out prompts", held_out)
         seen = {prompt.instruction for prompt in training.prompts}
         common = sum(prompt.instruction in seen for prompt in held_out.prompts)
@@ -31,12 +31,18 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
             yield f"note  {common} held-out prompts are training prompts too: the evaluation will look too good"
     if recipe.align_english is not None:
         yield f"ok    {len(load_preferences(recipe.align_english.preferences))} English preference pairs"
+    if recipe.language_imbalance is not None:
+        ids = {prompt.prompt_id for prompt in training.prompts}
+        absent = [name for name in recipe.language_imbalance.translation_prompts if name not in ids]
+        if absent:
+            yield f"note  {len(absent)} of language_imbalance.translation_prompts are no prompts, as {absent[0]!r}"
     engines = RecipeEngines(recipe)
     unknown = [language for language in recipe.languages if engines.identifier(language) is None]
     if unknown:
         yield f"note  the language of responses cannot be identified for: {', '.join(unknown)}"
     trained = [prompt for prompt in training.prompts if prompt.language in recipe.languages]
-    count = len(trained) * recipe.sample.n * recipe.iterations
+    each = 1 if recipe.language_imbalance else recipe.sample.n
+    count = len(trained) * each * recipe.iterations
     yield f"ok    ready: {count:,} responses of at most {recipe.sample.max_new_tokens:,} tokens to sample"
 
 

@@ -12,6 +12,7 @@ from crosspref import __version__
 from crosspref.errors import CrossprefError
 
 if TYPE_CHECKING:
+    from crosspref.stages.report import Report
     from crosspref.store import RunDirectory
 
 
@@ -66,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", help="the run directory")
     report.add_argument("--svg", help="also write the table as a picture")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="show several runs side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="the run directories")
+    compare.add_argument("--out", default="comparison", metavar="NAME", help="write NAME.md and NAME.csv")
+    compare.set_defaults(command=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and what it does")
     settings.set_defaults(command=_settings)
@@ -163,24 +169,57 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
 
     from rich.console import Console
 
-    from crosspref.records import Measure
-    from crosspref.stages.report import make_report
+    from crosspref.records import Agreement, Measure
+    from crosspref.stages.report import make_agreement_report, make_report
     from crosspref.store import Unit, write_text
 
-    found = sorted(run.root.glob("iteration_*/evaluation/measures.parquet"))
-    rows = [row for path in found for row in Unit(path).rows(Measure)]
-    if not rows:
+    kinds = (
+        ("iteration_*/evaluation/measures.parquet", Measure, make_report),
+        ("iteration_*/agreement/*.parquet", Agreement, make_agreement_report),
+    )
+    reports = []
+    for pattern, kind, make in kinds:
+        rows = [row for path in sorted(run.root.glob(pattern)) for row in Unit(path).rows(kind)]
+        reports += [make(rows)] if rows else []
+    if not reports:
         return False
-    report = make_report(rows)
-    write_text(run.root / "report.md", report.markdown())
-    Console().print(report.table())
-    for note in report.notes:
-        Console().print(note, markup=False, highlight=False)
+    write_text(run.root / "report.md", "\n".join(report.markdown() for report in reports))
+    _print_reports(reports)
     if svg:
         canvas = Console(record=True, width=80, file=io.StringIO())
-        canvas.print(report.table())
+        for report in reports:
+            canvas.print(report.table())
         canvas.save_svg(svg, title="crosspref")
     return True
+
+
+def _print_reports(reports: "Sequence[Report]", width: int = 0) -> None:
+    """Print tables and notes; a table that needs ``width`` columns runs over a narrower screen rather than be cut."""
+    from rich.console import Console
+
+    from crosspref.stages.report import printable
+
+    console = Console()
+    for report in reports:
+        Console(width=max(width, console.width)).print(report.table())
+        for note in report.notes:
+            console.print(printable(note), markup=False, highlight=False)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from crosspref.comparison import WIDTH, compare_runs
+    from crosspref.errors import RunError
+    from crosspref.store import write_text
+
+    comparison = compare_runs(options.runs)
+    _print_reports([comparison.report(by_language=False)], WIDTH)
+    files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
+    for ending, text in files.items():
+        try:
+            write_text(Path(f"{options.out}.{ending}"), text)
+        except OSError as error:
+            raise RunError(f"{options.out}.{ending} cannot be written: {error}") from error
+    print(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")  # noqa: T201
 
 
 def _phase(options: argparse.Namespace) -> None:

@@ -9,12 +9,10 @@ if TYPE_CHECKING:
     from crosspref.recipe import Recipe
     from crosspref.records import Pair, Prompt, Response
 
-
 TABLE = "(.parquet or .jsonl)"
+REWARDS = ["crosslingual", "multilingual", "translated", "reward_model"]
 REQUIRED: dict[str, dict[str, Any]] = {
     "--model": {"help": "the policy to sample from, or to start training from: then it is its own reference"},
-    "--policy": {"help": "the English-aligned model pi_0"},
-    "--reference": {"help": "the model it was aligned from, pi_I"},
     "--prompts": {"help": "parallel prompts: file, folder, package:NAME/path or hub id"},
     "--languages": {"help": "comma-separated tags, for example en,es,fr"},
     "--responses": {"help": f"table of responses {TABLE}"},
@@ -23,7 +21,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 
 def add_commands(commands: Any, add_set: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add sample, score, select, train and evaluate to the command line."""
+    """Add sample, translate, score, select, train and evaluate to the command line."""
 
     def add(command: Callable[[argparse.Namespace], None], text: str, *flags: str, **extra: dict[str, Any]) -> None:
         parser = commands.add_parser(command.__name__.lstrip("_"), help=text, description=text)
@@ -37,10 +35,24 @@ def add_commands(commands: Any, add_set: Callable[[argparse.ArgumentParser], Non
     out = {"required": True, "type": _table, "help": f"where the table goes {TABLE}"}
     add(_sample, "draw responses to prompts from a model (Eq. 7)", "--model", "--prompts", "--languages", out=out)
     add(
+        _translate,
+        "translate responses into English, for the reward translated (Eq. 14)",
+        "--responses",
+        model={"required": True, "help": "who translates: the policy, another chat model, or a translation model"},
+        out=out,
+    )
+    add(
         _score,
-        "score responses by the implicit reward (Eq. 8, 9)",
-        *("--policy", "--reference", "--prompts", "--responses"),
-        reward={"choices": ["crosslingual", "multilingual"], "default": "crosslingual"},
+        "score responses by a reward (Eq. 8, 9, 12, 13)",
+        *("--prompts", "--responses"),
+        policy={"help": "the English-aligned model pi_0; not for the reward reward_model"},
+        reference={"help": "the model it was aligned from, pi_I; not for reward_model, nor after simpo or orpo"},
+        reward={"choices": REWARDS, "default": REWARDS[0], "help": "R_n is what --set reward.reward_model=NAME says"},
+        translations={"help": f"English translations of the responses {TABLE}, for the reward translated"},
+        compare={
+            "choices": ["znlp"],
+            "help": "also count what the paper's released scripts count, and show how many pairs would flip",
+        },
         out=out,
     )
     add(
@@ -53,8 +65,9 @@ def add_commands(commands: Any, add_set: Callable[[argparse.ArgumentParser], Non
     )
     add(
         _train,
-        "train a model on preference pairs by DPO+NLL (Eq. 11); if it was stopped, the same command goes on",
+        "train a model on preference pairs (Eq. 11, 16); if it was stopped, the same command goes on",
         *("--model", "--pairs"),
+        reference={"help": "the training reference, if it is not the model itself"},
         out={"required": True, "help": "the directory for the trained model, which must not exist yet"},
     )
     add(
@@ -82,18 +95,26 @@ def _languages(rows: "Sequence[Response | Pair]", path: str) -> list[str]:
     return sorted({row.language for row in rows})
 
 
-def _recipe(options: argparse.Namespace, languages: list[str], initial: str = "none", policy: str = "none") -> "Recipe":
+def _recipe(
+    options: argparse.Namespace, languages: list[str], initial: str | None = None, policy: str | None = None
+) -> "Recipe":
     """Return a recipe with the given overrides, from which a stage alone takes its section."""
     from crosspref.recipe_file import make_recipe, override
+    from crosspref.sections import REFERENCE_FREE
 
     source = getattr(options, "prompts", "none")
     content: dict[str, Any] = {
-        "models": {"initial": initial, "policy": policy},
+        "models": {"initial": initial, "policy": policy or "none"},
         "languages": languages,
         "prompts": {"source": source},
+        "reward": {"name": getattr(options, "reward", "crosslingual")},
+        "resources": {"shard_prompts": 48},  # a stage alone has no shards; any multiple of 3 does for znlp
     }
     for change in options.overrides:
         override(content, change)
+    reward = content["reward"]
+    if initial is None and not (isinstance(reward, dict) and reward.get("algorithm") in list(REFERENCE_FREE)):
+        content["models"]["initial"] = "none"
     return make_recipe(content, "What was given with --set")
 
 
@@ -115,32 +136,79 @@ def _sample(options: argparse.Namespace) -> None:
     from crosspref.stages.sample import sample
 
     recipe = _recipe(options, options.languages.split(","))
-    prompts = [prompt for prompt in _load_prompts(recipe) if prompt.language in recipe.languages]
+    prompts, n = [row for row in _load_prompts(recipe) if row.language in recipe.languages], recipe.sample.n
     sampler = RecipeEngines(recipe).sampler(locate_model(options.model))
-    with Reporter().step("sample", len(prompts) * recipe.sample.n) as meter:
-        rows = sample(prompts, sampler, n=recipe.sample.n, seed=recipe.seed, iteration=1, advance=meter.advance)
+    with Reporter().step("sample", len(prompts) * n) as meter:
+        rows = sample(prompts, sampler, n=n, seed=recipe.seed, iteration=1, advance=meter.advance)
     write_rows(options.out, rows, Response)
 
 
-def _score(options: argparse.Namespace) -> None:
-    from crosspref.engines import RecipeEngines
-    from crosspref.models import locate_model
-    from crosspref.progress import Reporter
-    from crosspref.records import Response, Score
+def _translate(options: argparse.Namespace) -> None:
+    from crosspref.cli_score import translate_table
+    from crosspref.records import Response, Translation
     from crosspref.stages.files import read_rows, write_rows
-    from crosspref.stages.score import score
 
     responses = read_rows(options.responses, Response)
-    recipe = _recipe(options, _languages(responses, options.responses), options.reference, options.policy)
+    recipe = _recipe(options, _languages(responses, options.responses))
+    write_rows(options.out, translate_table(recipe, options.model, responses), Translation)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref.cli_score import count_flips, score_table
+    from crosspref.records import Response, Score, Translation
+    from crosspref.stages.files import read_rows, write_rows
+    from crosspref.stages.flips import flips_table
+
+    responses = read_rows(options.responses, Response)
+    languages = _languages(responses, options.responses)
+    recipe = _score_recipe(options, languages)
+    other = _score_recipe(_in_the_other_counting(options, recipe), languages) if options.compare else None
     prompts = _load_prompts(recipe)
-    scorer = RecipeEngines(recipe).scorer(locate_model(options.policy), locate_model(options.reference))
-    with Reporter().step("score", len({(row.prompt_id, row.language) for row in responses})) as meter:
-        rows = score(responses, prompts, scorer, beta=recipe.reward.beta, reward=options.reward, advance=meter.advance)
+    translations = read_rows(options.translations, Translation) if options.translations else []
+    models = options.policy, options.reference
+    rows = score_table(recipe, models, responses, prompts, translations)
     write_rows(options.out, rows, Score)
+    if other is not None:
+        both = (recipe, rows), (other, score_table(other, models, responses, prompts))
+        exact, znlp = sorted(both, key=lambda one: one[0].reward.counting)
+        Console().print(flips_table(count_flips(exact[0], responses, prompts, exact[1], znlp[1])))
+
+
+def _score_recipe(options: argparse.Namespace, languages: list[str]) -> "Recipe":
+    from crosspref.errors import RecipeError
+    from crosspref.sections import REFERENCE_FREE
+
+    recipe = _recipe(options, languages, options.reference, options.policy)
+    reward, algorithm = recipe.reward.name, recipe.reward.algorithm
+    if options.compare and reward not in {"crosslingual", "multilingual"}:
+        raise RecipeError(f"--compare is for the rewards crosslingual and multilingual, and not for {reward}.")
+    if reward != "reward_model" and options.policy is None:
+        raise RecipeError(f"The reward {reward} needs --policy, the English-aligned model.")
+    if reward != "reward_model" and options.reference is None and algorithm not in REFERENCE_FREE:
+        raise RecipeError(f"The reward that {algorithm} leaves needs --reference, the model before the alignment.")
+    if (reward == "translated") != (options.translations is not None):
+        raise RecipeError("--translations TABLE goes with --reward translated, and the other way round.")
+    return recipe
+
+
+def _in_the_other_counting(options: argparse.Namespace, recipe: "Recipe") -> argparse.Namespace:
+    from crosspref.recipe_file import PRESETS
+
+    if recipe.reward.counting == "znlp":
+        kept = [change for change in options.overrides if change.partition("=")[0].strip() != "preset"]
+        overrides = [*kept, "reward.counting=exact"]
+    else:
+        preset = {part: PRESETS["znlp"][part] for part in ("reward", "resources")}
+        changes = [f"{part}.{key}={value}" for part, values in preset.items() for key, value in values.items()]
+        overrides = [*options.overrides, *changes]
+    return argparse.Namespace(**{**vars(options), "overrides": overrides})
 
 
 def _select(options: argparse.Namespace) -> None:
     from crosspref.engines import RecipeEngines
+    from crosspref.maths.reward import noise_gap
     from crosspref.progress import Reporter
     from crosspref.records import Dropped, Pair, Response, Score
     from crosspref.stages.files import read_rows, write_rows
@@ -149,6 +217,9 @@ def _select(options: argparse.Namespace) -> None:
     responses, scores = read_rows(options.responses, Response), read_rows(options.scores, Score)
     recipe = _recipe(options, _languages(responses, options.responses))
     prompts = _load_prompts(recipe)
+    # What 0.5 nats are worth is known of the rewards of Eq. 9, 12 and 13, and not of a reward model's or of a person's.
+    is_implicit = {row.reward for row in scores} <= {"crosslingual", "multilingual", "translated"}
+    noise = noise_gap(recipe.reward.algorithm, recipe.reward.beta) if is_implicit else 0.0
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
     for language in recipe.languages:
@@ -160,6 +231,7 @@ def _select(options: argparse.Namespace) -> None:
             penalty=recipe.length_penalty,
             settings=recipe.select,
             identify=RecipeEngines(recipe).identifier(language),
+            noise=noise,
         )
         Reporter().say(f"select {language}: {selection.summary()}")
         pairs += selection.pairs
@@ -185,15 +257,16 @@ def _train(options: argparse.Namespace) -> None:
     if out.exists():
         raise DataError(f"{out} is there already, and is not overwritten. Name another --out, or remove it.")
     pairs = read_rows(options.pairs, Pair)
-    recipe = _recipe(options, _languages(pairs, options.pairs), options.model, options.model)
+    recipe = _recipe(options, _languages(pairs, options.pairs), options.reference or options.model, options.model)
     start = locate_model(options.model)
+    reference = locate_model(options.reference) if options.reference else None
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never gone on with.
     every = out.with_name(out.name + ".checkpoints")
-    checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs).digest
+    checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs, reference).digest
     temporary = checkpoints / "policy"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    trainer = RecipeEngines(recipe).trainer(start, recipe.train)
+    trainer = RecipeEngines(recipe).trainer(start, recipe.train, reference)
     with Reporter().step("train", len(pairs) * recipe.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
     publish_directory(temporary, out)
@@ -204,6 +277,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from crosspref.engines import RecipeEngines
+    from crosspref.maths.reward import PER_TOKEN
     from crosspref.records import Measure, Response, Score
     from crosspref.stages.evaluate import compare, measure
     from crosspref.stages.files import read_rows, write_rows
@@ -213,13 +287,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     recipe = _recipe(options, _languages(responses, options.responses))
     engines = RecipeEngines(recipe)
     both = [read_rows(path, Score) if path else [] for path in (options.scores, options.baseline_scores)]
-    settings = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
+    settings: dict[str, Any] = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
     rows: list[Measure] = []
     for language in recipe.languages:
         own = [row for row in responses if row.language == language]
         rows += measure(own, language, 1, identify=engines.identifier(language), **settings)
         scores, baseline = ([row for row in part if row.language == language] for part in both)
-        won = compare(scores, baseline, language, 1, **settings)
+        per_token = recipe.reward.algorithm in PER_TOKEN
+        won = compare(scores, baseline, language, 1, per_token=per_token, **settings)
         rows += [won] if won else []
     write_rows(options.out, rows, Measure)
     Console().print(make_report(rows).table())

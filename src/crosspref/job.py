@@ -10,8 +10,9 @@ from crosspref.engines.protocols import Engines
 from crosspref.errors import DataError
 from crosspref.models import ModelFiles, locate_model
 from crosspref.progress import Meter, Reporter
-from crosspref.recipe import Recipe, Settings, TrainSettings
+from crosspref.recipe import Recipe
 from crosspref.records import Pair, Prompt
+from crosspref.sections import RewardName, Settings, TrainSettings
 from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory
 
 
@@ -36,6 +37,7 @@ class Shard:
     unit: Unit
     fingerprint: Fingerprint
     prompts: list[Prompt]
+    reward: RewardName | None = None
 
 
 def policy(job: Job, iteration: int) -> ModelFiles:
@@ -135,18 +137,35 @@ def fill(
 
 
 def training_fingerprint(
-    section: str, settings: TrainSettings, seed: int, start: ModelFiles, pairs: Sequence[Pair]
+    section: str,
+    settings: TrainSettings,
+    seed: int,
+    start: ModelFiles,
+    pairs: Sequence[Pair],
+    reference: ModelFiles | None = None,
 ) -> Fingerprint:
     """Return what determines a trained policy."""
     counted = settings_of(section, settings, without=("micro_batch_size", "checkpoint_every", "gradient_checkpointing"))
-    return Fingerprint({**counted, "seed": seed}, {"start": start.identity, "pairs": digest_rows(pairs)})
+    inputs = {"start": start.identity, "pairs": digest_rows(pairs)}
+    if reference is not None:
+        inputs["reference"] = reference.identity
+    return Fingerprint({**counted, "seed": seed}, inputs)
 
 
 def train_policy(
-    job: Job, iteration: int, pairs: Sequence[Pair], section: str, settings: TrainSettings, start: ModelFiles
+    job: Job,
+    iteration: int,
+    pairs: Sequence[Pair],
+    section: str,
+    settings: TrainSettings,
+    start: ModelFiles,
+    reference: ModelFiles | None = None,
 ) -> None:
-    """Train the policy that an iteration ends with, going on from its last checkpoint."""
-    fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs)
+    """Train the policy that an iteration ends with, going on from its last checkpoint.
+
+    Without a reference, the policy that training starts from is its own.
+    """
+    fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs, reference)
     unit = job.run.policy(iteration)
     if unit.finished(fingerprint):
         job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
@@ -158,7 +177,7 @@ def train_policy(
         )
     label = f"iteration {iteration} {section}"
     job.reporter.say(f"{label}: loading the model")
-    trainer = job.engines.trainer(start, settings)
+    trainer = job.engines.trainer(start, settings, reference)
     started = time.monotonic()
     try:
         with job.reporter.step(label, len(pairs) * settings.epochs) as meter:

@@ -16,6 +16,12 @@ CROSSLINGUAL_PREFIX = (
 )
 """P(l) of Eq. 8: section 3 of the paper, with the comma that its appendix and its released scripts have."""
 
+TRANSLATION_PROMPT = (
+    "Please translate the following sentences into {language}. "
+    "The input sentences are wrapped by <sentence> and </sentence>:\n\n<sentence>\n{text}\n</sentence>"
+)
+"""LLM-Translate(y) of Eq. 14: the prompt of the paper's section E.2."""
+
 LANGUAGES: dict[str, str] = {
     "af": "Afrikaans",
     "am": "Amharic",
@@ -193,3 +199,12 @@ def crosslingual_instruction(english_instruction: str, language: str) -> str:
     if language == ENGLISH:
         return english_instruction
     return CROSSLINGUAL_PREFIX.format(language=language_name(language)) + english_instruction
+
+
+def translation_instruction(text: str, language: str) -> str:
+    """Return the prompt that asks for a text's translation into a language (Eq. 14).
+
+    Raises:
+        DataError: the language is not in `LANGUAGES`.
+    """
+    return TRANSLATION_PROMPT.format(language=language_name(language), text=text)

@@ -101,6 +101,27 @@ def _from_hub(name: str, weights: bool) -> ModelFiles:
     return ModelFiles(name, directory, None, hashlib.sha256(f"{repository}@{directory.name}".encode()).hexdigest())
 
 
+def is_encoder_decoder(files: ModelFiles) -> bool:
+    """Tell whether a model's configuration says that it has an encoder and a decoder, as translation models do."""
+    return files.gguf_file is None and _json(files.directory / "config.json").get("is_encoder_decoder") is True
+
+
+def require_one_output(files: ModelFiles) -> None:
+    """Raise ModelError unless a reward model's configuration says that it has one output: the reward.
+
+    transformers takes two labels for what names none, such as a model that is no classifier.
+    """
+    config = _json(files.directory / "config.json")
+    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+    if labels != 1:
+        kind = ", ".join(config.get("architectures") or []) or "unknown"
+        raise ModelError(
+            f"A reward model must have one output, but {files.name!r} ({kind}) has {labels} labels; a model that is no "
+            "classifier counts as having 2. Set reward.reward_model to a sequence-classification model that was "
+            "trained with num_labels 1."
+        )
+
+
 def _names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
 

@@ -1,9 +1,13 @@
-"""Recipes as YAML files: reading, overriding, explaining faults, writing.
+"""Recipes as YAML files: reading, extending, overriding, explaining faults, writing.
+
+A recipe comes in layers: the file that it ``extends``, the ``preset`` that it names, its own settings; then the preset
+and the settings of ``--set``. Each is merged over the ones before. The two keys are used up here: no recipe has them.
 
 Every fault of a recipe is reported at once, as one :class:`~crosspref.errors.RecipeError` that names the key, the
-value, and what is allowed.
+value, what is allowed, and the layer if it is not the recipe's own.
 """
 
+import copy
 import difflib
 import re
 from pathlib import Path
@@ -13,7 +17,30 @@ import yaml
 from pydantic import ValidationError
 
 from crosspref.errors import RecipeError
-from crosspref.recipe import Recipe, Settings
+from crosspref.recipe import Recipe
+from crosspref.sections import Settings
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What the paper's released scripts do, where the default here is what the paper says.
+    "znlp": {
+        # They drop the first response token, count the end-of-turn token, and let log p(PAD) into padded rows. They
+        # leave out beta, so their alpha is that of the un-scaled reward.
+        "reward": {"counting": "znlp", "beta": 1.0},
+        # They try 0, 0.001 ... 0.999, of which the smallest of the best wins.
+        "length_penalty": {"mode": "grid"},
+        # They filter nothing, and keep ties, down to a chosen response that is the rejected one.
+        "select": {"truncated": "keep", "degenerate": "keep", "min_gap": 0.0},
+        # They score batches of 3 in file order, and padding depends on what is beside: a shard must hold whole batches.
+        "resources": {"shard_prompts": 48},
+    },
+}
+"""Settings that go together, by the name under which ``preset`` asks for them."""
+
+_CONSUMED = ("extends", "preset")
+"""The keys that a recipe's content may have and a recipe has not."""
+
+_Layers = list[tuple[str, dict[str, Any]]]
+"""What each part of a recipe is called and says, the undermost first."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,19 +100,70 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file and apply overrides of the form ``section.key=value`` (the value is YAML).
 
     Raises:
-        RecipeError: the file cannot be read, or a setting is unknown, of the wrong type, or contradicts another.
+        RecipeError: a file cannot be read, or a setting is unknown, of the wrong type, or contradicts another.
     """
+    changes: dict[str, Any] = {}
+    for change in overrides or []:
+        override(changes, change)
+    _refuse_extends(changes, "--set")
+    layers = [*_file_layers(Path(path)), *_own_layers(changes, "--set")]
+    content = _merge_all(layers[:-1])
+    for change in overrides or []:  # one after the other, as they were given
+        override(content, change)
+    content.pop("preset", None)
+    return _check(content, str(path), layers)
+
+
+def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
+    """Return the layers of a file, and of what it extends; ``above`` are the files that extend it."""
+    if path.resolve() in [other.resolve() for other in above]:
+        raise RecipeError(f"Recipes extend each other in a circle: {' extends '.join(map(str, (*above, path)))}.")
+    where = f"The recipe {path}" + (f", which {above[-1]} extends," if above else "")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
-    content = parse_yaml(text, f"The recipe {path}")
+        raise RecipeError(f"{where} cannot be read: {error}") from error
+    content = parse_yaml(text, where)
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
-        raise RecipeError(f"The recipe {path} must be a mapping of sections, but it is {found}.")
-    for change in overrides or []:
-        override(content, change)
-    return make_recipe(content, str(path))
+        raise RecipeError(f"{where} must be a mapping of sections, but it is {found}.")
+    own, base = _own_layers(content, str(path)), content.get("extends")
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise _faulty(str(path), [f"extends: must be the path of a recipe file, but it is {base!r}"])
+    return [*_file_layers(path.parent / base, (*above, path)), *own]
+
+
+def _own_layers(content: dict[str, Any], name: str) -> _Layers:
+    """Return the preset that a content names, and its own settings."""
+    preset = content.get("preset")
+    own = (name, {key: value for key, value in content.items() if key not in _CONSUMED})
+    if preset is None:
+        return [own]
+    if preset not in list(PRESETS):
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise _faulty(name, [f"preset: unknown preset {preset!r}; {hint}Known: {', '.join(PRESETS)}"])
+    return [(f"the preset {preset}", PRESETS[preset]), own]
+
+
+def _merge_all(layers: _Layers) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name, content in layers:
+        try:
+            merged = _merge(merged, content)
+        except RecursionError as error:
+            raise _faulty(name, ["a section contains itself, by a YAML alias"]) from error
+    return merged
+
+
+def _merge(lower: Any, upper: Any) -> Any:
+    """Return ``upper`` over ``lower``, both untouched: sections are merged, everything else is replaced."""
+    if not isinstance(upper, dict):
+        return copy.deepcopy(upper)
+    below = lower if isinstance(lower, dict) else {}
+    return copy.deepcopy(below) | {key: _merge(below.get(key), value) for key, value in upper.items()}
 
 
 def override(content: dict[str, Any], change: str) -> None:
@@ -114,12 +192,41 @@ def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
     Raises:
         RecipeError: lists every fault with its key, its value and what is allowed.
     """
+    _refuse_extends(content, where)
+    layers = _own_layers(content, where)
+    return _check(_merge_all(layers), where, layers)
+
+
+def _refuse_extends(content: dict[str, Any], where: str) -> None:
+    if "extends" in content:
+        raise _faulty(where, ["extends: belongs into a recipe file, to which its path is relative"])
+
+
+def _check(content: dict[str, Any], where: str, layers: _Layers) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(dict(fault)) for fault in error.errors()]
-        count = f"{len(lines)} fault" + ("s" if len(lines) > 1 else "")
-        raise RecipeError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines)) from error
+        lines = []
+        for fault in error.errors():
+            origin = next((name for name, layer in reversed(layers) if _decides(layer, fault["loc"])), where)
+            lines.append(_explain(dict(fault)) + (f" (from {origin})" if origin != where else ""))
+        raise _faulty(where, lines) from error
+
+
+def _decides(layer: Any, keys: tuple[int | str, ...]) -> bool:
+    """Tell whether a layer gives this key, or replaces a section that it is in."""
+    for key in keys:
+        if not isinstance(layer, dict):
+            return True
+        if key not in layer:
+            return False
+        layer = layer[key]
+    return True
+
+
+def _faulty(where: str, lines: list[str]) -> RecipeError:
+    count = f"{len(lines)} fault" + ("s" if len(lines) > 1 else "")
+    return RecipeError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -152,7 +259,7 @@ def _section(keys: tuple[int | str, ...]) -> type[Settings]:
 def _explain(fault: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = _section(fault["loc"][:-1]).model_fields
+        known = [*_section(fault["loc"][:-1]).model_fields, *(_CONSUMED if len(fault["loc"]) == 1 else ())]
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{key}: unknown setting (value {fault['input']!r}); {hint}Allowed here: {', '.join(known)}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Part of every fingerprint: raise it when the meaning of a stored column changes."""
 
 FinishReason = Literal["stop", "length"]
@@ -46,22 +46,43 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """The reward of one response, before the length penalty (Eq. 9 with alpha = 0).
+class Translation:
+    """One translation of a response into ``target`` (Eq. 14, and section A.5).
 
-    ``policy_logprob`` and ``reference_logprob`` are summed over the response's tokens, in nats; ``tokens`` is how many
-    were summed, ``characters`` the number of Unicode code points of the text.
+    ``failure`` says why it cannot be used, and is None where it can. ``token_ids`` are the policy's, as generated; they
+    are None where another model translated, or where the text is not what was generated to the letter.
+    """
+
+    prompt_id: str
+    language: str
+    sample: int
+    target: str
+    text: str
+    token_ids: list[int] | None
+    finish_reason: FinishReason
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward of one response, before the length penalty (Eq. 9, 12, 13 with alpha = 0).
+
+    ``policy_logprob`` and ``reference_logprob`` are summed over tokens, in nats: of the response, or for the reward
+    ``translated`` of its translation. They are None where the reward has no such model. ``tokens`` and ``characters``
+    (Unicode code points) are |y| of the response itself; ``tokens`` is None where it is not known. ``implicit_reward``
+    is in the unit of its formula in ``maths.reward``, or what the reward model says; it is None where the response has
+    no reward, since its translation failed.
     """
 
     prompt_id: str
     language: str
     sample: int
     reward: str
-    policy_logprob: float
-    reference_logprob: float
-    tokens: int
+    policy_logprob: float | None
+    reference_logprob: float | None
+    tokens: int | None
     characters: int
-    implicit_reward: float
+    implicit_reward: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,31 @@ class Measure:
     prompts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two rewards of the same responses agree in one language.
+
+    ``tau`` is Kendall's tau-b between the rewards before their length penalty, within each prompt, averaged over
+    ``prompts`` prompts, with its 95% bootstrap interval over them; nan where no prompt has two different rewards. The
+    shares are over the ``pairs`` prompts for which both rewards make a pair: the same chosen response, the same
+    rejected one, both the same, and the two exchanged.
+    """
+
+    iteration: int
+    language: str
+    reward: str
+    other: str
+    tau: float
+    low: float
+    high: float
+    prompts: int
+    same_chosen: float
+    same_rejected: float
+    same_pair: float
+    swapped: float
+    pairs: int
+
+
 _KEY = [("prompt_id", pa.string()), ("language", pa.string())]
 _IDS = pa.list_(pa.int32())
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -127,6 +173,17 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("token_ids", _IDS),
             ("finish_reason", pa.string()),
             ("seed", pa.int64()),
+        ]
+    ),
+    Translation: pa.schema(
+        [
+            *_KEY,
+            ("sample", pa.int32()),
+            ("target", pa.string()),
+            ("text", pa.string()),
+            ("token_ids", _IDS),
+            ("finish_reason", pa.string()),
+            ("failure", pa.string()),
         ]
     ),
     Score: pa.schema(
@@ -157,6 +214,16 @@ SCHEMAS: dict[type, pa.Schema] = {
         ]
     ),
     Dropped: pa.schema([*_KEY, ("stage", pa.string()), ("reason", pa.string())]),
+    Agreement: pa.schema(
+        [
+            ("iteration", pa.int32()),
+            *((name, pa.string()) for name in ("language", "reward", "other")),
+            *((name, pa.float64()) for name in ("tau", "low", "high")),
+            ("prompts", pa.int32()),
+            *((name, pa.float64()) for name in ("same_chosen", "same_rejected", "same_pair", "swapped")),
+            ("pairs", pa.int32()),
+        ]
+    ),
     Measure: pa.schema(
         [
             ("iteration", pa.int32()),

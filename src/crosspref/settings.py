@@ -7,11 +7,19 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from crosspref.recipe import Recipe, Settings
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import PRESETS
+from crosspref.sections import Settings
 
 
-def describe_settings(section: type[Settings] = Recipe, indent: int = 0) -> Iterator[str]:
+def describe_settings() -> Iterator[str]:
     """Yield the lines of a commented recipe that holds every setting with its default."""
+    yield "# A recipe file may also have `extends: FILE` (relative to itself): it is merged over that recipe."
+    yield f"# It may have `preset: NAME`, settings that go together, under its own. Known: {', '.join(PRESETS)}."
+    yield from _describe(Recipe, 0)
+
+
+def _describe(section: type[Settings], indent: int) -> Iterator[str]:
     for name, field in section.model_fields.items():
         inner = _section_in(field)
         yield f"{' ' * indent}# {field.description}"
@@ -20,7 +28,7 @@ def describe_settings(section: type[Settings] = Recipe, indent: int = 0) -> Iter
         else:
             optional = "  # null by default" if field.default is None else ""
             yield f"{' ' * indent}{name}:{optional}"
-            yield from describe_settings(inner, indent + 2)
+            yield from _describe(inner, indent + 2)
 
 
 def _section_in(field: FieldInfo) -> type[Settings] | None:

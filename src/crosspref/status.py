@@ -1,9 +1,11 @@
 """Where a run is: how many units of each phase are done."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosspref.errors import RunError
+from crosspref.languages import ENGLISH
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
 from crosspref.store import RunDirectory
@@ -33,7 +35,8 @@ def run_status(run: RunDirectory) -> list[PhaseStatus]:
     if not run.recipe.exists():
         raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
     recipe = load_recipe(run.recipe)
-    training, held_out = (_shards(run, recipe, source) for source in ("prompts", "heldout"))
+    training, held_out = (_shards(run, recipe, source, recipe.languages) for source in ("prompts", "heldout"))
+    foreign = _shards(run, recipe, "prompts", [language for language in recipe.languages if language != ENGLISH])
     sources = 2 if recipe.evaluate.prompts else 1
     done = sum(run.prompts(name, "dropped").marker.exists() for name in ("prompts", "heldout"))
     phases = [PhaseStatus(0, "prompts", done, sources)]
@@ -43,15 +46,20 @@ def run_status(run: RunDirectory) -> list[PhaseStatus]:
     for iteration in range(1, recipe.iterations + 1):
         folder = f"iteration_{iteration}"
         phases.append(PhaseStatus(iteration, "sample", _count(run, f"{folder}/responses/*"), training))
-        phases.append(PhaseStatus(iteration, "score", _count(run, f"{folder}/scores/*"), training))
+        if recipe.needs_translations:
+            phases.append(PhaseStatus(iteration, "translate", _count(run, f"{folder}/translations/*"), foreign))
+        if recipe.language_imbalance is None:
+            total = None if training is None else training * len(recipe.reward.names)
+            done = sum(_count(run, f"{folder}/scores/{reward}/*") for reward in recipe.reward.names)
+            phases.append(PhaseStatus(iteration, "score", done, total))
         phases.append(PhaseStatus(iteration, "select", _count(run, f"{folder}/pairs"), len(recipe.languages)))
         phases.append(_policy(run, iteration, "train"))
         phases += _evaluation(run, recipe, iteration, held_out)
     return phases
 
 
-def _shards(run: RunDirectory, recipe: Recipe, source: str) -> int | None:
-    units = [run.prompts(source, language) for language in recipe.languages]
+def _shards(run: RunDirectory, recipe: Recipe, source: str, languages: Sequence[str]) -> int | None:
+    units = [run.prompts(source, language) for language in languages]
     if not all(unit.marker.exists() for unit in units):
         return None
     return sum(math.ceil(int(unit.read_marker()["rows"]) / recipe.resources.shard_prompts) for unit in units)
@@ -65,8 +73,9 @@ def _evaluation(run: RunDirectory, recipe: Recipe, iteration: int, shards: int |
     if recipe.evaluate.prompts is None:
         return []
     folder = f"iteration_{iteration}/evaluation"
-    done = _count(run, f"{folder}/responses/*") + _count(run, f"{folder}/scores/*") + _count(run, folder)
-    return [PhaseStatus(iteration, "evaluate", done, None if shards is None else 2 * shards + 1)]
+    done = _count(run, f"{folder}/responses/*") + _count(run, f"{folder}/scores/*/*") + _count(run, folder)
+    tables = 1 + recipe.has_implicit_reward
+    return [PhaseStatus(iteration, "evaluate", done, None if shards is None else tables * shards + 1)]
 
 
 def _count(run: RunDirectory, folder: str) -> int:

@@ -154,7 +154,7 @@ def test_each_iteration_samples_from_the_newest_policy_and_scores_against_the_in
 def test_scores_of_the_second_iteration_are_those_of_its_policy(run: Path, models: tuple[Path, Path]) -> None:
     """Not only the marker says so: the numbers are those of pi_1 and pi_I on G(x)."""
     row = rows(run / "iteration_2" / "responses" / "ru")[0]
-    score = rows(run / "iteration_2" / "scores" / "ru")[0]
+    score = rows(run / "iteration_2" / "scores" / "crosslingual" / "ru")[0]
     assert (row.prompt_id, row.sample) == (score.prompt_id, score.sample)
     english = keyed(rows(run / "prompts"))[row.prompt_id, "en"].instruction
     asked = (

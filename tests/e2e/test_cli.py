@@ -131,7 +131,7 @@ def test_a_run_directory_that_cannot_be_read_is_one_message(command: Run, recipe
 
 def test_a_damaged_marker_says_what_to_remove(command: Run, recipe_file: Path, done: Path, tmp_path: Path) -> None:
     run = shutil.copytree(done, tmp_path / "run")
-    marker = sorted(run.glob("iteration_1/scores/es/*.done.json"))[0]
+    marker = sorted(run.glob("iteration_1/scores/crosslingual/es/*.done.json"))[0]
     marker.write_text(marker.read_text()[:40])
     code, _, errors = command("run", recipe_file, "--out", run)
     assert_one_message(code, errors[errors.index("crosspref: ") :], f"rm {marker}")

@@ -30,25 +30,25 @@ AT_WRITES = [
     Strike("iteration_0/checkpoints/*/checkpoint-1"),  # begun, and not whole
     Strike("iteration_0/*policy*"),  # trained, and being saved
     Strike(f"iteration_0/evaluation/responses/*/{DONE}", 2, 0.02),
-    Strike("iteration_0/evaluation/scores/*/*"),  # also a temporary file
+    Strike("iteration_0/evaluation/scores/*/*/*"),  # also a temporary file
     Strike(f"iteration_1/responses/*/{DONE}", 1),
     Strike("iteration_1/responses/*/*", 8),
-    Strike("iteration_1/scores/*/*", 3),
+    Strike("iteration_1/scores/*/*/*", 3),
     Strike("iteration_1/pairs/*.parquet"),  # written, and not marked
     Strike("iteration_1/checkpoints/*/checkpoint-1/*complete", 1, 0.02),
     Strike("iteration_1/checkpoints/*/checkpoint-3", 1, 0.02),
     Strike("iteration_1/policy"),  # in its place, and not marked
     Strike("iteration_1/evaluation/measures.parquet"),
     Strike("iteration_2/responses/*/*.parquet", 3),
-    Strike(f"iteration_2/scores/*/{DONE}", 3, 0.05),
+    Strike(f"iteration_2/scores/*/*/{DONE}", 3, 0.05),
     Strike(f"iteration_2/pairs/{DONE}"),
     Strike("iteration_2/checkpoints/*/checkpoint-5"),
-    Strike(f"iteration_2/evaluation/scores/*/{DONE}", 1, 0.05),
+    Strike(f"iteration_2/evaluation/scores/*/*/{DONE}", 1, 0.05),
 ]
 ONCE = {
     "align_english": Strike("iteration_0/checkpoints/*/checkpoint-*", 1, 0.1),
     "sample": Strike(f"iteration_1/responses/*/{DONE}", 2, 0.1),
-    "score": Strike(f"iteration_1/scores/*/{DONE}", 2, 0.1),
+    "score": Strike(f"iteration_1/scores/*/*/{DONE}", 2, 0.1),
     "select": Strike(f"iteration_1/pairs/{DONE}"),
     "train": Strike("iteration_1/checkpoints/*/checkpoint-2/*complete"),
     "evaluate": Strike(f"iteration_1/evaluation/responses/*/{DONE}", 1, 0.1),

@@ -91,7 +91,7 @@ def test_what_a_killed_process_left_half_written_is_removed(
     command: Run, recipe_file: Path, done: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(done, tmp_path / "run")
-    (run / "iteration_1" / "scores" / "es" / ".00000000.parquet.77.tmp").write_bytes(b"PAR1 half")
+    (run / "iteration_1" / "scores" / "crosslingual" / "es" / ".00000000.parquet.77.tmp").write_bytes(b"PAR1 half")
     (run / "iteration_1" / ".policy.77.tmp" / "deep").mkdir(parents=True)
     # A kill between the policy's marker and the removal of its checkpoints.
     (run / "iteration_1" / "checkpoints" / "abc" / "checkpoint-3").mkdir(parents=True)

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from crosspref.engines.protocols import Sampled
 from crosspref.engines.transformers_sampler import SeededChoice, TransformersSampler, _first_above
 from crosspref.models import locate_model
-from crosspref.recipe import ResourceSettings, SampleSettings
 from crosspref.records import derive_seed
+from crosspref.sections import ResourceSettings, SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 EOS, END = 1, 2

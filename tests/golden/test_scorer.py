@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_scorer import TransformersScorer
 from crosspref.models import locate_model
-from crosspref.recipe import ResourceSettings, RewardSettings
 from crosspref.records import FinishReason, Response
+from crosspref.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

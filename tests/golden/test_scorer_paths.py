@@ -26,7 +26,7 @@ from crosspref.engines import transformers_scorer
 from crosspref.engines.transformers_scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models import locate_model
-from crosspref.recipe import ResourceSettings, RewardSettings
+from crosspref.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4

@@ -1,7 +1,6 @@
 """Eq. 11 as it is trained: the loss and its gradients against naive ones, and whatever they must not depend on."""
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,12 @@ from typing import Any
 import naive
 import pytest
 import torch
-from transformers import TrainerCallback
+from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
 
 from crosspref.engines import trl_trainer
-from crosspref.engines.trl_trainer import PairTrainer, TrlTrainer
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
-from crosspref.recipe import LoraSettings, ResourceSettings, TrainSettings
 from crosspref.records import Pair
-
-EOS, END = 1, 2
-LORA = LoraSettings(rank=4, alpha=8)
-Models = dict[str, tuple[Path, Path]]
+from crosspref.sections import LoraSettings
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,61 +22,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_pair(index: int) -> Pair:
-    """Return a pair of its own lengths: prompts of 7 to 60 tokens, responses of 1 to 60."""
-    rng = random.Random(index)
-    lengths = [(1, 60), (60, 1), (3, 5), (17, 2), (30, 31), (2, 40)][index % 6]
-    chosen, rejected = ([*(rng.randrange(6, 380) for _ in range(length - 1)), END] for length in lengths)
-    chat = [{"role": "user", "content": "ja " * rng.choice([1, 4, 25])}]
-    answers = [[{"role": "assistant", "content": "not these words, but the ids"}]] * 2
-    return Pair(f"p{index}", "es", chat, *answers, 0, 1, chosen, rejected, 0.5, 0.1, 0.0)
-
-
-PAIRS = [make_pair(index) for index in range(16)]
-
-
-def settings_of(**changes: Any) -> TrainSettings:
-    """Settings under which nothing but the loss shapes the gradients."""
-    plain = {"learning_rate": 1e-3, "scheduler": "constant", "warmup_ratio": 0.0, "max_grad_norm": 1e9}
-    return TrainSettings(**{**plain, **changes})
-
-
-def make_trainer(directory: Path, dtype: str = "float32", **changes: Any) -> TrlTrainer:
-    resources = ResourceSettings(device="cpu", dtype=dtype)
-    return TrlTrainer(locate_model(str(directory)), settings_of(**changes), resources, seed=1)
-
-
-class Watch(TrainerCallback):
-    """Keeps the gradients before each optimizer step and the weights after it."""
-
-    def __init__(self) -> None:
-        self.gradients: list[dict[str, torch.Tensor]] = []
-        self.weights: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
-        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
-
-    def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
-        self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
-
-
-def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    """Let the next trainers be watched."""
-    watcher, original = Watch(), TrlTrainer._trainer
-
-    def build(self: TrlTrainer, *arguments: Any) -> PairTrainer:
-        trainer = original(self, *arguments)
-        trainer.add_callback(watcher)
-        return trainer
-
-    monkeypatch.setattr(TrlTrainer, "_trainer", build)
-    return watcher
-
-
-def train(trainer: TrlTrainer, folder: Path, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
-    return trainer.train(pairs, folder / "out", folder / "checkpoints", lambda *_: None)
 
 
 def naive_terms(policy: Any, reference: Any, directory: Path, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
@@ -110,16 +48,6 @@ def naive_gradients(directory: Path, pairs: Sequence[Pair]) -> tuple[float, dict
     return float(loss.detach()), {name: parameter.grad for name, parameter in policy.named_parameters()}
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Compare with a tolerance relative to the largest number of each tensor."""
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        limit = tolerance * max(float(tensor.abs().max()), 1e-3)
-        torch.testing.assert_close(
-            found[name], tensor, rtol=0, atol=limit, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 @pytest.mark.parametrize("pairs", [16, 10, 1], ids=lambda pairs: f"{pairs}-pairs")
 def test_loss_and_gradients_are_the_naive_ones_however_the_pairs_are_cut(
     pairs: int, tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,7 +61,7 @@ def test_loss_and_gradients_are_the_naive_ones_however_the_pairs_are_cut(
     ):
         log = train(make_trainer(directory, **cut), tmp_path / str(number), PAIRS[:pairs])["log"]
         assert [entry["loss"] for entry in log] == pytest.approx([loss], abs=1e-4)
-        assert log[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert log[0]["preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
         assert log[0]["nll_loss"] == pytest.approx(loss - math.log(2), abs=1e-4)
     assert len(watcher.gradients) == 4
     for found in watcher.gradients:
@@ -171,7 +99,7 @@ def test_whole_trainings_share_a_trajectory_however_the_pairs_are_cut(
         logs.append(figures["log"])
     for log in logs[1:]:
         for entry, first in zip(log, logs[0], strict=True):
-            for name in ("loss", "dpo_loss", "nll_loss", "margin", "chosen_log_ratio", "rejected_log_ratio"):
+            for name in ("loss", "preference_loss", "nll_loss", "margin", "chosen_log_ratio", "rejected_log_ratio"):
                 assert entry[name] == pytest.approx(first[name], abs=2e-3), name
     assert logs[0][-1]["loss"] < logs[0][0]["loss"]
 
@@ -204,7 +132,7 @@ def test_the_reference_is_the_starting_policy(
     with torch.no_grad():
         terms = naive_terms(policy, naive.load(start), start, PAIRS)
         wrong = naive_terms(policy, naive.load(initial), start, PAIRS)
-    assert log[1]["dpo_loss"] == pytest.approx(float(terms["dpo"].mean()), abs=1e-4)
+    assert log[1]["preference_loss"] == pytest.approx(float(terms["dpo"].mean()), abs=1e-4)
     assert log[1]["nll_loss"] == pytest.approx(float(terms["nll"].mean()), abs=1e-4)
     assert log[1]["loss"] == pytest.approx(float((terms["dpo"] + terms["nll"]).mean()), abs=2e-4)
     assert log[1]["chosen_log_ratio"] == pytest.approx(float(terms["chosen"].mean()), abs=1e-3)
@@ -271,4 +199,4 @@ def test_in_bfloat16_policy_and_reference_still_start_equal(
     trainer = make_trainer(tiny_models[kind][1], dtype="bfloat16", lora=lora, batch_size=16, micro_batch_size=8)
     [entry] = train(trainer, tmp_path)["log"]
     assert (entry["chosen_log_ratio"], entry["rejected_log_ratio"]) == (0, 0)
-    assert entry["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert entry["preference_loss"] == pytest.approx(math.log(2), abs=1e-6)

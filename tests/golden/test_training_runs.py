@@ -17,8 +17,8 @@ from crosspref.engines.transformers_models import load_tokenizer
 from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_checkpoint
 from crosspref.errors import DataError, ModelError
 from crosspref.models import locate_model, tokenizer_identity
-from crosspref.recipe import LoraSettings, ResourceSettings, TrainSettings
 from crosspref.records import Pair
+from crosspref.sections import LoraSettings, ResourceSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)
@@ -86,14 +86,31 @@ def train_until(trainer: TrlTrainer, folder: Path, step: int) -> int:
 
 # Fourteen pairs in batches of four make four steps per pass, the last one of two pairs; eight steps in two passes.
 @pytest.mark.parametrize(
-    ("every", "killed_at", "lora"),
-    [(2, [2], None), (2, [2], LORA), (3, [5], None), (3, [5], LORA), (4, [6], None), (3, [4, 4], None)],
-    ids=["before-any-checkpoint", "before-any-lora", "inside-a-pass", "inside-a-pass-lora", "between-passes", "twice"],
+    ("every", "killed_at", "lora", "method"),
+    [
+        (2, [2], None, "dpo"),
+        (2, [2], LORA, "dpo"),
+        (3, [5], None, "dpo"),
+        (3, [5], LORA, "dpo"),
+        (4, [6], None, "dpo"),
+        (3, [4, 4], None, "dpo"),
+        (3, [5], None, "kto"),
+        (3, [5], LORA, "kto"),
+        (4, [6], None, "kto"),
+    ],
+    ids=[
+        *("before-any-checkpoint", "before-any-lora", "inside-a-pass", "inside-a-pass-lora", "between-passes", "twice"),
+        *("kto", "kto-lora", "kto-between-passes"),
+    ],
 )
 def test_a_killed_training_ends_with_the_same_weights(
-    every: int, killed_at: list[int], lora: LoraSettings | None, tiny_models: Models, tmp_path: Path
+    every: int, killed_at: list[int], lora: LoraSettings | None, method: str, tiny_models: Models, tmp_path: Path
 ) -> None:
-    directory, changes = tiny_models["llama"][1], {"epochs": 2, "checkpoint_every": every, "lora": lora}
+    directory = tiny_models["llama"][1]
+    changes = {"epochs": 2, "checkpoint_every": every, "lora": lora, "method": method}
+    if method == "kto":
+        # Twice as many examples as pairs, so as many steps. Without an NLL term, and faster, so that z_ref leaves 0.
+        changes |= {"batch_size": 8, "nll_weight": 0.0, "learning_rate": 1e-2}
     expected = train(make_trainer(directory, **changes), tmp_path / "whole")
     assert expected["steps"] == 8
 
@@ -111,6 +128,8 @@ def test_a_killed_training_ends_with_the_same_weights(
         assert torch.equal(found[name], tensor), name
     start = weights_of(directory)
     assert any(not torch.equal(tensor, start[name]) for name, tensor in wanted.items())
+    if method == "kto":
+        assert max(entry["kl"] for entry in expected["log"]) > 0.1
     # The log is whole too, and the progress bar ends at all pairs.
     assert [entry["loss"] for entry in figures["log"]] == [entry["loss"] for entry in expected["log"]]
     assert sum(pairs for pairs, _ in calls) == 2 * len(PAIRS)

@@ -104,7 +104,7 @@ def test_repetition_is_not_guessed_where_token_ids_are_missing() -> None:
 def test_every_measure_says_what_it_is() -> None:
     rows = counted([response("p", 0)], identify=lambda text: "es")
     assert {*rows, WIN_RATE} == set(MEASURES)
-    assert "not the reward that was trained on" in MEASURES[WIN_RATE]
+    assert "not the reward that was trained on (unless that was R_m)" in MEASURES[WIN_RATE]
     assert "a proxy, not a judgement of quality" in MEASURES[WIN_RATE]
 
 
@@ -180,3 +180,17 @@ def test_seed_and_resamples_reach_the_interval() -> None:
     assert interval() == interval()
     assert interval(seed=4) != interval()
     assert interval(resamples=201) != interval()
+
+
+def test_a_reward_per_token_is_not_divided_again() -> None:
+    # 0.4 and 0.3 per token; summed they would be 0.4 and 1.2.
+    own, baseline = [replace(score("p", 0, 0.4), tokens=1)], [replace(score("p", 0, 0.3), tokens=4)]
+    assert compare(own, baseline, "es", 1, **OPTIONS).mean == 1.0
+    summed = [replace(score("p", 0, 0.5), tokens=1)], [replace(score("p", 0, 1.2), tokens=4)]
+    assert compare(*summed, "es", 1, **OPTIONS).mean == 1.0
+    assert compare(*summed, "es", 1, per_token=True, **OPTIONS).mean == 0.0
+
+
+def test_a_response_without_a_reward_takes_no_part() -> None:
+    own = [replace(score("p", 0, 0.4), implicit_reward=None), score("p", 1, 0.1)]
+    assert compare(own, [score("p", 0, 0.3)], "es", 1, **OPTIONS).n == 1

@@ -11,7 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosspref.errors import DataError
-from crosspref.records import SCHEMAS, Dropped, Measure, Pair, Prompt, Response, Score, from_table, to_table
+from crosspref.records import (
+    SCHEMAS,
+    Agreement,
+    Dropped,
+    Measure,
+    Pair,
+    Prompt,
+    Response,
+    Score,
+    Translation,
+    from_table,
+    to_table,
+)
 from crosspref.stages.files import read_rows, write_rows
 
 
@@ -26,11 +38,19 @@ EXAMPLES: dict[type, list[Any]] = {
         Response("a", "es", 0, "\u2028", [1, 2**31 - 1], "stop", 2**63 - 1),
         Response("a", "es", 7, "", None, "length", None),
     ],
-    Score: [Score("a", "es", 0, "crosslingual", -1e-300, -12345.678901234567, 3, 4, 0.1 + 0.2)],
+    Translation: [
+        Translation("a", "es", 0, "en", "Yes\u2028", [5, 6], "stop", None),
+        Translation("a", "es", 0, "fr", "", None, "length", "empty"),
+    ],
+    Score: [
+        Score("a", "es", 0, "crosslingual", -1e-300, -12345.678901234567, 3, 4, 0.1 + 0.2),
+        Score("a", "es", 1, "translated", None, None, None, 4, None),
+    ],
     Pair: [
         Pair("a", "es", USER, GOOD, BAD, 3, 0, [5], [6, 7], 0.5, -0.5, -1e-9),
         Pair("b", "en", [*chat("system", "Kurz."), *USER], GOOD, BAD, *[None] * 7),
     ],
+    Agreement: [Agreement(1, "es", "crosslingual", "multilingual", 0.5, -0.0, 1.0, 8, 0.5, 0.25, 0.125, 0.0, 8)],
     Dropped: [Dropped("a", "es", "select", "1 | 2"), Dropped("a", "es", "train", "too long")],
     Measure: [
         Measure(0, "es", "truncated", 0.5, 0.25, 0.75, 8, 2),
@@ -176,10 +196,10 @@ SCORE = to_table([Score("a", "es", 0, "crosslingual", -1.0, -2.0, 3, 9, 0.1)], S
             "FILE, column 'implicit_reward': Failed to parse string: 'high'",
         ),
         (Score, [SCORE, {**SCORE, "sample": None}], "FILE, row 2: the column 'sample' must not be empty."),
-        (Score, [{**SCORE, "implicit_reward": None}], "FILE, row 1: the column 'implicit_reward' must not be empty."),
+        (Score, [{**SCORE, "characters": None}], "FILE, row 1: the column 'characters' must not be empty."),
         (Response, [ANSWER, {**ANSWER, "text": None}], "FILE, row 2: the column 'text' must not be empty."),
         (Response, [ANSWER, {"text": "x", "language": "es"}], "FILE, row 2: the column 'prompt_id' must not be empty."),
-        (Score, [SCORE, SCORE], "FILE, row 2: the key ('a', 'es', 0) is there twice."),
+        (Score, [SCORE, SCORE], "FILE, row 2: the key ('a', 'es', 0, 'crosslingual') is there twice."),
         (
             Response,
             [{**ANSWER, "sample": 1}, {**ANSWER, "sample": 1, "text": "other"}],
@@ -206,6 +226,14 @@ SCORE = to_table([Score("a", "es", 0, "crosslingual", -1.0, -2.0, 3, 9, 0.1)], S
 )
 def test_faults(tmp_path: Path, kind: type, rows: list[Any], said: str) -> None:
     assert error_of(write(tmp_path, rows), kind).startswith(said)
+
+
+def test_a_prompt_may_have_several_pairs_but_none_twice(tmp_path: Path) -> None:
+    # As language imbalance makes them in English: one chosen answer, and a translation from each other language.
+    pair = {"prompt_id": "a", "prompt": USER, "chosen": GOOD, "rejected": BAD}
+    other = {**pair, "rejected": chat("assistant", "No")}
+    assert len(read_rows(write(tmp_path, [pair, other]), Pair)) == 2
+    assert error_of(write(tmp_path, [pair, other, pair]), Pair).startswith("FILE, row 3: the key ('a', 'en', ")
 
 
 def test_a_wrong_type_says_which_is_right(tmp_path: Path) -> None:

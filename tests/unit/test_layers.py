@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import crosspref
+from crosspref.records import Agreement
+from crosspref.store import Unit
 
 SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -18,24 +20,26 @@ LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingfac
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "recipe", "records"),
+    ("errors", "languages", "packages", "recipe", "records", "sections"),
     ("models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
     ("job",),
+    ("pairing", "tables"),
     ("algorithm",),
     ("engines",),
-    ("changes", "status"),
+    ("changes", "comparability", "status"),
     ("api",),
-    ("checking",),
-    ("cli_stages",),
+    ("checking", "comparison"),
+    ("cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
-    *("api", "changes", "checking", "cli", "engines", "errors", "job", "languages", "models", "packages", "progress"),
-    *("recipe", "recipe_file", "records", "settings", "status", "store", "algorithm", "cli_stages", "stages", ""),
+    *("", "algorithm", "api", "changes", "checking", "cli", "cli_score", "cli_stages", "comparability", "comparison"),
+    *("engines", "errors", "job", "languages", "models", "packages", "pairing", "progress", "recipe", "recipe_file"),
+    *("records", "sections", "settings", "stages", "status", "store", "tables"),
 )
 """What must import nothing heavy; "" is crosspref itself."""
 
@@ -121,6 +125,14 @@ def test_help_of_a_stage_is_light() -> None:
 
 def test_check_is_light() -> None:
     assert heavy_after(command("check", str(QUICKSTART))) == []
+
+
+def test_report_and_compare_are_light(tmp_path: Path) -> None:
+    agreement = Unit(tmp_path / "iteration_1" / "agreement" / "crosslingual-multilingual.parquet")
+    agreement.write_rows([Agreement(1, "es", "crosslingual", "multilingual", *[0.5] * 3, 1, *[0.5] * 4, 1)], Agreement)
+    (tmp_path / "recipe.yaml").write_bytes(QUICKSTART.read_bytes())
+    assert heavy_after(command("report", str(tmp_path))) == []
+    assert heavy_after(command("compare", str(tmp_path), "--out", str(tmp_path / "table"))) == []
 
 
 def test_what_is_not_there_is_said_as_python_says_it() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from hypothesis import strategies as st
 
 import crosspref
 from crosspref.errors import RecipeError
-from crosspref.recipe import Recipe, Settings
-from crosspref.recipe_file import dump_recipe, flatten, load_recipe, make_recipe, override, parse_yaml
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import PRESETS, dump_recipe, flatten, load_recipe, make_recipe, override, parse_yaml
+from crosspref.sections import Settings
+from crosspref.settings import describe_settings
 
 SOURCE = Path(crosspref.__file__).parent
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PAPER = sorted(path.name for path in (FOLDER / "paper").glob("*.yaml"))
 
 
 def content(**sections: Any) -> dict[str, Any]:
@@ -42,19 +47,93 @@ def with_set(*changes: str, **sections: Any) -> Recipe:
     return make_recipe(changed)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def paper(name: str) -> Recipe:
+    return load_recipe(FOLDER / "paper" / f"{name}.yaml")
+
+
+def differences(path: Path, other: Path) -> set[str]:
+    settings, others = flatten(load_recipe(path)), flatten(load_recipe(other))
+    return {key for key in {*settings, *others} if settings.get(key) != others.get(key)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert load_recipe(path).iterations >= 1
+    recipe = load_recipe(path)
+    assert (recipe.iterations == 0) == path.stem.startswith("pi_0")
+    assert reread(recipe) == recipe
+
+
+def test_every_recipe_of_the_paper_has_a_twin_and_every_twin_is_of_one() -> None:
+    assert len(PAPER) == 14
+    small = {path.name for path in (FOLDER / "small").glob("*.yaml")}
+    ours = {name for name in small if re.match(r"base|pi_0|methods-", name)}
+    assert small - ours == set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_twin_differs_from_the_others_as_its_paper_recipe_does(name: str) -> None:
+    changed = differences(FOLDER / "paper" / name, FOLDER / "paper" / "table2-icr.yaml")
+    twins_changed = differences(FOLDER / "small" / name, FOLDER / "small" / "base.yaml")
+    assert twins_changed - {"iterations", "select.min_gap"} <= changed  # the paper keeps every gap anyway
+    # What the small base has from the start, and what only accelerators, other models or another data set allow.
+    spared = {"iterations", "translate.truncated", "translate.max_new_tokens", "prompts.source", "reward.reward_model"}
+    spared |= {"models.initial", "models.policy"} if name.startswith("table8") else set()
+    assert changed - spared <= twins_changed
+    small = load_recipe(FOLDER / "small" / name)
+    assert (small.translate.truncated, small.select.truncated) == ("keep", "keep")
+
+
+def test_small_recipes_start_from_what_pi_0_recipes_write() -> None:
+    for path in (FOLDER / "small").glob("*.yaml"):
+        recipe = load_recipe(path)
+        if recipe.align_english is None:
+            made = re.fullmatch(r"runs/small/(.+)/iteration_0/policy", recipe.models.policy or "")
+            assert made, path
+            source = load_recipe(FOLDER / "small" / f"{made[1]}.yaml")
+            assert (source.align_english.method, source.iterations) == (recipe.reward.algorithm, 0)
+            assert source.models.initial == recipe.models.initial
 
 
 def test_the_papers_recipe_has_the_papers_settings() -> None:
     # Sections 5.1 and B.3 (Tables 2 and 9).
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "llama3-8b-icr.yaml")
+    recipe = paper("table2-icr")
     sample, train = recipe.sample, recipe.train
     assert (sample.n, sample.temperature, sample.top_p, sample.max_new_tokens) == (10, 0.9, 1.0, 2400)
     assert (recipe.reward.beta, recipe.length_penalty.mode, recipe.iterations, recipe.seed) == (0.1, "optimal", 2, 42)
     assert (train.beta, train.nll_weight, train.learning_rate, train.batch_size, train.epochs) == (0.1, 1, 5e-7, 16, 1)
     assert (train.scheduler, train.warmup_ratio, train.lora, train.max_length >= 2400) == ("cosine", 0.03, None, True)
+    assert (train.method, train.reference, recipe.reward.reference) == ("dpo", "previous", "initial")
+    assert (recipe.reward.name, recipe.reward.algorithm, recipe.select.min_gap) == ("crosslingual", "dpo", 0.0)
+
+
+def test_the_papers_other_recipes_have_the_papers_settings() -> None:
+    kto = paper("table2-kto")  # Table 9, Eq. 16 and 17
+    assert (kto.train.learning_rate, kto.train.batch_size, kto.train.warmup_ratio) == (5e-7, 32, 0.03)
+    assert (kto.train.epochs, kto.train.beta, kto.train.method, kto.train.nll_weight) == (1, 0.1, "kto", 0.0)
+    assert (kto.models.policy, kto.reward.algorithm) == ("princeton-nlp/Llama-3-Base-8B-SFT-KTO", "kto")
+    assert set(paper("table5-low-resource").languages) == {"en", "bn", "sw", "th"}
+    no_penalty, moving = paper("table6-no-length-penalty"), paper("table6-previous-reference")
+    assert (no_penalty.length_penalty.mode, no_penalty.iterations) == ("none", 1)
+    assert (moving.reward.reference, moving.train.reference, moving.iterations) == ("previous", "previous", 2)
+    for name in ("table8-icr-instruct", "table8-lidr-instruct"):
+        recipe = paper(name)  # Table 7
+        assert (recipe.models.policy, recipe.prompts.limit) == ("meta-llama/Meta-Llama-3-8B-Instruct", 1000)
+        assert (recipe.language_imbalance is None) == (name == "table8-icr-instruct")
+    assert paper("table2-lidr").language_imbalance is not None
+    for name in ("multilingual", "translated"):
+        recipe = paper(f"table12-{name}")
+        assert (recipe.reward.name, recipe.iterations) == (name, 1)
+    assert paper("table1-rewards").reward.names == ["crosslingual", "multilingual", "translated", "reward_model"]
+    assert [paper(f"table13-{n}").prompts.limit for n in (1000, 5000)] == [1000, 5000]
+    znlp = paper("znlp")
+    assert (znlp.reward.counting, znlp.reward.beta, znlp.length_penalty.mode) == ("znlp", 1.0, "grid")
+    assert (znlp.select.truncated, znlp.select.degenerate, znlp.select.min_gap) == ("keep", "keep", 0.0)
+    assert znlp.resources.shard_prompts == 48
+
+
+def test_the_readme_names_every_recipe_of_the_paper() -> None:
+    named = set(re.findall(r"`([\w-]+)`", (FOLDER / "README.md").read_text(encoding="utf-8")))
+    assert {Path(name).stem for name in PAPER} <= named
 
 
 @pytest.mark.parametrize(
@@ -73,7 +152,11 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
         ({"train": {"beta": float("inf")}}, "train.beta: Input should be a finite number, but it is inf (float)"),
         ({"select": {"truncated": 1}}, "select.truncated: Input should be 'drop' or 'keep', but it is 1 (int)"),
         ({"sample": None}, "sample: must be a section with any of n, temperature, "),
-        ({"models": {"policy": "p"}}, "models.initial: is missing. pi_I: the model before preference alignment"),
+        (
+            {"models": {"policy": "p"}},
+            "reward: algorithm dpo compares the policy with the model it was aligned from: give ",
+        ),
+        ({"models": {}}, "align_english: there is no English-aligned model: give models.policy (pi_0)"),
         ({"languages": "en"}, "languages: Input should be a valid list, but it is 'en' (str)"),
         ({"languages": []}, "languages: List should have at least 1 item after validation, not 0, but it is [] (list)"),
         ({"languages": ["en", "sp"]}, "languages: unknown language 'sp' (did you mean "),
@@ -97,6 +180,123 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
 def test_each_fault_names_key_value_and_what_is_allowed(sections: dict[str, Any], said: str) -> None:
     [line] = faults(content(**sections))
     assert line.startswith(said)
+
+
+FREE = {"models": {"policy": "aligned"}, "reward": {"algorithm": "simpo"}}
+"""A policy that was aligned without a reference."""
+
+STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        # The models and the algorithm.
+        (
+            {"reward": {"algorithm": "simpo"}},
+            "reward: algorithm simpo has no reference, and contradicts models.initial: leave that out, or name the ",
+        ),
+        (
+            {"models": {"policy": "p"}, "reward": {"algorithm": "kto"}},
+            "reward: algorithm kto compares the policy with the model it was aligned from: give models.initial",
+        ),
+        (
+            {"models": {}, "align_english": {"preferences": "p"}},
+            "align_english: makes pi_0 from pi_I: give models.initial",
+        ),
+        (
+            {**STAGE_0, "reward": {"algorithm": "kto"}},
+            "reward: algorithm kto contradicts align_english.method dpo: set both alike",
+        ),
+        (
+            {**STAGE_0, "align_english": {"preferences": "p", "method": "orpo"}},
+            "reward: algorithm dpo contradicts align_english.method orpo: set both alike",
+        ),
+        # References.
+        (
+            {**FREE, "reward": {"algorithm": "orpo", "reference": "previous"}},
+            "reward.reference: 'previous' contradicts orpo, which has no reference",
+        ),
+        ({**FREE, "train": {"reference": "initial"}}, "train: reference initial is pi_I: give models.initial"),
+        (
+            {"train": {"method": "simpo", "reference": "initial"}},
+            "train.reference: 'initial' contradicts simpo, which has no reference",
+        ),
+        (
+            {**STAGE_0, "align_english": {"preferences": "p", "method": "orpo", "reference": "initial"}},
+            "align_english.reference: 'initial' contradicts orpo, which has no reference",
+        ),
+        # Which rewards.
+        ({"reward": {"also": ["crosslingual"]}}, "reward.also: names a reward twice, or the one of reward.name ("),
+        ({"reward": {"also": ["multilingual"] * 2}}, "reward.also: names a reward twice, or the one of reward.name ("),
+        (
+            {"reward": {"name": "reward_model"}},
+            "reward.reward_model: is missing, but the reward reward_model is asked for",
+        ),
+        (
+            {"reward": {"also": ["reward_model"]}},
+            "reward.reward_model: is missing, but the reward reward_model is asked ",
+        ),
+        (
+            {"reward": {"reward_model": "m"}},
+            "reward.reward_model: names a model, but reward_model is neither reward.name ",
+        ),
+        # What the released scripts compute.
+        (
+            {"reward": {"counting": "znlp", "name": "translated"}, "resources": {"shard_prompts": 3}},
+            "reward.counting: znlp is not defined for the reward translated: take exact, or another reward",
+        ),
+        (
+            {"preset": "znlp", "reward": {"also": ["translated"]}},
+            "reward.counting: znlp is not defined for the reward ",
+        ),
+        (
+            {"preset": "znlp", "reward": {"algorithm": "ipo"}},
+            "reward.counting: znlp sums log-ratios, and contradicts al",
+        ),
+        (
+            {**FREE, "reward": {"algorithm": "simpo", "counting": "znlp"}},
+            "reward.counting: znlp sums log-ratios, and con",
+        ),
+        (
+            {"reward": {"counting": "znlp"}},
+            "resources: shard_prompts must be a multiple of 3 with reward.counting znlp, which scores batches of 3 ",
+        ),
+        (
+            {"preset": "znlp", "resources": {"shard_prompts": 50}},
+            "resources: shard_prompts must be a multiple of 3 with ",
+        ),
+        # Language imbalance.
+        (
+            {"language_imbalance": {}, "languages": ["es", "fr"]},
+            "language_imbalance: pairs come from en and other languages, but languages is ['es', 'fr']",
+        ),
+        (
+            {"language_imbalance": {}, "languages": ["en"]},
+            "language_imbalance: pairs come from en and other languages, but languages is ['en']",
+        ),
+    ],
+)
+def test_each_contradiction_gives_one_fault(sections: dict[str, Any], said: str) -> None:
+    [line] = faults(content(**sections))
+    assert line.startswith(said)
+
+
+def test_what_does_not_contradict() -> None:
+    assert make_recipe(content(**FREE)).models.initial is None
+    assert make_recipe(content(**FREE, train={"method": "simpo"})).train.reference == "previous"
+    orpo = make_recipe(
+        content(
+            models={"initial": "base"},
+            align_english={"preferences": "p", "method": "orpo"},
+            reward={"algorithm": "orpo"},
+        )
+    )
+    assert (orpo.models.policy, orpo.models.initial) == (None, "base")
+    assert make_recipe(content(train={"method": "kto", "reference": "initial"})).reward.algorithm == "dpo"
+    assert make_recipe(content(preset="znlp", reward={"algorithm": "kto", "name": "multilingual"})).reward.beta == 1.0
+    asked = {"name": "reward_model", "reward_model": "m", "also": ["crosslingual"]}
+    assert make_recipe(content(reward=asked)).reward.names == ["reward_model", "crosslingual"]
 
 
 def test_a_contradiction_is_not_reported_for_a_section_that_is_faulty_itself() -> None:
@@ -226,6 +426,178 @@ def test_overrides_that_make_no_sense(change: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").parent.mkdir(exist_ok=True, parents=True)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+BASE = """
+models: {initial: base, policy: aligned}
+languages: [en, es]
+prompts: {source: prompts.jsonl, limit: 9}
+sample: {n: 4, temperature: 0.5}
+translate: {codes: {es: spa}}
+train: {lora: {rank: 4}, beta: 0.2}
+"""
+
+
+def test_a_recipe_is_merged_over_the_one_that_it_extends(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base=BASE,
+        middle="extends: base.yaml\nsample: {temperature: 0.7}\nlanguages: [en, fr, de]\ntrain: {lora: {alpha: 8}}\n",
+        top="extends: ./middle.yaml\nsample: {temperature: 0.9}\nprompts: {limit:}\ntranslate: {codes: {fr: fra}}\n",
+    )
+    recipe = load_recipe(tmp_path / "top.yaml", ["sample.n=6"])
+    assert (recipe.sample.n, recipe.sample.temperature) == (6, 0.9)
+    assert recipe.languages == ["en", "fr", "de"]
+    assert (recipe.prompts.source, recipe.prompts.limit) == ("prompts.jsonl", None)
+    assert (recipe.train.lora.rank, recipe.train.lora.alpha, recipe.train.beta) == (4, 8, 0.2)
+    assert recipe.translate.codes == {"es": "spa", "fr": "fra"}
+    assert "extends" not in dump_recipe(recipe)
+    (tmp_path / "resolved.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_null_replaces_a_section(tmp_path: Path) -> None:
+    stage_0 = BASE.replace(", policy: aligned", "") + "align_english: {preferences: p}\n"
+    write(
+        tmp_path, base=stage_0, top="extends: base.yaml\nmodels: {policy: mine}\nalign_english: null\ntrain: {lora:}\n"
+    )
+    recipe = load_recipe(tmp_path / "top.yaml")
+    assert (recipe.align_english, recipe.train.lora, recipe.train.beta) == (None, None, 0.2)
+    assert load_recipe(tmp_path / "top.yaml", ["train.lora.alpha=1"]).train.lora.rank == 16
+
+
+def test_extends_is_relative_to_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "shared", base=BASE)
+    write(tmp_path / "mine" / "inner", top="extends: ../../shared/base.yaml\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert load_recipe("inner/top.yaml").sample.n == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: b.yaml"},
+            "in a circle: a.yaml extends b.yaml ",
+        ),
+        ({"a": "extends: a.yaml"}, "Recipes extend each other in a circle: a.yaml extends a.yaml."),
+        ({"a": "extends: b.yaml"}, "The recipe b.yaml, which a.yaml extends, cannot be read: [Errno 2] No such file"),
+        (
+            {"a": "extends: b.yaml", "b": "- 1"},
+            "The recipe b.yaml, which a.yaml extends, must be a mapping of sections, ",
+        ),
+        ({"a": "extends: b.yaml", "b": "seed: [1"}, "The recipe b.yaml, which a.yaml extends, is not valid YAML: "),
+        ({"a": "extends: b.yaml", "b": "sample: &s\n  n: *s"}, "b.yaml has 1 fault:\n  - a section contains itself"),
+        (
+            {"a": "extends: [b.yaml]"},
+            "a.yaml has 1 fault:\n  - extends: must be the path of a recipe file, but it is ['b",
+        ),
+        (
+            {"a": "extends: b.yaml", "b": "preset: x"},
+            "b.yaml has 1 fault:\n  - preset: unknown preset 'x'; Known: znlp",
+        ),
+        (
+            {"a": BASE + "extend: b.yaml"},
+            "a.yaml has 1 fault:\n  - extend: unknown setting (value 'b.yaml'); did you mean e",
+        ),
+    ],
+)
+def test_extending_what_cannot_be_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], said: str
+) -> None:
+    write(tmp_path, **files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("a.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_fault_names_the_file_that_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        tmp_path,
+        base=BASE + "evaluate: {n: 0}\nseed: -1\n",
+        top="extends: base.yaml\npreset: znlp\nsample: {n: 1}\nreward: {name: translated}\nseed: -2\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("top.yaml", ["train.beta=0", "iterations=-1"])
+    head, *lines = str(caught.value).splitlines()
+    assert head == "top.yaml has 6 faults:"
+    found = [re.fullmatch(r"  - ([\w.]+): .*?(?: \(from (.+)\))?", line) for line in lines]
+    assert {match[1]: match[2] for match in found if match} == {
+        "evaluate.n": "base.yaml",
+        "iterations": "--set",
+        "reward.counting": "the preset znlp",
+        "sample.n": None,
+        "seed": None,
+        "train.beta": "--set",
+    }
+    assert lines[1].endswith("but it is -2 (int)")
+
+
+def test_a_preset_lies_under_the_settings_that_come_with_it() -> None:
+    plain = make_recipe(content(preset="znlp"))
+    assert (plain.reward.counting, plain.reward.beta, plain.length_penalty.mode) == ("znlp", 1.0, "grid")
+    assert plain == make_recipe(content(**PRESETS["znlp"])) == with_set("preset=znlp")
+    mine = with_set("preset=znlp", "select.min_gap=0.1", reward={"beta": 0.3}, length_penalty={"mode": "none"})
+    assert (mine.reward.counting, mine.reward.beta, mine.length_penalty.mode) == ("znlp", 0.3, "none")
+    assert (mine.select.truncated, mine.select.min_gap) == ("keep", 0.1)
+    assert "preset" not in dump_recipe(plain)
+    assert make_recipe(content(preset=None)) == make_recipe(content())
+    assert "translate" not in PRESETS["znlp"]
+
+
+def test_a_preset_lies_over_what_was_there_before_it_was_named(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base=BASE + "length_penalty: {mode: none}\nselect: {min_gap: 0.2}\n",
+        top="extends: base.yaml\npreset: znlp\nselect: {min_gap: 0.3}\n",
+        upper="extends: top.yaml\nlength_penalty: {mode: optimal}\n",
+    )
+    top, upper = load_recipe(tmp_path / "top.yaml"), load_recipe(tmp_path / "upper.yaml")
+    assert (top.length_penalty.mode, top.select.min_gap, top.reward.counting) == ("grid", 0.3, "znlp")
+    assert (upper.length_penalty.mode, upper.select.min_gap, upper.reward.counting) == ("optimal", 0.3, "znlp")
+    asked = load_recipe(tmp_path / "base.yaml", ["length_penalty.mode=optimal", "preset=znlp"])
+    assert (asked.length_penalty.mode, asked.select.min_gap, asked.reward.counting) == ("optimal", 0.0, "znlp")
+
+
+def test_reading_a_recipe_changes_no_preset_and_no_dictionary() -> None:
+    before = json.dumps(PRESETS)
+    given = content(preset="znlp", train={"lora": {}})
+    text = json.dumps(given)
+    make_recipe(given)
+    load_recipe(FOLDER / "quickstart.yaml", ["preset=znlp", "select.min_gap=0.7", "resources.shard_prompts=6"])
+    assert (json.dumps(PRESETS), json.dumps(given)) == (before, text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"preset": "znpl"}, "preset: unknown preset 'znpl'; did you mean znlp? Known: znlp"),
+        ({"preset": ["znlp"]}, "preset: unknown preset ['znlp']; "),
+        ({"extends": "x.yaml"}, "extends: belongs into a recipe file, to which its path is relative"),
+    ],
+)
+def test_presets_and_extends_that_make_no_sense(given: dict[str, Any], said: str) -> None:
+    [line] = faults(content(**given))
+    assert line.startswith(said)
+    [(key, value)] = given.items()
+    with pytest.raises(RecipeError, match=f"--set has 1 fault:\n  - {key}: "):
+        load_recipe(RECIPES[0], [f"{key}={json.dumps(value)}"])
+
+
+def test_the_settings_begin_with_the_keys_that_are_no_settings() -> None:
+    first, second, *rest = describe_settings()
+    assert first.startswith("# A recipe file may also have `extends: FILE`")
+    assert "`preset: NAME`" in second
+    assert second.endswith(f"Known: {', '.join(PRESETS)}.")
+    assert not [line for line in rest if "extends" in line or "preset:" in line]
+
+
 def as_text(recipe: Recipe) -> str:
     """JSON tells 32 from 32.0, as fingerprints do; comparing recipes would not."""
     return json.dumps(flatten(recipe))
@@ -273,7 +645,7 @@ def _arguments(annotation: Any) -> tuple[Any, ...]:
 
 
 def test_every_setting_is_described() -> None:
-    assert len(sections()) == 12
+    assert len(sections()) == 14
     for section in sections():
         assert section.__doc__
         assert not [name for name, field in section.model_fields.items() if not (field.description or "").strip(" .")]
@@ -287,13 +659,14 @@ def test_only_models_languages_and_prompts_have_no_default() -> None:
 def test_every_setting_is_read_somewhere() -> None:
     read = set()
     for path in SOURCE.rglob("*.py"):
-        if path.name not in ("recipe.py", "recipe_file.py", "settings.py", "changes.py"):
+        if path.name not in ("recipe.py", "sections.py", "recipe_file.py", "settings.py", "changes.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     holder = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
                     read.add((holder, node.attr))
     # What sections are called where they are read; `settings` is a section that was handed over.
     names = {"recipe", "settings", "resources", "asked", "penalty", *Recipe.model_fields, "lora"}
-    settings = {name for section in sections() for name in section.model_fields}
+    # `reward.also` is read as a part of `reward.names`.
+    settings = {"names" if name == "also" else name for section in sections() for name in section.model_fields}
     unread = {name for name in settings if not any((holder, name) in read for holder in names)}
     assert not unread

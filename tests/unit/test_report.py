@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from crosspref.cli import main
 from crosspref.errors import RunError
 from crosspref.recipe_file import dump_recipe, make_recipe
-from crosspref.records import Measure, Prompt
+from crosspref.records import Agreement, Measure, Prompt
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
-from crosspref.stages.report import INTERVALS, make_report
+from crosspref.stages.report import AGREEMENT_NOTE, INTERVALS, Report, make_agreement_report, make_report
 from crosspref.status import PhaseStatus, run_status
 from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
 
@@ -29,9 +30,9 @@ ROWS = [
 ]
 
 
-def shown(rows: list[Measure]) -> str:
-    console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(make_report(rows).table())
+def shown(report: Report, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(report.table())
     return console.file.getvalue()
 
 
@@ -66,14 +67,14 @@ def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() 
 
 
 def test_screen_has_every_language_and_policy() -> None:
-    text = shown(ROWS)
+    text = shown(make_report(ROWS))
     for cell in ("es Spanish", "yo Yoruba", "pi_0", "pi_1", "60% [50%, 70%]", "212"):
         assert cell in text
 
 
 def test_cells_are_not_taken_for_markup() -> None:
     rows = measures("[red]x|y[/red]", 0, truncated=0.0)
-    assert "[red]x|y[/red]" in shown(rows)
+    assert "[red]x|y[/red]" in shown(make_report(rows))
     table = [line for line in make_report(rows).markdown().splitlines() if line.startswith("|")]
     assert table[-1].startswith("| [red]x\\|y[/red] | pi_0 |")
     assert {line.replace("\\|", "").count("|") for line in table} == {8}
@@ -92,6 +93,85 @@ def test_unequal_numbers_of_prompts_are_said() -> None:
 def test_later_policies_stand_behind_earlier_ones() -> None:
     rows = [row for iteration in (10, 2, 0) for row in measures("es", iteration, truncated=0.0)]
     assert [row[1] for row in make_report(rows).rows] == ["pi_0", "pi_2", "pi_10"]
+
+
+NAN = math.nan
+AGREEMENTS = [
+    # One file of rows for each two rewards, so that languages and iterations come mixed.
+    Agreement(2, "es", "crosslingual", "multilingual", -0.254, -0.301, 0.204, 60, 0.5, 0.25, 0.125, 0.01, 48),
+    Agreement(1, "es", "crosslingual", "multilingual", 0.5, NAN, NAN, 1, 1.0, 0.0, 0.0, 0.0, 1),
+    Agreement(1, "sw", "crosslingual", "multilingual", NAN, NAN, NAN, 0, NAN, NAN, NAN, NAN, 0),
+    Agreement(1, "es", "translated", "reward_model", 0.0, -0.1, 0.1, 60, 0.5, 0.25, 0.125, 0.01, 48),
+]
+
+
+def test_worked_agreement() -> None:
+    report = make_agreement_report(AGREEMENTS)
+    assert report.header == [
+        *("language", "t", "rewards", "tau"),
+        *("same\npair", "same\nchosen", "same\nrejected", "n"),
+    ]
+    assert report.rows == [
+        ["es Spanish", "1", "R_c, R_m", "0.50", "0%", "100%", "0%", "1/1"],
+        ["", "1", "R_t, R_n", "0.00 [-0.10, 0.10]", "12%", "50%", "25%", "60/48"],
+        ["", "2", "R_c, R_m", "-0.25 [-0.30, 0.20]", "12%", "50%", "25%", "60/48"],
+        ["sw Swahili", "1", "R_c, R_m", "", "", "", "", "0/0"],
+    ]
+
+
+def test_agreement_fits_80_columns() -> None:
+    widest = Agreement(10, "zh-hant", "crosslingual", "translated", -0.5, -0.6, -0.4, 2500, 1.0, 1.0, 1.0, 0.0, 2499)
+    lines = shown(make_agreement_report([*AGREEMENTS, widest]), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(
+        line.split() == ["zh-hant", "10", "R_c,", "R_t", "-0.50", "[-0.60,", "-0.40]", *["100%"] * 3, "2500/2499"]
+        for line in lines
+    )
+
+
+def test_agreement_in_markdown_says_what_it_is() -> None:
+    lines = make_agreement_report(AGREEMENTS).markdown().splitlines()
+    assert lines[0] == "# Agreement of rewards, per language and iteration"
+    assert lines[2] == "| language | t | rewards | tau | same pair | same chosen | same rejected | n |"
+    assert lines[3] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[4] == "| es Spanish | 1 | R_c, R_m | 0.50 | 0% | 100% | 0% | 1/1 |"
+    assert lines[-1] == AGREEMENT_NOTE
+
+
+def test_names_from_files_cannot_move_the_cursor_or_break_a_line() -> None:
+    row = Agreement(1, "e\x1b[2Js\n|", "[red]mine[/red]", "o|r", 0.5, 0.4, 0.6, 2, 0.5, 0.5, 0.5, 0.0, 2)
+    report = make_agreement_report([row])
+    assert "\x1b" not in shown(report) + report.markdown()
+    assert "[red]mine[/red], o|r" in shown(report)
+    table = [line for line in report.markdown().splitlines() if line.startswith("|")]
+    assert len(table) == 3
+    assert {line.replace("\\|", "").count("|") for line in table} == {9}
+
+
+def store(run: RunDirectory, place: str, rows: list[Any], kind: type) -> None:
+    unit = Unit(run.root / place)
+    unit.write_rows(rows, kind)
+    unit.finish(MADE, len(rows))
+
+
+def test_the_command_shows_agreement_beside_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = begin(tmp_path)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "Nothing has been measured" in capsys.readouterr().err
+    for number, row in enumerate(AGREEMENTS):
+        store(run, f"iteration_{row.iteration}/agreement/{number}.parquet", [row], Agreement)
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "-0.25 [-0.30, 0.20]" in printed
+    assert AGREEMENT_NOTE in " ".join(printed.split())
+    assert (run.root / "report.md").read_text() == make_agreement_report(AGREEMENTS[1:] + AGREEMENTS[:1]).markdown()
+    store(run, "iteration_1/evaluation/measures.parquet", ROWS, Measure)
+    picture = tmp_path / "report.svg"
+    assert main(["report", str(tmp_path), "--svg", str(picture)]) == 0
+    text = (run.root / "report.md").read_text()
+    assert text.index("# Held-out responses") < text.index("\n\n# Agreement of rewards")
+    for found in (capsys.readouterr().out, picture.read_text().replace("&#160;", " ")):
+        assert found.index("60% [50%, 70%]") < found.index("-0.25 [-0.30, 0.20]")
 
 
 MADE = Fingerprint({"made": "by hand"})
@@ -146,12 +226,14 @@ def test_a_run_in_the_middle(tmp_path: Path) -> None:
     finish(run, "heldout/en.parquet", "heldout/es.parquet", rows=4)
     finish(run, "prompts/dropped.parquet", "heldout/dropped.parquet", "iteration_0/policy")
     evaluation = [
-        f"iteration_0/evaluation/{kind}/{tag}/0.parquet" for kind in ("responses", "scores") for tag in ("en", "es")
+        f"iteration_0/evaluation/{kind}/{tag}/0.parquet"
+        for kind in ("responses", "scores/multilingual")
+        for tag in ("en", "es")
     ]
     finish(run, *evaluation, "iteration_0/evaluation/measures.parquet")
     finish(run, *(f"iteration_1/responses/{tag}/{shard}.parquet" for tag in ("en", "es") for shard in range(3)))
-    finish(run, "iteration_1/scores/en/0.parquet")
-    Unit(run.root / "iteration_1/scores/en/4.parquet").write_rows([], Prompt)  # killed before its marker
+    finish(run, "iteration_1/scores/crosslingual/en/0.parquet")
+    Unit(run.root / "iteration_1/scores/crosslingual/en/4.parquet").write_rows([], Prompt)  # killed before its marker
     found = {(iteration, phase): (done, total) for iteration, phase, done, total in states(run)}
     assert found == {
         (0, "prompts"): (2, 2),

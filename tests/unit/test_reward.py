@@ -1,10 +1,20 @@
-"""Eq. 6 and 9 with numbers that a reader can check in the head."""
+"""Eq. 6, 9 and 17, and the rewards of other algorithms, with numbers that a reader can check in the head."""
 
 import math
 
 import pytest
 
-from crosspref.maths.reward import implicit_reward, penalised_reward
+from crosspref.maths.reward import (
+    ALGORITHMS,
+    dpo_reward,
+    implicit_reward,
+    ipo_reward,
+    kto_reward,
+    noise_gap,
+    orpo_reward,
+    penalised_reward,
+    simpo_reward,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,10 +31,10 @@ from crosspref.maths.reward import implicit_reward, penalised_reward
         (0.0, -7.0, 1.0, 7.0),
     ],
 )
-def test_implicit_reward_is_beta_times_the_log_ratio(
+def test_the_reward_of_dpo_is_beta_times_the_log_ratio(
     policy: float, reference: float, beta: float, expected: float
 ) -> None:
-    assert implicit_reward(policy, reference, beta) == pytest.approx(expected, abs=1e-9)
+    assert dpo_reward(policy, reference, beta) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +55,75 @@ def test_equation_9_whole() -> None:
     # Response b: -10 under the policy, -13 under the reference, 10 characters: 0.1 * 3 - 0.005 * 10 = 0.25.
     # Without the penalty a leads by 0.3, with it by 0.15; at alpha = 0.01 both come to 0.2.
     def reward(policy: float, reference: float, characters: int, alpha: float) -> float:
-        return penalised_reward(implicit_reward(policy, reference, beta=0.1), characters, alpha)
+        return penalised_reward(dpo_reward(policy, reference, beta=0.1), characters, alpha)
 
     assert reward(-20, -26, 40, 0.005) == pytest.approx(0.4)
     assert reward(-10, -13, 10, 0.005) == pytest.approx(0.25)
     assert reward(-20, -26, 40, 0.01) == pytest.approx(reward(-10, -13, 10, 0.01)) == pytest.approx(0.2)
+
+
+# In all that follows: -12 nats under the policy, -16 under the reference, 8 tokens.
+def test_the_reward_of_kto_is_the_log_ratio_without_beta() -> None:
+    assert kto_reward(-12.0, -16.0) == 4.0
+
+
+def test_the_reward_of_ipo_is_per_token() -> None:
+    assert ipo_reward(-12.0, -16.0, 8, 0.1) == pytest.approx(0.05)  # 0.1 * 4 / 8
+    # Twice the response at twice the log-ratio is worth the same.
+    assert ipo_reward(-24.0, -32.0, 16, 0.1) == pytest.approx(0.05)
+
+
+def test_the_reward_of_simpo_is_the_mean_log_probability_times_beta() -> None:
+    assert simpo_reward(-12.0, 8, 2.0) == pytest.approx(-3.0)  # 2 * -12 / 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens", "expected"),
+    [
+        (8 * math.log(1 / 2), 8, 0.0),  # each token 1/2: even odds
+        (8 * math.log(3 / 4), 8, math.log(3)),  # each token 3/4: three to one
+        (2 * math.log(1 / 5), 2, -math.log(4)),  # one to four
+        (-700.0 * 3, 3, -700.0),  # the odds of a tiny probability are that probability
+        (-1e-12, 1, -math.log(1e-12)),  # p = 1 - 1e-12: its odds are 1e12, which 1 - exp(-1e-12) would round
+        (0.0, 5, math.inf),
+    ],
+)
+def test_the_reward_of_orpo_is_the_log_odds_of_the_mean_token(policy: float, tokens: int, expected: float) -> None:
+    assert orpo_reward(policy, tokens) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_each_algorithm_has_its_own_formula() -> None:
+    found = {name: implicit_reward(name, -12.0, -16.0, 8, 0.5) for name in ALGORITHMS}
+    log_odds = -1.5 - math.log(1 - math.exp(-1.5))
+    assert found == {"dpo": 2.0, "kto": 4.0, "ipo": 0.25, "simpo": -0.75, "orpo": pytest.approx(log_odds)}
+
+
+@pytest.mark.parametrize("algorithm", ["simpo", "orpo"])
+def test_reward_without_a_reference(algorithm: str) -> None:
+    assert implicit_reward(algorithm, -12.0, None, 8, 0.5) == implicit_reward(algorithm, -12.0, -16.0, 8, 0.5)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "kto", "ipo"])
+def test_a_missing_reference_is_an_error(algorithm: str) -> None:
+    with pytest.raises(ValueError, match=f"{algorithm} needs the reference"):
+        implicit_reward(algorithm, -12.0, None, 8, 0.1)
+
+
+def test_no_tokens_have_no_reward_per_token() -> None:
+    found = {name: implicit_reward(name, 0.0, 0.0, 0, 0.1) for name in ALGORITHMS}
+    assert found == {"dpo": 0.0, "kto": 0.0, "ipo": None, "simpo": None, "orpo": None}
+
+
+def test_an_unknown_algorithm_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no algorithm 'ppo'\. Known: dpo, kto"):
+        implicit_reward("ppo", -12.0, -16.0, 8, 0.1)
+
+
+def test_the_noise_is_half_a_nat_in_the_unit_of_the_reward() -> None:
+    assert {name: noise_gap(name, 0.1) for name in ALGORITHMS} == {
+        "dpo": 0.05,
+        "kto": 0.5,
+        "ipo": 0.0,
+        "simpo": 0.0,
+        "orpo": 0.0,
+    }

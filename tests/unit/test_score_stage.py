@@ -1,14 +1,17 @@
 """The scoring stage around an engine: on what a response is conditioned, beta, joins and progress."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from crosspref.engines.protocols import LogProbs
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
-from crosspref.records import Prompt, Response, Score
-from crosspref.stages.score import condition, score
+from crosspref.records import Prompt, Response, Score, Translation
+from crosspref.sections import RewardSettings
+from crosspref.stages.score import condition, rate, score
 
 INSTRUCTIONS = {
     ("q1", "en"): "Name a river.",
@@ -49,8 +52,9 @@ SPANISH = [answer("q1", "es", 0, "El Duero"), answer("q1", "es", 1, "Ebro"), ans
 
 
 def scored(responses: Sequence[Response], scorer: FakeScorer | None = None, **options: object) -> list[Score]:
-    settings = {"beta": 0.1, "advance": lambda units, tokens: None, **options}
-    return score(responses, PROMPTS, scorer or FakeScorer(), **settings)
+    named = {"reward": "crosslingual", "advance": lambda units, tokens: None}
+    formula = {key: options.pop(key) for key in ("beta", "algorithm") if key in options}
+    return score(responses, PROMPTS, scorer or FakeScorer(), settings=RewardSettings(**formula), **{**named, **options})
 
 
 def test_conditioned_on_the_english_instruction_behind_the_prefix() -> None:
@@ -112,7 +116,15 @@ def test_each_prompt_is_computed_once_with_all_its_responses() -> None:
 
 
 def test_a_score_does_not_depend_on_the_order_of_the_prompts() -> None:
-    assert score(SPANISH, PROMPTS[::-1], FakeScorer(), beta=0.1, advance=lambda *_: None) == scored(SPANISH)
+    turned = score(
+        SPANISH,
+        PROMPTS[::-1],
+        FakeScorer(),
+        settings=RewardSettings(),
+        reward="crosslingual",
+        advance=lambda *_: None,
+    )
+    assert turned == scored(SPANISH)
 
 
 def test_progress_counts_prompts_and_scored_tokens() -> None:
@@ -154,3 +166,80 @@ def test_an_engine_that_loses_a_response_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="zip"):
         scored(SPANISH, Forgetful())
+
+
+def english(sample: int, text: str, failure: str | None = None, **other: str) -> Translation:
+    row = Translation("q1", "es", sample, "en", text, [5] * len(text), "length", failure)
+    return replace(row, **other)
+
+
+def test_the_translated_reward_scores_the_translation_given_the_english_prompt_without_a_prefix() -> None:
+    # Eq. 13: pi(T(y) | x_en); |y| stays that of the Spanish response.
+    scorer = FakeScorer()
+    translations = [english(1, "Ebro, a river"), english(0, "The Duero"), english(0, "Le Duero", target="fr")]
+    rows = scored(SPANISH[:2], scorer, reward="translated", translations=translations)
+    assert scorer.calls == [("Name a river.", ["The Duero", "Ebro, a river"])]
+    # -9 nats against -(13 + 9) / 4, times 0.1; 4 tokens and 8 characters are those of "El Duero".
+    assert rows[0] == Score("q1", "es", 0, "translated", -9.0, -5.5, 4, 8, pytest.approx(-0.35))
+    assert (rows[1].policy_logprob, rows[1].tokens, rows[1].characters) == (-13.0, 2, 4)
+
+
+def test_english_is_its_own_translation() -> None:
+    # Eq. 14: the identity, so that in English R_t is R_c.
+    nile = [answer("q1", "en", 0, "Nile")]
+    [translated] = scored(nile, reward="translated")
+    [crosslingual] = scored(nile, reward="crosslingual")
+    assert replace(translated, reward="crosslingual") == crosslingual
+
+
+def test_a_failed_translation_has_no_reward_and_the_others_keep_theirs() -> None:
+    scorer = FakeScorer()
+    translations = [english(0, "", "empty"), english(1, "Ebro, a river")]
+    rows = scored(SPANISH[:2], scorer, reward="translated", translations=translations)
+    assert scorer.calls == [("Name a river.", ["Ebro, a river"])]
+    assert rows[0] == Score("q1", "es", 0, "translated", None, None, 4, 8, None)
+    assert rows[1].policy_logprob == -13.0
+    assert rows[1].implicit_reward is not None
+
+
+def test_a_missing_translation_is_an_error() -> None:
+    with pytest.raises(DataError, match="no English translation of prompt 'q1', sample 1"):
+        scored(SPANISH[:2], reward="translated", translations=[english(0, "The Duero")])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        # "El Duero": policy -4, reference -36.75 (see above), 4 tokens; beta 0.1.
+        ("dpo", 3.275),
+        ("kto", 32.75),
+        ("ipo", 3.275 / 4),
+        ("simpo", -0.1),
+        ("orpo", -1 - math.log(1 - math.exp(-1))),
+    ],
+)
+def test_the_formula_is_the_algorithms(algorithm: str, expected: float) -> None:
+    [row] = scored(SPANISH[:1], algorithm=algorithm)
+    assert row.implicit_reward == pytest.approx(expected)
+
+
+class FakeRewardModel:
+    """One point per character; nothing for what has none."""
+
+    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+        self.asked = instruction
+        return [float(len(response)) or math.nan for response in responses]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_reward_model_sees_the_prompt_and_the_response_in_their_own_language() -> None:
+    model = FakeRewardModel()
+    rows = rate([SPANISH[0], replace(SPANISH[1], text="", token_ids=None)], PROMPTS, model, advance=lambda *_: None)
+    assert model.asked == "Nombra un río."
+    # What is not a number is no reward: it is counted when pairs are made.
+    assert rows == [
+        Score("q1", "es", 0, "reward_model", None, None, 4, 8, 8.0),
+        Score("q1", "es", 1, "reward_model", None, None, None, 0, None),
+    ]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspref.errors import DataError
-from crosspref.recipe import LengthPenaltySettings, SelectSettings
 from crosspref.records import Response, Score
+from crosspref.sections import LengthPenaltySettings, SelectSettings
 from crosspref.stages.select import Selection, select
 
 Row = tuple[Response, Score]
@@ -232,6 +232,103 @@ def test_what_does_not_join_is_an_error(responses: list[int], scores: list[int],
             identify=forbidden,
         )
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("rows", "alpha", "pair"),
+    [
+        # 2 - 10 a and 1 - 2 a cross at 1/8, a point of the grid: there they tie, and the first is best and worst.
+        (WORKED[:2], 0.125, (0, 0)),
+        # 2.05 - 10 a and 1 - 2 a cross between two points of the grid: nothing is better than no penalty.
+        ([row("p", 0, 2.05, 10), row("p", 1, 1.0, 2)], 0.0, (0, 1)),
+    ],
+)
+def test_grid(rows: list[Row], alpha: float, pair: tuple[int, int]) -> None:
+    found = chosen(rows, prompts="p", penalty={"mode": "grid"}, degenerate="keep", min_gap=0.0)
+    assert (found.alpha, samples(found)) == (alpha, {"p": pair})
+    assert found.pairs[0].alpha == alpha
+    assert len(found.curve()) == 2  # the exact curve is kept
+    dropped = chosen(rows, prompts="p", penalty={"mode": "grid"})
+    assert bool(dropped.pairs) == (pair[0] != pair[1])
+
+
+KEEP: dict[str, Any] = {"prompts": "p", "degenerate": "keep"}
+
+
+def test_degenerate_responses_take_part_if_they_are_kept() -> None:
+    rows = [row("p", 0, 3.0, 0, text=" "), row("p", 1, 1.0, 4, text="same"), row("p", 2, -1.0, 4, text="same")]
+    assert samples(chosen(rows, prompts="p")) == {}
+    assert samples(chosen(rows, **KEEP)) == {"p": (0, 2)}
+    # What is not degenerate is filtered by its own setting.
+    assert samples(chosen([*rows, row("p", 3, 9.0, 4, finish_reason="length")], **KEEP)) == {"p": (0, 2)}
+    assert samples(chosen([*rows, row("p", 3, math.inf, 4)], **KEEP)) == {"p": (0, 2)}
+
+
+@pytest.mark.parametrize("mode", ["none", "optimal", "grid"])
+@pytest.mark.parametrize("count", [1, 10])
+def test_equal_responses_make_a_pair_of_the_first_if_degenerate_ones_are_kept(mode: str, count: int) -> None:
+    rows = [row("p", n, 0.25, 4, text="same") for n in range(count)]
+    found = chosen(rows, **KEEP, penalty={"mode": mode}, min_gap=0.0)
+    assert samples(found) == {"p": (0, 0)}
+    assert found.pairs[0].chosen == found.pairs[0].rejected
+    assert (found.length_differences, found.dropped, found.alpha) == ([0], [], 0.0)
+
+
+def test_a_small_gap_is_kept_if_degenerate_pairs_are() -> None:
+    assert samples(chosen(WORKED, degenerate="keep", min_gap=9.0)) == {"p": (0, 1), "q": (1, 0)}
+
+
+def test_a_prompt_without_a_usable_response_is_dropped_even_so() -> None:
+    found = chosen([row("p", 0, 1.0, 4, finish_reason="length")], prompts="pq", degenerate="keep")
+    assert reasons(found) == {
+        "p": "no usable response (1 truncated)",
+        "q": "no responses: the prompt is too long for the model, or was not sampled",
+    }
+
+
+@pytest.mark.parametrize("degenerate", ["drop", "keep"])
+def test_responses_without_a_reward_are_left_out(degenerate: str) -> None:
+    rows = [row("p", 0, 1.0, 4), row("p", 1, 2.0, 4), row("p", 2, 9.0, 4), row("q", 0, 1.0, 4)]
+    rows = [
+        (response, replace(score, implicit_reward=None) if key in {("p", 2), ("q", 0)} else score)
+        for response, score in rows
+        for key in [(response.prompt_id, response.sample)]
+    ]
+    found = chosen(rows, degenerate=degenerate)
+    assert samples(found) == {"p": (1, 0)}
+    least = {"drop": "fewer than two usable responses", "keep": "no usable response"}[degenerate]
+    assert reasons(found) == {"q": f"{least} (1 without a reward)"}
+
+
+def test_an_unknown_number_of_tokens_is_an_error_only_where_it_is_needed() -> None:
+    rows = [(response, replace(score, tokens=None)) for response, score in WORKED]
+    assert samples(chosen(rows)) == {"p": (0, 1), "q": (1, 0)}
+    with pytest.raises(DataError) as caught:
+        chosen(rows, penalty={"mode": "none", "unit": "tokens"})
+    assert str(caught.value) == (
+        "There is no number of tokens for prompt 'p', sample 0 (es). Take length_penalty.unit: characters."
+    )
+
+
+@pytest.mark.parametrize(
+    ("noise", "min_gap", "pairs"),
+    [(0.0, None, "pq"), (1.0, None, "q"), (2.0, None, ""), (2.0, 1.0, "q"), (2.0, 0.0, "pq")],
+)
+def test_the_noise_counts_where_no_smallest_gap_is_given(noise: float, min_gap: float | None, pairs: str) -> None:
+    found = select(
+        [response for response, _ in WORKED],
+        [score for _, score in WORKED],
+        {"p": "¿p?", "q": "¿q?"},
+        "es",
+        penalty=LengthPenaltySettings(mode="none"),
+        settings=SelectSettings(min_gap=min_gap),
+        identify=None,
+        noise=noise,
+    )
+    assert "".join(samples(found)) == pairs  # the gaps are 1 and 2
+    assert all(
+        reason == f"reward gap not above {noise if min_gap is None else min_gap:g}" for reason in found.reasons()
+    )
 
 
 ANSWERS = st.tuples(

@@ -1,4 +1,4 @@
-"""Bootstrap intervals against their textbook width, and outcomes of comparisons against a table."""
+"""Bootstrap intervals against their textbook width, outcomes of comparisons and orders against tables."""
 
 import math
 import warnings
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspref.maths import statistics
-from crosspref.maths.statistics import Interval, mean_interval, win_rate
+from crosspref.maths.statistics import Interval, kendall_tau, mean_interval, win_rate
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +117,40 @@ def test_win_rate_needs_no_tolerance() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 2, 3], [10, 20, 30], 1.0),
+        ([1, 2, 3], [3, 2, 1], -1.0),
+        # Pairs of items: 1-2 and 1-3 stand in the same order, 2-3 do not: (2 - 1) / 3.
+        ([1, 2, 3], [1, 3, 2], 1 / 3),
+        # Two pairs in the same order, one of three tied on the left: 2 / sqrt(2 * 3). tau-a would be 2 / 3.
+        ([1, 1, 2], [1, 2, 3], 2 / math.sqrt(6)),
+        # Of six pairs, two are tied on the left and three on the right; item 1 stands below items 3 and 4 on both
+        # sides, and that is all.
+        ([0, 0, 1, 1], [0, 1, 1, 1], 2 / math.sqrt(4 * 3)),
+    ],
+)
+def test_kendall_tau(first: list[float], second: list[float], expected: float) -> None:
+    assert kendall_tau(first, second) == pytest.approx(expected)
+    assert kendall_tau(second, first) == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=8))
+def test_kendall_tau_counts_pairs(items: list[tuple[int, int]]) -> None:
+    pairs = [(a[0] - b[0], a[1] - b[1]) for index, a in enumerate(items) for b in items[:index]]
+    untied = [sum(pair[side] != 0 for pair in pairs) for side in (0, 1)]
+    if all(untied):
+        expected = sum(np.sign(left * right) for left, right in pairs) / math.sqrt(untied[0] * untied[1])
+        assert kendall_tau(*zip(*items, strict=True)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1], [1]), ([2, 2], [1, 3]), ([1, 3], [2, 2])])
+def test_without_an_order_there_is_no_tau(first: list[float], second: list[float]) -> None:
+    assert math.isnan(kendall_tau(first, second))
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: mean_interval([]), "no values"),
@@ -130,6 +164,8 @@ def test_win_rate_needs_no_tolerance() -> None:
         (lambda: win_rate([1], [math.inf]), "baseline reward at position 0 is inf"),
         (lambda: win_rate([1], [1], -1), "tolerance of a tie is -1"),
         (lambda: win_rate([1], [1], math.nan), "tolerance of a tie is nan"),
+        (lambda: kendall_tau([1, 2], [1]), "2 first numbers but 1 second"),
+        (lambda: kendall_tau([1, 2], [1, math.nan]), "second number at position 1 is nan"),
     ],
 )
 def test_errors_say_where(call: Callable[[], object], message: str) -> None:

@@ -42,7 +42,7 @@ def test_a_unit_is_written_finished_and_read_back(unit: Unit) -> None:
     assert unit.rows(Prompt) == ROWS
     marker = unit.read_marker()
     assert (marker["rows"], marker["figures"]) == (2, {"seconds": 1.5})
-    assert marker["parts"] == {"schema": 1, "sample.n": 4, "policy": "abc"}
+    assert marker["parts"] == {"schema": 2, "sample.n": 4, "policy": "abc"}
     assert unit.digest == marker["digest"] == MADE.digest
     assert sorted(path.name for path in unit.path.parent.iterdir()) == [
         "00000000.parquet",
@@ -131,7 +131,7 @@ def test_a_stale_fingerprint_stops_and_touches_nothing(unit: Unit, now: Fingerpr
 def test_another_schema_version_makes_units_stale(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(unit)
     monkeypatch.setattr(store, "SCHEMA_VERSION", 99)
-    with pytest.raises(RunError, match="schema: it was made with 1, now it is 99"):
+    with pytest.raises(RunError, match="schema: it was made with 2, now it is 99"):
         unit.finished(MADE)
 
 
@@ -140,7 +140,7 @@ def test_a_digest_depends_on_content_and_not_on_order() -> None:
     seen = {digest_of(value) for value in ({"a": 1}, {"a": "1"}, {"a": [1]}, {"b": 1}, {"a": None}, [], ["a", 1])}
     assert len(seen) == 7
     # Pinned: another value would make every run directory stale that exists.
-    assert MADE.digest == hashlib.sha256(b'{"policy": "abc", "sample.n": 4, "schema": 1}').hexdigest()[:20]
+    assert MADE.digest == hashlib.sha256(b'{"policy": "abc", "sample.n": 4, "schema": 2}').hexdigest()[:20]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"digest": "x"}', "\0" * 40])

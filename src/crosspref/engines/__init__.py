@@ -5,14 +5,23 @@ from collections.abc import Callable
 from typing import Any
 
 from crosspref.engines import langid
-from crosspref.engines.protocols import Sampler, Scorer, Trainer
+from crosspref.engines.protocols import ReleasedScorer, RewardModel, Sampler, Scorer, Trainer, Translator
 from crosspref.errors import MissingLibraryError, RecipeError
-from crosspref.models import ModelFiles
-from crosspref.recipe import Recipe, TrainSettings
+from crosspref.models import ModelFiles, is_encoder_decoder, locate_model
+from crosspref.recipe import Recipe
+from crosspref.sections import TrainSettings
 
 ENGINES: dict[str, dict[str, str]] = {
     "sampler": {"transformers": "crosspref.engines.transformers_sampler:TransformersSampler"},
-    "scorer": {"transformers": "crosspref.engines.transformers_scorer:TransformersScorer"},
+    "translator": {
+        "chat": "crosspref.engines.transformers_translator:ChatTranslator",
+        "seq2seq": "crosspref.engines.transformers_translator:TranslationModel",
+    },
+    "scorer": {
+        "transformers": "crosspref.engines.transformers_scorer:TransformersScorer",
+        "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
+    },
+    "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
 }
 
@@ -41,21 +50,44 @@ class RecipeEngines:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def sampler(self, policy: ModelFiles) -> Sampler:
-        """Return a sampler that holds the policy."""
-        sampler: Sampler = self._build("sampler", "transformers", policy, self.recipe.sample, self.recipe.resources)
+    def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
+        """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
+        settings = self.recipe.sample
+        sampler: Sampler = self._build("sampler", "transformers", policy, settings, self.recipe.resources, greedy)
         return sampler
 
-    def scorer(self, policy: ModelFiles, reference: ModelFiles) -> Scorer:
+    def translator(self, policy: ModelFiles) -> Translator:
+        """Return the translator that the recipe names, or the policy as one."""
+        settings, resources = self.recipe.translate, self.recipe.resources
+        model = policy if settings.model is None else locate_model(settings.model)
+        if is_encoder_decoder(model):
+            translator: Translator = self._build("translator", "seq2seq", model, settings, resources)
+        else:
+            own = model.identity == policy.identity
+            translator = self._build("translator", "chat", model, settings, resources, self.recipe.sample, own)
+        return translator
+
+    def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
         """Return a scorer that holds both models."""
-        scorer: Scorer = self._build(
-            "scorer", "transformers", policy, reference, self.recipe.reward, self.recipe.resources
-        )
+        settings = self.recipe.reward
+        scorer: Scorer = self._build("scorer", "transformers", policy, reference, settings, self.recipe.resources)
         return scorer
 
-    def trainer(self, policy: ModelFiles, settings: TrainSettings) -> Trainer:
-        """Return a trainer that starts from the policy."""
-        trainer: Trainer = self._build("trainer", "trl", policy, settings, self.recipe.resources, self.recipe.seed)
+    def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
+        """Return a scorer that counts as the paper's released scripts do."""
+        settings = self.recipe.reward
+        scorer: ReleasedScorer = self._build("scorer", "znlp", policy, reference, settings, self.recipe.resources)
+        return scorer
+
+    def reward_model(self, model: ModelFiles) -> RewardModel:
+        """Return a sequence-classification reward model."""
+        found: RewardModel = self._build("reward_model", "transformers", model, self.recipe.resources)
+        return found
+
+    def trainer(self, policy: ModelFiles, settings: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
+        """Return a trainer that starts from the policy; without a reference the policy's start is its reference."""
+        resources, seed = self.recipe.resources, self.recipe.seed
+        trainer: Trainer = self._build("trainer", "trl", policy, settings, resources, seed, reference)
         return trainer
 
     def identifier(self, language: str) -> Callable[[str], str] | None:

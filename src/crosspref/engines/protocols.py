@@ -1,4 +1,4 @@
-"""What the stages need of an engine: three small protocols, one method each (and ``close``, which frees memory)."""
+"""What the stages need of an engine: small protocols, one method each (and ``close``, which frees memory)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crosspref.models import ModelFiles
-from crosspref.recipe import TrainSettings
 from crosspref.records import FinishReason, Pair, Response
+from crosspref.sections import TrainSettings
 
 Advance = Callable[[int, int], None]
 """Called with finished units and the tokens they took, to show progress."""
@@ -24,10 +24,13 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """log pi(y | x) of one response under two models, summed over ``tokens`` tokens, in nats."""
+    """log pi(y | x) of one response under two models, summed over ``tokens`` tokens, in nats.
+
+    ``reference`` is None where there is no reference model.
+    """
 
     policy: float
-    reference: float
+    reference: float | None
     tokens: int
 
 
@@ -43,11 +46,50 @@ class Sampler(Protocol):
         ...
 
 
+class Translator(Protocol):
+    """Translates texts, greedily."""
+
+    def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
+        """Translate each (text, its language, the language wanted); None for a text that is too long for the model.
+
+        The token ids are the policy's, or empty where the translator's tokenizer is another one.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
 class Scorer(Protocol):
-    """Computes log-probabilities under a policy and a reference."""
+    """Computes log-probabilities under a policy and, where there is one, a reference."""
 
     def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class ReleasedScorer(Protocol):
+    """Computes what the paper's released scripts count, which depends on what stands beside a response."""
+
+    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
+        """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class RewardModel(Protocol):
+    """A model that says how good a response is."""
+
+    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+        """Return one number per response to an instruction; it does not depend on the other responses."""
         ...
 
     def close(self) -> None:
@@ -70,16 +112,28 @@ class Trainer(Protocol):
 class Engines(Protocol):
     """Builds the engines that a recipe asks for, when a phase needs them."""
 
-    def sampler(self, policy: ModelFiles) -> Sampler:
-        """Return a sampler that holds the policy."""
+    def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
+        """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
         ...
 
-    def scorer(self, policy: ModelFiles, reference: ModelFiles) -> Scorer:
+    def translator(self, policy: ModelFiles) -> Translator:
+        """Return the translator that the recipe names, or the policy as one."""
+        ...
+
+    def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
         """Return a scorer that holds both models."""
         ...
 
-    def trainer(self, policy: ModelFiles, settings: TrainSettings) -> Trainer:
-        """Return a trainer that starts from the policy."""
+    def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
+        """Return a scorer that counts as the paper's released scripts do."""
+        ...
+
+    def reward_model(self, model: ModelFiles) -> RewardModel:
+        """Return a sequence-classification reward model."""
+        ...
+
+    def trainer(self, policy: ModelFiles, settings: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
+        """Return a trainer that starts from the policy; without a reference the policy's start is its reference."""
         ...
 
     def identifier(self, language: str) -> Callable[[str], str] | None:

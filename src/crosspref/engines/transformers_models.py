@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
 from crosspref.models import ModelFiles, cache_directory
-from crosspref.recipe import ResourceSettings
 from crosspref.records import Message
+from crosspref.sections import ResourceSettings
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16
@@ -93,18 +93,30 @@ def readable_directory(files: ModelFiles) -> Path:
     return target
 
 
-def load_model(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
-    """Load a causal language model for inference; only safetensors are read.
+def load_model(
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    kind: Any = AutoModelForCausalLM,
+) -> Any:
+    """Load a model for inference, by default a causal language model; only safetensors are read.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers cannot read it, or the files lack some of its weights.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, loaded = kind.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would fill them with random numbers, and only warn
+        raise ModelError(
+            f"The files in {directory} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}, "
+            "which would be random. Name a model of this kind whose files are complete."
+        )
     return model.to(device).eval()
 
 
@@ -138,9 +150,14 @@ class ChatTokenizer:
         """Return the ids of one user turn up to where the answer begins."""
         return self.chat_ids([{"role": "user", "content": instruction}])
 
-    def chat_ids(self, messages: list[Message]) -> list[int]:
-        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS."""
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    def chat_ids(self, messages: list[Message], finished: bool = False) -> list[int]:
+        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.
+
+        A finished one stops behind its last message.
+        """
+        ids = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=not finished, tokenize=True, return_dict=False
+        )
         return [int(token) for token in ids]
 
     def response_ids(self, text: str, ended: bool) -> list[int]:

@@ -19,7 +19,7 @@ from crosspref.engines.transformers_models import (
     stop_ids,
 )
 from crosspref.models import ModelFiles
-from crosspref.recipe import ResourceSettings, SampleSettings
+from crosspref.sections import ResourceSettings, SampleSettings
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]
@@ -81,8 +81,10 @@ class TransformersSampler:
         policy: ModelFiles,
         settings: SampleSettings,
         resources: ResourceSettings,
+        greedy: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
+        self.greedy = greedy
         directory = readable_directory(policy)
         device = pick_device(resources)
         self.model: Any = load_model(directory, pick_dtype(resources, device), device, trust_remote_code)
@@ -133,7 +135,7 @@ class TransformersSampler:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         settings = self.settings
-        choice = SeededChoice(seeds, settings.max_new_tokens, settings.temperature, settings.top_p)
+        choices = [SeededChoice(seeds, settings.max_new_tokens, settings.temperature, settings.top_p)]
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
@@ -143,7 +145,7 @@ class TransformersSampler:
                 eos_token_id=self.stops,
                 pad_token_id=self.tokenizer.pad,
             ),
-            logits_processor=LogitsProcessorList([choice]),
+            logits_processor=LogitsProcessorList([] if self.greedy else choices),
         )
         return [self._cut(row) for row in output[:, width:].tolist()]
 

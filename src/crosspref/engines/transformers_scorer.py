@@ -28,8 +28,8 @@ from crosspref.engines.transformers_models import (
 )
 from crosspref.maths.logprobs import token_logprobs
 from crosspref.models import ModelFiles, require_same_tokenizer
-from crosspref.recipe import ResourceSettings, RewardSettings
 from crosspref.records import Response
+from crosspref.sections import ResourceSettings, RewardSettings
 
 log = logging.getLogger(__name__)
 
@@ -47,32 +47,35 @@ class ModelScorer:
         self.shared = self.tiled and self._agrees(self._share_prefix, "its cache cannot be shared by several responses")
 
     @torch.inference_mode()
-    def logprobs(self, prompt: list[int], responses: Sequence[list[int]]) -> list[float]:
-        """Return the summed log-probability of each response, in nats; 0.0 for a response without tokens."""
+    def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
+        """Return the log-probability of each response, in nats, summed over its tokens but the first ``skip``.
+
+        It is 0.0 where no token is left.
+        """
         filled = [index for index, ids in enumerate(responses) if ids]
         longest = len(prompt) + max((len(ids) for ids in responses), default=0)
         path = self._share_prefix if self.shared and longest <= self.even_length else self._plain
         values = path(prompt, [responses[index] for index in filled]) if filled else []
         sums = [0.0] * len(responses)
         for index, value in zip(filled, values, strict=True):
-            sums[index] = value
+            sums[index] = float(value[skip:].sum(dtype=torch.float64))
         return sums
 
-    def _share_prefix(self, prompt: list[int], responses: list[list[int]]) -> list[float]:
+    def _share_prefix(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
+        """Return (tokens,), float32, nats, for each response: a continuation of the prompt's one cache."""
         cache = DynamicCache(config=self.model.config)
         hidden = self._hidden(torch.tensor([prompt]), cache)[:, -1:]
         order = sorted(range(len(responses)), key=lambda index: -len(responses[index]))
-        sums = [0.0] * len(responses)
+        found: dict[int, torch.Tensor] = {}
         while order:
             # Longest first, so the first row fixes the width and the padding is least.
             rows = max(1, self.batch_tokens // (len(prompt) + len(responses[order[0]])))
             chunk, order = order[:rows], order[rows:]
             values = self._continue(cache, len(prompt), hidden, [responses[index] for index in chunk])
-            for index, value in zip(chunk, values, strict=True):
-                sums[index] = value
-        return sums
+            found.update(zip(chunk, values, strict=True))
+        return [found[index] for index in range(len(responses))]
 
-    def _continue(self, cache: Any, start: int, first: torch.Tensor, responses: list[list[int]]) -> list[float]:
+    def _continue(self, cache: Any, start: int, first: torch.Tensor, responses: list[list[int]]) -> list[torch.Tensor]:
         """Score responses behind a prompt's cache of ``start`` tokens; ``first`` (1, 1, width) predicts token 0."""
         width = len(responses[0])
         ids = torch.zeros(len(responses), width, dtype=torch.int64)
@@ -88,13 +91,12 @@ class ModelScorer:
             positions = torch.arange(start, start + width - 1).expand(len(responses), -1)
             hidden = torch.cat([hidden, self._hidden(ids[:, :-1], own, positions)], dim=1)
         device = hidden.device
-        values = torch.zeros(mask.shape, dtype=torch.float32, device=device)
-        values[mask.to(device)] = self._head(hidden[mask.to(device)], ids[mask].to(device))
-        return [float(total) for total in values.sum(-1, dtype=torch.float64)]
+        values = self._head(hidden[mask.to(device)], ids[mask].to(device))
+        return list(torch.split(values, [len(response) for response in responses]))
 
-    def _plain(self, prompt: list[int], responses: list[list[int]]) -> list[float]:
-        """Score full rows one by one: slower, but nothing is shared and nothing is padded."""
-        sums = []
+    def _plain(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
+        """Return the same from full rows, one by one: slower, but nothing is shared and nothing is padded."""
+        found = []
         for response in responses:
             if len(prompt) + len(response) > self.even_length:
                 self._hidden(torch.tensor([prompt[:1]]))  # dynamic positions forget the longest row before this one
@@ -104,8 +106,8 @@ class ModelScorer:
                 values = self._head(self._hidden(row)[0, len(prompt) - 1 : -1], ids)
             else:
                 values = token_logprobs(self._own_logits(row)[0, len(prompt) - 1 : -1], ids)
-            sums.append(float(values.sum(dtype=torch.float64)))
-        return sums
+            found.append(values)
+        return found
 
     def _hidden(self, ids: torch.Tensor, cache: Any = None, positions: torch.Tensor | None = None) -> torch.Tensor:
         device = self.model.device
@@ -134,7 +136,7 @@ class ModelScorer:
             for response, value in zip(responses, path(prompt, responses), strict=True):
                 own = self._own_logits(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
                 expected = float(token_logprobs(own, torch.tensor(response, device=own.device)).sum())
-                if abs(value - expected) > tolerance * len(response):
+                if abs(float(value.sum()) - expected) > tolerance * len(response):
                     break
             else:
                 return True
@@ -160,32 +162,42 @@ def even_length(config: Any) -> float:
 
 
 class TransformersScorer:
-    """Scores responses under a policy and a reference, with one batch layout for both."""
+    """Scores responses under a policy and, where there is one, a reference, with one batch layout for both."""
 
     def __init__(
         self,
         policy: ModelFiles,
-        reference: ModelFiles,
+        reference: ModelFiles | None,
         settings: RewardSettings,
         resources: ResourceSettings,
         trust_remote_code: bool = False,
     ) -> None:
-        directories = readable_directory(policy), readable_directory(reference)
-        require_same_tokenizer(*directories, (policy.name, reference.name))
+        directories = [readable_directory(policy)]
+        if reference is not None:
+            directories.append(readable_directory(reference))
+            require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
         device = pick_device(resources)
         dtype = pick_dtype(resources, device)
         self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust_remote_code)
         models = [load_model(directory, dtype, device, trust_remote_code) for directory in directories]
         self.stops = stop_ids(models[0], self.tokenizer)
-        self.policy, self.reference = (ModelScorer(model, settings) for model in models)
+        self.policy, *reference_scorer = (ModelScorer(model, settings) for model in models)
+        self.reference = reference_scorer[0] if reference_scorer else None
         self.count_end_of_turn = settings.end_of_turn == "if_stopped"
 
     def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions."""
         prompt = self.tokenizer.prompt_ids(instruction)
-        rows = [self._counted_ids(response) for response in responses]
-        both = zip(self.policy.logprobs(prompt, rows), self.reference.logprobs(prompt, rows), rows, strict=True)
-        return [LogProbs(policy, reference, len(row)) for policy, reference, row in both]
+        return self.logprobs(prompt, [self._counted_ids(response) for response in responses])
+
+    def logprobs(self, prompt: list[int], rows: Sequence[list[int]], skip: int = 0) -> list[LogProbs]:
+        """Score rows of ids behind a prompt's ids, leaving out the first ``skip`` tokens of each row."""
+        policy = self.policy.logprobs(prompt, rows, skip)
+        reference: Sequence[float | None] = [None] * len(rows)
+        if self.reference is not None:
+            reference = self.reference.logprobs(prompt, rows, skip)
+        counts = [max(0, len(row) - skip) for row in rows]
+        return [LogProbs(*values) for values in zip(policy, reference, counts, strict=True)]
 
     def close(self) -> None:
         """Give the memory back."""

@@ -23,6 +23,9 @@ Indices = NDArray[np.intp]
 _BLOCK_NUMBERS = 2**16
 """How many responses are walked together: enough to hide numpy's overhead, few enough to stay in the cache."""
 
+_GRID = [step / 1000 for step in range(1000)]
+"""The alphas that the paper's released scripts try."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LengthPenalty:
@@ -120,6 +123,22 @@ def best_and_worst(rewards: ArrayLike, lengths: ArrayLike, alpha: float, offsets
     rewards, lengths, offsets = _checked(rewards, lengths, offsets)
     penalised = rewards - alpha * lengths
     return _first_maximum(penalised, offsets), _first_maximum(-penalised, offsets)
+
+
+def grid_length_penalty(rewards: ArrayLike, lengths: ArrayLike, offsets: ArrayLike) -> float:
+    """Return the smallest of 0, 0.001 ... 0.999 that minimises |mean(len(best) - len(worst))|.
+
+    So the paper's released scripts search it. Best and worst are those of ``best_and_worst`` at the same alpha, ties
+    included. Arguments and errors are those of ``solve_flat``, which returns a true minimiser: that may lie between the
+    grid's points or outside the grid.
+    """
+    lengths = np.asarray(lengths, dtype=np.float64)
+    sizes = []
+    for alpha in _GRID:
+        best, worst = best_and_worst(rewards, lengths, alpha, offsets)
+        # Sums of whole numbers are exact, so what ties in exact arithmetic ties here.
+        sizes.append(abs((lengths[best] - lengths[worst]).sum()))
+    return _GRID[int(np.argmin(sizes))]
 
 
 def _first_maximum(values: Floats, offsets: Indices) -> Indices:

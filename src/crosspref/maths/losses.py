@@ -1,34 +1,170 @@
-"""The training loss (Eq. 11 of "Implicit Cross-Lingual Rewarding")."""
+"""The training losses, one value per pair or example; nothing here averages.
+
+Each value depends on that pair or example alone (and KTO's on z_ref), so the mean over an optimizer step does not
+depend on how the step is cut into batches. Log-probabilities are sums over a response's tokens, and a log-ratio is
+log pi(y | x) - log pi_ref(y | x), both in nats.
+"""
 
 import torch
 from torch.nn.functional import logsigmoid
 
 
-def dpo_nll_loss(
-    chosen_logprobs: torch.Tensor,
-    rejected_logprobs: torch.Tensor,
-    reference_chosen_logprobs: torch.Tensor,
-    reference_rejected_logprobs: torch.Tensor,
-    chosen_tokens: torch.Tensor,
-    *,
-    beta: float,
-    nll_weight: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two terms of Eq. 11 per pair: DPO, and the NLL of the chosen response per token of that response.
-
-    Each pair's value depends on that pair alone, so the mean over a batch does not depend on how it is cut up.
+def dpo_loss(chosen_log_ratios: torch.Tensor, rejected_log_ratios: torch.Tensor, *, beta: float) -> torch.Tensor:
+    """Return the DPO loss: Eq. 5, and the first term of Eq. 11, of "Implicit Cross-Lingual Rewarding".
 
     Args:
-        chosen_logprobs: (pairs,), log pi(y+ | x) summed over the response, nats.
-        rejected_logprobs: (pairs,), log pi(y- | x), nats.
-        reference_chosen_logprobs: (pairs,), log pi_ref(y+ | x), nats.
-        reference_rejected_logprobs: (pairs,), log pi_ref(y- | x), nats.
-        chosen_tokens: (pairs,), how many tokens were summed for y+.
+        chosen_log_ratios: (pairs,), of y+, nats.
+        rejected_log_ratios: (pairs,), of y-, nats.
         beta: strength of the KL constraint.
-        nll_weight: weight of the NLL term; 1 in the paper.
 
     Returns:
-        (pairs,) DPO term and (pairs,) weighted NLL term; their sum is the loss.
+        (pairs,) -log sigmoid(beta (chosen - rejected)).
     """
-    margin = (chosen_logprobs - reference_chosen_logprobs) - (rejected_logprobs - reference_rejected_logprobs)
-    return -logsigmoid(beta * margin), -nll_weight * chosen_logprobs / chosen_tokens
+    return -logsigmoid(beta * (chosen_log_ratios - rejected_log_ratios))
+
+
+def ipo_loss(
+    chosen_log_ratios: torch.Tensor,
+    rejected_log_ratios: torch.Tensor,
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    *,
+    beta: float,
+) -> torch.Tensor:
+    """Return the IPO loss (Azar et al. 2024, Eq. 17), with log-ratios per token.
+
+    The equation has them summed; per token is what TRL does on the word of the paper's authors.
+
+    Args:
+        chosen_log_ratios: (pairs,), of y+, nats.
+        rejected_log_ratios: (pairs,), of y-, nats.
+        chosen_tokens: (pairs,), how many tokens were summed for y+.
+        rejected_tokens: (pairs,), how many for y-.
+        beta: the paper's tau; the margin that is aimed at is 1 / (2 beta) nats per token.
+
+    Returns:
+        (pairs,) (chosen - rejected - 1 / (2 beta))^2.
+    """
+    margin = chosen_log_ratios / chosen_tokens - rejected_log_ratios / rejected_tokens
+    return (margin - 1 / (2 * beta)) ** 2
+
+
+def simpo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    *,
+    beta: float,
+    gamma: float,
+) -> torch.Tensor:
+    """Return the SimPO loss (Meng et al. 2024, Eq. 6), which has no reference.
+
+    Args:
+        chosen_logprobs: (pairs,), log pi(y+ | x), nats.
+        rejected_logprobs: (pairs,), log pi(y- | x), nats.
+        chosen_tokens: (pairs,), how many tokens were summed for y+.
+        rejected_tokens: (pairs,), how many for y-.
+        beta: scale of the rewards, which are beta times the mean log-probability of a token.
+        gamma: by how much the chosen reward should exceed the rejected one.
+
+    Returns:
+        (pairs,) -log sigmoid(beta (chosen - rejected) - gamma), both per token.
+    """
+    margin = chosen_logprobs / chosen_tokens - rejected_logprobs / rejected_tokens
+    return -logsigmoid(beta * margin - gamma)
+
+
+def log_odds(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return log(p / (1 - p)) of p, the geometric mean of a response's token probabilities (Hong et al. 2024, Eq. 4).
+
+    Args:
+        logprobs: (responses,), log pi(y | x), nats.
+        tokens: (responses,), how many tokens were summed.
+
+    Returns:
+        (responses,), nats. A p that rounds to 1 counts as the largest number below it, so that the odds stay finite.
+    """
+    mean = (logprobs / tokens).clamp(max=-torch.finfo(logprobs.dtype).eps)
+    return mean - torch.log(-torch.expm1(mean))  # expm1, since 1 - exp(mean) loses its digits where p is close to 1
+
+
+def orpo_loss(
+    chosen_logprobs: torch.Tensor,
+    rejected_logprobs: torch.Tensor,
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    *,
+    beta: float,
+) -> torch.Tensor:
+    """Return the odds-ratio term of ORPO (Hong et al. 2024, Eq. 7, weighted as in Eq. 6), which has no reference.
+
+    The other term of Eq. 6 is ``nll_loss`` of the chosen response with weight 1.
+
+    Args:
+        chosen_logprobs: (pairs,), log pi(y+ | x), nats.
+        rejected_logprobs: (pairs,), log pi(y- | x), nats.
+        chosen_tokens: (pairs,), how many tokens were summed for y+.
+        rejected_tokens: (pairs,), how many for y-.
+        beta: the paper's lambda, the weight of this term.
+
+    Returns:
+        (pairs,) -beta log sigmoid(log-odds of y+ - log-odds of y-).
+    """
+    return -beta * logsigmoid(log_odds(chosen_logprobs, chosen_tokens) - log_odds(rejected_logprobs, rejected_tokens))
+
+
+def kto_loss(
+    log_ratios: torch.Tensor,
+    desirable: torch.Tensor,
+    kl: torch.Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> torch.Tensor:
+    """Return the KTO loss, lambda_y - v(x, y): Eq. 16 of "Implicit Cross-Lingual Rewarding".
+
+    Eq. 16 prints z_ref outside of beta's reach. The KTO paper (Ethayarajh et al. 2024, Eq. 8) and the implementations
+    in use multiply their difference by beta, and so does this.
+
+    Args:
+        log_ratios: (examples,), nats.
+        desirable: (examples,), bool: whether the response is a chosen one.
+        kl: z_ref, a scalar of at least 0, nats (see ``kto_kl``).
+        beta: strength of the KL constraint.
+        desirable_weight: the papers' lambda for chosen responses (lambda_w, lambda_D).
+        undesirable_weight: the papers' lambda for rejected responses (lambda_l, lambda_U).
+
+    Returns:
+        (examples,) lambda_w (1 - sigmoid(beta (log-ratio - z_ref))) of a desirable response, and
+        lambda_l (1 - sigmoid(beta (z_ref - log-ratio))) of another.
+    """
+    gain = beta * (log_ratios - kl)
+    # 1 - sigmoid(z) = sigmoid(-z), which keeps its digits where z is large.
+    return torch.where(desirable, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
+
+
+def kto_kl(mismatched_log_ratios: torch.Tensor) -> torch.Tensor:
+    """Return z_ref, KTO's estimate of KL(pi || pi_ref) (Ethayarajh et al. 2024, section 4.2), without gradient.
+
+    Args:
+        mismatched_log_ratios: (examples,), of responses to other prompts, for all examples of a step, nats.
+
+    Returns:
+        Their mean, or 0 if that is below 0; a scalar, nats.
+    """
+    return mismatched_log_ratios.detach().mean().clamp(min=0)
+
+
+def nll_loss(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood per token of the response: the second term of Eq. 11.
+
+    Args:
+        logprobs: (responses,), log pi(y | x), nats.
+        tokens: (responses,), how many tokens were summed.
+
+    Returns:
+        (responses,), nats per token.
+    """
+    return -logprobs / tokens

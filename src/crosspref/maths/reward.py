@@ -1,15 +1,98 @@
-"""The implicit reward (Eq. 6, 9 of "Implicit Cross-Lingual Rewarding")."""
+"""The implicit reward of a directly aligned model, before the length penalty (Eq. 6, 9, 17), by alignment algorithm.
+
+Each takes log-probabilities summed over the response's tokens, in nats. Where a paper's loss compares log-probabilities
+per token, so does the reward that it leaves in the model.
+"""
+
+import math
+
+ALGORITHMS = ("dpo", "kto", "ipo", "simpo", "orpo")
+"""The direct alignment algorithms whose reward is known."""
+
+PER_TOKEN = frozenset({"ipo", "simpo", "orpo"})
+"""Those whose reward is per token; the others' is a sum over tokens."""
 
 
-def implicit_reward(policy_logprob: float, reference_logprob: float, beta: float) -> float:
-    """Return beta * log(pi(y|x) / pi_ref(y|x)) (Eq. 6), in nats times beta.
+def dpo_reward(policy_logprob: float, reference_logprob: float, beta: float) -> float:
+    """Return beta * log(pi(y|x) / pi_ref(y|x)), in nats times beta.
 
-    Args:
-        policy_logprob: log pi(y | x), summed over the response's tokens, nats.
-        reference_logprob: log pi_ref(y | x) of the same tokens, nats.
-        beta: the beta with which the policy was aligned.
+    Eq. 6 of "Implicit Cross-Lingual Rewarding"; Rafailov et al. 2024, "Direct Preference Optimization", section 4.
     """
     return beta * (policy_logprob - reference_logprob)
+
+
+def kto_reward(policy_logprob: float, reference_logprob: float) -> float:
+    """Return log(pi(y|x) / pi_ref(y|x)), in nats.
+
+    Eq. 17 of "Implicit Cross-Lingual Rewarding"; Ethayarajh et al. 2024, "KTO", whose beta stands in the value function
+    and not in the reward.
+    """
+    return policy_logprob - reference_logprob
+
+
+def ipo_reward(policy_logprob: float, reference_logprob: float, tokens: int, beta: float) -> float:
+    """Return beta / |y| * log(pi(y|x) / pi_ref(y|x)), in nats per token times beta.
+
+    Azar et al. 2024, "A General Theoretical Paradigm to Understand Learning from Human Preferences", Eq. 17, whose tau
+    is beta. Log-ratios are per token, as TRL trains IPO on its authors' word.
+    """
+    return beta * (policy_logprob - reference_logprob) / tokens
+
+
+def simpo_reward(policy_logprob: float, tokens: int, beta: float) -> float:
+    """Return beta / |y| * log pi(y|x), in nats per token times beta. There is no reference.
+
+    Meng et al. 2024, "SimPO", Eq. 4.
+    """
+    return beta * policy_logprob / tokens
+
+
+def orpo_reward(policy_logprob: float, tokens: int) -> float:
+    """Return log(p / (1 - p)) with log p = log pi(y|x) / |y|: the log-odds, in nats. There is no reference.
+
+    Hong et al. 2024, "ORPO", Eq. 3 to 6: the loss compares log-odds without a factor. It is inf where p is 1.
+    """
+    mean = policy_logprob / tokens
+    return mean - math.log(-math.expm1(mean)) if mean < 0 else math.inf
+
+
+def implicit_reward(
+    algorithm: str, policy_logprob: float, reference_logprob: float | None, tokens: int, beta: float
+) -> float | None:
+    """Return the reward that training by ``algorithm`` leaves in a policy; None for no tokens where it is per token.
+
+    Args:
+        algorithm: by which algorithm the policy was aligned.
+        policy_logprob: log pi(y | x), summed over the response's tokens, nats.
+        reference_logprob: log pi_ref(y | x) of the same tokens, nats; None for simpo and orpo only.
+        tokens: how many tokens were summed.
+        beta: the beta with which the policy was aligned; kto and orpo have none in their reward.
+
+    Raises:
+        ValueError: the algorithm is unknown, or needs a reference where there is none.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"There is no algorithm {algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
+    if algorithm in {"simpo", "orpo"}:
+        if not tokens:
+            return None
+        simpo = algorithm == "simpo"
+        return simpo_reward(policy_logprob, tokens, beta) if simpo else orpo_reward(policy_logprob, tokens)
+    if reference_logprob is None:
+        raise ValueError(f"The reward of {algorithm} needs the reference's log-probability. Pass reference_logprob.")
+    if algorithm == "ipo":
+        return ipo_reward(policy_logprob, reference_logprob, tokens, beta) if tokens else None
+    if algorithm == "kto":
+        return kto_reward(policy_logprob, reference_logprob)
+    return dpo_reward(policy_logprob, reference_logprob, beta)
+
+
+def noise_gap(algorithm: str, beta: float) -> float:
+    """Return what 0.5 nats of a log-ratio are worth in the reward; 0.0 for rewards per token.
+
+    0.5 nats is the standard deviation that bfloat16 scores were measured to have (docs/lab_notes.md).
+    """
+    return {"dpo": 0.5 * beta, "kto": 0.5}.get(algorithm, 0.0)
 
 
 def penalised_reward(reward: float, length: float, alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and outcomes of comparisons.
+"""Means with bootstrap intervals, outcomes of comparisons, and agreement of orders.
 
 The responses to one prompt resemble each other, so an interval that resamples them one by one is too narrow. Pass the
 prompts as clusters, and all values of a prompt are drawn together.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, kendalltau
 
 Floats = NDArray[np.float64]
 
@@ -95,6 +95,20 @@ def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: 
         raise ValueError(f"The tolerance of a tie is {tolerance}. Pass zero or a positive number.")
     gain = policy - baseline
     return np.where(np.abs(gain) <= tolerance, 0.5, (gain > 0).astype(np.float64))
+
+
+def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Kendall's tau-b of two lists of numbers (n,): 1 for the same order, -1 for the opposite one.
+
+    It is nan where one of them holds no two different numbers, so that there is no order. Raises ValueError when sizes
+    differ or when a number is not finite.
+    """
+    left, right = _finite("first number", first), _finite("second number", second)
+    if left.size != right.size:
+        raise ValueError(f"There are {left.size} first numbers but {right.size} second ones. Pass both of every item.")
+    if any(numbers.size < 2 or (numbers == numbers[0]).all() for numbers in (left, right)):
+        return math.nan
+    return float(kendalltau(left, right, variant="b").statistic)
 
 
 def _ratio_of_sums(sums: NDArray[np.number], counts: NDArray[np.number], axis: int = -1) -> Floats:

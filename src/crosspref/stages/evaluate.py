@@ -19,9 +19,9 @@ MEASURES = {
     "truncated": "share of responses cut at the token limit",
     "characters": "mean length in characters",
     WIN_RATE: (
-        "win rate over pi_0 by R_m per token: the log-ratio of pi_0 and pi_I given the prompt in its own language "
-        "(Eq. 12 without penalty), divided by the number of tokens. It is not the reward that was trained on, but it "
-        "comes from the same two models: a proxy, not a judgement of quality"
+        "win rate over pi_0 by R_m per token: the implicit reward of pi_0 (against pi_I, where it has a reference) "
+        "given the prompt in its own language (Eq. 12 without penalty), per token. It is not the reward that was "
+        "trained on (unless that was R_m), but it comes from the same models: a proxy, not a judgement of quality"
     ),
 }
 """The measures and what each is; all are means over responses, with prompts as clusters."""
@@ -75,12 +75,15 @@ def compare(
     *,
     resamples: int,
     seed: int,
+    per_token: bool = False,
 ) -> Measure | None:
     """Return the win rate over the baseline by reward per token: each response against each one to the same prompt.
 
+    ``per_token`` tells that the rewards are per token already, as those of ipo, simpo and orpo are.
+
     None where no prompt has responses of both with at least one token and a finite reward.
     """
-    own, other = _per_token(scores), _per_token(baseline)
+    own, other = _per_token(scores, per_token), _per_token(baseline, per_token)
     outcomes: list[float] = []
     prompts: list[str] = []
     for prompt_id in sorted(own.keys() & other.keys()):  # a set's order changes from one process to the next
@@ -92,11 +95,12 @@ def compare(
     return _summary(outcomes, prompts, language, iteration, WIN_RATE, resamples, seed)
 
 
-def _per_token(scores: Sequence[Score]) -> dict[str, list[float]]:
+def _per_token(scores: Sequence[Score], already: bool) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for score in sorted(scores, key=lambda score: (score.prompt_id, score.sample)):
-        if score.tokens and math.isfinite(score.implicit_reward):
-            found.setdefault(score.prompt_id, []).append(score.implicit_reward / score.tokens)
+        value = score.implicit_reward
+        if score.tokens and value is not None and math.isfinite(value):
+            found.setdefault(score.prompt_id, []).append(value if already else value / score.tokens)
     return found
 
 

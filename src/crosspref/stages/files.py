@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.errors import DataError
-from crosspref.records import SCHEMAS, FinishReason, Pair, Response, from_table, to_table
+from crosspref.records import SCHEMAS, FinishReason, Pair, Response, Translation, from_table, to_table
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None},
+    Translation: {"target": "en", "token_ids": None, "finish_reason": "stop", "failure": None},
     Pair: {
         "language": "en",
         "chosen_sample": None,
@@ -27,17 +28,22 @@ DEFAULTS: dict[type, dict[str, Any]] = {
 }
 """Columns that may be left out, and what stands for them; samples are then numbered in the order of the file."""
 
-KEYS = ("iteration", "prompt_id", "language", "sample", "stage", "measure")
-"""The columns that identify a row, where its record has them."""
+KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "other", "stage", "measure")
+"""The columns that identify a row, where its record has them; pairs of one prompt differ in their answers."""
 
 
 def read_rows(path: str | Path, kind: type) -> list[Any]:
     """Read the rows of one kind from a ``.parquet`` or ``.jsonl`` file; other columns are left out.
 
+    Of a directory, such as a run's ``iteration_1/responses``, all ``.parquet`` files below it are read, in the order of
+    their paths.
+
     Raises:
-        DataError: the file cannot be read, a column is missing, a value has the wrong type, or a key is double.
+        DataError: a file cannot be read, a column is missing, a value has the wrong type, or a key is double.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_below(path, kind)
     table = _read(path)
     if path.suffix == ".jsonl" and not table.column_names:
         return []  # without a line there is no object that would name the columns
@@ -83,6 +89,15 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
     else:
         raise DataError(f"{path} must end with .parquet or .jsonl.")
     temporary.replace(path)
+
+
+def _read_below(directory: Path, kind: type) -> list[Any]:
+    files = sorted(directory.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"There is no .parquet file in the directory {directory}.")
+    rows = [row for file in files for row in read_rows(file, kind)]
+    _check_keys(rows, directory)
+    return rows
 
 
 def _read(path: Path) -> pa.Table:
@@ -139,6 +154,8 @@ def _check_keys(rows: Sequence[Any], path: Path) -> None:
     seen: set[tuple[Any, ...]] = set()
     for number, row in enumerate(rows, start=1):
         key = tuple(getattr(row, name) for name in KEYS if hasattr(row, name))
+        if isinstance(row, Pair):
+            key += (row.chosen[-1]["content"], row.rejected[-1]["content"])
         if key in seen:
             raise DataError(f"{path}, row {number}: the key {key} is there twice.")
         if isinstance(row, Response) and row.finish_reason not in get_args(FinishReason):

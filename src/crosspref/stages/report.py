@@ -1,4 +1,4 @@
-"""Reporting: one table per language of what was measured, for the screen and as Markdown."""
+"""Reporting: what was measured per language, and how far rewards agree, for the screen and as Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosspref.languages import LANGUAGES
-from crosspref.records import Measure
+from crosspref.records import Agreement, Measure
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
@@ -25,33 +25,57 @@ INTERVALS = (
     "of the seed."
 )
 
+SYMBOLS = {"crosslingual": "R_c", "multilingual": "R_m", "translated": "R_t", "reward_model": "R_n"}
+"""The paper's symbol of every reward."""
+
+AGREEMENT_TITLE = "Agreement of rewards, per language and iteration"
+AGREEMENT_HEADER = ["language", "t", "rewards", "tau", "same\npair", "same\nchosen", "same\nrejected", "n"]
+AGREEMENT_NOTE = (
+    "tau: Kendall's tau-b between two rewards of the responses to one training prompt, before the length penalty; 1 is "
+    "the same order, 0 no relation, -1 the opposite order. It is averaged over prompts, with its 95% bootstrap "
+    "interval over them. same pair, chosen, rejected: the share of prompts for which both rewards, each under its own "
+    "length penalty, select the same; of N responses, chance selects the same one in 1/N and the same pair in "
+    "1/(N(N-1)). n: prompts behind tau, and behind the shares. t: the iteration, whose responses are those of "
+    "pi_(t-1). Agreement says nothing about which reward is right."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The table's cells, and what is said below it."""
+    """A table's title and cells, and what is said below it; the first ``left`` columns are text, the others numbers."""
 
+    title: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    left: int = 2
 
     def table(self) -> Table:
-        """Return the table for the screen."""
-        table = Table(title=TITLE, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
+        """Return the table for the screen; where that is narrow, the first column's text breaks and nothing else."""
+        table = Table(
+            title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        )
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+            text = index < self.left
+            table.add_column(name, justify="left" if text else "right", no_wrap=index > 0, overflow="fold")
         for number, row in enumerate(self.rows):
             last = number + 1 == len(self.rows) or self.rows[number + 1][0] != ""
-            table.add_row(*map(Text, row), end_section=last)  # as text: no cell is taken for markup
+            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row)
+            table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
         return table
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
-        header = [name.replace("\n", " ") for name in self.header]
-        lines = [header, ["---"] * 2 + ["---:"] * (len(self.header) - 2), *self.rows]
-        escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        lines = [self.header, ["---"] * self.left + ["---:"] * (len(self.header) - self.left), *self.rows]
+        escaped = [[printable(cell.replace("\n", " ")).replace("|", r"\|") for cell in line] for line in lines]
         table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-        notes = "\n\n".join(note.replace("*", r"\*") for note in self.notes)
-        return f"# {TITLE}\n\n{table}\n\n{notes}\n"
+        notes = "\n\n".join(printable(note).replace("*", r"\*") for note in self.notes)
+        return f"# {self.title}\n\n{table}\n\n{notes}\n"
+
+
+def printable(text: str) -> str:
+    """Return the text without what would move a terminal's cursor or break a line of Markdown."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def make_report(measures: Sequence[Measure]) -> Report:
@@ -62,7 +86,7 @@ def make_report(measures: Sequence[Measure]) -> Report:
     rows = []
     for language in languages:
         for iteration in iterations:
-            name = f"{language} {LANGUAGES.get(language, '')}".strip() if iteration == iterations[0] else ""
+            name = _named(language) if iteration == iterations[0] else ""
             cells = [_cell(found.get((language, iteration, measure)), measure) for measure in COLUMNS]
             rows.append([name, f"pi_{iteration}", *cells])
     prompts = sorted({row.prompts for row in measures})
@@ -73,7 +97,32 @@ def make_report(measures: Sequence[Measure]) -> Report:
         f"{' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} held-out prompts per "
         f"language. {INTERVALS}",
     ]
-    return Report(["language", "policy", *COLUMNS.values()], rows, notes)
+    return Report(TITLE, ["language", "policy", *COLUMNS.values()], rows, notes)
+
+
+def make_agreement_report(agreements: Sequence[Agreement]) -> Report:
+    """Return how far rewards agree; languages stand in the order they come in, within each the iterations."""
+    languages = list(dict.fromkeys(row.language for row in agreements))
+    ordered = sorted(agreements, key=lambda row: (languages.index(row.language), row.iteration))
+    rows = []
+    for number, row in enumerate(ordered):
+        first = number == 0 or ordered[number - 1].language != row.language
+        shares = [_share(share) for share in (row.same_pair, row.same_chosen, row.same_rejected)]
+        tau = "" if math.isnan(row.tau) else f"{row.tau:.2f}"
+        if tau and not math.isnan(row.low):
+            tau += f" [{row.low:.2f}, {row.high:.2f}]"
+        names = ", ".join(SYMBOLS.get(name, name) for name in (row.reward, row.other))
+        counts = f"{row.prompts}/{row.pairs}"
+        rows.append([_named(row.language) if first else "", str(row.iteration), names, tau, *shares, counts])
+    return Report(AGREEMENT_TITLE, AGREEMENT_HEADER, rows, [AGREEMENT_NOTE], left=3)
+
+
+def _named(language: str) -> str:
+    return f"{language} {LANGUAGES.get(language, '')}".strip()
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.0%}"
 
 
 def _cell(row: Measure | None, measure: str) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from crosspref.errors import DataError
-from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, solve_flat
+from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
 from crosspref.maths.reward import penalised_reward
-from crosspref.recipe import LengthPenaltySettings, SelectSettings
 from crosspref.records import Dropped, Pair, Response, Score
+from crosspref.sections import LengthPenaltySettings, SelectSettings
 
 Identify = Callable[[str], str]
 """Returns the language tag of a text."""
@@ -62,6 +62,12 @@ class _Candidate:
     score: Score
     length: int
 
+    @property
+    def reward(self) -> float:
+        """The reward before the penalty; nan where there is none, and then ``_filter`` leaves the response out."""
+        value = self.score.implicit_reward
+        return math.nan if value is None else value
+
 
 def select(
     responses: Sequence[Response],
@@ -72,6 +78,7 @@ def select(
     penalty: LengthPenaltySettings,
     settings: SelectSettings,
     identify: Identify | None,
+    noise: float = 0.0,
 ) -> Selection:
     """Make the preference pairs of one language.
 
@@ -84,34 +91,39 @@ def select(
         settings: which responses and pairs are usable.
         identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
             know, of which every response is kept.
+        noise: the reward gap that a pair must exceed where ``settings.min_gap`` is None.
 
     Raises:
-        DataError: a response has no score, a score no response, or a key is double.
+        DataError: a response has no score, a score no response, a key is double, or a length is not known.
     """
+    least = 1 if settings.degenerate == "keep" else 2
     candidates = _join(responses, scores, instructions, language, penalty.unit)
     usable: dict[str, list[_Candidate]] = {}
     dropped = []
     for prompt_id in instructions:
         kept, reasons = _filter(candidates.get(prompt_id, []), language, settings, identify)
-        if len(kept) < 2:
-            dropped.append(Dropped(prompt_id, language, "select", _reason(len(kept), reasons)))
+        if len(kept) < least:
+            dropped.append(Dropped(prompt_id, language, "select", _reason(len(kept), reasons, least)))
         else:
             usable[prompt_id] = kept
     if not usable:
         return Selection([], dropped, None, 0.0, [])
     flat = [candidate for kept in usable.values() for candidate in kept]
-    rewards = np.array([candidate.score.implicit_reward for candidate in flat])
+    rewards = np.array([candidate.reward for candidate in flat])
     lengths = np.array([candidate.length for candidate in flat], dtype=float)
     offsets = np.cumsum([0, *(len(kept) for kept in usable.values())])
     solved = solve_flat(rewards, lengths, offsets)
-    alpha = {"optimal": solved.alpha, "fixed": penalty.alpha or 0.0, "none": 0.0}[penalty.mode]
+    alpha = solved.alpha if penalty.mode == "optimal" else penalty.alpha or 0.0
+    if penalty.mode == "grid":
+        alpha = grid_length_penalty(rewards, lengths, offsets)
     best, worst = best_and_worst(rewards, lengths, alpha, offsets)
+    min_gap = noise if settings.min_gap is None else settings.min_gap
     pairs, differences = [], []
     for prompt_id, chosen, rejected in zip(usable, best, worst, strict=True):
         pair = _pair(prompt_id, language, instructions[prompt_id], flat[chosen], flat[rejected], alpha)
         gap = (pair.chosen_reward or 0.0) - (pair.rejected_reward or 0.0)
-        if chosen == rejected or gap <= settings.min_gap:
-            dropped.append(Dropped(prompt_id, language, "select", f"reward gap not above {settings.min_gap:g}"))
+        if settings.degenerate == "drop" and (chosen == rejected or gap <= min_gap):
+            dropped.append(Dropped(prompt_id, language, "select", f"reward gap not above {min_gap:g}"))
         else:
             pairs.append(pair)
             differences.append(flat[chosen].length - flat[rejected].length)
@@ -139,6 +151,8 @@ def _join(
         if response.prompt_id not in instructions:
             raise DataError(f"There is no prompt in {language!r} for the response of {where}.")
         length = found.characters if unit == "characters" else found.tokens
+        if length is None:
+            raise DataError(f"There is no number of tokens for {where}. Take length_penalty.unit: characters.")
         joined.setdefault(response.prompt_id, []).append(_Candidate(response, found, length))
     if by_key:
         prompt_id, sample = next(iter(by_key))
@@ -152,17 +166,20 @@ def _filter(
     """Return the usable responses of one prompt, and how many were left out for each reason."""
     kept: list[_Candidate] = []
     reasons: Counter[str] = Counter()
+    drops = settings.degenerate == "drop"
     checked = identify if settings.wrong_language == "drop" else None
     seen: set[str] = set()
     for candidate in candidates:
         response = candidate.response
-        if not response.text.strip():
+        if drops and not response.text.strip():
             reasons["empty"] += 1
-        elif response.text in seen:
+        elif drops and response.text in seen:
             reasons["repeated"] += 1
         elif settings.truncated == "drop" and response.finish_reason == "length":
             reasons["truncated"] += 1
-        elif not math.isfinite(candidate.score.implicit_reward):
+        elif candidate.score.implicit_reward is None:
+            reasons["without a reward"] += 1
+        elif not math.isfinite(candidate.reward):
             reasons["without a finite reward"] += 1
         elif checked and checked(response.text) != language.partition("-")[0]:
             reasons["in another language"] += 1
@@ -172,11 +189,12 @@ def _filter(
     return kept, reasons
 
 
-def _reason(kept: int, reasons: Counter[str]) -> str:
+def _reason(kept: int, reasons: Counter[str], least: int) -> str:
     if not kept and not reasons:
         return "no responses: the prompt is too long for the model, or was not sampled"
     found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return f"fewer than two usable responses ({found})" if found else "only one response"
+    short = "no usable response" if least == 1 else "fewer than two usable responses"
+    return f"{short} ({found})" if found else "only one response"
 
 
 def _pair(prompt_id: str, language: str, instruction: str, best: _Candidate, worst: _Candidate, alpha: float) -> Pair:
@@ -190,7 +208,7 @@ def _pair(prompt_id: str, language: str, instruction: str, best: _Candidate, wor
         worst.response.sample,
         best.response.token_ids,
         worst.response.token_ids,
-        penalised_reward(best.score.implicit_reward, best.length, alpha),
-        penalised_reward(worst.score.implicit_reward, worst.length, alpha),
+        penalised_reward(best.reward, best.length, alpha),
+        penalised_reward(worst.reward, worst.length, alpha),
         alpha,
     )

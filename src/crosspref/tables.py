@@ -1,0 +1,194 @@
+"""How the tables of an iteration are filled: responses, translations and scores, shard by shard."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from crosspref.engines.protocols import RewardModel, Sampler, Scorer, Translator
+from crosspref.errors import ModelError
+from crosspref.job import Job, Shard, cut, digest_rows, fill, policy, rows_of, settings_of, stored_prompts, units_of
+from crosspref.languages import ENGLISH
+from crosspref.models import ModelFiles, locate_model
+from crosspref.progress import Meter
+from crosspref.records import Response, Score, Translation
+from crosspref.sections import REFERENCE_FREE, RewardName, RewardSettings
+from crosspref.stages import sample as sampling
+from crosspref.stages import score as scoring
+from crosspref.stages import translate as translating
+from crosspref.store import Fingerprint, Unit, digest_of
+
+Models = tuple[ModelFiles, ModelFiles | None]
+"""A policy and its reference, if the reward has one."""
+
+SPEED = ("batch_size", "batch_tokens", "logits_megabytes")
+"""Settings that say how a thing is computed, and not what."""
+
+
+def reward_reference(job: Job, iteration: int) -> ModelFiles | None:
+    """Return the reference of the reward that pi_{t-1} holds: pi_I, or pi_{t-2} where the recipe lets it move along."""
+    reward = job.recipe.reward
+    if reward.algorithm in REFERENCE_FREE:
+        return None
+    if reward.reference == "previous" and iteration > 1:
+        return policy(job, iteration - 2)
+    return locate_model(job.recipe.models.initial or "")
+
+
+def fill_responses(
+    job: Job, iteration: int, folder: Path, source: str, of: int, n: int, seeded_by: int, *, greedy: bool = False
+) -> None:
+    """Fill ``folder / responses`` with n responses of pi_{of} to each prompt."""
+    model = policy(job, of)
+    counted = settings_of("sample", job.recipe.sample, without=("n", *SPEED))
+    settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by, "greedy": greedy}
+    shards = [
+        Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
+        for unit, part in cut(job, folder / "responses", source)
+    ]
+
+    def work(sampler: Sampler, shard: Shard, meter: Meter) -> list[Response]:
+        return sampling.sample(
+            shard.prompts, sampler, n=n, seed=job.recipe.seed, iteration=seeded_by, advance=meter.advance
+        )
+
+    label = f"iteration {iteration} {'evaluate: ' if source == 'heldout' else ''}sample"
+    fill(job, label, shards, Response, n, lambda: job.engines.sampler(model, greedy=greedy), work)
+
+
+def fill_translations(job: Job, iteration: int) -> None:
+    """Fill ``translations`` with the English of every response in another language.
+
+    For language imbalance each language's shards also hold the English answers in that language.
+    """
+    folder, both_ways = job.run.iteration(iteration), job.recipe.language_imbalance is not None
+    model, asked = policy(job, iteration - 1), job.recipe.translate
+    translator = model if asked.model is None else locate_model(asked.model)
+    settings = {
+        **settings_of("translate", asked, without=("model",)),
+        "sample.max_prompt_tokens": job.recipe.sample.max_prompt_tokens,
+        "both_ways": both_ways,
+    }
+    english = rows_of(folder / "responses" / ENGLISH, Response) if both_ways else []
+    shards = []
+    for unit, part in cut(job, folder / "translations", "prompts"):
+        if unit.path.parent.name != ENGLISH:
+            inputs = {"translator": translator.identity, "responses": beside(unit, "responses").digest}
+            if both_ways:
+                inputs["english"] = digest_of([shard.digest for shard in units_of(folder / "responses" / ENGLISH)])
+            shards.append(Shard(unit, Fingerprint(settings, inputs), part))
+
+    def work(engine: Translator, shard: Shard, meter: Meter) -> list[Translation]:
+        language = shard.unit.path.parent.name
+        requests = [(row, ENGLISH) for row in beside(shard.unit, "responses").rows(Response)]
+        mine = {prompt.prompt_id for prompt in shard.prompts}
+        requests += [(row, language) for row in english if row.prompt_id in mine]
+        rows: list[Translation] = translating.translate(
+            requests, engine, settings=asked, identify=job.engines.identifier(language), advance=meter.advance
+        )
+        return rows
+
+    per_prompt = 2 if both_ways else job.recipe.sample.n
+    label = f"iteration {iteration} translate"
+    fill(job, label, shards, Translation, per_prompt, lambda: job.engines.translator(model), work)
+    _report_failures(job, label, [shard.unit for shard in shards])
+
+
+def _report_failures(job: Job, label: str, units: Sequence[Unit]) -> None:
+    """Say how many translations failed, by language and reason."""
+    for language in dict.fromkeys(unit.path.parent.name for unit in units):
+        rows = [row for unit in units if unit.path.parent.name == language for row in unit.rows(Translation)]
+        failures = [row.failure for row in rows if row.failure is not None]
+        reasons = ", ".join(f"{failures.count(reason)} {reason}" for reason in dict.fromkeys(failures))
+        job.reporter.say(f"{label} {language}: {len(rows) - len(failures)} translations, {reasons or 'none'} failed")
+
+
+def fill_scores(
+    job: Job,
+    label: str,
+    folder: Path,
+    source: str,
+    models: Models,
+    rewards: Sequence[RewardName],
+    settings: RewardSettings,
+) -> None:
+    """Fill ``folder / scores`` with the rewards of ``folder / responses``; the implicit ones share their two models."""
+    implicit = [reward for reward in rewards if reward != "reward_model"]
+    if implicit:
+        _fill_implicit(job, label, folder, source, models, implicit, settings)
+    if "reward_model" in rewards:
+        _fill_rated(job, label, folder, source, locate_model(settings.reward_model or ""))
+
+
+def _fill_implicit(
+    job: Job,
+    label: str,
+    folder: Path,
+    source: str,
+    models: Models,
+    rewards: Sequence[RewardName],
+    settings: RewardSettings,
+) -> None:
+    model, reference = models
+    if reference is not None and reference.identity == model.identity:
+        raise ModelError(
+            f"The policy {model.name} and the reward's reference {reference.name} are the same model, so that every "
+            "reward would be 0. models.policy must be the aligned model and models.initial the one it was aligned from."
+        )
+    counted = settings_of("reward", settings, without=("name", "also", "reference", "reward_model", *SPEED))
+    english = {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
+    shards = []
+    for reward in rewards:
+        for unit, part in cut(job, folder / "scores" / reward, source):
+            inputs = {
+                "policy": model.identity,
+                "reference": reference.identity if reference else "none",
+                "responses": beside(unit, "responses").digest,
+                "prompts": digest_rows([*part, *(english[prompt.prompt_id] for prompt in part)]),
+            }
+            if _is_translated(unit, reward):
+                inputs["translations"] = beside(unit, "translations").digest
+            shards.append(Shard(unit, Fingerprint({**counted, "reward": reward}, inputs), part, reward))
+
+    def work(scorer: Scorer, shard: Shard, meter: Meter) -> list[Score]:
+        assert shard.reward is not None  # noqa: S101 - all of these shards have one
+        translated = _is_translated(shard.unit, shard.reward)
+        return scoring.score(
+            beside(shard.unit, "responses").rows(Response),
+            [*shard.prompts, *english.values()],
+            scorer,
+            settings=settings,
+            reward=shard.reward,
+            advance=meter.advance,
+            translations=beside(shard.unit, "translations").rows(Translation) if translated else (),
+        )
+
+    build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
+    fill(job, label, shards, Score, 1, partial(build, model, reference), work)
+
+
+def _fill_rated(job: Job, label: str, folder: Path, source: str, model: ModelFiles) -> None:
+    shards = []
+    for unit, part in cut(job, folder / "scores" / "reward_model", source):
+        inputs = {
+            "reward_model": model.identity,
+            "responses": beside(unit, "responses").digest,
+            "prompts": digest_rows(part),
+        }
+        shards.append(Shard(unit, Fingerprint({"reward": "reward_model"}, inputs), part))
+
+    def work(judge: RewardModel, shard: Shard, meter: Meter) -> list[Score]:
+        rows = beside(shard.unit, "responses").rows(Response)
+        return scoring.rate(rows, shard.prompts, judge, advance=meter.advance)
+
+    fill(job, f"{label} by reward model", shards, Score, 1, lambda: job.engines.reward_model(model), work)
+
+
+def _is_translated(unit: Unit, reward: RewardName) -> bool:
+    return reward == "translated" and unit.path.parent.name != ENGLISH
+
+
+def beside(unit: Unit, table: str) -> Unit:
+    """Return the shard of another table that is about the same prompts in the same language."""
+    language = unit.path.parent
+    above = language.parent if language.parent.name in {"responses", "translations"} else language.parent.parent
+    return Unit(above.parent / table / language.name / unit.path.name)

@@ -1,0 +1,259 @@
+"""What the paper compares, chosen in a recipe: rewards, references, methods, language imbalance, released scripts."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import (
+    ForkServer,
+    Run,
+    assert_one_message,
+    assert_same_run,
+    measures,
+    rows,
+    small_recipe,
+    wait_for,
+    write_recipe,
+)
+from transformers import AutoModelForSequenceClassification
+
+from crosspref.records import Agreement, Dropped, Pair, Response, Score, Translation
+from crosspref.stages.evaluate import WIN_RATE
+from crosspref.store import RunDirectory, Unit
+
+pytestmark = pytest.mark.slow
+
+Models = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def reward_model(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with one output on the policy's body, with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("reward model")
+    shutil.copytree(models[1], folder, dirs_exist_ok=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model.save_pretrained(folder)
+    template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+def begin(run: Path, recipe: dict[str, Any], command: Run) -> tuple[Path, str]:
+    """Run a recipe to its end and return the run and what was said."""
+    file = write_recipe(run.with_suffix(".yaml"), recipe)
+    code, output, errors = command("run", file, "--out", run)
+    assert code == 0, errors
+    return run, output + errors
+
+
+def folder(run: Path, *parts: str) -> Path:
+    return run.joinpath("iteration_1", *parts)
+
+
+def by_key(scores: list[Score]) -> dict[tuple[str, str, int], Score]:
+    return {(row.prompt_id, row.language, row.sample): row for row in scores}
+
+
+def test_four_rewards_of_one_set_of_responses(
+    models: Models, reward_model: Path, held_out: Path, command: Run, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        *models,
+        iterations=1,
+        reward={
+            "name": "translated",
+            "also": ["crosslingual", "multilingual", "reward_model"],
+            "reward_model": str(reward_model),
+        },
+        translate={"max_new_tokens": 8, "truncated": "keep"},
+        evaluate={"prompts": str(held_out), "n": 1, "resamples": 50},
+    )
+    run, said = begin(tmp_path / "run", recipe, command)
+    responses = rows(folder(run, "responses"), Response)
+    names = ("translated", "crosslingual", "multilingual", "reward_model")
+    scores = {name: by_key(rows(folder(run, "scores", name), Score)) for name in names}
+    keys = {(row.prompt_id, row.language, row.sample) for row in responses}
+    assert all(set(found) == keys for found in scores.values())
+    # In English R_c, R_m and R_t are one reward (Eq. 8, 14); in Spanish all differ.
+    for key in keys:
+        values = [scores[name][key].implicit_reward for name in names[:3]]
+        assert len({round(value, 6) for value in values if value is not None}) == (1 if key[1] == "en" else 3) or (
+            values[0] is None
+        )
+    translations = rows(folder(run, "translations"), Translation)
+    assert {(row.prompt_id, row.language, row.sample) for row in translations} == {
+        key for key in keys if key[1] != "en"
+    }
+    failed = {(row.prompt_id, row.language, row.sample) for row in translations if row.failure}
+    assert {key for key, row in scores["translated"].items() if row.implicit_reward is None} == failed
+    assert f"{len(translations) - len(failed)} translations" in said
+    # The pairs are R_t's.
+    for pair in rows(folder(run, "pairs"), Pair):
+        chosen = scores["translated"][pair.prompt_id, pair.language, pair.chosen_sample]
+        assert pair.chosen_reward == pytest.approx(chosen.implicit_reward - pair.alpha * chosen.characters)
+    agreement = [
+        row for path in sorted(folder(run, "agreement").glob("*.parquet")) for row in Unit(path).rows(Agreement)
+    ]
+    assert Counter(row.language for row in agreement) == {"en": 6, "es": 6}
+    english = [row for row in agreement if row.language == "en" and "reward_model" not in (row.reward, row.other)]
+    assert [(row.tau, row.same_pair) for row in english] == [(1.0, 1.0)] * 3
+    report = command("report", run)[1]
+    assert "Agreement of rewards" in report
+    assert "R_t, R_n" in report
+    code, output, _ = command("status", run)
+    assert (code, "Everything is done." in output) == (0, True)
+
+
+def test_a_reward_can_be_added_to_a_run_that_is_done(models: Models, command: Run, tmp_path: Path) -> None:
+    recipe = small_recipe(*models, iterations=1)
+    run, _ = begin(tmp_path / "run", recipe, command)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    recipe["reward"] = {"also": ["multilingual"]}
+    begin(run, recipe, command)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(rows(folder(run, "scores", "multilingual"), Score)) == 2 * 5 * 3
+    assert folder(run, "agreement", "crosslingual-multilingual.parquet").exists()
+
+
+def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        *models,
+        iterations=1,
+        languages=["en", "es", "de"],
+        language_imbalance={"translation_prompts": ["keep-herbs-fresh"]},
+        translate={"max_new_tokens": 8, "truncated": "keep"},
+        evaluate={"prompts": str(held_out), "n": 1, "resamples": 50},
+    )
+    run, _ = begin(tmp_path / "run", recipe, command)
+    assert not folder(run, "scores").exists()
+    answers = {(row.prompt_id, row.language): row for row in rows(folder(run, "responses"), Response)}
+    assert len(answers) == 3 * 5
+    translated = {
+        (row.prompt_id, row.language, row.target): row for row in rows(folder(run, "translations"), Translation)
+    }
+    assert len(translated) == 2 * 2 * 5
+    pairs, dropped = rows(folder(run, "pairs"), Pair), rows(folder(run, "dropped"), Dropped)
+    assert len(pairs) + len(dropped) == 2 * 2 * 5
+    assert pairs
+    for pair in pairs:
+        chosen, rejected = pair.chosen[0]["content"], pair.rejected[0]["content"]
+        own, english = answers[pair.prompt_id, pair.language].text, answers[pair.prompt_id, "en"].text
+        if pair.language == "en":
+            found = {translated[pair.prompt_id, tag, "en"].text for tag in ("es", "de")}
+            assert (chosen, rejected in found) == (english, True)
+        elif pair.prompt_id == "keep-herbs-fresh":
+            assert (chosen, rejected) == (english, own)
+        else:
+            assert (chosen, rejected) == (translated[pair.prompt_id, "en", pair.language].text, own)
+    assert {row.language for row in pairs} == {"en", "es", "de"}
+    assert RunDirectory(run).policy(1).marker.exists()
+    assert "translate" in command("status", run)[1]
+
+
+def test_language_imbalance_needs_no_initial_model(
+    models: Models, held_out: Path, command: Run, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        *models, iterations=1, language_imbalance={}, evaluate={"prompts": str(held_out), "n": 1, "resamples": 50}
+    )
+    recipe["models"]["initial"] = None
+    recipe["translate"] = {"max_new_tokens": 8, "truncated": "keep"}
+    run, _ = begin(tmp_path / "run", recipe, command)
+    measured = {row.measure for row in measures(run)}
+    assert measured >= {"characters", "truncated"}
+    assert WIN_RATE not in measured
+
+
+@pytest.mark.parametrize("method", ["kto", "ipo", "simpo", "orpo"])
+def test_every_algorithm_from_its_own_alignment_on(
+    method: str, models: Models, preferences: Path, command: Run, tmp_path: Path
+) -> None:
+    """Stage 0, the reward that it leaves, and two iterations by the same algorithm."""
+    training = {"method": method, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3}
+    recipe = small_recipe(
+        models[0],
+        iterations=2,
+        prompts={"limit": 3},
+        reward={"algorithm": method},
+        train=training,
+        align_english={**training, "preferences": str(preferences)},
+    )
+    run, _ = begin(tmp_path / "run", recipe, command)
+    for score in rows(folder(run, "scores", "crosslingual"), Score):
+        assert (score.reference_logprob is None) == (method in {"simpo", "orpo"})
+        log_ratio = score.policy_logprob - (score.reference_logprob or 0.0)
+        if method == "kto":
+            assert score.implicit_reward == pytest.approx(log_ratio)
+        elif method != "orpo":
+            assert score.implicit_reward == pytest.approx(0.1 * log_ratio / score.tokens)
+    assert RunDirectory(run).policy(2).marker.exists()
+
+
+def test_the_previous_policy_as_reference_of_the_reward(models: Models, command: Run, tmp_path: Path) -> None:
+    recipe = small_recipe(*models, iterations=2, prompts={"limit": 3}, reward={"reference": "previous"})
+    run, _ = begin(tmp_path / "run", recipe, command)
+    markers = [next((run / f"iteration_{t}" / "scores" / "crosslingual" / "es").glob("*.done.json")) for t in (1, 2)]
+    first, second = (json.loads(marker.read_text(encoding="utf-8"))["parts"] for marker in markers)
+    # pi_0 against pi_I, then pi_1 against pi_0.
+    assert second["reference"] == first["policy"]
+    assert first["reference"] not in (first["policy"], second["policy"])
+
+
+def test_pi_i_as_the_training_reference(models: Models, command: Run, tmp_path: Path) -> None:
+    recipe = small_recipe(*models, iterations=1, prompts={"limit": 3}, train={"reference": "initial"})
+    run, _ = begin(tmp_path / "run", recipe, command)
+    marker = RunDirectory(run).policy(1).read_marker()
+    # pi_0 is not pi_I: before the first step their log-ratio is not 0.
+    assert abs(marker["figures"]["log"][0]["chosen_log_ratio"]) > 0.01
+    assert marker["parts"]["reference"] != marker["parts"]["start"]
+
+
+def test_the_released_scripts_as_a_whole_run(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
+    recipe = small_recipe(*models, iterations=1, evaluate={"prompts": str(held_out), "n": 1, "resamples": 50})
+    recipe["preset"] = "znlp"
+    recipe["select"] = {}
+    recipe["resources"]["shard_prompts"] = 3
+    run, _ = begin(tmp_path / "run", recipe, command)
+    pairs = rows(folder(run, "pairs"), Pair)
+    assert len(pairs) == 2 * 5  # nothing is dropped
+    assert all(0 <= pair.alpha < 1 and round(pair.alpha * 1000) == pytest.approx(pair.alpha * 1000) for pair in pairs)
+    scores = rows(folder(run, "scores", "crosslingual"), Score)
+    assert all(row.implicit_reward == pytest.approx(row.policy_logprob - row.reference_logprob) for row in scores)
+
+
+def test_a_killed_translation_goes_on_where_it_was(models: Models, forks: ForkServer, tmp_path: Path) -> None:
+    recipe = small_recipe(*models, iterations=1, reward={"name": "translated"}, translate={"truncated": "keep"})
+    recipe["translate"]["max_new_tokens"] = 8
+    file = write_recipe(tmp_path / "recipe.yaml", recipe)
+    whole = forks.spawn("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole.log")
+    assert whole.wait() == 0, whole.output()
+    killed = forks.spawn("run", file, "--out", tmp_path / "killed", log=tmp_path / "killed.log")
+    wait_for(tmp_path / "killed", "iteration_1/translations/es/*.done.json", killed.poll)
+    killed.signal(9)
+    killed.wait()
+    again = forks.spawn("run", file, "--out", tmp_path / "killed", log=tmp_path / "again.log")
+    assert again.wait() == 0, again.output()
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_one_model_in_both_roles_is_refused_before_any_work(models: Models, command: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(models[1], tmp_path / "copy"))
+    file = write_recipe(tmp_path / "recipe.yaml", small_recipe(copy, models[1]))
+    for arguments in (("check", file), ("run", file, "--out", tmp_path / "run")):
+        code, _, errors = command(*arguments)
+        assert_one_message(code, errors[errors.index("crosspref: ") :], "are the same model", "would be 0")
+    assert not (tmp_path / "run" / "prompts").exists()
+
+
+def test_a_reward_model_with_two_labels_is_refused_before_any_work(
+    models: Models, command: Run, tmp_path: Path
+) -> None:
+    two = Path(shutil.copytree(models[1], tmp_path / "two"))
+    AutoModelForSequenceClassification.from_pretrained(two, num_labels=2).save_pretrained(two)
+    rewards = {"also": ["reward_model"], "reward_model": str(two)}
+    file = write_recipe(tmp_path / "recipe.yaml", small_recipe(*models, reward=rewards))
+    code, _, errors = command("check", file)
+    assert_one_message(code, errors, str(two), "2 labels", "num_labels 1")

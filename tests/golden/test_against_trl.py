@@ -1,0 +1,150 @@
+"""The methods against TRL's own trainers and losses, where a step of TRL's is one micro-batch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import naive
+import pytest
+import torch
+from tiny import nudge
+from training import PAIRS, Models, Watch, assert_close, make_trainer, train, watch
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+
+from crosspref.engines.kto_trainer import kto_examples
+from crosspref.engines.transformers_models import load_tokenizer
+from crosspref.engines.trl_trainer import example_of
+from crosspref.maths.losses import orpo_loss, simpo_loss
+
+TEN = PAIRS[:10]
+WEIGHTS = {"desirable_weight": 1.4, "undesirable_weight": 0.7}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model from which the start has moved so far, and so, that z_ref is above 0."""
+    return nudge(tiny_models["llama"][1], tmp_path_factory.mktemp("reference") / "model", seed=3, size=0.2)
+
+
+class GivenIds:
+    """Lets a trainer of TRL take token ids that are there already."""
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        return dataset
+
+
+class TheirDpo(GivenIds, DPOTrainer):
+    """TRL's trainer of losses on pairs."""
+
+
+class TheirKto(GivenIds, KTOTrainer):
+    """TRL's trainer of KTO."""
+
+
+def their_step(
+    method: str, start: Path, reference: Path, folder: Path, **settings: Any
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the loss and the gradients of TRL's first step, which takes everything at once."""
+    tokenizer, watcher = load_tokenizer(start), Watch()
+    rows: list[dict[str, Any]] = [example_of(pair, tokenizer) for pair in TEN]
+    config: Any = DPOConfig
+    if method == "kto":
+        config = KTOConfig
+        settings["train_sampling_strategy"] = "sequential"
+        names = {"response_ids": "completion_ids", "kl_response_ids": "KL_completion_ids", "desirable": "label"}
+        examples = kto_examples(rows, longest=4096)
+        rows = [{names.get(name, name): value for name, value in example.items()} for example in examples]
+    arguments = config(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(rows),
+        learning_rate=1e-3,
+        max_grad_norm=1e9,
+        max_length=None,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        max_steps=1,
+        logging_steps=1,
+        **settings,
+    )
+    trainer = (TheirKto if method == "kto" else TheirDpo)(
+        model=naive.load(start),
+        ref_model=naive.load(reference),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer.tokenizer,
+        callbacks=[watcher],
+    )
+    trainer.train()
+    return trainer.state.log_history[0]["loss"], watcher.gradients[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "ours"),
+    [
+        ("dpo", {"loss_type": ["sigmoid"]}, {}),
+        ("ipo", {"loss_type": ["ipo"]}, {}),
+        ("kto", {}, {}),
+        ("kto", WEIGHTS, WEIGHTS),
+    ],
+    ids=["dpo", "ipo", "kto", "kto-weighted"],
+)
+def test_loss_and_gradients_are_those_of_trl(
+    method: str,
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+    tiny_models: Models,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = tiny_models["llama"][1]
+    loss, gradients = their_step(method, start, reference, tmp_path / "trl", beta=0.3, **theirs)
+    watcher = watch(monkeypatch)
+    changes = {"beta": 0.3, "nll_weight": 0.0, "batch_size": 20, "micro_batch_size": 5, **ours}
+    trainer = make_trainer(start, method=method, reference=reference, **changes)
+    [entry] = train(trainer, tmp_path, TEN)["log"]
+    assert entry["loss"] == pytest.approx(loss, abs=1e-4)
+    assert entry.get("kl", 1) > 0.1
+    assert_close(watcher.gradients[0], gradients, 1e-3)
+
+
+CHOSEN, REJECTED = torch.tensor([-3.0, -40.0, -0.5, -9.0]), torch.tensor([-8.0, -6.0, -0.25, -70.0])
+TOKENS = torch.tensor([2, 20, 1, 4]), torch.tensor([4, 3, 2, 50])
+MEANS = CHOSEN / TOKENS[0], REJECTED / TOKENS[1]
+"""What TRL's trainers of SimPO and ORPO hand to their losses."""
+
+
+def test_simpo_is_that_of_trl() -> None:
+    own = SimpleNamespace(
+        alpha=0.0,
+        beta=2.5,
+        simpo_gamma=0.8,
+        loss_type="simpo",
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    theirs, *_ = CPOTrainer.cpo_loss(own, *MEANS)
+    torch.testing.assert_close(simpo_loss(CHOSEN, REJECTED, *TOKENS, beta=2.5, gamma=0.8), theirs)
+
+
+def test_orpo_is_that_of_trl() -> None:
+    own = SimpleNamespace(beta=0.6, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    theirs, *_ = ORPOTrainer.odds_ratio_loss(own, *MEANS)
+    # TRL returns what is subtracted from the likelihood.
+    torch.testing.assert_close(orpo_loss(CHOSEN, REJECTED, *TOKENS, beta=0.6), -theirs)

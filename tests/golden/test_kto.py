@@ -1,0 +1,228 @@
+"""What is KTO's own: the mismatched responses, z_ref of every step, and that a killed training ends as a whole one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from tiny import nudge
+from training import LORA, PAIRS, Models, make_trainer, train, watch
+
+from crosspref.engines import trl_trainer
+from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
+from crosspref.errors import DataError, ModelError
+from crosspref.records import Pair
+from crosspref.sections import LoraSettings
+
+SEVEN = PAIRS[2:9]
+FROZEN = 1e-30
+"""A learning rate that changes no weight, so that every step sees the model that training started from."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model from which the start has moved by several nats, for some responses up and for others down."""
+    return nudge(tiny_models["llama"][1], tmp_path_factory.mktemp("reference") / "model", seed=3, size=0.2)
+
+
+def pair_of(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict[str, list[int]]:
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def test_each_example_has_the_response_of_its_kind_to_the_next_other_prompt() -> None:
+    # Prompts A A B B A: the last pair's next one is the first, cyclically, but that has prompt A too, and so has the
+    # second; so it takes the third. The second takes the third, the third and the fourth take the fifth.
+    a, b = [1, 2], [3]
+    pairs = [pair_of(prompt, [10 + row], [20 + row, 30 + row]) for row, prompt in enumerate([a, a, b, b, a])]
+    examples = kto_examples(pairs, longest=100)
+    assert [example["prompt_ids"] for example in examples] == [a, a, a, a, b, b, b, b, a, a]
+    assert [example["desirable"] for example in examples] == [True, False] * 5
+    for row, other in enumerate([2, 2, 4, 4, 2]):
+        chosen, rejected = examples[2 * row : 2 * row + 2]
+        assert chosen["response_ids"] == [10 + row]
+        assert chosen["kl_response_ids"] == [10 + other]
+        assert rejected["response_ids"] == [20 + row, 30 + row]
+        assert rejected["kl_response_ids"] == [20 + other, 30 + other]
+
+
+def test_a_mismatched_response_is_cut_where_it_is_too_long_for_its_prompt() -> None:
+    pairs = [pair_of([1], [5, 6, 7], [8]), pair_of([2, 3], [9, 9], [4])]
+    # With four tokens in all there is room for three behind the first prompt and for two behind the second.
+    examples = kto_examples(pairs, longest=4)
+    assert [example["kl_response_ids"] for example in examples] == [[9, 9], [4], [5, 6], [8]]
+    assert examples[0]["response_ids"] == [5, 6, 7]
+
+
+def test_batches_are_padded_on_the_right() -> None:
+    examples = kto_examples([pair_of([1], [5, 6], [8]), pair_of([2, 3], [9], [4, 4, 4])], longest=9)
+    batch = KtoCollator(pad=0)([examples[0], examples[3]])
+    expected = {
+        "desirable": [True, False],
+        "input_ids": [[1, 5, 6, 0, 0], [2, 3, 4, 4, 4]],
+        "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]],
+        "completion_mask": [[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]],
+        "kl_input_ids": [[1, 9, 0], [2, 3, 8]],
+        "kl_attention_mask": [[1, 1, 0], [1, 1, 1]],
+        "kl_completion_mask": [[0, 1, 0], [0, 0, 1]],
+    }
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
+
+
+@pytest.mark.parametrize("pairs", [PAIRS[:1], [PAIRS[0], PAIRS[0]]], ids=["one-pair", "one-prompt"])
+def test_pairs_of_one_prompt_are_refused_before_a_model_is_loaded(
+    pairs: list[Pair], tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_models["llama"][1], method="kto")
+    monkeypatch.delattr(trl_trainer, "load_model")
+    with pytest.raises(DataError, match=r"all have the same prompt.*at least two prompts, or set train\.method: dpo"):
+        train(trainer, tmp_path, pairs)
+
+
+@pytest.fixture(scope="module")
+def mismatched(tiny_models: Models, reference: Path) -> dict[tuple[int, ...], float]:
+    """Return each example's mismatched log-ratio, by its prompt and response, of forward passes of its own."""
+    start, found = tiny_models["llama"][1], {}
+    policy, other = naive.load(start), naive.load(reference)
+    for position, pair in enumerate(SEVEN):
+        rest = [*SEVEN[position + 1 :], *SEVEN[:position]]
+        mismatch = next(row for row in rest if row.prompt != pair.prompt)
+        prompt = naive.prompt_ids(start, pair.prompt[0]["content"])
+        for kind in ("chosen_token_ids", "rejected_token_ids"):
+            with torch.no_grad():
+                values = [naive.sequence_logprob(model, prompt, getattr(mismatch, kind)) for model in (policy, other)]
+            found[tuple(prompt + getattr(pair, kind))] = float(values[0] - values[1])
+    assert len(found) == 14
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4), (5, 1), (5, 5), (12, 4)]
+)
+def test_z_ref_is_that_of_the_whole_step(
+    batch: int,
+    micro: int,
+    mismatched: dict[tuple[int, ...], float],
+    tiny_models: Models,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fourteen examples: for batches of 3, 4, 5 and 12 the last step is a smaller one."""
+    steps: dict[int, list[float]] = {}
+    original = KtoTrainer._values
+
+    def values(self: KtoTrainer, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for ids, mask in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True):
+            steps.setdefault(self.state.global_step, []).append(mismatched[tuple(ids[: sum(mask)])])
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(KtoTrainer, "_values", values)
+    changes = {"batch_size": batch, "micro_batch_size": micro, "learning_rate": FROZEN}
+    log = train(make_trainer(tiny_models["llama"][1], method="kto", reference=reference, **changes), tmp_path, SEVEN)[
+        "log"
+    ]
+    assert [len(step) for step in steps.values()] == [batch] * (14 // batch) + ([14 % batch] if 14 % batch else [])
+    expected = [max(0.0, sum(step) / len(step)) for step in steps.values()]
+    assert max(expected) > 0.1
+    assert [entry["kl"] for entry in log] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_without_a_reference_the_start_is_the_reference(
+    lora: LoraSettings | None, tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """z_ref and the loss of the second step, whose policy is what the first one made of the start."""
+    start, after = tiny_models["llama"][1], []
+    watcher = watch(monkeypatch)
+
+    def keep(*_: Any, model: Any = None, **__: Any) -> None:
+        model.merge_adapter() if lora else None
+        base = model.get_base_model() if lora else model
+        after.append({name.replace(".base_layer", ""): value.clone() for name, value in base.state_dict().items()})
+        model.unmerge_adapter() if lora else None
+
+    monkeypatch.setattr(watcher, "on_step_end", keep)
+    changes = {
+        "batch_size": 32,
+        "micro_batch_size": 8,
+        "epochs": 2,
+        "lora": lora,
+        "learning_rate": 3e-2 if lora else 5e-3,
+    }
+    log = train(make_trainer(start, method="kto", **changes), tmp_path, SEVEN)["log"]
+    assert (log[0]["kl"], log[0]["margin"], log[0]["preference_loss"]) == (0, 0, 0.5)
+    policy, before = naive.load(start), naive.load(start)
+    policy.load_state_dict({name: value for name, value in after[0].items() if "lora_" not in name})
+    ratios: dict[str, list[float]] = {"kl": [], "chosen_token_ids": [], "rejected_token_ids": []}
+    for position, pair in enumerate(SEVEN):
+        mismatch = next(row for row in [*SEVEN[position + 1 :], *SEVEN] if row.prompt != pair.prompt)
+        prompt = naive.prompt_ids(start, pair.prompt[0]["content"])
+        for kind in ("chosen_token_ids", "rejected_token_ids"):
+            for name, ids in (("kl", getattr(mismatch, kind)), (kind, getattr(pair, kind))):
+                with torch.no_grad():
+                    values = [naive.sequence_logprob(model, prompt, ids) for model in (policy, before)]
+                ratios[name].append(float(values[0] - values[1]))
+    kl = sum(ratios["kl"]) / 14
+    assert kl > 0.5
+    assert log[1]["kl"] == pytest.approx(kl, abs=2e-3)
+    gains = torch.tensor([*ratios["chosen_token_ids"], *ratios["rejected_token_ids"]]) - kl
+    signs = torch.tensor([1.0] * 7 + [-1.0] * 7)
+    assert log[1]["preference_loss"] == pytest.approx(float((1 - torch.sigmoid(0.1 * signs * gains)).mean()), abs=1e-3)
+    assert log[1]["margin"] == pytest.approx(float((0.1 * signs * gains).mean()), abs=1e-3)
+    assert log[1]["accuracy"] == pytest.approx(float((signs * gains > 0).float().mean()))
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_in_bfloat16_policy_and_reference_start_equal(
+    lora: LoraSettings | None, tiny_models: Models, tmp_path: Path
+) -> None:
+    """z_ref too must be computed in one number format, or it holds the rounding of one of them."""
+    trainer = make_trainer(tiny_models["llama"][1], dtype="bfloat16", method="kto", lora=lora, batch_size=32)
+    [entry] = train(trainer, tmp_path)["log"]
+    assert (entry["kl"], entry["margin"], entry["preference_loss"]) == (0, 0, 0.5)
+
+
+def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
+    tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, loaded = trl_trainer.load_model, []
+
+    def load(*arguments: Any) -> Any:
+        model = original(*arguments)
+        loaded.append(model)
+        if len(loaded) == 1:
+            with torch.no_grad():
+                model.lm_head.weight.mul_(1.01)
+        return model
+
+    monkeypatch.setattr(trl_trainer, "load_model", load)
+    with pytest.raises(ModelError, match="the policy and its reference differ by"):
+        train(make_trainer(tiny_models["llama"][1], method="kto"), tmp_path)
+
+
+def test_progress_and_lengths_are_counted_in_pairs(tiny_models: Models, tmp_path: Path) -> None:
+    calls: list[int] = []
+    directory = tiny_models["llama"][1]
+    lengths = [
+        len(naive.prompt_ids(directory, pair.prompt[0]["content"]))
+        + max(len(pair.chosen_token_ids or []), len(pair.rejected_token_ids or []))
+        for pair in PAIRS
+    ]
+    longest = sorted(lengths)[10]
+    fitting = sum(length <= longest for length in lengths)
+    trainer = make_trainer(directory, method="kto", max_length=longest, batch_size=5, micro_batch_size=5, epochs=2)
+    figures = trainer.train(PAIRS, tmp_path / "out", tmp_path / "checkpoints", lambda pairs, _: calls.append(pairs))
+    assert (figures["pairs"], figures["too_long"]) == (fitting, 16 - fitting)
+    assert figures["steps"] == len(calls) == 2 * -(-2 * fitting // 5)
+    assert sum(calls) == 2 * fitting
+    assert set(calls[:4]) == {2, 3}  # two and a half pairs a step

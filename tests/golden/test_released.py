@@ -1,0 +1,285 @@
+"""The paper's released scripts, step by step in plain torch and plain Python, against the scorer and the grid for them.
+
+The padded batches of three are really built here, with an attention mask, and the unshifted mask is really multiplied.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from crosspref.engines.protocols import LogProbs
+from crosspref.engines.released_scorer import ReleasedScorer, padded_rows
+from crosspref.engines.transformers_scorer import ModelScorer
+from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
+from crosspref.models import locate_model
+from crosspref.records import FinishReason, Response
+from crosspref.sections import ResourceSettings, RewardSettings
+
+KINDS = ["llama", "qwen", "gemma"]
+NATS = 1e-4  # per sequence
+PAD, END = 1, 2
+SETTINGS = RewardSettings(counting="znlp", beta=1.0)
+RESOURCES = ResourceSettings(device="cpu", dtype="float32")
+
+Models = dict[str, tuple[Path, Path]]
+Requests = list[tuple[str, list[Response]]]
+Row = tuple[list[int], list[int]]  # the ids of the prompt, and of the response with its end-of-turn token
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def scorers(tiny_models: Models) -> dict[str, ReleasedScorer]:
+    return {kind: make_scorer(initial, aligned) for kind, (initial, aligned) in tiny_models.items()}
+
+
+def make_scorer(initial: Path | None, aligned: Path) -> ReleasedScorer:
+    reference = None if initial is None else locate_model(str(initial))
+    return ReleasedScorer(locate_model(str(aligned)), reference, SETTINGS, RESOURCES)
+
+
+def answer(sample: int, text: str, finish_reason: FinishReason = "stop", ids: list[int] | None = None) -> Response:
+    return Response("p", "es", sample, text, ids, finish_reason, None)
+
+
+# The second batch has two prompts, and one prompt in the middle has no responses and so no place in any batch.
+REQUESTS: Requests = [
+    ("Hi!", [answer(0, "Hola."), answer(1, "  ¿Qué tal?\n\n"), answer(2, "", "length")]),
+    ("Объясни простыми словами, почему небо голубое.", [answer(0, "Потому что воздух."), answer(1, "Не знаю")]),
+    ("Nobody answered this.", []),
+    ("Name a river.", [answer(0, "El Duero, que nace en", "length"), answer(1, "x"), answer(5, "Ebro")]),
+    ("Why?", [answer(0, "Porque sí.", ids=[40, 41, 42, END]), answer(1, "Porque sí."), answer(2, " ")]),
+    (
+        "And who is to say so, and to whom, and at what time of the day?",
+        [answer(1, "Nadie."), answer(0, "Yo"), answer(2, "")],
+    ),
+]
+
+
+def rows_of(directory: Path, requests: Requests) -> dict[tuple[int, int], Row]:
+    """By prompt and sample: stripped, tokenised again, and an end-of-turn token even behind what was cut."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    return {
+        (index, row.sample): (
+            naive.prompt_ids(directory, instruction),
+            [*tokenizer(row.text.strip(), add_special_tokens=False)["input_ids"], END],
+        )
+        for index, (instruction, responses) in enumerate(requests)
+        for row in responses
+    }
+
+
+def batch_sums(directory: Path, rows: list[Row]) -> list[tuple[float, int]]:
+    """The sum of each row of one padded batch, and how many of its positions the mask let through."""
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.full((len(rows), width), PAD)
+    attention, mask = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
+    for number, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        ids[number, :end] = torch.tensor(prompt + response)
+        attention[number, :end] = 1
+        mask[number, len(prompt) : end] = 1
+    with torch.no_grad():
+        logits = naive.load(directory)(input_ids=ids, attention_mask=attention, use_cache=False).logits.float()
+    shifted = torch.log_softmax(logits, dim=-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    unshifted = mask[:, :-1]
+    return list(zip((shifted * unshifted).sum(-1).tolist(), unshifted.sum(-1).int().tolist(), strict=True))
+
+
+def step_by_step(directory: Path, requests: Requests) -> dict[tuple[int, int], tuple[float, int]]:
+    """By prompt and sample: three prompts that have responses side by side, one pass per sample."""
+    rows, found = rows_of(directory, requests), {}
+    answered = [index for index, (_, responses) in enumerate(requests) if responses]
+    for start in range(0, len(answered), 3):
+        for sample in range(10):
+            keys = [(index, sample) for index in answered[start : start + 3] if (index, sample) in rows]
+            if keys:
+                found.update(zip(keys, batch_sums(directory, [rows[key] for key in keys]), strict=True))
+    return found
+
+
+def by_key(requests: Requests, found: list[list[LogProbs]]) -> dict[tuple[int, int], LogProbs]:
+    return {
+        (index, row.sample): value
+        for index, ((_, responses), values) in enumerate(zip(requests, found, strict=True))
+        for row, value in zip(responses, values, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_scripts_step_by_step(kind: str, tiny_models: Models, scorers: dict[str, ReleasedScorer]) -> None:
+    initial, aligned = tiny_models[kind]
+    found = by_key(REQUESTS, scorers[kind].score_all(REQUESTS))
+    policy, reference = step_by_step(aligned, REQUESTS), step_by_step(initial, REQUESTS)
+    assert found.keys() == policy.keys()
+    for key, value in found.items():
+        assert value.policy == pytest.approx(policy[key][0], abs=NATS), key
+        assert value.reference == pytest.approx(reference[key][0], abs=NATS), key
+        assert value.tokens == policy[key][1] == reference[key][1], key
+    # An empty response: nothing where its row is the longest of its batch, log p(PAD) where it is padded.
+    assert [found[key].tokens for key in [(0, 2), (4, 2), (5, 2)]] == [0, 1, 0]
+    assert (found[0, 2].policy, found[0, 2].reference) == (0.0, 0.0)
+
+
+def test_the_ids_that_were_sampled_do_not_count(scorers: dict[str, ReleasedScorer]) -> None:
+    """Only the text does, so neither its blanks nor its finish reason change anything, and its ids are made anew."""
+    variants = [answer(0, "Porque sí.", "length", [9, 9]), answer(0, " \nPorque sí.\t"), answer(0, "Porque sí.")]
+    found = [scorers["llama"].score_all([("Why?", [variant])]) for variant in variants]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_changes_with_what_stands_beside_it(
+    kind: str, tiny_models: Models, scorers: dict[str, ReleasedScorer]
+) -> None:
+    """The same response, alone or as the longest row, and padded: it differs by exactly log p(PAD | row)."""
+    _, aligned = tiny_models[kind]
+    own = ("Why?", [answer(0, "Porque sí.")])
+    short, long = ("Why?", [answer(0, "No")]), ("Why?", [answer(0, "Porque sí, y porque lo digo yo.")])
+    scorer = scorers[kind]
+    [[alone]] = scorer.score_all([own])
+    [longest, _, _] = (rows[0] for rows in scorer.score_all([own, short, short]))
+    [padded, other, _] = (rows[0] for rows in scorer.score_all([own, long, short]))
+    [_, _, _, next_batch] = (rows[0] for rows in scorer.score_all([long, long, long, own]))
+    assert alone == longest == next_batch
+    prompt, response = rows_of(aligned, [own])[0, 0]
+    assert alone.policy == pytest.approx(
+        naive.released_logprob(naive.load(aligned), prompt, response[:-1], END), abs=NATS
+    )
+    with torch.no_grad():
+        leak = float(naive.token_logprobs(naive.load(aligned), prompt, [*response, PAD])[-1])
+    assert padded.policy - alone.policy == pytest.approx(leak, abs=NATS)
+    assert leak < -0.5  # it would be noticed
+    assert (alone.tokens, padded.tokens) == (len(response) - 1, len(response))
+    [[other_alone]] = scorer.score_all([long])
+    assert other == other_alone
+
+
+def test_without_a_reference(tiny_models: Models, scorers: dict[str, ReleasedScorer]) -> None:
+    found = by_key(REQUESTS, make_scorer(None, tiny_models["qwen"][1]).score_all(REQUESTS))
+    expected = by_key(REQUESTS, scorers["qwen"].score_all(REQUESTS))
+    assert found == {key: LogProbs(value.policy, None, value.tokens) for key, value in expected.items()}
+
+
+def test_nothing_to_score(scorers: dict[str, ReleasedScorer]) -> None:
+    assert scorers["llama"].score_all([]) == []
+    assert scorers["llama"].score_all([("Why?", []), ("Who?", [])]) == [[], []]
+
+
+def test_which_rows_are_padded() -> None:
+    # (sample, length); the prompt without responses does not count, so the fifth is the first of the second batch.
+    lengths = [
+        [(0, 5), (1, 9)],
+        [],
+        [(0, 7), (1, 8)],
+        [(0, 7), (2, 4)],
+        [(1, 3), (0, 6), (2, 2)],
+        [(2, 3)],
+    ]
+    assert padded_rows(lengths) == [[True, False], [], [False, True], [False, False], [False, False, True], [False]]
+    assert padded_rows([]) == []
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_the_first_tokens_are_left_out_on_every_path(skip: int, tiny_models: Models) -> None:
+    model = naive.load(tiny_models["gemma"][1])
+    prompt, rows = [0, *range(20, 40)], [[30], list(range(50, 60)), [], [9, 8], [7, 6, 5]]
+    with torch.no_grad():
+        values = [naive.token_logprobs(model, prompt, row).tolist() if row else [] for row in rows]
+    scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
+    for shared, tiled in ((True, True), (False, True), (False, False)):
+        scorer.shared, scorer.tiled = shared, tiled
+        found = scorer.logprobs(prompt, rows, skip)
+        assert found == pytest.approx([math.fsum(row[skip:]) for row in values], abs=NATS)
+
+
+def naive_grid(rewards: list[list[float]], lengths: list[list[int]]) -> float:
+    """Every alpha of the grid in plain Python; ``index`` gives the first of tied responses."""
+    sizes = []
+    for step in range(1000):
+        total = 0
+        for reward, length in zip(rewards, lengths, strict=True):
+            penalised = [r - step / 1000 * n for r, n in zip(reward, length, strict=True)]
+            total += length[penalised.index(max(penalised))] - length[penalised.index(min(penalised))]
+        sizes.append(abs(total / len(rewards)))
+    return sizes.index(min(sizes)) / 1000
+
+
+def grid(rewards: list[list[float]], lengths: list[list[int]]) -> float:
+    offsets = np.cumsum([0, *map(len, rewards)])
+    return grid_length_penalty(np.concatenate(rewards), np.concatenate(lengths), offsets)
+
+
+# Eighths tie on the grid's points at 0.125, 0.25, 0.375, 0.5, 0.625 and 0.75 without any rounding.
+PROMPTS = st.lists(
+    st.lists(st.tuples(st.integers(-20, 20), st.integers(0, 9)), min_size=1, max_size=5), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROMPTS, st.sampled_from([0.125, 0.1, 0.37]))
+def test_the_grid_equals_a_naive_loop(prompts: list[list[tuple[int, int]]], unit: float) -> None:
+    rewards = [[unit * reward for reward, _ in prompt] for prompt in prompts]
+    lengths = [[length for _, length in prompt] for prompt in prompts]
+    assert grid(rewards, lengths) == naive_grid(rewards, lengths)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lengths", "alpha"),
+    [
+        # 2 - 10 a and 1 - 2 a cross at 1/8: there they tie, the first is best and worst, and the difference is 0.
+        ([[2.0, 1.0]], [[10, 2]], 0.125),
+        # With 3 - 6 a and 1 - 2 a beside it the total is 12 below 1/8, 0 + 4 on it, -8 + 4 up to 1/2: 4 comes first.
+        ([[2.0, 1.0], [1.0, 3.0]], [[10, 2], [2, 6]], 0.125),
+        # 2.05 - 10 a and 1 - 2 a cross at 0.13125: no point of the grid is a tie, and 0 beats all others, being first.
+        ([[2.05, 1.0]], [[10, 2]], 0.0),
+        # Two prompts of 8 that cross at 0.13125 and 0.25625 balance between them: 0.132 is the first point there.
+        ([[2.05, 1.0], [3.05, 1.0]], [[10, 2], [10, 2]], 0.132),
+        # They balance at alpha = -1/8 only, which the grid does not have; -8 is nearest to zero everywhere on it.
+        ([[1.0, 2.0]], [[10, 2]], 0.0),
+        # 20 - 10 a and 1 - 2 a cross at 2.375, above the grid.
+        ([[20.0, 1.0]], [[10, 2]], 0.0),
+        # One response, and equal ones: always 0.
+        ([[1.0], [2.0, 2.0]], [[7], [4, 4]], 0.0),
+    ],
+)
+def test_grid_by_hand(rewards: list[list[float]], lengths: list[list[int]], alpha: float) -> None:
+    assert grid(rewards, lengths) == alpha == naive_grid(rewards, lengths)
+
+
+def test_the_grid_picks_what_best_and_worst_pick() -> None:
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 40, 60).astype(float)
+    rewards, offsets = np.round(0.2 * lengths + generator.normal(0, 2, 60), 2), np.arange(0, 61, 6)
+    found = grid_length_penalty(rewards, lengths, offsets)
+
+    def difference(alpha: float) -> float:
+        best, worst = best_and_worst(rewards, lengths, alpha, offsets)
+        return abs(float((lengths[best] - lengths[worst]).sum()))
+
+    sizes = [difference(step / 1000) for step in range(1000)]
+    assert 0 < found < 0.999
+    assert found == sizes.index(min(sizes)) / 1000
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lengths", "offsets", "said"),
+    [([], [], [0], "no prompts"), ([math.nan, 1], [1, 2], [0, 2], "is nan"), ([1], [1, 2], [0, 2], "lengths")],
+)
+def test_grid_errors_are_those_of_the_exact_solution(rewards, lengths, offsets, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        grid_length_penalty(rewards, lengths, offsets)
