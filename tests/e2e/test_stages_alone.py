@@ -11,7 +11,7 @@ from running import ForkServer, Run, assert_one_message, rows, wait_for, write_l
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from crosspref.records import Dropped, Measure, Pair, Response, Score
+from crosspref.records import Dropped, Measure, Pair, Response, Score, Translation
 from crosspref.stages.files import read_rows
 
 pytestmark = pytest.mark.slow
@@ -68,6 +68,38 @@ def test_the_stages_one_by_one_make_what_a_run_makes(
     ours, theirs = (load_file(path / "model.safetensors") for path in (trained, first / "policy"))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "trained"]
+
+
+def test_translating_and_the_reward_of_it_alone(
+    command: Run, content: dict[str, Any], done: Path, tmp_path: Path
+) -> None:
+    responses, limits = done / "iteration_1" / "responses", ("--set", "translate.max_new_tokens=8")
+    made, scores = tmp_path / "translations.jsonl", tmp_path / "scores.jsonl"
+    given = (*limits, "--set", "translate.truncated=keep", *settings(content))
+    model = ("--model", content["models"]["policy"])
+    code, _, errors = command("translate", *model, "--responses", responses, "--out", made, *given)
+    assert code == 0, errors
+    translations = read_rows(made, Translation)
+    assert {(row.language, row.target) for row in translations} == {("es", "en")}
+    assert len(translations) == 5 * 3
+    models = ("--policy", content["models"]["policy"], "--reference", content["models"]["initial"])
+    what = ("--prompts", content["prompts"]["source"], "--responses", responses, "--reward", "translated")
+    command("score", *models, *what, "--translations", made, "--out", scores, *settings(content))
+    found = {(row.prompt_id, row.language, row.sample): row for row in read_rows(scores, Score)}
+    assert len(found) == 2 * 5 * 3
+    for row in translations:
+        assert (found[row.prompt_id, "es", row.sample].implicit_reward is None) == (row.failure is not None)
+    code, _, errors = command("score", *models, *what, "--out", scores)
+    assert_one_message(code, errors, "--translations")
+
+
+def test_another_training_reference_alone(command: Run, content: dict[str, Any], done: Path, tmp_path: Path) -> None:
+    models = ("--model", content["models"]["policy"], "--reference", content["models"]["initial"])
+    pairs, out = done / "iteration_1" / "pairs", tmp_path / "trained"
+    code, _, errors = command("train", *models, "--pairs", pairs, "--out", out, *settings(content, "train"))
+    assert code == 0, errors
+    ours, theirs = (load_file(path / "model.safetensors") for path in (out, done / "iteration_1" / "policy"))
+    assert any(not torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 SPANISH = [

@@ -1,6 +1,5 @@
 """The methods against TRL's own trainers and losses, where a step of TRL's is one micro-batch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +21,6 @@ from crosspref.maths.losses import orpo_loss, simpo_loss
 
 TEN = PAIRS[:10]
 WEIGHTS = {"desirable_weight": 1.4, "undesirable_weight": 0.7}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

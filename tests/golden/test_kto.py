@@ -1,6 +1,5 @@
 """What is KTO's own: the mismatched responses, z_ref of every step, and that a killed training ends as a whole one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from crosspref.sections import LoraSettings
 SEVEN = PAIRS[2:9]
 FROZEN = 1e-30
 """A learning rate that changes no weight, so that every step sees the model that training started from."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

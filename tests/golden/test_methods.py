@@ -1,7 +1,7 @@
 """Every method as it is trained: against naive losses and gradients, and whatever they must not depend on."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ SETTINGS = {
     "desirable_weight": DESIRABLE,
     "undesirable_weight": UNDESIRABLE,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

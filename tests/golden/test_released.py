@@ -4,7 +4,6 @@ The padded batches of three are really built here, with an attention mask, and t
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import naive
@@ -32,14 +31,6 @@ RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 Models = dict[str, tuple[Path, Path]]
 Requests = list[tuple[str, list[Response]]]
 Row = tuple[list[int], list[int]]  # the ids of the prompt, and of the response with its end-of-turn token
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ INSTRUCTION = "¿Qué es un volcán?"
 RESPONSES = ["Una montaña.", "", "Una montaña que arroja lava, ceniza y gases, y que a veces duerme siglos.", "No."]
 
 Models = dict[str, tuple[Path, Path]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(directory: Path, labels: int = 1, pad: int | None = None) -> Path:

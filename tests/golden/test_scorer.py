@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import naive
@@ -24,14 +23,6 @@ EOS, END = 1, 2
 INSTRUCTIONS = ["Hi!", "Объясни простыми словами, почему небо голубое.\n\n¿Y por qué se pone rojo al atardecer?"]
 
 Models = dict[str, tuple[Path, Path]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_scorer(policy: Path, reference: Path, **settings: object) -> TransformersScorer:

@@ -36,14 +36,6 @@ RESPONSES = [[(31 * row + 17 * column * column) % 384 for column in range(5 * ro
 Models = dict[str, tuple[Path, Path]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def naive_values(model: Any) -> list[float]:
     with torch.no_grad():
         return [float(naive.sequence_logprob(model, PROMPT, response)) for response in RESPONSES]

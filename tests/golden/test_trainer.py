@@ -1,7 +1,7 @@
 """Eq. 11 as it is trained: the loss and its gradients against naive ones, and whatever they must not depend on."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,6 @@ from crosspref.engines import trl_trainer
 from crosspref.errors import ModelError
 from crosspref.records import Pair
 from crosspref.sections import LoraSettings
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def naive_terms(policy: Any, reference: Any, directory: Path, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:

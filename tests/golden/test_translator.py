@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,6 @@ REQUESTS = [
 
 Models = dict[str, tuple[Path, Path]]
 Request = tuple[str, str, str]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def save(model: Any, tokenizer: Any, directory: Path, scale: float = 8.0) -> Path:
