@@ -80,7 +80,7 @@ def prompts(job: Job, _: int) -> None:
 
 
 def align_english(job: Job, _: int) -> None:
-    """Stage 0: make pi_0 from pi_I by DPO on English preferences."""
+    """Stage 0: make pi_0 from pi_I on English preferences."""
     settings = job.recipe.align_english
     if settings is not None:
         initial = locate_model(job.recipe.models.initial or "")
