@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running import (
     ForkServer,
     Run,
@@ -18,9 +19,9 @@ from running import (
     wait_for,
     write_recipe,
 )
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from crosspref.records import Agreement, Dropped, Pair, Response, Score, Translation
+from crosspref.records import Agreement, Dropped, Pair, Prompt, Response, Score, Translation
 from crosspref.stages.evaluate import WIN_RATE
 from crosspref.store import RunDirectory, Unit
 
@@ -118,6 +119,21 @@ def test_a_reward_can_be_added_to_a_run_that_is_done(models: Models, command: Ru
     assert folder(run, "agreement", "crosslingual-multilingual.parquet").exists()
 
 
+def likeliest(policy: Path, run: Path, prompt_id: str, language: str) -> list[int]:
+    """The greedy answer to one of the run's prompts, token by token, up to the end of the turn."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
+    found = RunDirectory(run).prompts("prompts", language).rows(Prompt)
+    instruction = next(row.instruction for row in found if row.prompt_id == prompt_id)
+    text = f"<|bos|><|user|>{instruction}<|end|><|assistant|>"
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    answer: list[int] = []
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")}
+    while len(answer) < 12 and not ends & set(answer):
+        with torch.no_grad():
+            answer.append(int(model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax()))
+    return answer
+
+
 def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
     recipe = small_recipe(
         *models,
@@ -131,6 +147,7 @@ def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_pa
     assert not folder(run, "scores").exists()
     answers = {(row.prompt_id, row.language): row for row in rows(folder(run, "responses"), Response)}
     assert len(answers) == 3 * 5
+    assert all(answer.token_ids == likeliest(models[1], run, *key) for key, answer in answers.items())
     translated = {
         (row.prompt_id, row.language, row.target): row for row in rows(folder(run, "translations"), Translation)
     }
@@ -222,6 +239,13 @@ def test_the_released_scripts_as_a_whole_run(models: Models, held_out: Path, com
     assert all(0 <= pair.alpha < 1 and round(pair.alpha * 1000) == pytest.approx(pair.alpha * 1000) for pair in pairs)
     scores = rows(folder(run, "scores", "crosslingual"), Score)
     assert all(row.implicit_reward == pytest.approx(row.policy_logprob - row.reference_logprob) for row in scores)
+    # What is measured is not measured by the scripts' counting: each held-out token counts once.
+    held_out_scores = rows(folder(run, "evaluation", "scores"), Score)
+    lengths = {
+        (row.prompt_id, row.language, row.sample): len(row.token_ids)
+        for row in rows(folder(run, "evaluation", "responses"), Response)
+    }
+    assert {(row.prompt_id, row.language, row.sample): row.tokens for row in held_out_scores} == lengths
 
 
 def test_a_killed_translation_goes_on_where_it_was(models: Models, forks: ForkServer, tmp_path: Path) -> None:
