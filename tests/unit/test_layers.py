@@ -15,7 +15,7 @@ from crosspref.store import Unit
 
 SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib")
 LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
@@ -31,15 +31,29 @@ LAYERS = (
     ("changes", "comparability", "status"),
     ("api",),
     ("checking", "comparison"),
-    ("cli_score", "cli_stages"),
+    ("lab",),
+    ("cli_canary", "cli_lab", "cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
-    *("", "algorithm", "api", "changes", "checking", "cli", "cli_score", "cli_stages", "comparability", "comparison"),
-    *("engines", "errors", "job", "languages", "models", "packages", "pairing", "progress", "recipe", "recipe_file"),
-    *("records", "sections", "settings", "stages", "status", "store", "tables"),
+    *("", "algorithm", "api", "changes", "checking", "cli", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
+    *(
+        "comparability",
+        "comparison",
+        "engines",
+        "errors",
+        "job",
+        "languages",
+        "models",
+        "packages",
+        "pairing",
+        "progress",
+        "recipe",
+        "recipe_file",
+    ),
+    *("lab", "records", "sections", "settings", "stages", "status", "store", "tables"),
 )
 """What must import nothing heavy; "" is crosspref itself."""
 

@@ -23,6 +23,8 @@ ENGINES: dict[str, dict[str, str]] = {
     },
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
+    "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
+    "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
 
 

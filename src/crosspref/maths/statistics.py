@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, kendalltau
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +78,23 @@ def mean_interval(
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high), numbers.size)
+
+
+def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the mean of left - right (n,), paired, and its interval by Student's t: for few values, such as seeds.
+
+    The interval is nan for fewer than two pairs. Raises ValueError when sizes differ, when there are no values, or when
+    one is not finite.
+    """
+    first, second = _finite("left value", left), _finite("right value", right)
+    if first.size != second.size or not first.size:
+        raise ValueError(f"There are {first.size} left and {second.size} right values. Pass at least one pair of both.")
+    gaps = first - second
+    mean = float(gaps.mean())
+    if gaps.size < 2:
+        return Interval(mean, math.nan, math.nan, gaps.size)
+    reach = float(student.ppf((1 + confidence) / 2, gaps.size - 1) * gaps.std(ddof=1) / math.sqrt(gaps.size))
+    return Interval(mean, mean - reach, mean + reach, gaps.size)
 
 
 def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: float = 0.0) -> Floats:

@@ -1,0 +1,87 @@
+"""The command ``crosspref lab``: one run in a world whose true reward is known, or a study over seeds."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from crosspref.errors import RunError
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    lab = commands.add_parser("lab", help="align a tiny model in a world whose true reward is known")
+    lab.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")
+    lab.add_argument("--seed", type=int, default=0, help="the first seed (0)")
+    lab.add_argument("--iterations", type=int, default=2, help="iterations of a single run (2)")
+    lab.add_argument("--study", metavar="NAME", help="compare variants over seeds; an unknown NAME lists the studies")
+    lab.add_argument("--seeds", type=int, default=4, metavar="K", help="how many seeds a study has (4)")
+    lab.add_argument("--jobs", type=int, metavar="J", help="seeds of a study that run side by side (all cores)")
+    lab.add_argument("--evidence", metavar="DIR", help="only write DIR.md from the studies' results in DIR")
+    lab.set_defaults(command=run_lab)
+
+
+def run_lab(options: argparse.Namespace) -> None:
+    """Run what the options ask for."""
+    from crosspref.engines import find_engine
+
+    find_engine("figures", "curves")  # what draws must not be missed only when there is something to draw
+    if options.evidence:
+        from crosspref.lab.evidence import write_evidence
+
+        print(f"Written: {write_evidence(Path(options.evidence))}")  # noqa: T201
+    elif options.study:
+        _study(options)
+    else:
+        _single(options)
+
+
+def _single(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref import __version__
+    from crosspref.lab import tables
+    from crosspref.lab.corpus import World
+    from crosspref.lab.experiment import lab_recipe, merged, run, settings_digest
+    from crosspref.lab.measure import measure_run
+    from crosspref.lab.setup import make_world
+    from crosspref.progress import Reporter
+    from crosspref.store import write_text
+
+    reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
+    files = make_world(World(), options.seed, threads, reporter)
+    content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
+    job = run(content, files.heldout, out / f"single_{options.seed}", reporter)
+    measured = measure_run(job)
+    report = tables.report(measured)
+    write_text(out / "lab.md", report.markdown())
+    write_text(out / "lab.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
+    tables.draw(measured, out / "lab.svg", options.seed)
+    console = Console()
+    console.print(report.table())
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
+    reporter.say(f"Written: {out / 'lab.md'}, {out / 'lab.csv'}, {out / 'lab.svg'}. The run: {job.run.root}")
+
+
+def _study(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref.lab.studies import run_study, to_csv
+    from crosspref.lab.summary import draw, summarise
+    from crosspref.store import write_text
+
+    if options.seeds < 1:
+        raise RunError(f"--seeds is {options.seeds}: a study needs at least one.")
+    out, jobs = Path(options.out), options.jobs or os.cpu_count() or 1
+    seeds = range(options.seed, options.seed + options.seeds)
+    results = run_study(options.study, seeds, out, jobs=jobs, threads=1)
+    report = summarise(results)
+    write_text(out / f"{options.study}.md", report.markdown())
+    write_text(out / f"{options.study}.csv", to_csv(results))
+    draw(results, out / f"{options.study}.svg")
+    console = Console()
+    Console(width=max(110, console.width)).print(report.table())
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
+    print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201

@@ -1,0 +1,1 @@
+"""The laboratory: the product's own code on a small world whose true reward is known (docs/lab.md)."""

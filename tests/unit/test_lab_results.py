@@ -1,0 +1,195 @@
+"""The laboratory's results: from numbers of seeds to tables, verdicts and the page of evidence."""
+
+import math
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+
+from crosspref.errors import RunError
+from crosspref.lab.evidence import CLAIMS, verdict, write_evidence
+from crosspref.lab.experiment import lab_recipe, merged, settings_digest
+from crosspref.lab.measure import policy_to_keep, without_english
+from crosspref.lab.setup import WorldFiles
+from crosspref.lab.studies import BASE, STUDIES, Result, from_csv, run_study, to_csv
+from crosspref.lab.summary import difference, lines, summarise
+from crosspref.maths.statistics import Interval, difference_interval
+from crosspref.recipe_file import make_recipe
+
+LANGUAGES = ("en", "es", "de", "ru", "sw")
+
+
+def results(study: str, golds: dict[tuple[str, int], list[float]]) -> list[Result]:
+    """Results in which all languages but English have one gold, and English has 1 more; a number per seed."""
+    return [
+        Result(
+            study,
+            variant,
+            seed,
+            iteration,
+            language,
+            {
+                "gold": round(gold + (language == "en"), 4),
+                "win_rate": None if iteration == 0 else 0.5,
+                "accuracy": None,
+                "tokens": 9.0,
+                "fidelity": 1.0,
+            },
+            "abc",
+            "1.2.3",
+        )
+        for (variant, iteration), values in golds.items()
+        for seed, gold in enumerate(values)
+        for language in LANGUAGES
+    ]
+
+
+REFERENCE = results(
+    "reference",
+    {
+        (BASE, 0): [0.5, 0.6],
+        (BASE, 1): [0.6, 0.72],
+        (BASE, 2): [0.7, 0.84],
+        ("previous policy", 0): [0.5, 0.6],
+        ("previous policy", 1): [0.6, 0.72],
+        ("previous policy", 2): [0.75, 0.85],
+    },
+)
+
+
+def test_a_paired_difference_and_its_interval() -> None:
+    left, right = [1.0, 2.0, 4.0, 3.5], [0.5, 2.5, 3.0, 3.0]
+    found, expected = difference_interval(left, right), ttest_rel(left, right).confidence_interval()
+    assert found.mean == pytest.approx(0.375)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.n == 4
+
+
+def test_one_pair_has_no_interval() -> None:
+    found = difference_interval([2.0], [0.5])
+    assert found.mean == 1.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize(("left", "right"), [([1.0], [1.0, 2.0]), ([], []), ([math.nan], [1.0])])
+def test_what_has_no_difference(left: list[float], right: list[float]) -> None:
+    with pytest.raises(ValueError, match="value"):
+        difference_interval(left, right)
+
+
+def test_english_is_left_out_of_the_mean() -> None:
+    assert without_english({"en": 5.0, "es": 1.0, "de": 2.0}) == 1.5
+    assert math.isnan(without_english({"en": 5.0}))
+
+
+def test_results_survive_a_file(tmp_path: Path) -> None:
+    (tmp_path / "reference.csv").write_text(to_csv(REFERENCE), encoding="utf-8")
+    assert from_csv(tmp_path / "reference.csv") == REFERENCE
+
+
+def test_a_file_with_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "reference.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(RunError, match="other columns"):
+        from_csv(tmp_path / "reference.csv")
+
+
+def test_lines_gather_seeds_and_name_pi_0_once() -> None:
+    found = lines(REFERENCE)
+    assert [(line.variant, line.iteration) for line in found] == [
+        ("pi_0", 0),
+        (BASE, 1),
+        ("previous policy", 1),
+        (BASE, 2),
+        ("previous policy", 2),
+    ]
+    assert found[1].mean("gold") == pytest.approx(0.66)
+    assert found[1].deviation("gold") == pytest.approx(0.0848528, abs=1e-6)
+    assert found[1].english == pytest.approx({0: 1.6, 1: 1.72})
+    assert math.isnan(found[0].mean("win_rate"))
+    assert difference(found[4], found[3]).mean == pytest.approx(0.03)
+    assert difference(found[4], found[3], english=True).mean == pytest.approx(0.03)
+
+
+def test_a_table_of_a_study() -> None:
+    report = summarise(REFERENCE)
+    assert report.rows[-1][:3] == ["previous policy", "pi_2", "0.800 (0.071)"]
+    assert report.rows[-1][-1].startswith("+0.030 [")
+    assert report.rows[-2][-1] == ""  # the first of its iteration is what the others are compared with
+    assert report.notes[0].startswith("2 seeds (0 to 1).")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "expected"),
+    [
+        (0.1, 0.3, 1, "reproduced"),
+        (-0.3, -0.1, 1, "reversed"),
+        (-0.1, 0.3, 1, "not reproduced"),
+        (-0.3, -0.1, -1, "reproduced"),
+        (0.1, 0.3, -1, "reversed"),
+        (math.nan, math.nan, 1, "not reproduced"),
+    ],
+)
+def test_a_verdict(low: float, high: float, sign: int, expected: str) -> None:
+    assert verdict(Interval((low + high) / 2, low, high, 8), sign) == expected
+
+
+def test_the_page_of_evidence(tmp_path: Path) -> None:
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "reference.csv").write_text(to_csv(REFERENCE), encoding="utf-8")
+    page = write_evidence(tmp_path / "evidence")
+    text = page.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| claim |" not in line]
+    improved = next(row for row in rows if "One iteration with R_c improves" in row)
+    # Two seeds, differences .10 and .12: the interval is .11 +- 12.7 * .0141 / sqrt(2).
+    assert "**not reproduced** | gold +0.110 [-0.017, +0.237] | 2 |" in improved
+    assert sum("not measured yet" in row for row in rows) == sum(claim.study != "reference" for claim in CLAIMS)
+    assert (tmp_path / "evidence" / "reference.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert "](evidence/reference.svg)" in text
+
+
+def test_a_figure_drawn_again_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "reference.csv").write_text(to_csv(REFERENCE), encoding="utf-8")
+    write_evidence(tmp_path)
+    first = (tmp_path / "reference.svg").read_bytes()
+    write_evidence(tmp_path)
+    assert (tmp_path / "reference.svg").read_bytes() == first
+
+
+def test_evidence_without_results(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no results"):
+        write_evidence(tmp_path)
+
+
+def test_every_claim_names_what_its_study_measures() -> None:
+    for claim in CLAIMS:
+        study = STUDIES[claim.study]
+        for variant, iteration in (claim.better, claim.worse):
+            assert variant in study.variants or (variant, iteration) == ("pi_0", 0), claim
+            assert iteration <= study.iterations, claim
+
+
+def test_every_variant_is_a_recipe_of_its_own() -> None:
+    content = lab_recipe(WorldFiles(Path("/nowhere")), 1, 1)
+    for name, study in STUDIES.items():
+        found = []
+        for what in study.variants.values():
+            changes = dict(what.changes)
+            if what.given.reward_model:
+                changes["reward"] = {**changes["reward"], "reward_model": "/nowhere"}
+            make_recipe(merged(content, changes))
+            found.append((settings_digest(merged(content, changes)), what.given, what.needs_translator))
+        assert len(found) == len({str(entry) for entry in found}), name
+
+
+def test_an_unknown_study_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no study 'reward'. Known: rewards, length"):
+        run_study("reward", [1], tmp_path, jobs=1, threads=1)
+
+
+def test_which_policy_to_keep() -> None:
+    steady = {0: {"en": 0.97, "sw": 0.93}, 1: {"en": 0.98, "sw": 0.97}, 2: {"en": 0.97, "sw": 0.91}}
+    assert policy_to_keep(steady) == (2, "")
+    kept, why = policy_to_keep({**steady, 3: {"en": 0.91, "sw": 0.86}, 4: {"en": 0.97, "sw": 0.93}})
+    assert kept == 2
+    assert why == "pi_3 mixes languages (answers without a foreign word: en 97% to 91%, sw 93% to 86%)"
