@@ -12,7 +12,6 @@ from crosspref import __version__
 from crosspref.errors import CrossprefError
 
 if TYPE_CHECKING:
-    from crosspref.stages.report import Report
     from crosspref.store import RunDirectory
 
 
@@ -172,7 +171,7 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     from rich.console import Console
 
     from crosspref.records import Agreement, Measure
-    from crosspref.stages.report import make_agreement_report, make_report
+    from crosspref.stages.report import make_agreement_report, make_report, print_reports
     from crosspref.store import Unit, write_text
 
     kinds = (
@@ -186,7 +185,7 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     if not reports:
         return False
     write_text(run.root / "report.md", "\n".join(report.markdown() for report in reports))
-    _print_reports(reports)
+    print_reports(reports)
     if svg:
         canvas = Console(record=True, width=80, file=io.StringIO())
         for report in reports:
@@ -195,26 +194,14 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     return True
 
 
-def _print_reports(reports: "Sequence[Report]", width: int = 0) -> None:
-    """Print tables and notes; a table that needs ``width`` columns runs over a narrower screen rather than be cut."""
-    from rich.console import Console
-
-    from crosspref.stages.report import printable
-
-    console = Console()
-    for report in reports:
-        Console(width=max(width, console.width)).print(report.table())
-        for note in report.notes:
-            console.print(printable(note), markup=False, highlight=False)
-
-
 def _compare(options: argparse.Namespace) -> None:
     from crosspref.comparison import WIDTH, compare_runs
     from crosspref.errors import RunError
+    from crosspref.stages.report import print_reports
     from crosspref.store import write_text
 
     comparison = compare_runs(options.runs)
-    _print_reports([comparison.report(by_language=False)], WIDTH)
+    print_reports([comparison.report(by_language=False)], WIDTH)
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
     for ending, text in files.items():
         try:

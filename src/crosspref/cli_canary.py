@@ -1,12 +1,9 @@
 """The canary as a command: one trait from pi_I to pi_1, or how frequent every trait is."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from crosspref.stages.report import Report
+from typing import Any
 
 WIDTH = 92
 """Columns of the screen that the tables need; they run over a narrower one rather than be cut."""
@@ -40,6 +37,7 @@ def _canary(options: argparse.Namespace) -> None:
     from crosspref.lab.canary_report import csv_of, make_reports
     from crosspref.lab.traits import find_trait
     from crosspref.progress import Reporter
+    from crosspref.stages.report import print_reports
     from crosspref.store import write_text
 
     if (options.trait is None) != options.measure:
@@ -58,14 +56,14 @@ def _canary(options: argparse.Namespace) -> None:
     if options.measure:
         report = measure_traits(canary)
         write_text(canary.out / "traits.md", report.markdown())
-        _show([report])
+        print_reports([report], WIDTH)
         return
     find_trait(options.trait)  # now, and not after the first minutes of sampling
     reports = make_reports(found := run_canary(canary, options.trait))
     write_text(canary.out / options.trait / "canary.md", "\n".join(report.markdown() for report in reports))
     write_text(canary.out / options.trait / "canary.csv", csv_of(found))
     _gather(canary.out)
-    _show(reports)
+    print_reports(reports, WIDTH)
     reporter.say(f"Written: {canary.out / 'canary.md'} and {canary.out / 'canary.csv'}, with every trait done so far")
 
 
@@ -78,15 +76,3 @@ def _gather(out: Path) -> None:
     write_text(out / "canary.md", "\n".join((folder / "canary.md").read_text(encoding="utf-8") for folder in done))
     tables = [(folder / "canary.csv").read_text(encoding="utf-8").partition("\n") for folder in done]
     write_text(out / "canary.csv", tables[0][0] + "\n" + "".join(lines for _, _, lines in tables))
-
-
-def _show(reports: "Sequence[Report]") -> None:
-    from rich.console import Console
-
-    from crosspref.stages.report import printable
-
-    console = Console()
-    for report in reports:
-        Console(width=max(WIDTH, console.width)).print(report.table())
-        for note in report.notes:
-            console.print(printable(note), markup=False, highlight=False)

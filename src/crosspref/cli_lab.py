@@ -7,6 +7,9 @@ from typing import Any
 
 from crosspref.errors import RunError
 
+WIDTH = 112
+"""Columns of the screen that the tables need."""
+
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser's commands."""
@@ -37,8 +40,6 @@ def run_lab(options: argparse.Namespace) -> None:
 
 
 def _single(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from crosspref import __version__
     from crosspref.lab import tables
     from crosspref.lab.corpus import World
@@ -46,6 +47,7 @@ def _single(options: argparse.Namespace) -> None:
     from crosspref.lab.measure import measure_run
     from crosspref.lab.setup import make_world
     from crosspref.progress import Reporter
+    from crosspref.stages.report import print_reports
     from crosspref.store import write_text
 
     reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
@@ -57,31 +59,25 @@ def _single(options: argparse.Namespace) -> None:
     write_text(out / "lab.md", report.markdown())
     write_text(out / "lab.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
     tables.draw(measured, out / "lab.svg", options.seed)
-    console = Console()
-    console.print(report.table())
-    for note in report.notes:
-        console.print(note, markup=False, highlight=False)
+    print_reports([report], WIDTH)
     reporter.say(f"Written: {out / 'lab.md'}, {out / 'lab.csv'}, {out / 'lab.svg'}. The run: {job.run.root}")
 
 
 def _study(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from crosspref.lab.studies import run_study, to_csv
     from crosspref.lab.summary import draw, summarise
+    from crosspref.stages.report import print_reports
     from crosspref.store import write_text
 
-    if options.seeds < 1:
-        raise RunError(f"--seeds is {options.seeds}: a study needs at least one.")
-    out, jobs = Path(options.out), options.jobs or os.cpu_count() or 1
+    jobs = os.cpu_count() or 1 if options.jobs is None else options.jobs
+    if options.seeds < 1 or jobs < 1:
+        raise RunError(f"--seeds is {options.seeds} and --jobs is {jobs}, but a study needs at least one of both.")
+    out = Path(options.out)
     seeds = range(options.seed, options.seed + options.seeds)
     results = run_study(options.study, seeds, out, jobs=jobs, threads=1)
     report = summarise(results)
     write_text(out / f"{options.study}.md", report.markdown())
     write_text(out / f"{options.study}.csv", to_csv(results))
     draw(results, out / f"{options.study}.svg")
-    console = Console()
-    Console(width=max(110, console.width)).print(report.table())
-    for note in report.notes:
-        console.print(note, markup=False, highlight=False)
+    print_reports([report], WIDTH)
     print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201

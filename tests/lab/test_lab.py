@@ -1,8 +1,6 @@
 """The laboratory as a regression test: the method must carry a preference over, and planted faults must be noticed.
 
-With this seed gold rises by .046 (by -.031 with a wrong sign or swapped pairs); pairs by R_c are right in 83%, by R_m in
-79%, without the prefix in 73%; without the penalty responses grow by .54 tokens, with it by .02. docs/evidence.md has the
-spread of seeds.
+FIGURES
 """
 
 from collections.abc import Callable, Sequence

@@ -1,12 +1,14 @@
 """Makes a tiny Llama from nothing: an ordinary transformers directory, with a tokenizer whose words are given."""
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from crosspref.engines.protocols import Advance
 
@@ -26,6 +28,9 @@ weights, and these embeddings are like that.
 """
 
 WARM_UP_STEPS = 30
+logging.disable_progress_bar()  # transformers' own, of writing one small file
+WINDOW_BATCHES = 25
+"""Among how many batches examples of like length are gathered."""
 
 
 def make_tokenizer(words: Sequence[str], sentences: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -61,7 +66,7 @@ def pretrain(
         sentences: texts that are one token each.
         corpora: each with its learning rate of matrices (Muon); what else there is learns at .15 of it (AdamW).
         shape: of the Llama, as its configuration names it.
-        seed: of the first weights. The order of the examples is their own.
+        seed: of the first weights and of the order of batches.
         threads: of torch.
         advance: called with finished examples and their tokens.
     """
@@ -83,7 +88,7 @@ def pretrain(
         model.model.norm.weight.div_(HEAD_SCALE)
     model.train()
     for examples, rate in corpora:
-        _train(model, [_encode(tokenizer, example) for example in examples], rate, advance)
+        _train(model, [_encode(tokenizer, example) for example in examples], rate, random.Random(seed), advance)  # noqa: S311
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
@@ -101,7 +106,9 @@ def _encode(tokenizer: PreTrainedTokenizerFast, example: tuple[str, str]) -> Enc
     return [*start, *tokenizer(f"{answer}{EOS}", add_special_tokens=False)["input_ids"]], len(start)
 
 
-def _train(model: LlamaForCausalLM, examples: Sequence[Encoded], rate: float, advance: Advance) -> None:
+def _train(
+    model: LlamaForCausalLM, examples: Sequence[Encoded], rate: float, rng: random.Random, advance: Advance
+) -> None:
     """Do one epoch, with a linear warm-up and a cosine down to a tenth."""
     matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "layers" in name]
     scales = {
@@ -121,7 +128,7 @@ def _train(model: LlamaForCausalLM, examples: Sequence[Encoded], rate: float, ad
         return min((step + 1) / WARM_UP_STEPS, 0.55 + 0.45 * math.cos(math.pi * step / steps))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share) for optimizer in optimizers]
-    for batch in _batches(examples):
+    for batch in _batches(examples, rng):
         ids, labels = _padded(batch, model.config.pad_token_id)
         model(input_ids=ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,9 +176,14 @@ def orthogonal(matrix: torch.Tensor, coefficients: tuple[float, float, float], s
     return found.T if matrix.shape[0] > matrix.shape[1] else found
 
 
-def _batches(examples: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-    for start in range(0, len(examples), BATCH_SIZE):
-        yield examples[start : start + BATCH_SIZE]
+def _batches(examples: Sequence[Encoded], rng: random.Random) -> Iterator[Sequence[Encoded]]:
+    """Yield batches of examples that are about equally long, since padding costs as much as learning."""
+    window = BATCH_SIZE * WINDOW_BATCHES
+    for start in range(0, len(examples), window):
+        alike = sorted(examples[start : start + window], key=lambda example: len(example[0]))
+        batches = [alike[place : place + BATCH_SIZE] for place in range(0, len(alike), BATCH_SIZE)]
+        rng.shuffle(batches)
+        yield from batches
 
 
 def _padded(batch: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,10 +27,10 @@ class Mix:
 
 
 SCARCE = Mix(
-    own=(0.7, 0.12, 0.1, 0.06, 0.01),
-    instructed=(0.4, 0.35, 0.3, 0.06),
+    own=(0.7, 0.12, 0.1, 0.06, 0.02),
+    instructed=(0.4, 0.35, 0.3, 0.1),
     into_english=(0.002, 0.002, 0.0015, 0.0008),
-    from_english=(0.15, 0.12, 0.1, 0.015),
+    from_english=(0.15, 0.12, 0.1, 0.03),
 )
 """English is plenty, prompts in other languages are scarce, and translation into English hardly occurs."""
 
@@ -49,7 +49,7 @@ class World:
     mix: Mix = SCARCE
     most_items: int = 3
     clean: int = 8_000
-    noisy: int = 32_000
+    noisy: int = 24_000
     rates: tuple[float, float] = (0.02, 0.01)
     preferences: int = 1_500
     candidates: int = 4

@@ -37,7 +37,7 @@ def lab_recipe(files: WorldFiles, seed: int, threads: int) -> Content:
     return {
         "models": {"initial": str(files.initial)},
         "languages": list(LANGUAGES),
-        "prompts": {"source": str(files.prompts), "limit": 200},
+        "prompts": {"source": str(files.prompts), "limit": 160},
         "iterations": 2,
         "seed": seed,
         "align_english": {

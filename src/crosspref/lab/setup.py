@@ -83,7 +83,7 @@ def make_world(settings: World, seed: int, threads: int, reporter: Reporter) -> 
             engine(
                 folder / "pi_I",
                 words=[SEPARATOR, *LANGUAGE_OF],
-                sentences=_sentences(),
+                sentences=spoken_sentences(),
                 corpora=corpora,
                 shape=settings.shape,
                 seed=seed,
@@ -109,7 +109,7 @@ def _once(directory: Path, make: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary)
 
 
-def _sentences() -> list[str]:
+def spoken_sentences() -> list[str]:
     """Return what crosspref says around a prompt or a text; each is one token here."""
     before, behind = TRANSLATION_PROMPT.split("{text}")
     return [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -71,6 +72,15 @@ class Report:
         table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         notes = "\n\n".join(printable(note).replace("*", r"\*") for note in self.notes)
         return f"# {self.title}\n\n{table}\n\n{notes}\n"
+
+
+def print_reports(reports: Sequence[Report], width: int = 0) -> None:
+    """Print tables and notes; a table that needs ``width`` columns runs over a narrower screen rather than be cut."""
+    console = Console()
+    for report in reports:
+        Console(width=max(width, console.width)).print(report.table())
+        for note in report.notes:
+            console.print(printable(note), markup=False, highlight=False)
 
 
 def printable(text: str) -> str:
