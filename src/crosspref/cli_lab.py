@@ -53,14 +53,15 @@ def _single(options: argparse.Namespace) -> None:
     reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
     files = make_world(World(), options.seed, threads, reporter)
     content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
-    job = run(content, files.heldout, out / f"single_{options.seed}", reporter)
+    name = f"seed_{options.seed}_alone"
+    job = run(content, files.heldout, out / name, reporter)
     measured = measure_run(job)
     report = tables.report(measured)
-    write_text(out / "lab.md", report.markdown())
-    write_text(out / "lab.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
-    tables.draw(measured, out / "lab.svg", options.seed)
+    write_text(out / f"{name}.md", report.markdown())
+    write_text(out / f"{name}.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
+    tables.draw(measured, out / f"{name}.svg", options.seed)
     print_reports([report], WIDTH)
-    reporter.say(f"Written: {out / 'lab.md'}, {out / 'lab.csv'}, {out / 'lab.svg'}. The run: {job.run.root}")
+    reporter.say(f"Written: {out / name}.md, .csv and .svg. The run: {job.run.root}")
 
 
 def _study(options: argparse.Namespace) -> None:

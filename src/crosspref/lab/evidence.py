@@ -46,6 +46,9 @@ class Claim:
 
 TRANSLATOR_LIMIT = "Who translates decides it, so a world can make R_t good or bad."
 JUDGE_LIMIT = "Gold is a formula over words: it has no style, no tone and no judge's taste."
+IMBALANCE_LIMIT = (
+    "pi_I translates from English well here and into English badly; language imbalance lives on the first."
+)
 LENGTH_LIMIT = "Gold dislikes more than two details; a judge's liking for length is not in it, save in the labels."
 
 CLAIMS = (
@@ -82,11 +85,11 @@ CLAIMS = (
     ),
     Claim(
         "8", "R_c is better than language imbalance after one iteration", "lidr", (BASE, 1), ("LIDR", 1),
-        "LIDR lives on the policy's translations, which are bad in this world.",
+        IMBALANCE_LIMIT,
     ),
     Claim(
         "8", "R_c is better than language imbalance after two iterations", "lidr", (BASE, 2), ("LIDR", 2),
-        "LIDR lives on the policy's translations, which are bad in this world.",
+        IMBALANCE_LIMIT,
     ),
     Claim(
         "8", "Language imbalance gets worse in its second iteration", "lidr", ("LIDR", 2), ("LIDR", 1),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -195,7 +196,10 @@ def run_study(name: str, seeds: Sequence[int], out: Path, *, jobs: int, threads:
     """
     if name not in STUDIES:
         raise RunError(f"There is no study {name!r}. Known: {', '.join(STUDIES)}")
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    # The processes' warnings are as unwanted as the command's own.
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",), max_tasks_per_child=1
+    ) as pool:
         futures = [pool.submit(run_seed, name, seed, out, threads) for seed in seeds]
         results = [row for future in as_completed(futures) for row in future.result()]
     order = list(STUDIES[name].variants)
