@@ -53,7 +53,7 @@ def draw_dots(path: Path, title: str, label: str, groups: Mapping[str, Sequence[
         axes.axvline(line, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
-    axes.set_xlabel(label)
+    figure.supxlabel(label, fontsize=9)
     axes.spines["right"].set_visible(False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)

@@ -53,6 +53,14 @@ LENGTH_LIMIT = "Gold dislikes more than two details; a judge's liking for length
 
 CLAIMS = (
     Claim(
+        "control", "Training on pairs by R_c gives more than on random pairs", "rewards", (BASE, 1),
+        ("random pairs", 1), "Random pairs are trained on with the NLL term, as all others.",
+    ),
+    Claim(
+        "control", "Training on pairs by gold labels gives more than on pairs by R_c", "rewards", ("gold labels", 1),
+        (BASE, 1), "No real data set has such labels.",
+    ),
+    Claim(
         "1", "Pairs by R_c are right more often than pairs by R_m", "rewards", (BASE, 1), ("R_m", 1),
         "Here it takes plenty of English instructions for answers in l, and few prompts in l.", "accuracy",
     ),

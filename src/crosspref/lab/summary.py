@@ -95,15 +95,15 @@ def summarise(results: Sequence[Result]) -> Report:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Draw the gold of every variant's last policy, a dot per seed."""
-    found = lines(results)
+    """Draw by how much gold differs from pi_0's of the same seed, a dot per seed."""
+    start, *found = lines(results)
+    before = start.values["gold"]
     groups = {
-        f"{line.variant}, pi_{line.iteration}" if line.iteration else POLICY_0: list(line.values["gold"].values())
+        f"{line.variant}, pi_{line.iteration}": [value - before[seed] for seed, value in line.values["gold"].items()]
         for line in found
     }
-    base = next(line for line in found if line.iteration == 0)
-    label = "gold, mean of the four languages other than English; a dot per seed, dotted: pi_0"
-    find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, groups, base.mean("gold"))
+    label = "gold above pi_0's of the same seed, mean of es, de, ru, sw; a dot per seed"
+    find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, groups, 0.0)
 
 
 def show_difference(interval: Interval) -> str:
