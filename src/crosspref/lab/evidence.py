@@ -76,7 +76,7 @@ CLAIMS = (
     ),
     Claim(
         "2", "KTO on the same pairs improves the other languages", "methods", ("KTO", 1), START,
-        "The paper starts from a policy that was aligned by KTO; here pi_0 is DPO's.",
+        "The paper's pi_0 is aligned by KTO, here by DPO; a KTO batch has half as many pairs, so twice the steps.",
     ),
     Claim("6, 11", "The length penalty improves quality", "length", (BASE, 1), ("no penalty", 1), LENGTH_LIMIT),
     Claim(
