@@ -30,7 +30,9 @@ def report(measured: Sequence[Measured]) -> Report:
             rows.append([name, f"pi_{iteration}", *cells])
     kept, why = policy_to_keep({iteration: means(measured, "fidelity", iteration) for iteration in iterations})
     notes = [
-        f"Without a look at gold, pi_{kept} is the one to keep: {why}." if why else "No policy mixes languages.",
+        f"A warning that needs no gold: {why}. The last policy before is pi_{kept}."
+        if why
+        else "No policy mixes languages.",
         "; ".join(f"{name}: {what}" for name, what in MEASURES.items()) + ".",
         "Ranges are 95% bootstrap intervals over prompts. They do not cover the seed: for that, run a study.",
         "Nothing but English preferences was given, and these carry their annotator's bias for length: the labels are "
