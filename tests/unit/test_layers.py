@@ -30,15 +30,16 @@ LAYERS = (
     ("engines",),
     ("changes", "comparability", "status"),
     ("api",),
-    ("checking", "comparison"),
+    ("auditing", "checking", "comparison"),
     ("lab",),
-    ("cli_canary", "cli_lab", "cli_score", "cli_stages"),
+    ("cli_audit", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
-    *("", "algorithm", "api", "changes", "checking", "cli", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
+    *("", "algorithm", "api", "auditing", "changes", "checking"),
+    *("cli", "cli_audit", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
     *(
         "comparability",
         "comparison",

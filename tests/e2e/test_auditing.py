@@ -1,0 +1,69 @@
+"""``crosspref audit`` on a finished run, and on one whose scores were changed by a known amount."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Run, small_recipe
+
+from crosspref import align
+from crosspref.auditing import audit_run
+from crosspref.errors import RunError
+from crosspref.progress import Reporter
+from crosspref.records import Score
+from crosspref.store import Unit
+
+
+@pytest.fixture(scope="module")
+def run(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("audit") / "run"
+    align(small_recipe(*models, iterations=1), root)
+    return root
+
+
+def test_float32_scores_have_no_noise(run: Path, command: Run) -> None:
+    code, out, _ = command("audit", run)
+    assert code == 0
+    assert "Audit of R_c, iteration 1" in out
+    assert (run / "iteration_1" / "audit.md").read_text(encoding="utf-8").startswith("# Audit of R_c")
+    _, rows, _ = audit_run(str(run), None, 8, Reporter())
+    assert [row.language for row in rows] == ["en", "es"]
+    for row in rows:
+        assert row.responses == 15  # all 5 prompts of the run, with 3 responses each
+        assert row.largest < 1e-3
+        assert (row.changed, row.exchanged) == (0, 0)
+
+
+def test_scores_that_are_off_are_found(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    for path in (copied / "iteration_1" / "scores" / "crosslingual" / "es").glob("*.parquet"):
+        unit, sign = Unit(path), 1.0
+        rows: list[Any] = []
+        for row in unit.rows(Score):
+            rows.append(replace(row, implicit_reward=row.implicit_reward + sign * 0.2))  # 2 nats at beta .1
+            sign = -sign
+        unit.write_rows(rows, Score)
+    english, spanish = audit_run(str(copied), 1, 8, Reporter())[1]
+    assert english.largest < 1e-3
+    assert spanish.noise == pytest.approx(2.0, abs=0.05)
+    assert spanish.largest == pytest.approx(2.0, abs=1e-3)
+    assert spanish.changed > 0
+
+
+def test_fewer_prompts_are_audited_if_asked(run: Path) -> None:
+    assert [row.responses for row in audit_run(str(run), 1, 2, Reporter())[1]] == [6, 6]
+
+
+def test_what_cannot_be_audited_is_said(run: Path, tmp_path: Path, command: Run) -> None:
+    code, _, errors = command("audit", tmp_path)
+    assert code == 1
+    assert "holds no run" in errors
+    code, _, errors = command("audit", run, "--iteration", "3")
+    assert code == 1
+    assert "no implicit rewards of iteration 3" in errors
+    assert command("audit", run, "--prompts", "0")[0] == 1
+    with pytest.raises(RunError, match="holds no run"):
+        audit_run(str(tmp_path), None, 1, Reporter())
