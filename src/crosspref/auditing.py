@@ -19,7 +19,7 @@ from crosspref.stages.report import SYMBOLS, Report
 from crosspref.store import RunDirectory, Unit
 from crosspref.tables import reward_reference
 
-PER_LOG_RATIO = frozenset({"dpo", "ipo", "simpo"})
+HAS_BETA = frozenset({"dpo", "ipo", "simpo"})
 """Algorithms whose reward is beta times something in nats (IPO and SimPO: per token)."""
 
 
@@ -32,7 +32,7 @@ def audit_run(
 
     Args:
         run_dir: the run.
-        iteration: whose scores to audit; the last one that was scored whole if None.
+        iteration: whose scores to audit; the last one with pairs in every language if None.
         prompts: how many prompts per language, drawn with the recipe's seed.
         reporter: shows progress.
 
@@ -51,6 +51,8 @@ def audit_run(
         }
     )
     job = Job(exact, run, RecipeEngines(exact), reporter)
+    # A reward of kto or orpo has no beta in it, so it is in nats as it is.
+    scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
     chosen = {language: _draw(job, number, language, name, prompts) for language in recipe.languages}
     reporter.say(f"audit of iteration {number}: loading the models in float32")
     scorer = job.engines.scorer(policy(job, number - 1), reward_reference(job, number))
@@ -66,12 +68,11 @@ def audit_run(
                 )  # fmt: skip
                 unit = Unit(run.iteration(number) / "pairs" / f"{language}.parquet")
                 pairs = unit.rows(Pair) if unit.marker.exists() else []
-                scale = recipe.reward.beta if recipe.reward.algorithm in PER_LOG_RATIO else 1.0
                 row = audit(language, stored, anew, pairs, unit=recipe.length_penalty.unit, scale=scale)
                 found += [row] if row else []
     finally:
         scorer.close()
-    return _report(found, number, name, recipe.reward.beta), found, number
+    return _report(found, number, name, scale), found, number
 
 
 def _auditable(run: RunDirectory, iteration: int | None) -> tuple[Recipe, int]:
@@ -126,7 +127,7 @@ def _rows(
     return responses, scores, [row for row in rows if row.prompt_id in ids]
 
 
-def _report(found: Sequence[Audited], iteration: int, reward: RewardName, beta: float) -> Report:
+def _report(found: Sequence[Audited], iteration: int, reward: RewardName, scale: float) -> Report:
     rows = [
         [
             f"{row.language} {LANGUAGES.get(row.language, '')}".strip(),
@@ -152,8 +153,8 @@ def _report(found: Sequence[Audited], iteration: int, reward: RewardName, beta: 
             "of the noise of a difference. other pair: of the audited prompts with a pair, those for which exact "
             "scores of the same responses select another one; turned round: those of which exact scores prefer the "
             "rejected response. For rewards per token (ipo, simpo, orpo) read: nats per token.",
-            f"No pair would be doubtful with select.min_gap {worst * beta:.2g} ({worst:.2g} nats), or with "
-            "resources.dtype: float32.",
+            f"With select.min_gap {worst * scale:.2g} ({worst:.2g} nats) no doubtful pair would be left; "
+            "resources.dtype: float32 makes the noise smaller.",
         ],
         left=1,
     )

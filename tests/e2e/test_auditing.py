@@ -53,6 +53,18 @@ def test_scores_that_are_off_are_found(run: Path, tmp_path: Path) -> None:
     assert spanish.changed > 0
 
 
+def test_a_reward_without_beta_is_in_nats_as_it_is(models: tuple[Path, Path], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    align(small_recipe(*models, iterations=1, reward={"algorithm": "kto"}), root)
+    for path in (root / "iteration_1" / "scores" / "crosslingual" / "en").glob("*.parquet"):
+        unit = Unit(path)
+        unit.write_rows([replace(row, implicit_reward=row.implicit_reward + 2) for row in unit.rows(Score)], Score)
+    report, rows, _ = audit_run(str(root), 1, 8, Reporter())
+    assert rows[0].largest == pytest.approx(2.0, abs=1e-3)
+    least = max(row.least_gap for row in rows)
+    assert f"select.min_gap {least:.2g} ({least:.2g} nats)" in report.notes[1]
+
+
 def test_fewer_prompts_are_audited_if_asked(run: Path) -> None:
     assert [row.responses for row in audit_run(str(run), 1, 2, Reporter())[1]] == [6, 6]
 

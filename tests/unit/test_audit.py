@@ -64,6 +64,14 @@ def test_the_length_penalty_of_the_pair_holds_for_exact_scores() -> None:
     assert found(stored, exact, [pair("a", (0, 0.4), (2, 0.0), alpha=0.01)]).changed == 1
 
 
+def test_a_pair_is_turned_round_under_the_penalty_and_not_without() -> None:
+    # Exact rewards prefer the rejected response by .05; it is 10 characters longer, which costs .1.
+    stored = [score("a", 0, 0.6, 10), score("a", 1, 0.5, 20)]
+    exact = [score("a", 0, 0.45, 10), score("a", 1, 0.5, 20)]
+    assert found(stored, exact, [pair("a", (0, 0.5), (1, 0.3), alpha=0.01)]).exchanged == 0
+    assert found(stored, exact, [pair("a", (0, 0.6), (1, 0.5))]).exchanged == 1
+
+
 def test_what_has_no_reward_is_left_out() -> None:
     stored = [score("a", 0, None), score("a", 1, 0.2)]
     assert found(stored, [score("a", 0, None), score("a", 1, 0.2)], []).responses == 1

@@ -39,8 +39,13 @@ class Audited:
 
     @property
     def least_gap(self) -> float:
-        """The gap at which a pair is no longer doubtful: the noise of a difference of two scores, times ``SPREADS``."""
-        return SPREADS * math.sqrt(2) * self.noise
+        """The gap from which on a pair is not doubtful."""
+        return least_gap(self.noise)
+
+
+def least_gap(noise: float) -> float:
+    """Return the gap that is safe from a noise: ``SPREADS`` standard deviations of a difference of two scores."""
+    return SPREADS * math.sqrt(2) * noise
 
 
 def audit(
@@ -54,7 +59,7 @@ def audit(
         exact: computed anew; joined by prompt_id and sample.
         pairs: the run's pairs of the whole language.
         unit: ``characters`` or ``tokens``, in which the pairs' alpha penalises length.
-        scale: by what rewards are divided to be in nats: beta.
+        scale: by what rewards are divided to be in nats: beta, or 1 where the reward has none.
     """
     anew = {(row.prompt_id, row.sample): row for row in exact}
     both = [(row, anew[row.prompt_id, row.sample]) for row in scores if (row.prompt_id, row.sample) in anew]
@@ -72,7 +77,6 @@ def audit(
         for pair in pairs
         if pair.chosen_reward is not None and pair.rejected_reward is not None
     ]
-    least = SPREADS * math.sqrt(2) * noise
     paired = {pair.prompt_id: pair for pair in pairs}
     verdicts = [
         _judge([row for row in known if row[0].prompt_id == prompt_id], paired[prompt_id], unit, scale)
@@ -86,7 +90,7 @@ def audit(
         len(errors),
         statistics.median(gaps) if gaps else math.nan,
         len(gaps),
-        sum(gap < least for gap in gaps),
+        sum(gap < least_gap(noise) for gap in gaps),
         sum(changed for changed, _ in verdicts),
         sum(exchanged for _, exchanged in verdicts),
         len(verdicts),
@@ -106,7 +110,9 @@ def _judge(rows: Sequence[tuple[Score, Score, float, float]], pair: Pair, unit: 
         tuple(int(one[0]) for one in best_and_worst(np.array(values), lengths, alpha, offsets))
         for values in ([mine for *_, mine, _ in rows], [theirs for *_, theirs in rows])
     ]
-    exact = {own.sample: theirs - alpha * length for (own, _, _, theirs), length in zip(rows, lengths, strict=True)}
-    chosen, rejected = exact.get(pair.chosen_sample or 0), exact.get(pair.rejected_sample or 0)
+    exact: dict[int | None, float] = {
+        own.sample: theirs - alpha * length for (own, _, _, theirs), length in zip(rows, lengths, strict=True)
+    }
+    chosen, rejected = exact.get(pair.chosen_sample), exact.get(pair.rejected_sample)
     turned = chosen is not None and rejected is not None and chosen < rejected
     return picked[0] != picked[1], turned
