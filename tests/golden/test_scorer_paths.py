@@ -26,7 +26,8 @@ from crosspref.engines import transformers_scorer
 from crosspref.engines.transformers_scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models import locate_model
-from crosspref.sections import ResourceSettings, RewardSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4

@@ -18,7 +18,8 @@ from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_ch
 from crosspref.errors import DataError, ModelError
 from crosspref.models import locate_model, tokenizer_identity
 from crosspref.records import Pair
-from crosspref.sections import LoraSettings, ResourceSettings, TrainSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import LoraSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

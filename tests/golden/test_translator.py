@@ -30,7 +30,8 @@ from crosspref.engines.protocols import Sampled
 from crosspref.engines.transformers_translator import ChatTranslator, TranslationModel
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models import is_encoder_decoder, locate_model
-from crosspref.sections import ResourceSettings, SampleSettings, TranslateSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import SampleSettings, TranslateSettings
 
 EOS, END = 1, 2
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

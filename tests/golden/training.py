@@ -13,7 +13,8 @@ from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.trl_trainer import TrlTrainer
 from crosspref.models import locate_model
 from crosspref.records import Pair
-from crosspref.sections import LoraSettings, ResourceSettings, TrainSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import LoraSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

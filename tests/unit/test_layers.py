@@ -15,12 +15,15 @@ from crosspref.store import Unit
 
 SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib")
+HEAVY = (
+    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
+    *("vllm", "openai", "ray", "deepspeed", "bitsandbytes"),
+)
 LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "recipe", "records", "sections"),
+    ("errors", "languages", "packages", "recipe", "records", "resources", "sections"),
     ("models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
@@ -54,7 +57,7 @@ LIGHT = (
         "recipe",
         "recipe_file",
     ),
-    *("lab", "records", "sections", "settings", "stages", "status", "store", "tables"),
+    *("lab", "records", "resources", "sections", "settings", "stages", "status", "store", "tables"),
 )
 """What must import nothing heavy; "" is crosspref itself."""
 

@@ -151,7 +151,7 @@ def test_the_readme_names_every_recipe_of_the_paper() -> None:
         ({"sample": {"top_p": 1.5}}, "sample.top_p: Input should be less than or equal to 1, but it is 1.5 (float)"),
         ({"train": {"beta": float("inf")}}, "train.beta: Input should be a finite number, but it is inf (float)"),
         ({"select": {"truncated": 1}}, "select.truncated: Input should be 'drop' or 'keep', but it is 1 (int)"),
-        ({"sample": None}, "sample: must be a section with any of n, temperature, "),
+        ({"sample": None}, "sample: must be a section with any of engine, n, temperature, "),
         (
             {"models": {"policy": "p"}},
             "reward: algorithm dpo compares the policy with the model it was aligned from: give ",

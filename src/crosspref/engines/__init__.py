@@ -12,13 +12,18 @@ from crosspref.recipe import Recipe
 from crosspref.sections import TrainSettings
 
 ENGINES: dict[str, dict[str, str]] = {
-    "sampler": {"transformers": "crosspref.engines.transformers_sampler:TransformersSampler"},
+    "sampler": {
+        "transformers": "crosspref.engines.transformers_sampler:TransformersSampler",
+        "vllm": "crosspref.engines.vllm_sampler:VllmSampler",
+        "server": "crosspref.engines.server_sampler:ServerSampler",
+    },
     "translator": {
         "chat": "crosspref.engines.transformers_translator:ChatTranslator",
         "seq2seq": "crosspref.engines.transformers_translator:TranslationModel",
     },
     "scorer": {
         "transformers": "crosspref.engines.transformers_scorer:TransformersScorer",
+        "server": "crosspref.engines.server_scorer:ServerScorer",
         "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
     },
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
@@ -54,8 +59,14 @@ class RecipeEngines:
 
     def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
         """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
-        settings = self.recipe.sample
-        sampler: Sampler = self._build("sampler", "transformers", policy, settings, self.recipe.resources, greedy)
+        recipe = self.recipe
+        settings, name = recipe.sample, recipe.sample.engine
+        given: dict[str, tuple[Any, ...]] = {
+            "transformers": (settings, recipe.resources, greedy),
+            "vllm": (settings, recipe.resources, recipe.vllm, greedy),
+            "server": (self._role(policy), settings, recipe.server, greedy),
+        }
+        sampler: Sampler = self._build("sampler", name, policy, *given[name])
         return sampler
 
     def translator(self, policy: ModelFiles) -> Translator:
@@ -71,8 +82,12 @@ class RecipeEngines:
 
     def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
         """Return a scorer that holds both models."""
-        settings = self.recipe.reward
-        scorer: Scorer = self._build("scorer", "transformers", policy, reference, settings, self.recipe.resources)
+        settings, name = self.recipe.reward, self.recipe.reward.engine
+        given: dict[str, tuple[Any, ...]] = {
+            "transformers": (settings, self.recipe.resources),
+            "server": (self._role(policy), reference and self._role(reference), settings, self.recipe.server),
+        }
+        scorer: Scorer = self._build("scorer", name, policy, reference, *given[name])
         return scorer
 
     def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
@@ -95,6 +110,11 @@ class RecipeEngines:
     def identifier(self, language: str) -> Callable[[str], str] | None:
         """Return what tells a text's language tag, or None if texts of this language are not recognised."""
         return langid.identify if language.partition("-")[0] in langid.known_languages() else None
+
+    def _role(self, model: ModelFiles) -> str:
+        """Return what a model is in the run: pi_I, pi_0, pi_1 ..."""
+        models = self.recipe.models
+        return {models.policy: "pi_0", models.initial: "pi_I"}.get(model.name, model.name)
 
     def _build(self, kind: str, name: str, *arguments: Any) -> Any:
         return find_engine(kind, name)(*arguments, trust_remote_code=self.recipe.models.trust_remote_code)

@@ -17,7 +17,8 @@ from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_scorer import TransformersScorer
 from crosspref.models import ModelFiles
 from crosspref.records import Response
-from crosspref.sections import ResourceSettings, RewardSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import RewardSettings
 
 BATCH = 3
 """How many prompts stand side by side in the released scripts."""

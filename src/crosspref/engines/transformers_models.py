@@ -17,7 +17,7 @@ from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
 from crosspref.models import ModelFiles, cache_directory
 from crosspref.records import Message
-from crosspref.sections import ResourceSettings
+from crosspref.resources import ResourceSettings
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16

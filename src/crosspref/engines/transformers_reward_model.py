@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from crosspref.engines.transformers_models import free_memory, load_model, load_tokenizer, pick_device, pick_dtype
 from crosspref.models import ModelFiles, require_one_output
-from crosspref.sections import ResourceSettings
+from crosspref.resources import ResourceSettings
 
 
 class TransformersRewardModel:

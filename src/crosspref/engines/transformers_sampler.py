@@ -19,7 +19,8 @@ from crosspref.engines.transformers_models import (
     stop_ids,
 )
 from crosspref.models import ModelFiles
-from crosspref.sections import ResourceSettings, SampleSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import SampleSettings
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]

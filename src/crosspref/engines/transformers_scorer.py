@@ -29,7 +29,8 @@ from crosspref.engines.transformers_models import (
 from crosspref.maths.logprobs import token_logprobs
 from crosspref.models import ModelFiles, require_same_tokenizer
 from crosspref.records import Response
-from crosspref.sections import ResourceSettings, RewardSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import RewardSettings
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from crosspref.engines.transformers_sampler import TransformersSampler
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models import ModelFiles
-from crosspref.sections import ResourceSettings, SampleSettings, TranslateSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import SampleSettings, TranslateSettings
 
 BATCH_ROWS = 32
 """Texts that a translation model translates side by side, at most."""

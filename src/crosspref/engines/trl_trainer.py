@@ -31,7 +31,8 @@ from crosspref.engines.transformers_models import (
 from crosspref.errors import DataError
 from crosspref.models import ModelFiles, require_same_tokenizer
 from crosspref.records import Message, Pair
-from crosspref.sections import REFERENCE_FREE, ResourceSettings, TrainSettings
+from crosspref.resources import ResourceSettings
+from crosspref.sections import REFERENCE_FREE, TrainSettings
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
