@@ -28,7 +28,7 @@ def audit_run(
 ) -> tuple[Report, list[Audited], int]:
     """Score every response to some prompts of each language anew, and return what differs and the iteration.
 
-    The models are loaded in float32, and each response is a batch of its own, so that nothing is padded.
+    Whatever engine the run used, transformers loads the models in float32, and each response is a batch of its own, so that nothing is padded.
 
     Args:
         run_dir: the run.
@@ -46,8 +46,8 @@ def audit_run(
     name = recipe.reward.name
     exact = recipe.model_copy(
         update={
-            "reward": recipe.reward.model_copy(update={"batch_tokens": 1}),
-            "resources": recipe.resources.model_copy(update={"dtype": "float32"}),
+            "reward": recipe.reward.model_copy(update={"engine": "transformers", "batch_tokens": 1}),
+            "resources": recipe.resources.model_copy(update={"dtype": "float32", "executor": "local"}),
         }
     )
     job = Job(exact, run, RecipeEngines(exact), reporter)
