@@ -28,7 +28,8 @@ def audit_run(
 ) -> tuple[Report, list[Audited], int]:
     """Score every response to some prompts of each language anew, and return what differs and the iteration.
 
-    Whatever engine the run used, transformers loads the models in float32, and each response is a batch of its own, so that nothing is padded.
+    Whatever engine the run used, transformers loads the models in float32, and each response is a batch of its own, so
+    that nothing is padded.
 
     Args:
         run_dir: the run.

@@ -1,18 +1,26 @@
 """How an iteration's pairs are made: by a reward (Eq. 10, 15), or by language imbalance (section A.5)."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
 
 from crosspref.job import Job, digest_rows, rows_of, settings_of, stored_prompts, units_of
 from crosspref.languages import ENGLISH
 from crosspref.maths.reward import noise_gap
-from crosspref.records import Agreement, Dropped, Pair, Response, Score, Translation
+from crosspref.records import Agreement, Dropped, Pair, Response, Score, Translation, from_table
 from crosspref.sections import RewardName
 from crosspref.stages import select as selecting
 from crosspref.stages.agree import agree
 from crosspref.stages.language_imbalance import language_imbalance_pairs
 from crosspref.store import Fingerprint, Unit, digest_of
+
+PART_BYTES = 16 << 20
+"""Shards are read together until their responses have this size: opening a small file costs more than reading it."""
 
 
 def make_reward_pairs(job: Job, iteration: int) -> None:
@@ -23,11 +31,11 @@ def make_reward_pairs(job: Job, iteration: int) -> None:
         unit = Unit(folder / "pairs" / f"{language}.parquet")
         if unit.finished(fingerprint):
             continue
-        selection = _select(job, folder, language, recipe.reward.name)
-        unit.write_rows(selection.pairs, Pair)
+        with unit.writer(Pair) as write:
+            selection = _select(job, folder, language, recipe.reward.name, write)
         Unit(folder / "dropped" / f"{language}.parquet").write_rows(selection.dropped, Dropped)
         Unit(folder / "length_penalty" / f"{language}.parquet").write_table(selection.curve())
-        unit.finish(fingerprint, len(selection.pairs), **selection.figures())
+        unit.finish(fingerprint, len(selection.length_differences), **selection.figures())
         job.reporter.say(f"iteration {iteration} select {language}: {selection.summary()}")
     for both in combinations(recipe.reward.names, 2):
         _compare(job, iteration, folder, *both)
@@ -79,18 +87,52 @@ def make_imbalance_pairs(job: Job, iteration: int) -> None:
         job.reporter.say(f"iteration {iteration} select {language}: {len(own)} pairs{said}")
 
 
-def _select(job: Job, folder: Path, language: str, reward: RewardName) -> selecting.Selection:
+def _select(
+    job: Job, folder: Path, language: str, reward: RewardName, write: Callable[[pa.Table], None]
+) -> selecting.Selection:
     settings = job.recipe.reward
-    return selecting.select(
-        rows_of(folder / "responses" / language, Response),
-        rows_of(folder / "scores" / reward / language, Score),
+    return selecting.select_parts(
+        _parts(folder / "responses" / language, folder / "scores" / reward / language),
         _instructions(job, language),
         language,
+        write=write,
         penalty=job.recipe.length_penalty,
         settings=job.recipe.select,
         identify=job.engines.identifier(language),
         noise=0.0 if reward == "reward_model" else noise_gap(settings.algorithm, settings.beta),
     )
+
+
+def _parts(responses: Path, scores: Path) -> list[selecting.Part]:
+    """Return the shards of one language, as many in a part as have PART_BYTES together."""
+    parts: list[list[Unit]] = []
+    size = PART_BYTES
+    for unit in units_of(responses):
+        if size >= PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(unit)
+        size += unit.path.stat().st_size
+    return [
+        selecting.Part(partial(_columns, part), partial(_columns, [Unit(scores / u.path.name) for u in part]))
+        for part in parts
+    ]
+
+
+def _columns(units: Sequence[Unit], names: list[str]) -> pa.Table:
+    """Read some columns of several shards, one below the other."""
+    try:
+        paths = [str(unit.path) for unit in units]
+        return pa.dataset.dataset(paths, format="parquet", partitioning=None).to_table(columns=names)
+    except (OSError, pa.ArrowException):
+        # One by one, to say which.
+        return pa.concat_tables([unit.table().select(names) for unit in units])
+
+
+def _pairs(job: Job, folder: Path, language: str, reward: RewardName) -> list[Pair]:
+    pairs: list[Pair] = []
+    _select(job, folder, language, reward, lambda table: pairs.extend(from_table(table, Pair)))
+    return pairs
 
 
 def _compare(job: Job, iteration: int, folder: Path, reward: RewardName, other: RewardName) -> None:
@@ -114,8 +156,8 @@ def _compare(job: Job, iteration: int, folder: Path, reward: RewardName, other: 
             other,
             rows_of(folder / "scores" / reward / language, Score),
             rows_of(folder / "scores" / other / language, Score),
-            _select(job, folder, language, reward).pairs,
-            _select(job, folder, language, other).pairs,
+            _pairs(job, folder, language, reward),
+            _pairs(job, folder, language, other),
             **options,
         )
         for language in recipe.languages
@@ -131,7 +173,8 @@ def _pairs_fingerprint(job: Job, folder: Path, language: str, reward: RewardName
 
 
 def _instructions(job: Job, language: str) -> dict[str, str]:
-    return {prompt.prompt_id: prompt.instruction for prompt in stored_prompts(job, "prompts", language)}
+    table = job.run.prompts("prompts", language).table()
+    return dict(zip(*(table.column(name).to_pylist() for name in ("prompt_id", "instruction")), strict=True))
 
 
 def _digest(folder: Path, languages: list[str]) -> str:

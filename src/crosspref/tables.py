@@ -10,7 +10,7 @@ from crosspref.job import Job, Shard, cut, digest_rows, fill, policy, rows_of, s
 from crosspref.languages import ENGLISH
 from crosspref.models import ModelFiles, locate_model
 from crosspref.progress import Meter
-from crosspref.records import Response, Score, Translation
+from crosspref.records import Prompt, Response, Score, Translation
 from crosspref.sections import REFERENCE_FREE, RewardName, RewardSettings
 from crosspref.stages import sample as sampling
 from crosspref.stages import score as scoring
@@ -39,12 +39,7 @@ def fill_responses(
 ) -> None:
     """Fill ``folder / responses`` with n responses of pi_{of} to each prompt."""
     model = policy(job, of)
-    counted = settings_of("sample", job.recipe.sample, without=("n", *SPEED))
-    settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by, "greedy": greedy}
-    shards = [
-        Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
-        for unit, part in cut(job, folder / "responses", source)
-    ]
+    shards = response_shards(job, folder, source, model, n, seeded_by, greedy=greedy)
 
     def work(sampler: Sampler, shard: Shard, meter: Meter) -> list[Response]:
         return sampling.sample(
@@ -53,6 +48,18 @@ def fill_responses(
 
     label = f"iteration {iteration} {'evaluate: ' if source == 'heldout' else ''}sample"
     fill(job, label, shards, Response, n, lambda: job.engines.sampler(model, greedy=greedy), work)
+
+
+def response_shards(
+    job: Job, folder: Path, source: str, model: ModelFiles, n: int, seeded_by: int, *, greedy: bool
+) -> list[Shard]:
+    """Return the shards of ``folder / responses``, done or not."""
+    counted = settings_of("sample", job.recipe.sample, without=("n", *SPEED))
+    settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by, "greedy": greedy}
+    return [
+        Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
+        for unit, part in cut(job, folder / "responses", source)
+    ]
 
 
 def fill_translations(job: Job, iteration: int) -> None:
@@ -134,8 +141,33 @@ def _fill_implicit(
             f"The policy {model.name} and the reward's reference {reference.name} are the same model, so that every "
             "reward would be 0. models.policy must be the aligned model and models.initial the one it was aligned from."
         )
+    shards = score_shards(job, folder, source, models, rewards, settings)
+    english = english_prompts(job, source)
+
+    def work(scorer: Scorer, shard: Shard, meter: Meter) -> list[Score]:
+        assert shard.reward is not None  # noqa: S101 - all of these shards have one
+        translated = _is_translated(shard.unit, shard.reward)
+        return scoring.score(
+            beside(shard.unit, "responses").rows(Response),
+            [*shard.prompts, *(english[prompt.prompt_id] for prompt in shard.prompts)],
+            scorer,
+            settings=settings,
+            reward=shard.reward,
+            advance=meter.advance,
+            translations=beside(shard.unit, "translations").rows(Translation) if translated else (),
+        )
+
+    build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
+    fill(job, label, shards, Score, 1, partial(build, model, reference), work)
+
+
+def score_shards(
+    job: Job, folder: Path, source: str, models: Models, rewards: Sequence[RewardName], settings: RewardSettings
+) -> list[Shard]:
+    """Return the shards of ``folder / scores`` by the implicit rewards, done or not."""
+    model, reference = models
     counted = settings_of("reward", settings, without=("name", "also", "reference", "reward_model", *SPEED))
-    english = {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
+    english = english_prompts(job, source)
     shards = []
     for reward in rewards:
         for unit, part in cut(job, folder / "scores" / reward, source):
@@ -148,22 +180,12 @@ def _fill_implicit(
             if _is_translated(unit, reward):
                 inputs["translations"] = beside(unit, "translations").digest
             shards.append(Shard(unit, Fingerprint({**counted, "reward": reward}, inputs), part, reward))
+    return shards
 
-    def work(scorer: Scorer, shard: Shard, meter: Meter) -> list[Score]:
-        assert shard.reward is not None  # noqa: S101 - all of these shards have one
-        translated = _is_translated(shard.unit, shard.reward)
-        return scoring.score(
-            beside(shard.unit, "responses").rows(Response),
-            [*shard.prompts, *english.values()],
-            scorer,
-            settings=settings,
-            reward=shard.reward,
-            advance=meter.advance,
-            translations=beside(shard.unit, "translations").rows(Translation) if translated else (),
-        )
 
-    build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
-    fill(job, label, shards, Score, 1, partial(build, model, reference), work)
+def english_prompts(job: Job, source: str) -> dict[str, Prompt]:
+    """Return the English prompts by prompt_id."""
+    return {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
 
 
 def _fill_rated(job: Job, label: str, folder: Path, source: str, model: ModelFiles) -> None:

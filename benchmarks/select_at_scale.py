@@ -1,0 +1,119 @@
+"""Time and memory of selecting, and of finding that a run's shards are done, on a made-up run of any size.
+
+    python benchmarks/select_at_scale.py --prompts 1000000 --responses 10 --shard 1000
+
+The run is written once into --out, with made-up texts, token ids and rewards; then `crosspref phase RUN select 1` runs
+in a process of its own, and `crosspref status RUN` in another. Prints seconds and peak memory of each, with imports.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from crosspref.recipe_file import dump_recipe, make_recipe
+from crosspref.records import SCHEMAS, Prompt, Response, Score
+from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
+
+CHARACTERS, TOKENS = 200, 60
+
+
+def main() -> None:
+    """Make the run if it is not there, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=1_000_000)
+    parser.add_argument("--responses", type=int, default=10)
+    parser.add_argument("--shard", type=int, default=1000)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if not (options.out / "recipe.yaml").exists():
+        started = time.monotonic()
+        make_run(options.out, options.prompts, options.responses, options.shard)
+        print(f"written in {time.monotonic() - started:.0f} s")
+    for old in (options.out / "iteration_1" / "pairs").glob("*"):
+        old.unlink()
+    measure("select", "phase", str(options.out), "select", "1")
+    measure("status", "status", str(options.out))
+
+
+def measure(what: str, *arguments: str) -> None:
+    """Run a command of crosspref and print what it took."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "crosspref.cli", *arguments], stdin=subprocess.PIPE)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{what} failed")
+    print(f"{what}: {time.monotonic() - started:.1f} s, {usage.ru_maxrss / 2**20:.2f} GiB at most", flush=True)
+
+
+def make_run(root: Path, prompts: int, n: int, shard: int) -> None:
+    """Write the prompts, responses and scores of a run in one language."""
+    random = np.random.default_rng(0)
+    run = RunDirectory(root)
+    ids = [f"prompt-{number:08d}" for number in range(prompts)]
+    texts = [
+        "Explain in a few words what number " + str(number) + " is good for, and give one example of it."
+        for number in range(prompts)
+    ]
+    table = pa.Table.from_arrays([pa.array(ids), pa.repeat("en", prompts), pa.array(texts)], schema=SCHEMAS[Prompt])
+    store(run.prompts("prompts", "en"), table)
+    letters = np.frombuffer(b"etaoinshrdlu cmfwypvbgkjqxz  ", dtype=np.uint8)
+    for start in range(0, prompts, shard):
+        own = ids[start : start + shard]
+        count = len(own) * n
+        lengths = random.integers(CHARACTERS // 2, CHARACTERS * 3 // 2, count)
+        tokens = random.integers(TOKENS // 2, TOKENS * 3 // 2, count)
+        text = pa.StringArray.from_buffers(
+            count, offsets(lengths), pa.py_buffer(random.choice(letters, lengths.sum()).tobytes())
+        )
+        token_ids = pa.ListArray.from_arrays(
+            np.concatenate([[0], tokens.cumsum()]).astype(np.int32), random.integers(0, 50_000, tokens.sum(), np.int32)
+        )
+        key = [
+            pa.array(np.repeat(own, n)),
+            pa.repeat("en", count),
+            pa.array(np.tile(np.arange(n, dtype=np.int32), len(own))),
+        ]
+        ends = pa.array(np.where(random.random(count) < 0.05, "length", "stop"))
+        responses = [*key, text, token_ids, ends, pa.array(random.integers(0, 2**62, count))]
+        name = f"{start:08d}.parquet"
+        store(
+            Unit(run.iteration(1) / "responses" / "en" / name),
+            pa.Table.from_arrays(responses, schema=SCHEMAS[Response]),
+        )
+        rewards = random.normal(size=count) + lengths / 500
+        scores = [
+            *key, pa.repeat("crosslingual", count), pa.array(rewards), pa.array(rewards),
+            pa.array(tokens.astype(np.int32)), pa.array(lengths.astype(np.int32)), pa.array(rewards),
+        ]  # fmt: skip
+        store(
+            Unit(run.iteration(1) / "scores" / "crosslingual" / "en" / name),
+            pa.Table.from_arrays(scores, schema=SCHEMAS[Score]),
+        )
+    recipe = {
+        "models": {"initial": "pi-I", "policy": "pi-0"},
+        "languages": ["en"],
+        "prompts": {"source": "made-up.jsonl"},
+        "resources": {"shard_prompts": shard},
+    }
+    write_text(run.recipe, dump_recipe(make_recipe(recipe)))
+
+
+def offsets(lengths: np.ndarray) -> pa.Buffer:
+    """Return the offsets of an Arrow string array."""
+    return pa.py_buffer(np.concatenate([[0], lengths.cumsum()]).astype(np.int32).tobytes())
+
+
+def store(unit: Unit, table: pa.Table) -> None:
+    """Write a finished unit."""
+    unit.write_table(table)
+    unit.finish(Fingerprint({"made": "up"}), len(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Runs of thousands of shards: what is done is found quickly, and selecting reads them in parts."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosspref import algorithm, pairing, store
+from crosspref.engines import RecipeEngines
+from crosspref.job import Job, digest_rows, policy, store_rows
+from crosspref.progress import Reporter
+from crosspref.recipe_file import dump_recipe, make_recipe
+from crosspref.records import Dropped, Pair, Prompt, Response, Score
+from crosspref.stages.select import select
+from crosspref.status import run_status
+from crosspref.store import RunDirectory, Unit, write_text
+from crosspref.tables import response_shards, reward_reference, score_shards
+
+
+@pytest.fixture
+def job(tiny_models: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A run whose shards have one prompt each."""
+    monkeypatch.setattr(store, "_flush", lambda path: None)  # the disk's own time
+    initial, aligned = tiny_models["llama"]
+    recipe = make_recipe(
+        {
+            "models": {"initial": str(initial), "policy": str(aligned)},
+            "languages": ["en"],
+            "prompts": {"source": "made-up"},
+            "select": {"min_gap": 0},
+            "resources": {"shard_prompts": 1},
+        }
+    )
+    run = RunDirectory(tmp_path / "run")
+    write_text(run.recipe, dump_recipe(recipe))
+    return Job(recipe, run, RecipeEngines(recipe), Reporter())
+
+
+def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score]]:
+    """Finish all shards of prompts, responses and scores, with three made-up responses to a prompt if ``rows``."""
+    random = np.random.default_rng(0)
+    names = [f"p{number}" for number in range(prompts)]
+    store_rows(job.run.prompts("prompts", "en"), [Prompt(name, "en", f"Say {name}.") for name in names], Prompt, {})
+    folder, model = job.run.iteration(1), policy(job, 0)
+    responses: list[Response] = []
+    scores: list[Score] = []
+    for shard in response_shards(job, folder, "prompts", model, job.recipe.sample.n, 1, greedy=False):
+        own = [
+            Response(prompt.prompt_id, "en", sample, "word " * random.integers(0, 4), [sample], "stop", 1)
+            for prompt in shard.prompts
+            for sample in range(3 if rows else 0)
+        ]
+        shard.unit.write_rows(own, Response)
+        shard.unit.finish(shard.fingerprint, len(own))
+        responses += own
+    models = model, reward_reference(job, 1)
+    for shard in score_shards(job, folder, "prompts", models, ["crosslingual"], job.recipe.reward):
+        own_scores = [
+            Score(row.prompt_id, "en", row.sample, "crosslingual", -1.0, -2.0, 1, len(row.text), random.normal())
+            for row in responses
+            if row.prompt_id == shard.prompts[0].prompt_id
+        ]
+        shard.unit.write_rows(own_scores[::-1], Score)
+        shard.unit.finish(shard.fingerprint, len(own_scores))
+        scores += own_scores
+    return responses, scores
+
+
+def took(work: object) -> float:
+    started = time.perf_counter()
+    assert callable(work)
+    work()
+    return time.perf_counter() - started
+
+
+def test_what_is_done_is_found_quickly(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 2000
+    fill(job, count, rows=False)
+    monkeypatch.setattr(RecipeEngines, "_build", lambda *_: pytest.fail("a model was loaded for what is done"))
+    seconds = {
+        "sample": took(lambda: algorithm.sample(job, 1)),
+        "score": took(lambda: algorithm.score(job, 1)),
+        "status": took(lambda: run_status(job.run)),
+    }
+    # Measured 0.4 s on an idle machine; what grew with the square of the number would take minutes.
+    assert sum(seconds.values()) < 8, seconds
+    [sample, score] = [
+        phase for phase in run_status(job.run) if phase.iteration == 1 and phase.phase in {"sample", "score"}
+    ]
+    assert sample.done == score.done == count
+
+
+def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    responses, scores = fill(job, 40, rows=True)
+    folder = job.run.iteration(1)
+    # Three shards to a part, so that there are many.
+    monkeypatch.setattr(pairing, "PART_BYTES", 3 * next(folder.glob("responses/en/*.parquet")).stat().st_size)
+    assert len(pairing._parts(folder / "responses" / "en", folder / "scores" / "crosslingual" / "en")) > 10
+    algorithm.select(job, 1)
+    expected = select(
+        responses,
+        scores,
+        {f"p{number}": f"Say p{number}." for number in range(40)},
+        "en",
+        penalty=job.recipe.length_penalty,
+        settings=job.recipe.select,
+        identify=None,
+    )
+    assert 10 < len(expected.pairs) < 40
+    assert Unit(folder / "pairs" / "en.parquet").rows(Pair) == expected.pairs
+    assert Unit(folder / "dropped" / "en.parquet").rows(Dropped) == expected.dropped
+    assert Unit(folder / "pairs" / "en.parquet").read_marker()["figures"]["alpha"] == expected.alpha
+
+
+def test_prompts_that_come_in_another_order_than_their_parts(job: Job) -> None:
+    responses, scores = fill(job, 12, rows=True)
+    names = [f"p{number}" for number in range(12)]
+    both = [
+        select(
+            responses,
+            scores,
+            {name: f"Say {name}." for name in order},
+            "en",
+            penalty=job.recipe.length_penalty,
+            settings=job.recipe.select,
+            identify=None,
+        )
+        for order in (names, names[::-1])
+    ]
+    assert both[0].alpha == both[1].alpha
+    assert both[0].pairs == sorted(both[1].pairs, key=lambda pair: names.index(pair.prompt_id))
+    assert [pair.prompt_id for pair in both[1].pairs] == [
+        name for name in names[::-1] if name in {p.prompt_id for p in both[0].pairs}
+    ]
+
+
+def test_a_damaged_shard_is_named(job: Job) -> None:
+    fill(job, 3, rows=True)
+    path = job.run.iteration(1) / "responses" / "en" / "00000001.parquet"
+    path.write_bytes(b"PAR1 cut")
+    with pytest.raises(store.RunError, match=r"00000001\.parquet cannot be read"):
+        algorithm.select(job, 1)
+    assert not (job.run.iteration(1) / "pairs" / "en.parquet").exists()
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Unit:
+    unit = Unit(tmp_path / "x.parquet")
+    unit.write_rows([], Prompt)
+    return unit
+
+
+def test_a_marker_that_another_program_wrote_anew_counts(marker: Unit) -> None:
+    """The quick look at a marker's first bytes is no other rule than reading it."""
+    fingerprint = store.Fingerprint({"a": 1})
+    marker.finish(fingerprint, 0)
+    text = marker.marker.read_text()
+    marker.marker.write_text('{"rows": 0, "figures": {}, ' + text.strip()[1:].replace('"rows": 0,', ""))
+    assert marker.finished(fingerprint)
+    assert marker.digest == fingerprint.digest
+    with pytest.raises(store.RunError, match="made from other settings"):
+        marker.finished(replace(fingerprint, settings={"a": 2}))
+
+
+def test_digests_are_those_of_the_runs_before() -> None:
+    """Written down when they were first stored: another one would make every run stale."""
+    assert digest_rows([Prompt("p", "es", "¿Qué?")]) == store.digest_of([["p", "es", "¿Qué?"]])
+    assert store.Fingerprint({"sample.n": 4}, {"policy": "x"}).digest == "5146f8324dd1f1b50212"
