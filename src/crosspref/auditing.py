@@ -46,7 +46,7 @@ def audit_run(
     name = recipe.reward.name
     exact = recipe.model_copy(
         update={
-            "reward": recipe.reward.model_copy(update={"batch_tokens": 1}),
+            "reward": recipe.reward.model_copy(update={"batch_tokens": 1, "engine": "transformers"}),
             "resources": recipe.resources.model_copy(update={"dtype": "float32"}),
         }
     )

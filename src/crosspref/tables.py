@@ -41,6 +41,8 @@ def fill_responses(
     model = policy(job, of)
     counted = settings_of("sample", job.recipe.sample, without=("n", *SPEED))
     settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by, "greedy": greedy}
+    if job.recipe.sample.engine == "server":
+        settings["server.protocol"] = job.recipe.server.protocol  # chat brings no token ids
     shards = [
         Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
         for unit, part in cut(job, folder / "responses", source)

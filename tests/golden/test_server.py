@@ -3,6 +3,7 @@
 Behind the fake server stand the real (tiny) models that transformers loads here.
 """
 
+import asyncio
 import logging
 import random
 import shutil
