@@ -30,11 +30,17 @@ class FaultProxy:
     """A proxy on a port of its own. ``other model`` is a fault, too: the answer then bears another model's name."""
 
     def __init__(
-        self, target: str, faults: tuple[str, ...] = FAULTS, share: float = 1.0, seed: int = 0, most: int = 2
+        self,
+        target: str,
+        faults: tuple[str, ...] = FAULTS,
+        share: float = 1.0,
+        seed: int = 0,
+        most: int = 2,
+        delay: float = 0.5,
     ) -> None:
         parts = urlsplit(target)
         self.host, self.port, self.path = str(parts.hostname), parts.port or 80, parts.path
-        self.faults, self.share, self.seed, self.most = faults, share, seed, most
+        self.faults, self.share, self.seed, self.most, self.delay = faults, share, seed, most, delay
         self.seen, self.injected = Counter[bytes](), Counter[str]()
         self.times: list[float] = []
         self.at_once = self.most_at_once = 0
@@ -44,8 +50,7 @@ class FaultProxy:
         class Handler(_Handler):
             proxy = owner
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}{self.path}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -71,6 +76,13 @@ class FaultProxy:
             fault = stream.choice(self.faults)
             self.injected[fault] += 1
             return fault
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away, since it waited long enough, is no fault."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._drop()
             return
         if fault == "delay":
-            time.sleep(0.5)
+            time.sleep(self.proxy.delay)
         status, answer = self._ask(body)
         if fault == "drop after":
             self._drop()

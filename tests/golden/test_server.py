@@ -226,6 +226,16 @@ def test_retry_after_is_kept_to(pair: tuple[Path, Path], server: FakeOpenAIServe
         assert RETRY_AFTER <= second - first < 0.37  # the client's own first wait is 0.375 s or longer
 
 
+def test_a_slow_answer_is_asked_for_again(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    with FaultProxy(server.url, ("delay",), most=1, delay=6.0) as proxy:
+        proxy.seen[b"GET/v1/models"] = 9
+        instruction, seeds = REQUESTS[1]
+        assert draw(make_sampler(pair, proxy.url, timeout=2.0), [(instruction, seeds[:1])]) == [expected[1][:1]]
+        assert sorted(proxy.seen.values()) == [2, 10]
+
+
 @pytest.mark.parametrize("fault", ["429", "500", "drop after", "half JSON", "no choices"])
 def test_a_server_that_keeps_failing_is_given_up(fault: str, pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
     with FaultProxy(server.url, (fault,), most=99) as proxy:
@@ -315,6 +325,13 @@ def test_log_probabilities_that_make_no_sense_are_no_score(
             scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])
     finally:
         scorer.close()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_conversation_that_is_too_long_to_score(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    server.context = 20
+    with pytest.raises(ServerError, match=r"400.*maximum context length is 20"):
+        score(make_scorer(pair, server.url))
 
 
 def test_a_server_that_is_down(pair: tuple[Path, Path]) -> None:
