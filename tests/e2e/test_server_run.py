@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FaultProxy
-from running import Run, assert_one_message, rows, small_recipe, times, write_recipe
+from running import Run, assert_one_message, crosspref, head, rows, small_recipe, times, write_recipe
 
-from crosspref.records import Response
+from crosspref.records import Response, Score
 from crosspref.store import Unit
 
 pytest.importorskip("openai")
@@ -135,3 +135,22 @@ def test_two_engines_never_meet_in_one_ratio(
     )
     assert times(run) == before
     assert not server.asked
+
+
+def test_stages_alone(models: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path) -> None:
+    """In processes of their own, which must also end. A model that is no run's is asked for by its path."""
+    initial, aligned = map(str, models)
+    server.add(aligned, models[1])
+    prompts, url = head("prompts_train.jsonl", tmp_path / "prompts.jsonl", 2), ("--set", f"server.url={server.url}")
+    responses, scores = tmp_path / "responses.parquet", tmp_path / "scores.parquet"
+    limits = ("--set", "sample.n=2", "--set", "sample.max_new_tokens=8", "--set", "sample.engine=server", *url)
+    asked = ("--prompts", prompts, "--languages", "es", "--out", responses)
+    sampled = crosspref("sample", "--model", aligned, *asked, *limits)
+    assert sampled.returncode == 0, sampled.stderr
+    asked = ("--prompts", prompts, "--responses", responses, "--out", scores)
+    engine = ("--set", "reward.engine=server", *url)
+    scored = crosspref("score", "--policy", aligned, "--reference", initial, *asked, *engine)
+    assert scored.returncode == 0, scored.stderr
+    found = Unit(scores).rows(Score)
+    assert [row.tokens for row in found] == [len(row.token_ids) for row in Unit(responses).rows(Response)]
+    assert None not in [row.implicit_reward for row in found]

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from crosspref.errors import ServerError
@@ -69,8 +70,10 @@ class ServerClient:
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.next_turn = 0.0
         self.clients: dict[str, openai.AsyncOpenAI] = {}
-        self.stack = contextlib.ExitStack()
-        self.portal = self.stack.enter_context(start_blocking_portal())
+        stack = contextlib.ExitStack()
+        self.portal = stack.enter_context(start_blocking_portal())
+        # Also for who forgets to close: a thread that waits for an event would keep the interpreter from ending.
+        self.close_once = weakref.finalize(self, _close, self.portal, self.clients, stack)
 
     def find(self, role: str, directory: Path) -> ServedModel:
         """Return where a model is served.
@@ -135,9 +138,7 @@ class ServerClient:
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        for client in self.clients.values():
-            self.portal.call(client.close)
-        self.stack.close()
+        self.close_once()
 
     def _of_this_model(self, model: ServedModel, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
         def checked(content: bytes) -> T:
@@ -215,6 +216,12 @@ class ServerClient:
     def _hidden(self, text: str) -> str:
         """Take the key out of what a server said; some repeat it when they refuse it."""
         return text if self.key == "none" else text.replace(self.key, "***")
+
+
+def _close(portal: BlockingPortal, clients: dict[str, openai.AsyncOpenAI], stack: contextlib.ExitStack) -> None:
+    for client in clients.values():
+        portal.call(client.close)
+    stack.close()
 
 
 def _short(error: ValueError) -> str:
