@@ -1,12 +1,14 @@
 """Tiny models that share one real tokenizer and chat template: ordinary transformers directories, made in seconds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma2Config,
     GenerationConfig,
     LlamaConfig,
@@ -89,4 +91,15 @@ def nudge(source: Path, directory: Path, seed: int = 1, size: float = 0.05) -> P
     for file in source.iterdir():
         if file.name.startswith("tokenizer") or file.suffix == ".jinja":
             (directory / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+def talker(source: Path, directory: Path) -> Path:
+    """Write a model that ends its turn now and then, so that responses of both kinds and of all lengths come up."""
+    shutil.copytree(source, directory)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    end = AutoTokenizer.from_pretrained(source).convert_tokens_to_ids("<|end|>")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] *= 3
+    model.save_pretrained(directory)
     return directory

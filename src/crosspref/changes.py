@@ -47,6 +47,7 @@ AFFECTED = {
     "evaluate": ["evaluation of pi_0", "evaluate"],
     "evaluate.prompts": ["held-out prompts", "evaluation of pi_0", "evaluate"],
     "evaluate.limit": ["held-out prompts", "evaluation of pi_0", "evaluate"],
+    "server.protocol": ["evaluation of pi_0", *_FROM_SAMPLE],
     "resources.shard_prompts": ["evaluation of pi_0", *_FROM_SAMPLE],
 }
 """The results that depend on a section, or on a setting that differs from its section in this."""

@@ -20,6 +20,10 @@ class ModelError(CrossprefError):
     """A model cannot be found or read, or two models do not belong together."""
 
 
+class ServerError(CrossprefError):
+    """A model server does not answer, does not serve the model, or gives no answer that can be used."""
+
+
 class RunError(CrossprefError):
     """A run directory belongs to other settings or inputs, or its files are damaged."""
 

@@ -105,6 +105,8 @@ class Recipe(Settings):
         models, stage_0 = info.data.get("models"), info.data.get("align_english")
         if models is None or "align_english" not in info.data:
             return reward
+        if reward.engine == "server" and reward.counting == "znlp":
+            raise ValueError("counting znlp is computed in this process, and contradicts engine server")
         algorithm = reward.algorithm
         needed = info.data.get("language_imbalance") is None  # whose pairs come without a reward
         if needed and algorithm not in REFERENCE_FREE and models.initial is None:
@@ -148,3 +150,13 @@ class Recipe(Settings):
         if models is not None and models.initial is None and train.reference == "initial":
             raise ValueError("reference initial is pi_I: give models.initial")
         return train
+
+    @field_validator("server")
+    @classmethod
+    def _can_score(cls, server: ServerSettings, info: ValidationInfo) -> ServerSettings:
+        reward = info.data.get("reward")
+        if reward is not None and reward.engine == "server" and server.protocol == "chat":
+            raise ValueError(
+                "protocol chat brings no log-probabilities of given token ids, and contradicts reward.engine server"
+            )
+        return server

@@ -1,8 +1,9 @@
 """The sections of a recipe that say where and how it runs; ``sections`` has the others. Nothing here imports torch."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from crosspref.sections import Positive, Settings
 
@@ -58,8 +59,29 @@ class ServerSettings(Settings):
     requests_per_minute: Positive | None = Field(None, description="Requests per minute, at most.")
     timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds until an answer is given up.")
     retries: Annotated[int, Field(ge=0)] = Field(
-        6, description="How often a request is repeated after 429, 5xx or a lost connection, each time later."
+        6,
+        description="How often a request is repeated after 429, 5xx, a lost connection or half an answer, each time "
+        "later.",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        return _checked_address(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_addresses(cls, urls: dict[str, str]) -> dict[str, str]:
+        return {role: _checked_address(url) for role, url in urls.items()}
+
+
+def _checked_address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is not None or parts.username is not None:  # which is not repeated here
+        raise ValueError("the address holds a user or password, and is stored with the run: use server.key_variable")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is no address of a server, such as http://localhost:8000/v1")
+    return url
 
 
 class RaySettings(Settings):

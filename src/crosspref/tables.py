@@ -56,6 +56,8 @@ def response_shards(
     """Return the shards of ``folder / responses``, done or not."""
     counted = settings_of("sample", job.recipe.sample, without=("n", *SPEED))
     settings = {**counted, "n": n, "seed": job.recipe.seed, "iteration": seeded_by, "greedy": greedy}
+    if job.recipe.sample.engine == "server":
+        settings["server.protocol"] = job.recipe.server.protocol  # chat brings no token ids
     return [
         Shard(unit, Fingerprint(settings, {"policy": model.identity, "prompts": digest_rows(part)}), part)
         for unit, part in cut(job, folder / "responses", source)

@@ -1,15 +1,13 @@
 """Models and small inputs for whole runs."""
 
 import gc
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from running import ForkServer, Run, head, small_recipe, write_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny import talker
 
 from crosspref.cli import main
 
@@ -22,16 +20,10 @@ def _frozen() -> None:
 
 @pytest.fixture(scope="session")
 def models(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(pi_I, pi_0) that end their turn now and then, so that responses of both kinds and of all lengths come up."""
+    """(pi_I, pi_0) that end their turn now and then."""
     root = tmp_path_factory.mktemp("talkers")
-    for name, source in zip(("initial", "aligned"), tiny_models["llama"], strict=True):
-        shutil.copytree(source, root / name)
-        model = AutoModelForCausalLM.from_pretrained(source)
-        end = AutoTokenizer.from_pretrained(source).convert_tokens_to_ids("<|end|>")
-        with torch.no_grad():
-            model.get_output_embeddings().weight[end] *= 3
-        model.save_pretrained(root / name)
-    return root / "initial", root / "aligned"
+    initial, aligned = tiny_models["llama"]
+    return talker(initial, root / "initial"), talker(aligned, root / "aligned")
 
 
 @pytest.fixture(scope="session")

@@ -266,6 +266,23 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
             {"preset": "znlp", "resources": {"shard_prompts": 50}},
             "resources: shard_prompts must be a multiple of 3 with ",
         ),
+        # Model servers.
+        (
+            {"reward": {"engine": "server"}, "server": {"protocol": "chat"}},
+            "server: protocol chat brings no log-probabilities of given token ids, and contradicts reward.engine ser",
+        ),
+        (
+            {"reward": {"engine": "server", "counting": "znlp"}, "resources": {"shard_prompts": 3}},
+            "reward: counting znlp is computed in this process, and contradicts engine server",
+        ),
+        (
+            {"server": {"url": "localhost:8000/v1"}},
+            "server.url: 'localhost:8000/v1' is no address of a server, such as http://localhost:8000/v1",
+        ),
+        (
+            {"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}},
+            "server.urls: the address holds a user or password, and is stored with the run: use server.key_variable",
+        ),
         # Language imbalance.
         (
             {"language_imbalance": {}, "languages": ["es", "fr"]},

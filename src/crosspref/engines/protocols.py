@@ -15,10 +15,13 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One answer as it came from the model; the ids include the end-of-turn token if it was sampled."""
+    """One answer as it came from the model; the ids include the end-of-turn token if it was sampled.
+
+    The ids are None where a server returned text alone.
+    """
 
     text: str
-    token_ids: list[int]
+    token_ids: list[int] | None
     finish_reason: FinishReason
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from crosspref.engines.transformers_models import free_memory, load_model, load_tokenizer, pick_device, pick_dtype
+from crosspref.engines.transformers_models import (
+    context_length,
+    free_memory,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
 from crosspref.models import ModelFiles, require_one_output
 from crosspref.resources import ResourceSettings
 
@@ -31,8 +38,7 @@ class TransformersRewardModel:
             trust_remote_code,
             AutoModelForSequenceClassification,
         )
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        self.longest = min(context, self.tokenizer.tokenizer.model_max_length)
+        self.longest = min(context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)
         if isinstance(head, torch.nn.Linear):
             # In bfloat16 rewards near 5 are 0.03 apart, and good responses would tie: the last product is in float32.

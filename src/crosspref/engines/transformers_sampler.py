@@ -1,6 +1,5 @@
 """Sampling through ``transformers`` generate, with one random stream per response."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from crosspref.engines.protocols import Advance, Sampled
 from crosspref.engines.transformers_models import (
+    context_length,
     free_memory,
     load_model,
     load_tokenizer,
@@ -91,8 +91,9 @@ class TransformersSampler:
         self.model: Any = load_model(directory, pick_dtype(resources, device), device, trust_remote_code)
         self.tokenizer = load_tokenizer(directory, trust_remote_code)
         self.stops = stop_ids(self.model, self.tokenizer)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-        self.longest_prompt = min(settings.max_prompt_tokens, context - settings.max_new_tokens)
+        self.longest_prompt = min(
+            settings.max_prompt_tokens, context_length(self.model.config) - settings.max_new_tokens
+        )
         self.settings = settings
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
@@ -116,7 +117,7 @@ class TransformersSampler:
             batch, jobs = jobs[:rows], jobs[rows:]
             sampled = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch])
             answers.update(zip(batch, sampled, strict=True))
-            advance(len(batch), sum(len(answer.token_ids) for answer in sampled))
+            advance(len(batch), sum(len(answer.token_ids or ()) for answer in sampled))
         return [
             [answers[index, seed] for seed in seeds] if fit else []
             for index, ((_, seeds), fit) in enumerate(zip(requests, fits, strict=True))

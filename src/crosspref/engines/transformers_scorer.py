@@ -189,7 +189,8 @@ class TransformersScorer:
     def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions."""
         prompt = self.tokenizer.prompt_ids(instruction)
-        return self.logprobs(prompt, [self._counted_ids(response) for response in responses])
+        rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
+        return self.logprobs(prompt, rows)
 
     def logprobs(self, prompt: list[int], rows: Sequence[list[int]], skip: int = 0) -> list[LogProbs]:
         """Score rows of ids behind a prompt's ids, leaving out the first ``skip`` tokens of each row."""
@@ -205,10 +206,14 @@ class TransformersScorer:
         del self.policy, self.reference
         free_memory()
 
-    def _counted_ids(self, response: Response) -> list[int]:
-        ended = response.finish_reason == "stop"
-        if response.token_ids is None:
-            return self.tokenizer.response_ids(response.text, ended and self.count_end_of_turn)
-        if ended and not self.count_end_of_turn and response.token_ids[-1:] and response.token_ids[-1] in self.stops:
-            return response.token_ids[:-1]
-        return response.token_ids
+
+def counted_ids(
+    response: Response, tokenizer: ChatTokenizer, stops: Sequence[int], count_end_of_turn: bool
+) -> list[int]:
+    """Return which ids of a response are scored: all as sampled, but the end of turn only where it is asked for."""
+    ended = response.finish_reason == "stop"
+    if response.token_ids is None:
+        return tokenizer.response_ids(response.text, ended and count_end_of_turn)
+    if ended and not count_end_of_turn and response.token_ids[-1:] and response.token_ids[-1] in stops:
+        return response.token_ids[:-1]
+    return response.token_ids

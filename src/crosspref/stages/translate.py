@@ -84,4 +84,4 @@ def _failure(
 def _loops(answer: Sampled) -> bool:
     words = answer.text.split()
     spaced = len(answer.text) <= WORD_CHARACTERS * len(words)
-    return max(repeated_share(words if spaced else answer.text), repeated_share(answer.token_ids)) > LOOPING_SHARE
+    return max(repeated_share(words if spaced else answer.text), repeated_share(answer.token_ids or ())) > LOOPING_SHARE

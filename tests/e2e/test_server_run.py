@@ -1,0 +1,156 @@
+"""Whole runs whose policies and references are served by (fake) servers over real sockets."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_openai_server import FakeOpenAIServer
+from fault_proxy import FaultProxy
+from running import Run, assert_one_message, crosspref, head, rows, small_recipe, times, write_recipe
+
+from crosspref.records import Response, Score
+from crosspref.store import Unit
+
+pytest.importorskip("openai")
+
+
+@pytest.fixture
+def server(models: tuple[Path, Path]) -> Iterator[FakeOpenAIServer]:
+    found = FakeOpenAIServer({"pi_I": models[0], "pi_0": models[1]})
+    yield found
+    found.close()
+
+
+def message(errors: str) -> str:
+    """The error alone, without the progress before it."""
+    return errors[errors.index("\ncrosspref: ") + 1 :]
+
+
+def served(url: str, **changes: Any) -> dict[str, Any]:
+    return {"sample": {**changes.pop("sample", {}), "engine": "server"}, "server": {"url": url, **changes}}
+
+
+def test_a_whole_run_is_that_of_transformers(
+    server: FakeOpenAIServer, content: dict[str, Any], done: Path, command: Run, tmp_path: Path
+) -> None:
+    """Its answers and pairs are the same, since the fake server draws as transformers does here."""
+    asked = {**content, "server": {"url": server.url}}
+    for section in ("sample", "reward"):
+        asked[section] = {**asked.get(section, {}), "engine": "server"}
+    recipe, run = write_recipe(tmp_path / "recipe.yaml", asked), tmp_path / "run"
+
+    code, _, errors = command("run", recipe, "--out", run)
+    policy = run / "iteration_1" / "policy"
+    serve = f"vllm serve {policy} --served-model-name pi_1"
+    assert_one_message(code, message(errors), server.url, "does not serve pi_1", "'pi_I', 'pi_0'", serve)
+
+    before = times(run)
+    server.add("pi_1", policy)
+    code, _, errors = command("run", recipe, "--out", run)
+    assert code == 0, errors
+    assert {name: times(run)[name] for name in before} == before
+
+    folder = Path("iteration_1")
+    assert rows(run / folder / "responses") == rows(done / folder / "responses")
+    ours, theirs = rows(run / folder / "scores"), rows(done / folder / "scores")
+    for score, same in zip(ours, theirs, strict=True):
+        assert (score.prompt_id, score.language, score.sample, score.tokens) == (
+            same.prompt_id, same.language, same.sample, same.tokens,
+        )  # fmt: skip
+        assert score.policy_logprob == pytest.approx(same.policy_logprob, abs=1e-4)
+        assert score.reference_logprob == pytest.approx(same.reference_logprob, abs=1e-4)
+    pairs = [[(row.prompt_id, row.chosen_sample, row.rejected_sample) for row in rows(root / folder / "pairs")]
+             for root in (run, done)]  # fmt: skip
+    assert pairs[0] == pairs[1]
+    assert pairs[0]
+    assert len(rows(run / folder / "evaluation" / "responses")) == 12
+
+    code, report, errors = command("audit", run)
+    assert code == 0, errors
+    assert "float32" in report
+    noises = [float(noise) for noise in re.findall(r"^\s*e[ns] \w+\s+(\S+)", report, re.MULTILINE)]
+    assert len(noises) == 2
+    assert max(noises) < 1e-4
+
+
+def test_text_alone_can_be_scored_and_trained_on(
+    server: FakeOpenAIServer, models: tuple[Path, Path], command: Run, tmp_path: Path
+) -> None:
+    asked = small_recipe(*models, iterations=1, **served(server.url, protocol="chat"))
+    run = tmp_path / "run"
+    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
+    assert code == 0, errors
+    responses = rows(run / "iteration_1" / "responses")
+    assert {row.token_ids for row in responses} == {None}
+    assert {row.finish_reason for row in responses} == {"stop", "length"}
+    scores = {(row.prompt_id, row.language, row.sample): row for row in rows(run / "iteration_1" / "scores")}
+    for row in responses:
+        score = scores[row.prompt_id, row.language, row.sample]
+        assert score.tokens is not None
+        assert (score.tokens > 0) == bool(row.text or row.finish_reason == "stop")
+    assert (run / "iteration_1" / "policy" / "model.safetensors").is_file()
+    # Text is no continuation of a run that holds token ids, and the other way round.
+    asked["server"]["protocol"] = "tokens"
+    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
+    assert_one_message(
+        code, message(errors), "server.protocol: 'chat' -> 'tokens' would invalidate sample (6 finished)"
+    )
+
+
+def test_what_a_failing_server_left_undone_is_done_by_a_healthy_one(
+    server: FakeOpenAIServer, models: tuple[Path, Path], command: Run, tmp_path: Path
+) -> None:
+    run, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    with FaultProxy(server.url, ("half JSON",), share=0.05, seed=4, most=99) as proxy:
+        asked = small_recipe(*models, iterations=1, **served(proxy.url, retries=0))
+        code, _, errors = command("run", write_recipe(recipe, asked), "--out", run)
+        assert_one_message(code, message(errors), proxy.url, "in 1 attempts", "Finished shards are kept")
+    finished = {path: path.stat().st_mtime_ns for path in run.glob("iteration_1/responses/*/*.parquet")}
+    assert len(finished) == 4  # of 6
+    server.asked.clear()
+    asked["server"] = {"url": server.url}
+    code, _, errors = command("run", write_recipe(recipe, asked), "--out", run)
+    assert code == 0, errors
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    responses = rows(run / "iteration_1" / "responses")
+    assert len(responses) == len({(row.prompt_id, row.language, row.sample) for row in responses}) == 30
+    kept = {row.seed for path in finished for row in Unit(path).rows(Response)}
+    assert {body["seed"] for body in server.asked} == {row.seed for row in responses} - kept
+
+
+def test_two_engines_never_meet_in_one_ratio(
+    server: FakeOpenAIServer, content: dict[str, Any], done: Path, command: Run, tmp_path: Path
+) -> None:
+    run = shutil.copytree(done, tmp_path / "run")
+    scored = sorted(run.glob("iteration_1/scores/*/*/*.parquet"))
+    Unit(scored[-1]).marker.unlink()
+    before = times(run)
+    asked = {**content, "reward": {"engine": "server"}, "server": {"url": server.url}}
+    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
+    assert_one_message(
+        code, message(errors), "reward.engine: 'transformers' -> 'server' would invalidate", "score (5 finished)"
+    )
+    assert times(run) == before
+    assert not server.asked
+
+
+def test_stages_alone(models: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path) -> None:
+    """In processes of their own, which must also end. A model that is no run's is asked for by its path."""
+    initial, aligned = map(str, models)
+    server.add(aligned, models[1])
+    prompts, url = head("prompts_train.jsonl", tmp_path / "prompts.jsonl", 2), ("--set", f"server.url={server.url}")
+    responses, scores = tmp_path / "responses.parquet", tmp_path / "scores.parquet"
+    limits = ("--set", "sample.n=2", "--set", "sample.max_new_tokens=8", "--set", "sample.engine=server", *url)
+    asked = ("--prompts", prompts, "--languages", "es", "--out", responses)
+    sampled = crosspref("sample", "--model", aligned, *asked, *limits)
+    assert sampled.returncode == 0, sampled.stderr
+    asked = ("--prompts", prompts, "--responses", responses, "--out", scores)
+    engine = ("--set", "reward.engine=server", *url)
+    scored = crosspref("score", "--policy", aligned, "--reference", initial, *asked, *engine)
+    assert scored.returncode == 0, scored.stderr
+    found = Unit(scores).rows(Score)
+    assert [row.tokens for row in found] == [len(row.token_ids) for row in Unit(responses).rows(Response)]
+    assert None not in [row.implicit_reward for row in found]

@@ -1,0 +1,153 @@
+"""A fake model server: OpenAI's protocol, with vLLM's additions, over a real socket, and real tiny models behind it.
+
+It stands in for vLLM where that is not installed; `tests/vllm` asks the real one. It computes naively: one row, one
+full forward pass per token. It draws as the sampler of transformers does, so that both can be compared token by token.
+"""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class FakeOpenAIServer:
+    """Serves models by name until it is closed; ``key`` is what it asks for, ``asked`` every body that it was sent.
+
+    ``changes`` is laid over every choice of every completion, as a server that errs would have it.
+    """
+
+    def __init__(self, models: dict[str, Path], key: str | None = None, **changes: Any) -> None:
+        self.models = {name: AutoModelForCausalLM.from_pretrained(path).eval() for name, path in models.items()}
+        self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in models.items()}
+        self.key, self.changes, self.asked = key, changes, list[dict[str, Any]]()
+        self.context = 1024
+        self.lock = threading.Lock()
+        owner = self
+
+        class Handler(_Handler):
+            server_state = owner
+
+        self.http = _Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def add(self, name: str, path: Path) -> None:
+        """Serve another model, as a person does between two iterations."""
+        self.tokenizers[name] = AutoTokenizer.from_pretrained(path)
+        self.models[name] = AutoModelForCausalLM.from_pretrained(path).eval()
+
+    def list_models(self) -> dict[str, Any]:
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "max_model_len": self.context} for name in self.models],
+        }
+
+    @torch.inference_mode()
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = body["prompt"]
+        ids, reason = self._draw(body, prompt, set(body.get("stop_token_ids", [])))
+        text = self.tokenizers[body["model"]].decode(ids, skip_special_tokens=True)
+        choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = ids
+        if body.get("prompt_logprobs") is not None:
+            logits = self.models[body["model"]](input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+            logprobs = torch.log_softmax(logits.float(), -1)
+            values = [
+                {str(token): {"logprob": float(logprobs[place, token]), "rank": 1, "decoded_token": "?"}}
+                for place, token in enumerate(prompt[1:])
+            ]
+            choice["prompt_logprobs"] = [None, *values]
+        return self._answer(body, choice, len(prompt), len(ids))
+
+    @torch.inference_mode()
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        tokenizer = self.tokenizers[body["model"]]
+        prompt = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=False)
+        ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")}
+        ids, reason = self._draw(body, prompt, ends)
+        message = {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
+        return self._answer(body, {"index": 0, "message": message, "finish_reason": reason}, len(prompt), len(ids))
+
+    def _answer(self, body: dict[str, Any], choice: dict[str, Any], prompt: int, tokens: int) -> dict[str, Any]:
+        choices = [{**choice, **self.changes}]
+        usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+        return {"id": "fake", "object": "text_completion", "model": body["model"], "choices": choices, "usage": usage}
+
+    def _draw(self, body: dict[str, Any], prompt: list[int], ends: set[int]) -> tuple[list[int], str]:
+        """Invert the cumulative probabilities of one row, token by token."""
+        model, temperature = self.models[body["model"]], body.get("temperature", 1.0)
+        uniforms = np.random.Generator(np.random.Philox(body.get("seed", 0))).random(body["max_tokens"])
+        ids: list[int] = []
+        for uniform in uniforms:
+            logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+            if temperature == 0:
+                ids.append(int(logits.argmax()))
+            else:
+                ends_at = (logits.double() / temperature).softmax(-1).cumsum(-1)
+                ids.append(int(torch.searchsorted(ends_at, uniform * ends_at[-1], right=True)))
+            if ids[-1] in ends:
+                return ids, "stop"
+        return ids, "length"
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away, since another of its requests failed, is no fault."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: FakeOpenAIServer
+
+    def do_GET(self) -> None:
+        if self._may_ask() and self.path == "/v1/models":
+            self._send(200, self.server_state.list_models())
+        elif self._may_ask():
+            self._send(404, {"error": {"message": f"Not Found: {self.path}"}})
+        else:
+            self._refuse()
+
+    def do_POST(self) -> None:
+        state = self.server_state
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._may_ask():
+            self._refuse()
+        elif body.get("model") not in state.models:
+            self._send(404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}})
+        elif len(body.get("prompt", ())) + body["max_tokens"] > state.context:
+            self._send(400, {"error": {"message": f"This model's maximum context length is {state.context} tokens."}})
+        else:
+            with state.lock:
+                state.asked.append(body)
+                answer = state.chat(body) if self.path == "/v1/chat/completions" else state.complete(body)
+            self._send(200, answer)
+
+    def _may_ask(self) -> bool:
+        return self.server_state.key is None or self.headers.get("Authorization") == f"Bearer {self.server_state.key}"
+
+    def _refuse(self) -> None:
+        # Like some hosted servers, it repeats the key that it refuses.
+        self._send(401, {"error": {"message": f"Incorrect API key provided: {self.headers.get('Authorization')}"}})
+
+    def _send(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass

@@ -1,0 +1,435 @@
+"""The engine `server` over real sockets: its samples and scores are those of transformers, whatever goes wrong between.
+
+Behind the fake server stand the real (tiny) models that transformers loads here.
+"""
+
+import asyncio
+import logging
+import random
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_openai_server import FakeOpenAIServer
+from fault_proxy import FAULTS, RETRY_AFTER, FaultProxy
+from tiny import talker
+
+from crosspref.engines.protocols import LogProbs, Sampled
+from crosspref.engines.server_sampler import ServerSampler
+from crosspref.engines.server_scorer import ServerScorer
+from crosspref.engines.transformers_sampler import TransformersSampler
+from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.errors import ModelError, ServerError
+from crosspref.models import locate_model
+from crosspref.records import Response, derive_seed
+from crosspref.resources import ResourceSettings, ServerSettings
+from crosspref.sections import RewardSettings, SampleSettings
+
+pytest.importorskip("openai")
+
+NATS = 1e-4  # per sequence
+EOS, END = 1, 2
+KEY = "sk-secret-1234"
+RESOURCES = ResourceSettings(device="cpu", dtype="float32")
+SAMPLE = SampleSettings(max_new_tokens=12)
+INSTRUCTIONS = ["Hi!", "¿Qué es un volcán?", "Explain in three short sentences why the sky is blue."]
+REQUESTS = [
+    (text, [derive_seed(42, 1, f"p{index}", "es", sample) for sample in range(4)])
+    for index, text in enumerate(INSTRUCTIONS)
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(pi_I, pi_0)."""
+    root = tmp_path_factory.mktemp("talkers")
+    initial, aligned = tiny_models["llama"]
+    return talker(initial, root / "initial"), talker(aligned, root / "aligned")
+
+
+@pytest.fixture(scope="module")
+def server(pair: tuple[Path, Path]) -> Iterator[FakeOpenAIServer]:
+    found = FakeOpenAIServer({"pi_I": pair[0], "pi_0": pair[1]})
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def _fresh(server: FakeOpenAIServer) -> Iterator[None]:
+    """What a test changed about the server is set back."""
+    yield
+    server.changes, server.key, server.context = {}, None, 1024
+
+
+def make_sampler(pair: tuple[Path, Path], url: str, greedy: bool = False, **settings: Any) -> ServerSampler:
+    return ServerSampler(locate_model(str(pair[1])), "pi_0", SAMPLE, ServerSettings(url=url, **settings), greedy)
+
+
+def make_scorer(pair: tuple[Path, Path], url: str, *, reward: RewardSettings | None = None, **settings: Any) -> Any:
+    models = [locate_model(str(path)) for path in reversed(pair)]
+    return ServerScorer(*models, "pi_0", "pi_I", reward or RewardSettings(), ServerSettings(url=url, **settings))
+
+
+def draw(sampler: Any, requests: Any = REQUESTS) -> list[list[Sampled]]:
+    try:
+        found: list[list[Sampled]] = sampler.sample(requests, lambda *_: None)
+    finally:
+        sampler.close()
+    return found
+
+
+def ids(count: int, seed: int) -> list[int]:
+    stream = random.Random(seed)
+    return [stream.randrange(6, 380) for _ in range(count)]
+
+
+def response(token_ids: list[int] | None, finish_reason: Any = "stop", text: str = "") -> Response:
+    return Response("p", "es", 0, text, token_ids, finish_reason, None)
+
+
+RESPONSES = [
+    response([*ids(30, 1), END]),
+    response([*ids(9, 2), EOS]),
+    response(ids(12, 3), "length"),
+    response([END]),
+    response([], "length"),
+    response(None, "stop", "Una frase, con acentos: ¿qué tal?"),
+]
+
+
+def score(scorer: Any, instruction: str = INSTRUCTIONS[1]) -> list[LogProbs]:
+    try:
+        found: list[LogProbs] = scorer.score(instruction, RESPONSES)
+    finally:
+        scorer.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(pair: tuple[Path, Path]) -> list[list[Sampled]]:
+    return draw(TransformersSampler(locate_model(str(pair[1])), SAMPLE, RESOURCES))
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_samples_are_those_of_transformers(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    """Prompt, seed, end of turn and text: the fake draws as transformers' sampler does, from the ids it is sent."""
+    server.asked.clear()
+    steps: list[tuple[int, int]] = []
+    sampler = make_sampler(pair, server.url)
+    found = sampler.sample(REQUESTS, lambda *step: steps.append(step))
+    sampler.close()
+    assert found == expected
+    assert {row.finish_reason for rows in found for row in rows} == {"stop", "length"}
+    assert sum(count for count, _ in steps) == 12
+    assert sum(tokens for _, tokens in steps) == sum(len(row.token_ids or []) for rows in found for row in rows)
+    # Nothing is left to the defaults of a server, which vLLM takes from the model's files.
+    settings = {"temperature": 0.9, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    for body in server.asked:
+        assert {name: body[name] for name in settings} == settings
+        assert body["stop_token_ids"] == [EOS, END]
+    assert sorted(body["seed"] for body in server.asked) == sorted(seed for _, seeds in REQUESTS for seed in seeds)
+
+
+def test_greedy(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    found = draw(make_sampler(pair, server.url, greedy=True))
+    assert found == draw(TransformersSampler(locate_model(str(pair[1])), SAMPLE, RESOURCES, greedy=True))
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_prompts_that_are_too_long_get_no_responses(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    """By the context that the server says it was started with, if that is less than the model's own."""
+    server.context = 40
+    steps: list[int] = []
+    sampler = make_sampler(pair, server.url)
+    assert sampler.longest_prompt == 28
+    found = sampler.sample([(INSTRUCTIONS[0], [1]), ("x" * 100, [2, 3])], lambda count, _: steps.append(count))
+    sampler.close()
+    assert [len(rows) for rows in found] == [1, 0]
+    assert steps == [2, 1]
+
+
+def test_chat_brings_text_alone(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    found = draw(make_sampler(pair, server.url, protocol="chat"))
+    assert [[(row.text, row.finish_reason) for row in rows] for rows in found] == [
+        [(row.text, row.finish_reason) for row in rows] for rows in expected
+    ]
+    assert {row.token_ids for rows in found for row in rows} == {None}
+
+
+@pytest.mark.parametrize("end_of_turn", ["if_stopped", "never"])
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
+def test_scores_are_those_of_transformers(
+    kind: str, end_of_turn: Any, tiny_models: dict[str, tuple[Path, Path]], server: FakeOpenAIServer
+) -> None:
+    pair, settings = tiny_models[kind], RewardSettings(end_of_turn=end_of_turn)
+    server.add(f"pi_I {kind}", pair[0])
+    server.add(f"pi_0 {kind}", pair[1])
+    models = [locate_model(str(path)) for path in reversed(pair)]
+    theirs = score(TransformersScorer(*models, settings, RESOURCES))
+    names = {"pi_I": f"pi_I {kind}", "pi_0": f"pi_0 {kind}"}
+    ours = score(make_scorer(pair, server.url, reward=settings, names=names))
+    assert [row.tokens for row in ours] == [row.tokens for row in theirs]
+    assert [row.policy for row in ours] == pytest.approx([row.policy for row in theirs], abs=NATS)
+    assert [row.reference for row in ours] == pytest.approx([row.reference for row in theirs], abs=NATS)
+    assert min(row.policy for row in ours) < -10
+
+
+def test_without_a_reference(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    both = score(make_scorer(pair, server.url))
+    alone = score(
+        ServerScorer(locate_model(str(pair[1])), None, "pi_0", None, RewardSettings(), ServerSettings(url=server.url))
+    )
+    assert alone == [LogProbs(row.policy, None, row.tokens) for row in both]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_got_over(
+    fault: str, pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    """The first attempt of every request fails, that for the list of models too."""
+    with FaultProxy(server.url, (fault,), most=1) as proxy:
+        if fault == "no choices":
+            proxy.seen[b"GET/v1/models"] = 1  # which has none
+        assert draw(make_sampler(pair, proxy.url)) == expected
+        assert proxy.injected[fault] >= 12
+        assert set(proxy.seen.values()) == ({1} if fault == "delay" else {2})
+
+
+def test_mixed_faults_change_no_sample_and_no_score(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    faults = tuple(fault for fault in FAULTS if fault != "no choices")
+    with FaultProxy(server.url, faults, share=0.6, seed=3) as proxy:
+        assert draw(make_sampler(pair, proxy.url)) == expected
+        assert score(make_scorer(pair, proxy.url)) == score(make_scorer(pair, server.url))
+        assert len(proxy.injected) >= 6
+        assert max(proxy.seen.values()) <= 3
+
+
+def test_retry_after_is_kept_to(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    sampler = make_sampler(pair, server.url)
+    with FaultProxy(server.url, ("429",), most=1) as proxy:
+        sampler.model = sampler.client.find("pi_0", pair[1])
+        sampler.client.settings = ServerSettings(url=proxy.url)
+        sampler.model = sampler.client.find("pi_0", pair[1])
+        proxy.times.clear()
+        draw(sampler, [(INSTRUCTIONS[0], [1])])
+        first, second = proxy.times
+        assert RETRY_AFTER <= second - first < 0.37  # the client's own first wait is 0.375 s or longer
+
+
+def test_a_slow_answer_is_asked_for_again(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    with FaultProxy(server.url, ("delay",), most=1, delay=6.0) as proxy:
+        proxy.seen[b"GET/v1/models"] = 9
+        instruction, seeds = REQUESTS[1]
+        assert draw(make_sampler(pair, proxy.url, timeout=2.0), [(instruction, seeds[:1])]) == [expected[1][:1]]
+        assert sorted(proxy.seen.values()) == [2, 10]
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "drop after", "half JSON", "no choices"])
+def test_a_server_that_keeps_failing_is_given_up(fault: str, pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    with FaultProxy(server.url, (fault,), most=99) as proxy:
+        proxy.seen[b"GET/v1/models"] = 99
+        sampler = make_sampler(pair, proxy.url, retries=1)
+        with pytest.raises(ServerError, match="pi_0") as caught:
+            draw(sampler, [(INSTRUCTIONS[0], [1])])
+        assert proxy.url in str(caught.value)
+        assert "Finished shards are kept" in str(caught.value)
+        assert sorted(proxy.seen.values()) == [2, 100]
+
+
+def test_answers_of_another_model_stop_at_once(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    with FaultProxy(server.url, ("other model",)) as proxy:
+        proxy.seen[b"GET/v1/models"] = 99
+        with pytest.raises(ServerError, match="answered as 'another'"):
+            draw(make_sampler(pair, proxy.url), [(INSTRUCTIONS[0], [1])])
+        assert sorted(proxy.seen.values()) == [1, 100]
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"token_ids": None}, "server.protocol: chat"),
+        ({"token_ids": [7, 384]}, "token 384 is not in the vocabulary"),
+        ({"token_ids": [7, -1]}, "token -1 is not in the vocabulary"),
+        ({"token_ids": [7, "8"]}, "choices.0.token_ids.1"),
+        ({"token_ids": [7, 8], "finish_reason": "length"}, "after 2 of 12 tokens by 'length'"),
+        ({"token_ids": [7, 8], "finish_reason": "stop"}, "by 'stop', which does not end a turn"),
+        ({"token_ids": [7, END, 8], "finish_reason": "stop"}, "has token 2 at place 1"),
+        ({"token_ids": [7], "finish_reason": "abort"}, "by 'abort'"),
+        ({"finish_reason": None}, "choices.0.finish_reason"),
+    ],
+)
+def test_ids_that_make_no_sense_are_no_response(
+    changes: dict[str, Any], said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
+) -> None:
+    sampler = make_sampler(pair, server.url, retries=0)
+    server.changes = changes
+    with pytest.raises(ServerError, match=said):
+        draw(sampler, [(INSTRUCTIONS[0], [1])])
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"message": {"role": "assistant", "content": None}}, "choices.0.message.content"),
+        ({"finish_reason": "content_filter"}, "by 'content_filter'"),
+        ({"finish_reason": "tool_calls"}, "by 'tool_calls'"),
+    ],
+)
+def test_messages_that_make_no_sense_are_no_response(
+    changes: dict[str, Any], said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
+) -> None:
+    sampler = make_sampler(pair, server.url, retries=0, protocol="chat")
+    server.changes = changes
+    with pytest.raises(ServerError, match=said):
+        draw(sampler, [(INSTRUCTIONS[0], [1])])
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (None, "reward.engine: transformers"),
+        ([None, {"5": {"logprob": -1.0}}], "2 log-probabilities of"),
+        ([None, *[{"5": {"logprob": -1.0}}] * 999], "log-probabilities of"),
+        ("other ids", "is missing"),
+        ("logits", "above 0"),
+    ],
+)
+def test_log_probabilities_that_make_no_sense_are_no_score(
+    values: Any, said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
+) -> None:
+    scorer = make_scorer(pair, server.url, retries=0)
+    row = RESPONSES[2].token_ids or []
+    length = len(scorer.tokenizer.prompt_ids(INSTRUCTIONS[1])) + len(row)
+    if values == "other ids":
+        values = [None] * length
+    elif values == "logits":
+        values = [None, *[{str(token): {"logprob": 7.0} for token in row}] * (length - 1)]
+    server.changes = {"prompt_logprobs": values}
+    try:
+        with pytest.raises(ServerError, match=said):
+            scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])
+    finally:
+        scorer.close()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_conversation_that_is_too_long_to_score(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    server.context = 20
+    with pytest.raises(ServerError, match=r"400.*maximum context length is 20"):
+        score(make_scorer(pair, server.url))
+
+
+def test_a_server_that_is_down(pair: tuple[Path, Path]) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        started = time.monotonic()
+        with pytest.raises(ServerError, match="does not answer") as caught:
+            make_sampler(pair, url)
+    assert time.monotonic() - started < 10
+    assert url in str(caught.value)
+    assert f"vllm serve {pair[1]} --served-model-name pi_0" in str(caught.value)
+
+
+def test_a_server_that_accepts_and_says_nothing(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crosspref.engines.server_client.LOOK_UP", {"timeout": 0.3, "max_retries": 0})
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServerError, match="does not answer"):
+        make_sampler(pair, f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+
+
+def test_a_model_that_is_not_served(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    files = locate_model(str(pair[1]))
+    with pytest.raises(ServerError, match="does not serve pi_3") as caught:
+        ServerSampler(files, "pi_3", SAMPLE, ServerSettings(url=server.url, names={"pi_3": "mine"}))
+    for part in (server.url, "'mine'", "'pi_I', 'pi_0'", f"vllm serve {pair[1]} --served-model-name mine"):
+        assert part in str(caught.value)
+    with pytest.raises(ServerError, match=r"404.*server\.url"):
+        make_sampler(pair, server.url.removesuffix("/v1"))
+
+
+def test_models_on_two_servers_under_other_names(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    other = FakeOpenAIServer({"base": pair[0]})
+    try:
+        found = score(make_scorer(pair, server.url, urls={"pi_I": other.url}, names={"pi_I": "base"}))
+    finally:
+        other.close()
+    assert other.asked
+    assert found == score(make_scorer(pair, server.url))
+
+
+def test_one_name_for_both_models_is_refused(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    with pytest.raises(ModelError, match="every reward would be 0"):
+        make_scorer(pair, server.url, names={"pi_I": "pi_0"})
+
+
+def test_models_with_two_tokenizers_are_refused(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path
+) -> None:
+    other = shutil.copytree(pair[0], tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ModelError, match="chat template"):
+        make_scorer((other, pair[1]), server.url)
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_the_key_comes_from_the_environment_and_stays_out_of_everything(
+    pair: tuple[Path, Path],
+    server: FakeOpenAIServer,
+    expected: list[list[Sampled]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.key = KEY
+    monkeypatch.setenv("MY_KEY", KEY)
+    assert draw(make_sampler(pair, server.url, key_variable="MY_KEY")) == expected
+    monkeypatch.setenv("MY_KEY", "sk-of-somebody-else")
+    with pytest.raises(ServerError, match="MY_KEY, which is set") as caught:
+        make_sampler(pair, server.url, key_variable="MY_KEY")
+    assert "Incorrect API key provided: Bearer ***" in str(caught.value)
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(ServerError, match="MY_KEY, which is not set"):
+        make_sampler(pair, server.url, key_variable="MY_KEY")
+    for secret in (KEY, "sk-of-somebody-else"):
+        assert secret not in caplog.text
+        assert secret not in str(caught.value)
+
+
+def test_requests_per_minute(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    with FaultProxy(server.url, ("500",), most=1) as proxy:
+        draw(make_sampler(pair, proxy.url, requests_per_minute=600), [(INSTRUCTIONS[0], [1, 2, 3])])
+        gaps = [later - sooner for sooner, later in zip(proxy.times, proxy.times[1:], strict=False)]
+    assert len(gaps) == 7  # the list of models and three responses, each twice: retries count
+    assert min(gaps) > 0.08
+
+
+@pytest.mark.parametrize("concurrency", [3, 32])
+def test_concurrency(concurrency: int, pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+    with FaultProxy(server.url, ("delay",)) as proxy:
+        proxy.seen[b"GET/v1/models"] = 9
+        draw(make_sampler(pair, proxy.url, concurrency=concurrency))
+        assert proxy.most_at_once == 3 if concurrency == 3 else proxy.most_at_once > 6
+
+
+def test_inside_a_running_event_loop(
+    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
+) -> None:
+    async def notebook() -> list[list[Sampled]]:
+        return draw(make_sampler(pair, server.url))
+
+    assert asyncio.run(notebook()) == expected
