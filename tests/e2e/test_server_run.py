@@ -137,6 +137,7 @@ def test_two_engines_never_meet_in_one_ratio(
     assert not server.asked
 
 
+@pytest.mark.slow
 def test_stages_alone(models: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path) -> None:
     """In processes of their own, which must also end. A model that is no run's is asked for by its path."""
     initial, aligned = map(str, models)
