@@ -21,12 +21,13 @@ from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
-from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
+from crosspref.models import ModelFiles, locate_model, require_one_output
 from crosspref.progress import Reporter
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
 from crosspref.store import RunDirectory
+from crosspref.tokenizer_files import require_same_tokenizer
 
 PHASES_LOG = "phases.jsonl"
 

@@ -16,10 +16,11 @@ from crosspref.engines import trl_trainer
 from crosspref.engines.transformers_models import load_tokenizer
 from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_checkpoint
 from crosspref.errors import DataError, ModelError
-from crosspref.models import locate_model, tokenizer_identity
+from crosspref.models import locate_model
 from crosspref.records import Pair
 from crosspref.resources import ResourceSettings
 from crosspref.sections import LoraSettings, TrainSettings
+from crosspref.tokenizer_files import tokenizer_identity
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

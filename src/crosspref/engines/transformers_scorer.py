@@ -27,10 +27,11 @@ from crosspref.engines.transformers_models import (
     stop_ids,
 )
 from crosspref.maths.logprobs import token_logprobs
-from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.models import ModelFiles
 from crosspref.records import Response
 from crosspref.resources import ResourceSettings
 from crosspref.sections import RewardSettings
+from crosspref.tokenizer_files import require_same_tokenizer
 
 log = logging.getLogger(__name__)
 

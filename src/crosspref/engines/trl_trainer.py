@@ -29,10 +29,11 @@ from crosspref.engines.transformers_models import (
     require_known_head,
 )
 from crosspref.errors import DataError
-from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.models import ModelFiles
 from crosspref.records import Message, Pair
 from crosspref.resources import ResourceSettings
 from crosspref.sections import REFERENCE_FREE, TrainSettings
+from crosspref.tokenizer_files import require_same_tokenizer
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
