@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -89,4 +90,19 @@ def nudge(source: Path, directory: Path, seed: int = 1, size: float = 0.05) -> P
     for file in source.iterdir():
         if file.name.startswith("tokenizer") or file.suffix == ".jinja":
             (directory / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+def make_adapter(base: Path, directory: Path, seed: int = 0, rank: int = 4, size: float = 0.1) -> Path:
+    """Write a LoRA adapter of random weights over a model, as peft does: a stand-in for an aligned policy."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(size * torch.randn_like(parameter))
+    model.save_pretrained(directory)
     return directory

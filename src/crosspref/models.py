@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crosspref.errors import ModelError
 from crosspref.packages import PREFIX, inside_package
+from crosspref.sections import LoraSettings
 from crosspref.tokenizer_files import read_json, require_tokenizer_of_base
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
@@ -166,10 +167,27 @@ def base_of_adapter(adapter: Path) -> str:
             f"{adapter / ADAPTER_CONFIG} names no base model. Put its path or hub id into base_model_name_or_path."
         )
     if (adapter / named).exists():
-        return os.path.normpath((adapter / named).absolute())
+        return str((adapter / named).resolve())
     if revision and _HUB_ID.match(named) and "@" not in named and not Path(named).exists():
         return f"{named}@{revision}"
     return named
+
+
+def require_same_lora(policy: ModelFiles, lora: LoraSettings) -> None:
+    """Raise ModelError if the settings ask for another rank or scale than the adapter has that training goes on with.
+
+    Nothing is asked of a policy without an adapter, or where the trained policy is merged.
+    """
+    if policy.adapter is None or lora.save != "adapter":
+        return
+    config = read_json(policy.adapter / ADAPTER_CONFIG)
+    for setting, key, asked in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):
+        if config.get(key) != asked:
+            raise ModelError(
+                f"The adapter of {policy.name} has {setting} {config.get(key)}, but lora.{setting} is {asked}. "
+                f"Training goes on with the policy's own adapter where lora.save is adapter: set lora.{setting} to "
+                f"{config.get(key)}, or lora.save: merged for a new adapter over merged weights."
+            )
 
 
 def require_whole(files: ModelFiles, role: str) -> None:
