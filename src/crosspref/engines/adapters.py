@@ -47,7 +47,7 @@ def load_files(files: ModelFiles, dtype: torch.dtype, device: torch.device, trus
         return load_model(directory, dtype, device, trust_remote_code)
     base = load_model(directory, torch.float32, torch.device("cpu"), trust_remote_code)
     merged = add_adapter(base, files.adapter, POLICY).merge_and_unload()
-    return merged.to(dtype).to(device).eval()
+    return merged.requires_grad_(True).to(dtype).to(device).eval()  # peft froze the base
 
 
 def load_views(
@@ -168,6 +168,7 @@ def load_to_go_on(
 def save_adapter(model: peft.PeftModel, start: ModelFiles, output: Path, dtype: torch.dtype) -> None:
     """Write the trained adapter; it names its base so that ``locate_model`` finds it again."""
     weights = peft.get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+    output.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()},
         output / ADAPTER_WEIGHTS,
