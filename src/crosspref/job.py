@@ -93,6 +93,10 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
     found = {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
     if found.get(f"{section}.engine") == "transformers":
         del found[f"{section}.engine"]  # as it was before there were others, so that runs begun then go on
+    lora = found.get(f"{section}.lora")
+    if lora is not None:  # likewise: what is off leaves the fingerprint as it was
+        off = {"save": "merged", "bits": None}
+        found[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
     return found
 
 

@@ -92,7 +92,7 @@ def test_another_training_reference(kind: str, tiny_models: Models, adapter: Pat
     trainer = make_trainer(adapter, lora=SAVED, reference=reference, **WHOLE_BATCH)
     [entry] = train(trainer, tmp_path)["log"]
     expected = (mean_logprobs(adapter, base) - mean_logprobs(reference, base)).tolist()
-    assert min(map(abs, expected)) > 0.05
+    assert max(map(abs, expected)) > 0.05
     assert log_ratios(entry) == pytest.approx(expected, abs=1e-3)
 
 

@@ -9,8 +9,12 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from crosspref.errors import ModelError
+from crosspref.api import check_models
+from crosspref.errors import ModelError, RecipeError
+from crosspref.job import settings_of
 from crosspref.models import locate_model, require_one_output, require_whole
+from crosspref.recipe_file import make_recipe
+from crosspref.sections import LoraSettings, TrainSettings
 
 TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
 Write = Callable[..., Path]
@@ -151,3 +155,40 @@ def test_what_is_read_whole_refuses_an_adapter(base: Path, write: Write) -> None
     with pytest.raises(ModelError, match=r"The reward model .* is an adapter over .*merge it into its base"):
         require_one_output(found)
     require_whole(locate_model(str(base)), "reward model")
+
+
+@pytest.mark.parametrize(("section", "role"), [("train", "policy"), ("align_english", "initial")])
+def test_a_recipe_that_asks_for_another_adapter_than_its_model_has(
+    base: Path, write: Write, section: str, role: str
+) -> None:
+    adapter = str(write("adapter", str(base)))
+    models = {"initial": str(base), "policy": adapter} if role == "policy" else {"initial": adapter}
+    stage_0 = {} if role == "policy" else {"align_english": {"preferences": "p"}}
+    content: dict[str, Any] = {"models": models, "languages": ["en"], "prompts": {"source": "p"}, **stage_0}
+
+    def check(**lora: Any) -> None:
+        check_models(make_recipe({**content, section: {**content.get(section, {}), "lora": lora}}))
+
+    check(rank=4, alpha=8, save="adapter")
+    check(rank=16)
+    with pytest.raises(ModelError, match=r"has rank 4, but lora\.rank is 16\."):
+        check(alpha=8, save="adapter")
+    with pytest.raises(ModelError, match=r"has alpha 8, but lora\.alpha is 32\.0\."):
+        check(rank=4, save="adapter")
+
+
+def test_both_trainings_of_one_adapter_must_ask_for_the_same() -> None:
+    content = {"models": {"initial": "base"}, "languages": ["en"], "prompts": {"source": "p"}}
+    lora = {"rank": 4, "save": "adapter"}
+    english = {"align_english": {"preferences": "p", "lora": lora}}
+    make_recipe({**content, **english, "train": {"lora": lora}})
+    make_recipe({**content, **english, "train": {"lora": {"rank": 8}}})
+    with pytest.raises(RecipeError, match=r"goes on with pi_0's adapter, but align_english\.lora has another rank"):
+        make_recipe({**content, **english, "train": {"lora": {**lora, "rank": 8}}})
+
+
+def test_settings_that_are_off_leave_the_fingerprint_of_runs_that_were_begun_without_them() -> None:
+    kept = {"rank": 4, "alpha": 32.0, "target_modules": "all-linear"}
+    assert settings_of("train", TrainSettings(lora=LoraSettings(rank=4)))["train.lora"] == kept
+    stored = settings_of("train", TrainSettings(lora=LoraSettings(rank=4, save="adapter")))["train.lora"]
+    assert stored == {**kept, "save": "adapter"}
