@@ -42,6 +42,11 @@ class ModelFiles:
     adapter: Path | None = None
 
     @property
+    def own(self) -> Path:
+        """The directory that names this model: the adapter's if it has one."""
+        return self.adapter or self.directory
+
+    @property
     def base(self) -> tuple[Path, str | None]:
         """Where the weights without an adapter lie: models whose bases are equal can share one in memory."""
         return self.directory.resolve(), self.gguf_file

@@ -55,6 +55,7 @@ def test_an_adapter_is_a_model_over_its_base(base: Path, write: Write) -> None:
     found, alone = locate_model(str(adapter)), locate_model(str(base))
     assert (found.name, found.directory, found.gguf_file, found.adapter) == (str(adapter), base, None, adapter)
     assert found.base == alone.base
+    assert (found.own, alone.own) == (adapter, base)
     assert alone.adapter is None
     assert found.identity != alone.identity
 
