@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -101,5 +102,20 @@ def talker(source: Path, directory: Path) -> Path:
     end = AutoTokenizer.from_pretrained(source).convert_tokens_to_ids("<|end|>")
     with torch.no_grad():
         model.get_output_embeddings().weight[end] *= 3
+    model.save_pretrained(directory)
+    return directory
+
+
+def make_adapter(base: Path, directory: Path, seed: int = 0, rank: int = 4, size: float = 0.1) -> Path:
+    """Write a LoRA adapter of random weights over a model, as peft does: a stand-in for an aligned policy."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(size * torch.randn_like(parameter))
     model.save_pretrained(directory)
     return directory

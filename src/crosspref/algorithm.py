@@ -58,7 +58,7 @@ def align(job: Job, execute: Callable[[Phase, int], None]) -> Path:
         execute(select, iteration)
         execute(train, iteration)
         execute(evaluate, iteration)
-    return policy(job, job.recipe.iterations).directory
+    return policy(job, job.recipe.iterations).own
 
 
 def prompts(job: Job, _: int) -> None:

@@ -21,12 +21,13 @@ from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
-from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
+from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.progress import Reporter
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
 from crosspref.store import RunDirectory
+from crosspref.tokenizer_files import require_same_tokenizer
 
 PHASES_LOG = "phases.jsonl"
 
@@ -80,6 +81,9 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
             )
         if not (policy.gguf_file or initial.gguf_file):
             require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
+    for role, training in (("initial", recipe.align_english), ("policy", recipe.train)):
+        if role in found and training is not None and training.lora is not None:
+            require_same_lora(found[role], training.lora)
     if "reward model" in found:
         require_one_output(found["reward model"])
     return found

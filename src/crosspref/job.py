@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crosspref.engines.protocols import Engines
 from crosspref.errors import DataError
-from crosspref.models import ModelFiles, locate_model
+from crosspref.models import ADAPTER_CONFIG, ModelFiles, locate_model
 from crosspref.progress import Meter, Reporter
 from crosspref.recipe import Recipe
 from crosspref.records import Pair, Prompt
@@ -56,7 +56,11 @@ def policy(job: Job, iteration: int) -> ModelFiles:
     if not unit.marker.exists():
         raise DataError(f"{unit.path} is not there yet: the policy of iteration {iteration} has not been trained.")
     # The marker identifies a trained policy by what determined it, so its weights need not be there to compare.
-    return ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
+    files = ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
+    if not (unit.path / ADAPTER_CONFIG).is_file():
+        return files
+    over = locate_model(str(unit.path))
+    return replace(files, directory=over.directory, gguf_file=over.gguf_file, adapter=over.adapter)
 
 
 def stored_prompts(job: Job, source: str, language: str) -> list[Prompt]:
@@ -89,6 +93,10 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
     found = {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
     if found.get(f"{section}.engine") == "transformers":
         del found[f"{section}.engine"]  # as it was before there were others, so that runs begun then go on
+    lora = found.get(f"{section}.lora")
+    if lora is not None:  # likewise: what is off leaves the fingerprint as it was
+        off = {"save": "merged", "bits": None}
+        found[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
     return found
 
 

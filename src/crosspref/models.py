@@ -1,7 +1,8 @@
 """Finding models and telling whether two belong together, without importing torch.
 
 A model is named by a local directory, a ``.gguf`` file, a hub id (``owner/name`` or ``owner/name@revision``), or a file
-or folder inside an installed package (``package:NAME/path``).
+or folder inside an installed package (``package:NAME/path``). A directory or hub repository may hold a LoRA adapter of
+peft instead of weights: that is a model over a base, which its ``adapter_config.json`` names in one of these ways.
 """
 
 import hashlib
@@ -10,15 +11,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from crosspref.errors import ModelError
 from crosspref.packages import PREFIX, inside_package
+from crosspref.sections import LoraSettings
+from crosspref.tokenizer_files import read_json, require_tokenizer_of_base
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 _WHOLE_FILE_BYTES = 32 << 20
 _EDGE_BYTES = 1 << 20
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,26 @@ class ModelFiles:
 
     ``identity`` is a hash of what the files hold: equal identities mean the same model, wherever it lies. Of files
     above 32 MB it covers the size, both ends and a sample of what lies between, so that it takes no minutes.
+
+    Where ``adapter`` is a directory, the model is that adapter over the base that ``directory`` and ``gguf_file`` name:
+    tokenizer and configuration are the base's, and ``identity`` covers both.
     """
 
     name: str
     directory: Path
     gguf_file: str | None
     identity: str
+    adapter: Path | None = None
+
+    @property
+    def own(self) -> Path:
+        """The directory that names this model: the adapter's if it has one."""
+        return self.adapter or self.directory
+
+    @property
+    def base(self) -> tuple[Path, str | None]:
+        """Where the weights without an adapter lie: models whose bases are equal can share one in memory."""
+        return self.directory.resolve(), self.gguf_file
 
 
 def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
@@ -65,6 +82,9 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
 
 
 def _from_directory(name: str, path: Path) -> ModelFiles:
+    if _is_adapter(path):
+        content = _identity([path / ADAPTER_WEIGHTS]) if (path / ADAPTER_WEIGHTS).is_file() else ""
+        return _over_base(name, path, content, weights=True)
     weights = _checked(f"The directory {name!r}", path, weights=True)
     small = [file for pattern in _SMALL_FILES for file in path.glob(pattern)]
     return ModelFiles(name, path, None, _identity(sorted({*weights, *small})))
@@ -96,14 +116,97 @@ def _from_hub(name: str, weights: bool) -> ModelFiles:
             f"The model {name!r} is no path on this machine, and as a hub id it cannot be fetched: {error}\n"
             "Check the spelling and the network; a gated model needs `hf auth login`."
         ) from error
-    _checked(f"The hub's {name!r}", directory, weights=weights)
     # The hub's snapshot directory is named after the commit, which identifies the content.
-    return ModelFiles(name, directory, None, hashlib.sha256(f"{repository}@{directory.name}".encode()).hexdigest())
+    identity = hashlib.sha256(f"{repository}@{directory.name}".encode()).hexdigest()
+    if _is_adapter(directory):
+        return _over_base(name, directory, identity, weights=weights)
+    _checked(f"The hub's {name!r}", directory, weights=weights)
+    return ModelFiles(name, directory, None, identity)
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+
+
+def _over_base(name: str, adapter: Path, content: str, *, weights: bool) -> ModelFiles:
+    """Find the base of an adapter whose weights have the hash ``content``, and check that they belong together."""
+    config = read_json(adapter / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"The adapter {name!r} is of the kind {config.get('peft_type')!r}; only LORA can be read.")
+    if weights and not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"The adapter {name!r} holds no {ADAPTER_WEIGHTS}. Weights in other formats can run code when they are "
+            f"loaded and are not read; save it again with a newer peft. It holds: {_listed(adapter)}"
+        )
+    named = base_of_adapter(adapter)
+    try:
+        base = locate_model(named, weights=weights) if not _is_adapter(Path(named).expanduser()) else None
+    except ModelError as error:
+        raise ModelError(
+            f"The adapter {name!r} is made for the base model {named!r}, which was not found. If that has moved, put "
+            f"its path or hub id into base_model_name_or_path in {adapter / ADAPTER_CONFIG}. {error}"
+        ) from error
+    if base is None or base.adapter is not None:
+        raise ModelError(
+            f"The adapter {name!r} is made for {named!r}, which is an adapter itself. Only an adapter over whole "
+            "weights can be read: merge the lower one into its base with peft's merge_and_unload."
+        )
+    if base.gguf_file is None:
+        require_tokenizer_of_base(name, adapter, base.directory)
+    # Without the base's name, so that moving it leaves the model what it is.
+    settings = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
+    parts = json.dumps([content, settings, base.identity], sort_keys=True)
+    return ModelFiles(name, base.directory, base.gguf_file, hashlib.sha256(parts.encode()).hexdigest(), adapter)
+
+
+def base_of_adapter(adapter: Path) -> str:
+    """Return how an adapter names its base; a relative path is taken from the adapter's directory if it exists there.
+
+    Raises:
+        ModelError: it names none.
+    """
+    config = read_json(adapter / ADAPTER_CONFIG)
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(named, str) or not named:
+        raise ModelError(
+            f"{adapter / ADAPTER_CONFIG} names no base model. Put its path or hub id into base_model_name_or_path."
+        )
+    if (adapter / named).exists():
+        return str((adapter / named).resolve())
+    if revision and _HUB_ID.match(named) and "@" not in named and not Path(named).exists():
+        return f"{named}@{revision}"
+    return named
+
+
+def require_same_lora(policy: ModelFiles, lora: LoraSettings) -> None:
+    """Raise ModelError if the settings ask for another rank or scale than the adapter has that training goes on with.
+
+    Nothing is asked of a policy without an adapter, or where the trained policy is merged.
+    """
+    if policy.adapter is None or lora.save != "adapter":
+        return
+    config = read_json(policy.adapter / ADAPTER_CONFIG)
+    for setting, key, asked in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):
+        if config.get(key) != asked:
+            raise ModelError(
+                f"The adapter of {policy.name} has {setting} {config.get(key)}, but lora.{setting} is {asked}. "
+                f"Training goes on with the policy's own adapter where lora.save is adapter: set lora.{setting} to "
+                f"{config.get(key)}, or lora.save: merged for a new adapter over merged weights."
+            )
+
+
+def require_whole(files: ModelFiles, role: str) -> None:
+    """Raise ModelError if a model is an adapter, where only whole weights are read."""
+    if files.adapter is not None:
+        raise ModelError(
+            f"The {role} {files.name!r} is an adapter over {files.directory}, and only whole weights are read as a "
+            f"{role}: merge it into its base with peft's merge_and_unload."
+        )
 
 
 def is_encoder_decoder(files: ModelFiles) -> bool:
     """Tell whether a model's configuration says that it has an encoder and a decoder, as translation models do."""
-    return files.gguf_file is None and _json(files.directory / "config.json").get("is_encoder_decoder") is True
+    return files.gguf_file is None and read_json(files.directory / "config.json").get("is_encoder_decoder") is True
 
 
 def require_one_output(files: ModelFiles) -> None:
@@ -111,7 +214,8 @@ def require_one_output(files: ModelFiles) -> None:
 
     transformers takes two labels for what names none, such as a model that is no classifier.
     """
-    config = _json(files.directory / "config.json")
+    require_whole(files, "reward model")
+    config = read_json(files.directory / "config.json")
     labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
     if labels != 1:
         kind = ", ".join(config.get("architectures") or []) or "unknown"
@@ -147,69 +251,6 @@ def _identity(files: list[Path]) -> str:
                 stream.seek(-_EDGE_BYTES, os.SEEK_END)
                 digest.update(stream.read())
     return digest.hexdigest()
-
-
-def tokenizer_identity(directory: Path) -> dict[str, str]:
-    """Return hashes of what decides the token ids of a conversation: the tokenizer, its special tokens, the template.
-
-    Only the parts of ``tokenizer.json`` that change an encoding count, so that a file written anew by another version
-    of a library still compares equal.
-    """
-    config = _json(directory / "tokenizer_config.json")
-    template_file = directory / "chat_template.jinja"
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template", "")
-    if isinstance(template, list):  # several by name, as older files have them; the conversation takes the default one
-        template = {part.get("name"): part.get("template") for part in template}.get("default")
-    tokenizer = _json(directory / "tokenizer.json")
-    if tokenizer:
-        content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-        content["model"] = _settled(content["model"] or {})
-    else:
-        names = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-        content = {name: _hash((directory / name).read_bytes()) for name in names if (directory / name).is_file()}
-    return {
-        "tokenizer": _hash(json.dumps(content, sort_keys=True).encode()),
-        "end-of-sequence token": _hash(json.dumps(_token_text(config.get("eos_token"))).encode()),
-        "chat template": _hash(json.dumps(template).encode()),
-    }
-
-
-def _settled(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer's model in one spelling: merges as text, and no options that are off, as older files omit."""
-    settled = {name: value for name, value in model.items() if value is not None and value is not False and value != ""}
-    if "merges" in model:
-        settled["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return settled
-
-
-def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]) -> None:
-    """Raise ModelError unless both directories turn a conversation into the same token ids."""
-    ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
-    differing = [part for part in ours if ours[part] != theirs[part]]
-    if differing:
-        raise ModelError(
-            f"The models {names[0]!r} and {names[1]!r} differ in: {', '.join(differing)}. The implicit reward compares "
-            "the probabilities of the same token ids, so both need the same tokenizer and chat template. If the "
-            "models are the right ones, copy the tokenizer files and chat_template.jinja of one to the other."
-        )
-
-
-def _token_text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def cache_directory() -> Path:

@@ -149,6 +149,17 @@ class Recipe(Settings):
         models = info.data.get("models")
         if models is not None and models.initial is None and train.reference == "initial":
             raise ValueError("reference initial is pi_I: give models.initial")
+        stage_0 = info.data.get("align_english")
+        before, lora = stage_0.lora if stage_0 else None, train.lora
+        if before and lora and before.save == lora.save == "adapter":
+            differing = [
+                name for name in ("rank", "alpha", "target_modules") if getattr(before, name) != getattr(lora, name)
+            ]
+            if differing:
+                raise ValueError(
+                    f"lora.save adapter goes on with pi_0's adapter, but align_english.lora has another "
+                    f"{' and '.join(differing)}: set them alike, or save one of the two merged"
+                )
         return train
 
     @field_validator("server")

@@ -9,7 +9,7 @@ import torch
 from tiny import nudge
 from training import LORA, PAIRS, Models, make_trainer, train, watch
 
-from crosspref.engines import trl_trainer
+from crosspref.engines import adapters
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
 from crosspref.errors import DataError, ModelError
 from crosspref.records import Pair
@@ -74,7 +74,7 @@ def test_pairs_of_one_prompt_are_refused_before_a_model_is_loaded(
     pairs: list[Pair], tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tiny_models["llama"][1], method="kto")
-    monkeypatch.delattr(trl_trainer, "load_model")
+    monkeypatch.delattr(adapters, "load_model")
     with pytest.raises(DataError, match=r"all have the same prompt.*at least two prompts, or set train\.method: dpo"):
         train(trainer, tmp_path, pairs)
 
@@ -186,7 +186,7 @@ def test_in_bfloat16_policy_and_reference_start_equal(
 def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
     tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, loaded = trl_trainer.load_model, []
+    original, loaded = adapters.load_model, []
 
     def load(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -196,7 +196,7 @@ def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
                 model.lm_head.weight.mul_(1.01)
         return model
 
-    monkeypatch.setattr(trl_trainer, "load_model", load)
+    monkeypatch.setattr(adapters, "load_model", load)
     with pytest.raises(ModelError, match="the policy and its reference differ by"):
         train(make_trainer(tiny_models["llama"][1], method="kto"), tmp_path)
 

@@ -11,7 +11,7 @@ import torch
 from tiny import nudge
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
 
-from crosspref.engines import trl_trainer
+from crosspref.engines import adapters
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.trl_trainer import TrlTrainer
 from crosspref.errors import ModelError
@@ -167,8 +167,8 @@ def test_the_count_of_models_sees_a_reference(
 ) -> None:
     """A reference that is the start itself is no second model beside adapters, and is checked before the first step."""
     start, loaded = tiny_models["llama"][1], []
-    original = trl_trainer.load_model
-    monkeypatch.setattr(trl_trainer, "load_model", lambda *given: loaded.append(given[0]) or original(*given))
+    original = adapters.load_model
+    monkeypatch.setattr(adapters, "load_model", lambda *given: loaded.append(given[0]) or original(*given))
     monkeypatch.setattr(TrlTrainer, "_save", lambda *_: None)
     for number, (lora, reference, expected) in enumerate(
         [
@@ -221,14 +221,14 @@ def test_a_loss_that_is_not_finite_stops_the_training_where_it_happens(
 def test_a_gradient_that_is_not_finite_stops_the_training_before_it_is_saved(
     tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trl_trainer.load_model
+    original = adapters.load_model
 
     def load(*arguments: Any) -> Any:
         model = original(*arguments)
         model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
         return model
 
-    monkeypatch.setattr(trl_trainer, "load_model", load)
+    monkeypatch.setattr(adapters, "load_model", load)
     with pytest.raises(ModelError, match="stopped in step 1: the gradient is not a finite number"):
         train(make_trainer(tiny_models["llama"][1], checkpoint_every=1), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))

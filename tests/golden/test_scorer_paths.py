@@ -22,7 +22,7 @@ from transformers import (
     Phi3Config,
 )
 
-from crosspref.engines import transformers_scorer
+from crosspref.engines import adapters
 from crosspref.engines.transformers_scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models import locate_model
@@ -200,7 +200,7 @@ def test_models_that_read_a_prompt_differently_are_refused_before_they_are_loade
     other = shutil.copytree(aligned, tmp_path / "other")
     what = change(other)
     loaded: list[Path] = []
-    monkeypatch.setattr(transformers_scorer, "load_model", lambda directory, *_: loaded.append(directory))
+    monkeypatch.setattr(adapters, "load_model", lambda directory, *_: loaded.append(directory))
     with pytest.raises(ModelError) as caught:
         TransformersScorer(
             locate_model(str(other)), locate_model(str(initial)), RewardSettings(), ResourceSettings(device="cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
 
-from crosspref.engines import trl_trainer
+from crosspref.engines import adapters
 from crosspref.errors import ModelError
 from crosspref.records import Pair
 from crosspref.sections import LoraSettings
@@ -165,7 +165,7 @@ def dropout(model: Any) -> None:
 def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
     spoil: Callable[[Any], None], tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watcher, original, loaded = watch(monkeypatch), trl_trainer.load_model, []
+    watcher, original, loaded = watch(monkeypatch), adapters.load_model, []
 
     def load(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -174,7 +174,7 @@ def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
             spoil(model)
         return model
 
-    monkeypatch.setattr(trl_trainer, "load_model", load)
+    monkeypatch.setattr(adapters, "load_model", load)
     with pytest.raises(ModelError, match="the policy and its reference differ by"):
         train(make_trainer(tiny_models["llama"][1]), tmp_path)
     assert len(loaded) == 2

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from crosspref.engines import trl_trainer
+from crosspref.engines import adapters, trl_trainer
 from crosspref.engines.transformers_models import load_tokenizer
 from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_checkpoint
 from crosspref.errors import DataError, ModelError
-from crosspref.models import locate_model, tokenizer_identity
+from crosspref.models import locate_model
 from crosspref.records import Pair
 from crosspref.resources import ResourceSettings
 from crosspref.sections import LoraSettings, TrainSettings
+from crosspref.tokenizer_files import tokenizer_identity
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)
@@ -282,7 +283,7 @@ def test_pairs_of_text_end_their_turn_and_sampled_ids_stay_as_they_are(tiny_mode
 def test_a_head_that_is_not_understood_is_not_trained(
     tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trl_trainer.load_model
+    original = adapters.load_model
 
     def load(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -296,6 +297,6 @@ def test_a_head_that_is_not_understood_is_not_trained(
         model.forward = louder
         return model
 
-    monkeypatch.setattr(trl_trainer, "load_model", load)
+    monkeypatch.setattr(adapters, "load_model", load)
     with pytest.raises(ModelError, match="LlamaForCausalLM cannot be trained: its output layer does more"):
         train(make_trainer(tiny_models["llama"][1]), tmp_path)

@@ -23,7 +23,7 @@ LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingfac
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "recipe", "records", "resources", "sections"),
+    ("errors", "languages", "packages", "recipe", "records", "resources", "sections", "tokenizer_files"),
     ("models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
@@ -57,7 +57,7 @@ LIGHT = (
         "recipe",
         "recipe_file",
     ),
-    *("lab", "records", "resources", "sections", "settings", "stages", "status", "store", "tables"),
+    *("lab", "records", "resources", "sections", "settings", "stages", "status", "store", "tables", "tokenizer_files"),
 )
 """What must import nothing heavy; "" is crosspref itself."""
 

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from crosspref import models
 from crosspref.errors import ModelError
-from crosspref.models import cache_directory, locate_model, require_same_tokenizer, tokenizer_identity
+from crosspref.models import cache_directory, locate_model
+from crosspref.tokenizer_files import require_same_tokenizer, tokenizer_identity
 
 Pair = tuple[Path, Path]
 

@@ -6,7 +6,9 @@ from typing import Any
 import datasets
 import torch
 from trl import DPOTrainer
+from trl.trainer.utils import use_adapter
 
+from crosspref.engines.adapters import REFERENCE
 from crosspref.engines.transformers_models import add_response_head
 from crosspref.errors import ModelError
 from crosspref.maths.losses import dpo_loss, ipo_loss, log_odds, nll_loss, orpo_loss, simpo_loss
@@ -85,12 +87,13 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _reference(self, rows: Rows) -> torch.Tensor:
-        """Return the reference's log-probabilities: of a second model, or of this one without its fresh adapters."""
+        """Return the reference's log-probabilities: of a second model, or of this one by another adapter or none."""
         if self.ref_model is not None:
             with self.accelerator.autocast():  # as the policy has it: in the same number format
                 logprobs: torch.Tensor = self.ref_model(**rows)
         else:
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
+            policy = self.accelerator.unwrap_model(self.model)
+            with use_adapter(policy, REFERENCE if REFERENCE in policy.peft_config else None):
                 logprobs = self.model(**rows)
         return logprobs
 

@@ -10,10 +10,11 @@ from crosspref.engines.server_client import ServedModel, ServerClient
 from crosspref.engines.transformers_models import load_tokenizer, read_configuration, readable_directory, stop_ids
 from crosspref.engines.transformers_scorer import counted_ids
 from crosspref.errors import ModelError, ServerError
-from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.models import ModelFiles
 from crosspref.records import Response
 from crosspref.resources import ServerSettings
 from crosspref.sections import RewardSettings
+from crosspref.tokenizer_files import require_same_tokenizer
 
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-probability above 0."""

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
-from crosspref.models import ModelFiles, cache_directory
+from crosspref.models import ModelFiles, cache_directory, locate_model
 from crosspref.records import Message
 from crosspref.resources import ResourceSettings
+from crosspref.tokenizer_files import require_tokenizer_of_base
 
 SELF_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Nats per token by which a fast path may differ from the model's own forward pass before it is given up. The bfloat16
@@ -64,10 +65,14 @@ def readable_directory(files: ModelFiles) -> Path:
     """Return a directory that ``from_pretrained`` reads; a GGUF file is converted once, into the cache.
 
     transformers loads GGUF files but refuses to save what it loaded that way, so the weights are moved into a fresh
-    model of the same configuration.
+    model of the same configuration. Of an adapter it is the base's directory.
     """
     if files.gguf_file is None:
         return files.directory
+    if files.adapter is not None:
+        directory = readable_directory(locate_model(str(files.directory / files.gguf_file)))
+        require_tokenizer_of_base(files.name, files.adapter, directory)
+        return directory
     target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
     if target.is_dir():
         return target
@@ -241,9 +246,15 @@ def made_up_ids(model: Any, count: int = 16) -> list[int]:
     return [(7 * index * index + 11 * index + 5) % size for index in range(count)]
 
 
+def without_wrapper(model: Any) -> Any:
+    """Return the causal language model inside a wrapper for adapters, which are in its layers either way."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 @torch.no_grad()
 def require_known_head(model: Any) -> None:
     """Raise ModelError unless ``head_logprobs`` agrees with the model's own logits on a few made-up tokens."""
+    model = without_wrapper(model)
     ids = torch.tensor(made_up_ids(model), device=model.device)
     row = {"input_ids": ids[None], "use_cache": False}
     own = float(token_logprobs(model(**row).logits[0, :-1], ids[1:]).sum())
@@ -261,7 +272,7 @@ def add_response_head(model: Any) -> None:
     It does so when it is called with a ``completion_mask``, and only projects the masked positions to the vocabulary.
     The forward method is replaced, and not passed by, so that wrappers for distribution and adapters keep working.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # without its adapters' wrapper
+    causal = without_wrapper(model)
     original = causal.forward
 
     @functools.wraps(original)

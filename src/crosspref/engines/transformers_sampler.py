@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from crosspref.engines.adapters import load_files
 from crosspref.engines.protocols import Advance, Sampled
 from crosspref.engines.transformers_models import (
     context_length,
     free_memory,
-    load_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
@@ -88,7 +88,7 @@ class TransformersSampler:
         self.greedy = greedy
         directory = readable_directory(policy)
         device = pick_device(resources)
-        self.model: Any = load_model(directory, pick_dtype(resources, device), device, trust_remote_code)
+        self.model: Any = load_files(policy, pick_dtype(resources, device), device, trust_remote_code)
         self.tokenizer = load_tokenizer(directory, trust_remote_code)
         self.stops = stop_ids(self.model, self.tokenizer)
         self.longest_prompt = min(

@@ -6,19 +6,20 @@ A batch only ever holds responses to one prompt, so a score cannot depend on whi
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
+from crosspref.engines.adapters import load_views
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_models import (
     SELF_CHECK_TOLERANCE,
     ChatTokenizer,
     free_memory,
     head_logprobs,
-    load_model,
     load_tokenizer,
     made_up_ids,
     pick_device,
@@ -27,10 +28,11 @@ from crosspref.engines.transformers_models import (
     stop_ids,
 )
 from crosspref.maths.logprobs import token_logprobs
-from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.models import ModelFiles
 from crosspref.records import Response
 from crosspref.resources import ResourceSettings
 from crosspref.sections import RewardSettings
+from crosspref.tokenizer_files import require_same_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +40,19 @@ log = logging.getLogger(__name__)
 class ModelScorer:
     """log pi(y | prompt) under one model, by the fastest path that agrees with the model's own forward pass."""
 
-    def __init__(self, model: Any, settings: RewardSettings) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, settings: RewardSettings, use: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Take a model, and a context in which it is the one to score with if others share its weights."""
+        self.model, self.use = model, use
         self.batch_tokens = settings.batch_tokens
         self.budget = settings.logits_megabytes << 20
         self.even_length = even_length(model.config.get_text_config())
         self.tiled = self.shared = False
-        self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
-        self.shared = self.tiled and self._agrees(self._share_prefix, "its cache cannot be shared by several responses")
+        with use():
+            self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
+            alike = "its cache cannot be shared by several responses"
+            self.shared = self.tiled and self._agrees(self._share_prefix, alike)
 
     @torch.inference_mode()
     def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
@@ -56,7 +63,8 @@ class ModelScorer:
         filled = [index for index, ids in enumerate(responses) if ids]
         longest = len(prompt) + max((len(ids) for ids in responses), default=0)
         path = self._share_prefix if self.shared and longest <= self.even_length else self._plain
-        values = path(prompt, [responses[index] for index in filled]) if filled else []
+        with self.use():
+            values = path(prompt, [responses[index] for index in filled]) if filled else []
         sums = [0.0] * len(responses)
         for index, value in zip(filled, values, strict=True):
             sums[index] = float(value[skip:].sum(dtype=torch.float64))
@@ -163,7 +171,10 @@ def even_length(config: Any) -> float:
 
 
 class TransformersScorer:
-    """Scores responses under a policy and, where there is one, a reference, with one batch layout for both."""
+    """Scores responses under a policy and, where there is one, a reference, with one batch layout for both.
+
+    Where one is an adapter over the other, or both are over one base, that is held once.
+    """
 
     def __init__(
         self,
@@ -180,9 +191,9 @@ class TransformersScorer:
         device = pick_device(resources)
         dtype = pick_dtype(resources, device)
         self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust_remote_code)
-        models = [load_model(directory, dtype, device, trust_remote_code) for directory in directories]
-        self.stops = stop_ids(models[0], self.tokenizer)
-        self.policy, *reference_scorer = (ModelScorer(model, settings) for model in models)
+        views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust_remote_code)
+        self.stops = stop_ids(views[0].model, self.tokenizer)
+        self.policy, *reference_scorer = (ModelScorer(view.model, settings, view.use) for view in views)
         self.reference = reference_scorer[0] if reference_scorer else None
         self.count_end_of_turn = settings.end_of_turn == "if_stopped"
 

@@ -13,7 +13,7 @@ from crosspref.engines.transformers_models import free_memory, load_model, pick_
 from crosspref.engines.transformers_sampler import TransformersSampler
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.languages import translation_instruction
-from crosspref.models import ModelFiles
+from crosspref.models import ModelFiles, require_whole
 from crosspref.resources import ResourceSettings
 from crosspref.sections import SampleSettings, TranslateSettings
 
@@ -93,6 +93,7 @@ class TranslationModel:
     ) -> None:
         device = pick_device(resources)
         dtype = pick_dtype(resources, device)
+        require_whole(model, "translation model")
         self.tokenizer = _load_tokenizer(model, trust_remote_code)
         self.model: Any = load_model(model.directory, dtype, device, trust_remote_code, AutoModelForSeq2SeqLM)
         self.languages = _Languages(model.name, self.tokenizer, settings.codes)

@@ -15,13 +15,21 @@ import transformers
 from transformers import TrainerCallback
 from trl import DPOConfig
 
+from crosspref.engines.adapters import (
+    REFERENCE,
+    add_adapter,
+    goes_on,
+    load_files,
+    load_to_go_on,
+    lora_config,
+    save_adapter,
+)
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.protocols import Advance
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
     free_memory,
-    load_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
@@ -29,10 +37,11 @@ from crosspref.engines.transformers_models import (
     require_known_head,
 )
 from crosspref.errors import DataError
-from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.models import ModelFiles, require_same_lora
 from crosspref.records import Message, Pair
 from crosspref.resources import ResourceSettings
 from crosspref.sections import REFERENCE_FREE, TrainSettings
+from crosspref.tokenizer_files import require_same_tokenizer
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
@@ -80,12 +89,14 @@ class TrlTrainer:
         trust_remote_code: bool = False,
     ) -> None:
         self.settings, self.resources, self.seed, self.trust = settings, resources, seed, trust_remote_code
-        self.directory = readable_directory(policy)
-        self.reference: Path | None = None
+        self.policy, self.directory = policy, readable_directory(policy)
+        self.reference: ModelFiles | None = None
+        if settings.lora:
+            require_same_lora(policy, settings.lora)
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
         if reference is not None and settings.method not in REFERENCE_FREE and reference.identity != policy.identity:
-            self.reference = readable_directory(reference)
-            require_same_tokenizer(self.directory, self.reference, (policy.name, reference.name))
+            self.reference = reference
+            require_same_tokenizer(self.directory, readable_directory(reference), (policy.name, reference.name))
         self.tokenizer = load_tokenizer(self.directory, trust_remote_code)
         self.device = pick_device(resources)
         self.dtype = pick_dtype(resources, self.device)
@@ -122,23 +133,23 @@ class TrlTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
         # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
         weights = self.dtype if settings.lora else torch.float32
-        model = load_model(self.directory, weights, self.device, self.trust)
+        loading = (weights, self.device, self.trust)
+        lora = settings.lora and lora_config(settings.lora)
+        if settings.lora and goes_on(self.policy, settings.lora):
+            model, lora = load_to_go_on(self.policy, settings.lora, *loading), None
+        else:
+            model = load_files(self.policy, *loading)
         require_known_head(model)
         reference, tolerance = None, None
-        if self.reference is not None:
-            reference = load_model(self.reference, weights, self.device, self.trust)
-            require_known_head(reference)
-        elif settings.method not in REFERENCE_FREE:
-            tolerance = LOG_RATIO_TOLERANCE[self.dtype]
-            if not settings.lora:
-                reference = load_model(self.directory, weights, self.device, self.trust)
-        lora = settings.lora and peft.LoraConfig(
-            r=settings.lora.rank,
-            lora_alpha=settings.lora.alpha,
-            target_modules=settings.lora.target_modules,
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-        )
+        if settings.method not in REFERENCE_FREE:
+            tolerance = LOG_RATIO_TOLERANCE[self.dtype] if self.reference is None else None
+            other = self.reference or self.policy
+            if isinstance(model, peft.PeftModel) and other.base == self.policy.base:
+                if other.adapter is not None:
+                    add_adapter(model, other.adapter, REFERENCE)
+            elif self.reference is not None or not settings.lora:
+                reference = load_files(other, *loading)
+                require_known_head(reference)
         trainer = (KtoTrainer if kto else PairTrainer)(
             model=model,
             ref_model=reference,
@@ -151,6 +162,8 @@ class TrlTrainer:
             settings=settings,
             tolerance=tolerance,
         )
+        if lora is None and settings.lora and reference is None:
+            trainer.model.delete_adapter("ref")  # TRL's copy of the start, which is the reference or is not needed
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
@@ -188,14 +201,18 @@ class TrlTrainer:
 
     def _save(self, trainer: PairTrainer, output: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
+        dtype = getattr(torch, self.settings.save_dtype)
+        if self.settings.lora and self.settings.lora.save == "adapter":
+            save_adapter(model, self.policy, output, dtype)  # tokenizer and template are its base's
+            return
         if self.settings.lora:
             adapter = output / "adapter"
             model.save_pretrained(adapter)
             # Merged in float32, since the product of the adapters is lost in bfloat16.
-            base = load_model(self.directory, torch.float32, torch.device("cpu"), self.trust)
+            base = load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
             model = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
             shutil.rmtree(adapter)
-        model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(output)
+        model.to(dtype).save_pretrained(output)
         # Copied and not written anew, so that the tokenizer stays the same to the letter.
         for name in (
             "tokenizer*",

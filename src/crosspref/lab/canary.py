@@ -197,7 +197,7 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
     with job.run.locked():
         store_rows(Unit(folder / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
         train_policy(job, 0, pairs, "align_english", settings, locate_model(canary.initial))
-    return policy(job, 0).directory, pairs
+    return policy(job, 0).own, pairs
 
 
 def carry(canary: Canary, name: str, pi_0: Path, reward: RewardName) -> Path:

@@ -1,0 +1,87 @@
+"""What the files of a tokenizer say, and whether two models have the same one, without loading it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from crosspref.errors import ModelError
+
+
+def tokenizer_identity(directory: Path) -> dict[str, str]:
+    """Return hashes of what decides the token ids of a conversation: the tokenizer, its special tokens, the template.
+
+    Only the parts of ``tokenizer.json`` that change an encoding count, so that a file written anew by another version
+    of a library still compares equal.
+    """
+    config = read_json(directory / "tokenizer_config.json")
+    template_file = directory / "chat_template.jinja"
+    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template", "")
+    if isinstance(template, list):  # several by name, as older files have them; the conversation takes the default one
+        template = {part.get("name"): part.get("template") for part in template}.get("default")
+    tokenizer = read_json(directory / "tokenizer.json")
+    if tokenizer:
+        content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        content["model"] = _settled(content["model"] or {})
+    else:
+        names = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+        content = {name: short_hash((directory / name).read_bytes()) for name in names if (directory / name).is_file()}
+    return {
+        "tokenizer": short_hash(json.dumps(content, sort_keys=True).encode()),
+        "end-of-sequence token": short_hash(json.dumps(_token_text(config.get("eos_token"))).encode()),
+        "chat template": short_hash(json.dumps(template).encode()),
+    }
+
+
+def _settled(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer's model in one spelling: merges as text, and no options that are off, as older files omit."""
+    settled = {name: value for name, value in model.items() if value is not None and value is not False and value != ""}
+    if "merges" in model:
+        settled["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return settled
+
+
+def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]) -> None:
+    """Raise ModelError unless both directories turn a conversation into the same token ids."""
+    ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
+    differing = [part for part in ours if ours[part] != theirs[part]]
+    if differing:
+        raise ModelError(
+            f"The models {names[0]!r} and {names[1]!r} differ in: {', '.join(differing)}. The implicit reward compares "
+            "the probabilities of the same token ids, so both need the same tokenizer and chat template. If the "
+            "models are the right ones, copy the tokenizer files and chat_template.jinja of one to the other."
+        )
+
+
+def _token_text(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def require_tokenizer_of_base(name: str, adapter: Path, base: Path) -> None:
+    """Raise ModelError if an adapter's directory has a tokenizer or chat template of its own that its base has not.
+
+    The base's are used. Many adapters come with copies of them, which say nothing new.
+    """
+    ours, theirs, unsaid = (tokenizer_identity(folder) for folder in (adapter, base, adapter / "nothing"))
+    differing = [part for part in ours if ours[part] not in (theirs[part], unsaid[part])]
+    if differing:
+        raise ModelError(
+            f"The adapter {name!r} has another {' and '.join(differing)} than its base {base}. Both are asked with the "
+            "base's. If the adapter's are the right ones, copy the tokenizer files and chat_template.jinja to the base."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a file holds, or an empty one if there is no file, or no object in it."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def short_hash(content: bytes) -> str:
+    """Return a hash that tells contents apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
