@@ -125,7 +125,7 @@ def training_memory(work: Work, settings: TrainSettings, shape: ModelShape, widt
     return held / shards + activations + 3 * LOGITS_BYTES
 
 
-def disk(recipe: Recipe, shape: ModelShape, phases: list[PhaseWork], converted: bool) -> tuple[float, float]:
+def disk(shape: ModelShape, phases: list[PhaseWork], converted: bool) -> tuple[float, float]:
     """Return the bytes that stay, and those that are needed beside them while a model is trained.
 
     Measured on real runs, a response and its score take about 6 bytes per token and 150 bytes beside.

@@ -1,4 +1,4 @@
-"""What a run that is finished, or partly, says about speeds and lengths: the figures in its done-markers and its log."""
+"""What a run, finished or not, says about speeds and lengths: the figures in its done-markers and its log."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
         if found
     }
     score, train = speeds.get("score", speeds.get("train", 0.0)), speeds.get("train", speeds.get("score", 0.0))
-    return Speeds(read, decode, score, train, _starts(run, recipe)), lengths
+    return Speeds(read, decode, score, train, _starts(run)), lengths
 
 
 def fit_decoding(found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int) -> tuple[float, float]:
@@ -167,7 +167,7 @@ def _scaled(work: Work, by: float) -> Work:
     return replace(work, read=work.read * by, written=work.written * by, squares=work.squares * by)
 
 
-def _starts(run: RunDirectory, recipe: Recipe) -> dict[str, float]:
+def _starts(run: RunDirectory) -> dict[str, float]:
     """Return what a phase took beside its shards: the least of its iterations, as the first may convert a model."""
     patterns = {"sample": ["responses/*"], "translate": ["translations/*"], "score": ["scores/*/*"]}
     patterns |= {"train": ["."], "align_english": ["."], "select": [], "prompts": []}

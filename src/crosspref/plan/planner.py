@@ -140,7 +140,7 @@ class Planner:
         total = None if speeds is None else sum(row.seconds or 0.0 for row in rows)
         cost = None if total is None or price is None else total / 3600 * price * device.count
         converted = self.model.gguf_file is not None
-        kept, peak = disk(self.recipe, self.shape, phases, converted)
+        kept, peak = disk(self.shape, phases, converted)
         misfits = self.misfits(device, width, phases)
         return Plan(rows, kept, peak, total, cost, [*self._notes(lengths, width), *notes], misfits)
 
