@@ -138,11 +138,11 @@ def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None
 
 
 def test_batches_of_two_sizes_tell_reading_from_computing(recipe: Recipe) -> None:
-    speeds = Speeds(read=1e-9, decode=1e-10, score=0, train=0)
-    batches = [Work("sample", steps=64, row_steps=64 * rows) for rows in (32, 4, 1)]
+    speeds = Speeds(read=1e-9, decode=1e-10, score=1e-11, train=0)
+    batches = [Work("sample", read=50 * rows, steps=64, row_steps=64 * rows) for rows in (32, 4, 1)]
     seconds = [speeds.seconds(work, SHAPE, recipe, 4) for work in batches]
-    assert seconds[1] == pytest.approx(64 * (4000e-9 + 4 * 1600e-10))
-    read, decode = fit_decoding(list(zip(seconds, batches, strict=True)), SHAPE, 4)
+    assert seconds[1] == pytest.approx(64 * (4000e-9 + 4 * 1600e-10) + 200 * 1600e-11)
+    read, decode = fit_decoding(list(zip(seconds, batches, strict=True)), SHAPE, 4, score=1e-11)
     assert (read, decode) == (pytest.approx(1e-9), pytest.approx(1e-10))
 
 

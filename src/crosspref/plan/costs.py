@@ -37,8 +37,9 @@ class Speeds:
     def seconds(self, work: Work, shape: ModelShape, recipe: Recipe, bytes_per_value: int) -> float:
         """Return how long some work takes on one device, without its start."""
         if work.kind in ("sample", "translate"):
+            reading = self.score * work.read  # a prompt goes through at once, as in scoring
             per_step = self.read * shape.parameters * bytes_per_value
-            return work.steps * per_step + work.row_steps * self.decode * shape.flops_per_token
+            return work.steps * per_step + (reading + work.row_steps * self.decode) * shape.flops_per_token
         speed = self.train if work.kind == "train" else self.score
         return speed * flops(work, shape, recipe)
 

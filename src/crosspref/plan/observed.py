@@ -45,18 +45,22 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
             f"{root} has not got far enough to plan from: that takes a finished shard of responses, and one of scores "
             "or a trained policy. `crosspref status` says where it is."
         )
-    read, decode = fit_decoding(sampled, shape, bytes_per_value)
     speeds = {
         kind: sum(seconds for seconds, _ in found) / sum(flops(work, shape, recipe) for _, work in found)
         for kind, found in (("score", scored), ("train", trained))
         if found
     }
     score, train = speeds.get("score", speeds.get("train", 0.0)), speeds.get("train", speeds.get("score", 0.0))
+    read, decode = fit_decoding(sampled, shape, bytes_per_value, score)
     return Speeds(read, decode, score, train, _starts(run)), lengths
 
 
-def fit_decoding(found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int) -> tuple[float, float]:
+def fit_decoding(
+    found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int, score: float
+) -> tuple[float, float]:
     """Return seconds per byte of weights read and per FLOP of rows, the best of those that are not negative.
+
+    The prompts are taken off first, at ``score`` seconds per FLOP.
 
     With batches of one size only, one of the two is 0, and the other holds for such batches.
     """
@@ -64,7 +68,8 @@ def fit_decoding(found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_p
     table = np.array([[work.steps * weights, work.row_steps * per_token] for _, work in found], dtype=float)
     scale = table.max(axis=0)
     scale[scale == 0] = 1.0
-    (read, decode), _ = nnls(table / scale, np.array([seconds for seconds, _ in found]))
+    decoding = np.array([max(0.0, seconds - score * work.read * per_token) for seconds, work in found])
+    (read, decode), _ = nnls(table / scale, decoding)
     return float(read / scale[0]), float(decode / scale[1])
 
 
@@ -137,8 +142,8 @@ def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -
         for language, units in _languages_of(run, table).items():
             for _, figures, rows in _figures(units):
                 longest = lengths.longest.get(language, figures["tokens"] / rows)
-                steps = math.ceil(rows / whole.rows) * longest
-                found.append((figures["seconds"], Work("sample", steps=steps, row_steps=rows * longest)))
+                steps, read = math.ceil(rows / whole.rows) * longest, whole.read / whole.units * rows
+                found.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=rows * longest)))
     return found
 
 

@@ -24,7 +24,7 @@ from crosspref.store import publish_directory
 
 BUDGET = 120.0
 """Seconds that a probe may take, about: a batch or a training step that has begun is finished."""
-TRIAL_TOKENS = 8
+TRIAL_TOKENS = 16
 """How many tokens are sampled first, to see how many can be."""
 
 
@@ -95,7 +95,7 @@ class Probe:
         start = {"prompts": light, "select": light, "sample": heavy + load_sampler, "score": heavy + load_scorer}
         start |= {"translate": heavy + load_sampler, "evaluate": heavy + load_sampler + load_scorer}
         start |= {"train": trainer + beside, "align_english": trainer + beside}
-        read, decode = fit_decoding(sampling, self.shape, self.machine.bytes_per_value)
+        read, decode = fit_decoding(sampling, self.shape, self.machine.bytes_per_value, score)
         return Speeds(read, decode, score, train, start), self._lengths()
 
     def _requests(self, rows: int) -> list[Prompt]:
@@ -112,15 +112,16 @@ class Probe:
     def _sample(self) -> tuple[list[tuple[float, Work]], float]:
         """Return seconds and work of batches, and the seconds of loading; the first batch says how many tokens fit."""
         many, few = self._requests(self.rows), self._requests(1)
-        sampler, first = self._sampler(TRIAL_TOKENS)
-        seconds, _ = self._batch(sampler, many, TRIAL_TOKENS)
+        trial = min(TRIAL_TOKENS, self.cap)
+        sampler, first = self._sampler(trial)
+        seconds, _ = self._batch(sampler, many, trial)
         sampler.close()
-        affordable = int(0.15 * BUDGET / (seconds / TRIAL_TOKENS))
-        self.cap = max(TRIAL_TOKENS, min(self.cap, affordable))
+        affordable = int(0.25 * BUDGET / (seconds / trial))
+        self.cap = min(self.cap, max(TRIAL_TOKENS, affordable))
         sampler, second = self._sampler(self.cap)
         try:
             found: list[tuple[float, Work]] = []
-            until = time.monotonic() + 0.3 * BUDGET
+            until = time.monotonic() + 0.2 * BUDGET
             while not found or (time.monotonic() < until and len(found) < 6):
                 found.append(self._batch(sampler, many, self.cap, keep=True))
                 found.append(self._batch(sampler, few, self.cap))
@@ -153,7 +154,8 @@ class Probe:
                 ]
                 self.answered.append((prompt, responses))
         rows = sum(map(len, answers))
-        return seconds, Work("sample", steps=longest, row_steps=longest * rows, rows=rows)
+        read = sum(len(self._tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts) * self._n
+        return seconds, Work("sample", read, steps=longest, row_steps=longest * rows, rows=rows)
 
     def _score(self) -> tuple[float, float]:
         """Return seconds per FLOP of scoring, and the seconds of loading."""
@@ -170,7 +172,7 @@ class Probe:
         scorer: Any = RecipeEngines(recipe).scorer(self.model, reference)
         loading = time.monotonic() - began
         seconds = work = 0.0
-        until = time.monotonic() + 0.25 * BUDGET
+        until = time.monotonic() + 0.2 * BUDGET
         for index, (prompt, responses) in enumerate(self.answered):
             source = crosslingual_instruction(english[prompt.prompt_id].instruction, prompt.language)
             read = len(self._tokenizer.prompt_ids(source))
