@@ -39,19 +39,10 @@ class Machine:
 
 def this_machine(recipe: Recipe) -> Machine:
     """Return the machine as the engines see it; this imports torch."""
-    import torch
-
-    from crosspref.engines.transformers_models import pick_device, pick_dtype
+    from crosspref.engines.transformers_models import free_bytes, pick_device, pick_dtype
 
     device = pick_device(recipe.resources)
-    if device.type == "cuda":
-        memory = float(torch.cuda.mem_get_info(device)[0])
-    else:
-        meminfo = Path("/proc/meminfo")
-        lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.is_file() else []
-        sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
-        memory = float(sizes.get("MemAvailable", 0)) or float("inf")
-    return Machine(str(device), memory, pick_dtype(recipe.resources, device).itemsize)
+    return Machine(str(device), free_bytes(device), pick_dtype(recipe.resources, device).itemsize)
 
 
 class Probe:
