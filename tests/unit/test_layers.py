@@ -34,15 +34,15 @@ LAYERS = (
     ("changes", "comparability", "status"),
     ("api",),
     ("auditing", "checking", "comparison"),
-    ("lab",),
-    ("cli_audit", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
+    ("lab", "plan"),
+    ("cli_audit", "cli_canary", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
     *("", "algorithm", "api", "auditing", "changes", "checking"),
-    *("cli", "cli_audit", "cli_canary", "cli_lab", "cli_score", "cli_stages"),
+    *("cli", "cli_audit", "cli_canary", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
     *(
         "comparability",
         "comparison",
@@ -57,7 +57,8 @@ LIGHT = (
         "recipe",
         "recipe_file",
     ),
-    *("lab", "records", "resources", "sections", "settings", "stages", "status", "store", "tables", "tokenizer_files"),
+    *("lab", "plan", "records", "resources", "sections", "settings", "stages", "status", "store", "tables"),
+    "tokenizer_files",
 )
 """What must import nothing heavy; "" is crosspref itself."""
 
@@ -143,6 +144,10 @@ def test_help_of_a_stage_is_light() -> None:
 
 def test_check_is_light() -> None:
     assert heavy_after(command("check", str(QUICKSTART))) == []
+
+
+def test_plan_is_light() -> None:
+    assert heavy_after(command("plan", str(QUICKSTART), "--hardware", "L4x2", "--price", "1")) == []
 
 
 def test_report_and_compare_are_light(tmp_path: Path) -> None:

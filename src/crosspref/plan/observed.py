@@ -1,0 +1,197 @@
+"""What a run, finished or not, says about speeds and lengths: the figures in its done-markers and its log."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from scipy.optimize import nnls
+
+from crosspref.api import phase_log
+from crosspref.errors import RunError
+from crosspref.job import units_of
+from crosspref.models import locate_model
+from crosspref.plan.costs import Speeds, flops
+from crosspref.plan.shapes import ModelShape, read_shape
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import load_recipe
+from crosspref.records import Prompt
+from crosspref.store import RunDirectory, Unit
+
+MOST_SHARDS = 64
+"""Of each language, whose responses are looked at one by one."""
+
+
+def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
+    """Return what a run measured on the machine that it ran on.
+
+    Raises:
+        RunError: there is no run, or nothing in it has been sampled, scored and trained yet.
+        ModelError: the run's model is not there any more.
+    """
+    run = RunDirectory(root)
+    if not run.recipe.exists():
+        raise RunError(f"{root} holds no run: there is no {run.recipe.name} in it.")
+    recipe = load_recipe(run.recipe)
+    shape = read_shape(locate_model(recipe.models.initial or recipe.models.policy or "", weights=False))
+    lengths = _lengths(run, recipe)
+    phases = plan_work(recipe, _stored_texts(run, recipe), lengths)
+    sampled, scored, trained = _sampled(run, phases, lengths), _scored(run, phases), _trained(run, phases)
+    if not (sampled and (scored or trained)):
+        raise RunError(
+            f"{root} has not got far enough to plan from: that takes a finished shard of responses, and one of scores "
+            "or a trained policy. `crosspref status` says where it is."
+        )
+    speeds = {
+        kind: sum(seconds for seconds, _ in found) / sum(flops(work, shape, recipe) for _, work in found)
+        for kind, found in (("score", scored), ("train", trained))
+        if found
+    }
+    score, train = speeds.get("score", speeds.get("train", 0.0)), speeds.get("train", speeds.get("score", 0.0))
+    read, decode = fit_decoding(sampled, shape, bytes_per_value, score)
+    return Speeds(read, decode, score, train, _starts(run)), lengths
+
+
+def fit_decoding(
+    found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int, score: float
+) -> tuple[float, float]:
+    """Return seconds per byte of weights read and per FLOP of rows, the best of those that are not negative.
+
+    The prompts are taken off first, at ``score`` seconds per FLOP.
+
+    With batches of one size only, one of the two is 0, and the other holds for such batches.
+    """
+    weights, per_token = shape.parameters * bytes_per_value, shape.flops_per_token
+    table = np.array([[work.steps * weights, work.row_steps * per_token] for _, work in found], dtype=float)
+    scale = table.max(axis=0)
+    scale[scale == 0] = 1.0
+    decoding = np.array([max(0.0, seconds - score * work.read * per_token) for seconds, work in found])
+    (read, decode), _ = nnls(table / scale, decoding)
+    return float(read / scale[0]), float(decode / scale[1])
+
+
+def _figures(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any], int]]:
+    for unit in units:
+        if unit.marker.exists():
+            content = unit.read_marker()
+            figures = content.get("figures", {})
+            if figures.get("seconds"):
+                yield unit, figures, int(content["rows"])
+
+
+def _languages_of(run: RunDirectory, table: str) -> dict[str, list[Unit]]:
+    """Return the shards of a table of all iterations by language, spread evenly where there are many."""
+    found: dict[str, list[Unit]] = {}
+    for folder in sorted(run.root.glob(f"iteration_*/{table}/*")):
+        found.setdefault(folder.name, []).extend(units_of(folder))
+    return {language: units[:: math.ceil(len(units) / MOST_SHARDS) or 1] for language, units in found.items()}
+
+
+def _lengths(run: RunDirectory, recipe: Recipe) -> Lengths:
+    response, longest = {}, {}
+    for language, units in _languages_of(run, "responses").items():
+        sums = [(figures["tokens"], rows) for _, figures, rows in _figures(units)]
+        if sum(rows for _, rows in sums):
+            response[language] = sum(tokens for tokens, _ in sums) / sum(rows for _, rows in sums)
+            maxima = [_longest(unit) for unit, _, _ in _figures(units)]
+            longest[language] = sum(maxima) / len(maxima)
+    kept, asked = 0, 0
+    for iteration in range(1, recipe.iterations + 1):
+        unit = run.policy(iteration)
+        if unit.marker.exists():
+            kept += int(unit.read_marker()["rows"])
+            asked += sum(len(_stored(run, "prompts", language)) for language in recipe.languages)
+    # For language imbalance a prompt makes several pairs, which the plan counts by itself.
+    share = kept / asked if asked and recipe.language_imbalance is None else 1.0
+    return Lengths(response=response, longest=longest, pairs=share)
+
+
+def _longest(unit: Unit) -> float:
+    lengths = pc.max(pc.list_value_length(unit.table().column("token_ids"))).as_py()
+    return float(lengths or 0)
+
+
+def _stored(run: RunDirectory, source: str, language: str) -> list[Prompt]:
+    unit = run.prompts(source, language)
+    return list(unit.rows(Prompt)) if unit.marker.exists() else []
+
+
+def _stored_texts(run: RunDirectory, recipe: Recipe) -> Texts:
+    """Return the prompts as the run stored them; its preferences are taken to be as long as its pairs."""
+    texts = Texts.__new__(Texts)
+    languages = dict.fromkeys(["en", *recipe.languages])
+    texts.training = [row for language in languages for row in _stored(run, "prompts", language)]
+    texts.held_out = [row for language in languages for row in _stored(run, "heldout", language)]
+    texts.preferences = []
+    return texts
+
+
+def _part(phases: Sequence[PhaseWork], phase: str, kind: str) -> Work | None:
+    return next((part for row in phases if row.phase == phase for part in row.parts if part.kind == kind), None)
+
+
+def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -> list[tuple[float, Work]]:
+    found = []
+    for phase, table in (("sample", "responses"), ("evaluate", "evaluation/responses")):
+        whole = _part(phases, phase, "sample")
+        if whole is None:
+            continue
+        for language, units in _languages_of(run, table).items():
+            for _, figures, rows in _figures(units):
+                longest = lengths.longest.get(language, figures["tokens"] / rows)
+                steps, read = math.ceil(rows / whole.rows) * longest, whole.read / whole.units * rows
+                found.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=rows * longest)))
+    return found
+
+
+def _scored(run: RunDirectory, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:
+    """Return seconds and work of the scored shards; what they read goes by what they wrote, as in the plan."""
+    found = []
+    for phase, table in (("score", "scores/[!r]*"), ("evaluate", "evaluation/scores/*")):
+        whole = _part(phases, phase, "score")
+        if whole is None or not whole.written:
+            continue
+        for units in _languages_of(run, table).values():
+            for _, figures, _ in _figures(units):
+                found.append((figures["seconds"], _scaled(whole, figures["tokens"] / whole.written)))
+    return found
+
+
+def _trained(run: RunDirectory, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:
+    whole = _part(phases, "train", "train")
+    if whole is None or not whole.tokens:
+        return []
+    units = [run.policy(iteration) for iteration in range(1 + max(phase.iteration for phase in phases))]
+    return [(figures["seconds"], _scaled(whole, figures["tokens"] / whole.tokens)) for _, figures, _ in _figures(units)]
+
+
+def _scaled(work: Work, by: float) -> Work:
+    return replace(work, read=work.read * by, written=work.written * by, squares=work.squares * by)
+
+
+def _starts(run: RunDirectory) -> dict[str, float]:
+    """Return what a phase took beside its shards: the least of its iterations, as the first may convert a model."""
+    patterns = {"sample": ["responses/*"], "translate": ["translations/*"], "score": ["scores/*/*"]}
+    patterns |= {"train": ["."], "align_english": ["."], "select": [], "prompts": []}
+    patterns["evaluate"] = ["evaluation/responses/*", "evaluation/scores/*/*"]
+    found: dict[str, float] = {}
+    for row in phase_log(run):
+        if row["phase"] not in patterns:
+            continue
+        folder = run.iteration(row["iteration"])
+        folders = [
+            path
+            for pattern in patterns[row["phase"]]
+            for path in ([folder] if pattern == "." else folder.glob(pattern))
+        ]
+        units = (
+            [Unit(folder / "policy")] if folders == [folder] else [unit for path in folders for unit in units_of(path)]
+        )
+        inside = sum(figures["seconds"] for _, figures, _ in _figures(units))
+        beside = row["seconds"] - inside
+        if beside >= 0:  # less, where the phase was stopped and went on: its log tells of the last part only
+            found[row["phase"]] = min(beside, found.get(row["phase"], beside))
+    return found

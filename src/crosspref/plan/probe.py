@@ -1,0 +1,284 @@
+"""Measuring this machine: the product's own engines on a few of the recipe's prompts, for about two minutes."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crosspref.engines import ENGINES, RecipeEngines
+from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.models import ModelFiles, locate_model
+from crosspref.plan.costs import Speeds, flops
+from crosspref.plan.observed import fit_decoding
+from crosspref.plan.shapes import ModelShape
+from crosspref.plan.work import Lengths, Texts, Work
+from crosspref.progress import Reporter
+from crosspref.recipe import Recipe
+from crosspref.records import Pair, Prompt, Response
+from crosspref.sections import TrainSettings
+from crosspref.store import publish_directory
+
+BUDGET = 120.0
+"""Seconds that a probe may take, about: a batch or a training step that has begun is finished."""
+TRIAL_TOKENS = 16
+"""How many tokens are sampled first, to see how many can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The device that phases run on here, its free memory in bytes, and bytes per value of its number format."""
+
+    device: str
+    memory: float
+    bytes_per_value: int
+
+
+def this_machine(recipe: Recipe) -> Machine:
+    """Return the machine as the engines see it; this imports torch."""
+    from crosspref.engines.transformers_models import free_bytes, pick_device, pick_dtype
+
+    device = pick_device(recipe.resources)
+    return Machine(str(device), free_bytes(device), pick_dtype(recipe.resources, device).itemsize)
+
+
+class Probe:
+    """Samples, scores and trains a little, each with the recipe's own settings, and keeps the time."""
+
+    def __init__(self, recipe: Recipe, texts: Texts, shape: ModelShape, rows: int, machine: Machine) -> None:
+        self.recipe, self.texts, self.shape, self.rows, self.machine = recipe, texts, shape, rows, machine
+        self.model = locate_model(recipe.models.policy or recipe.models.initial or "")
+        self.began = time.monotonic()
+        self.cap = recipe.sample.max_new_tokens
+        self.answered: list[tuple[Prompt, list[Response]]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the probe began."""
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return BUDGET - self.seconds
+
+    def measure(self, reporter: Reporter) -> tuple[Speeds, Lengths]:
+        """Return the machine's speeds and the lengths of texts.
+
+        Raises:
+            CrossprefError: an engine cannot be built, or cannot do what the recipe asks for.
+        """
+        if self.model.gguf_file is not None:
+            from crosspref.engines.transformers_models import readable_directory
+
+            readable_directory(self.model)  # converted once and kept: the run will find it there
+        reporter.say("probe: sampling")
+        sampling, load_sampler = self._sample()
+        reporter.say("probe: scoring")
+        score, load_scorer = self._score()
+        reporter.say("probe: training")
+        train, beside = self._train(score)
+        light, heavy = _start_seconds("crosspref.api"), _start_seconds(_module("sampler", self.recipe.sample.engine))
+        trainer = _start_seconds(_module("trainer", "trl"))
+        start = {"prompts": light, "select": light, "sample": heavy + load_sampler, "score": heavy + load_scorer}
+        start |= {"translate": heavy + load_sampler, "evaluate": heavy + load_sampler + load_scorer}
+        start |= {"train": trainer + beside, "align_english": trainer + beside}
+        read, decode = fit_decoding(sampling, self.shape, self.machine.bytes_per_value, score)
+        return Speeds(read, decode, score, train, start), self._lengths()
+
+    def _requests(self, rows: int) -> list[Prompt]:
+        """Return the prompts whose responses make a batch of so many rows, of all languages in turn."""
+        recipe = self.recipe
+        by_language = [[p for p in self.texts.training if p.language == tag] for tag in recipe.languages]
+        turns = [row[index] for index in range(max(map(len, by_language))) for row in by_language if index < len(row)]
+        return turns[: max(1, rows // self._n)]
+
+    @property
+    def _n(self) -> int:
+        return 1 if self.recipe.language_imbalance else self.recipe.sample.n
+
+    def _sample(self) -> tuple[list[tuple[float, Work]], float]:
+        """Return seconds and work of batches, and the seconds of loading; the first batch says how many tokens fit."""
+        many, few = self._requests(self.rows), self._requests(1)
+        trial = min(TRIAL_TOKENS, self.cap)
+        sampler, first = self._sampler(trial)
+        seconds, _ = self._batch(sampler, many, trial)
+        sampler.close()
+        affordable = int(0.25 * BUDGET / (seconds / trial))
+        self.cap = min(self.cap, max(TRIAL_TOKENS, affordable))
+        sampler, second = self._sampler(self.cap)
+        try:
+            found: list[tuple[float, Work]] = []
+            until = time.monotonic() + 0.2 * BUDGET
+            while not found or (time.monotonic() < until and len(found) < 6):
+                found.append(self._batch(sampler, many, self.cap, keep=True))
+                found.append(self._batch(sampler, few, self.cap))
+        finally:
+            sampler.close()
+        return found, min(first, second)
+
+    def _sampler(self, tokens: int) -> tuple[Any, float]:
+        sample = self.recipe.sample.model_copy(update={"max_new_tokens": tokens})
+        began = time.monotonic()
+        greedy = self.recipe.language_imbalance is not None
+        sampler = RecipeEngines(self.recipe.model_copy(update={"sample": sample})).sampler(self.model, greedy=greedy)
+        return sampler, time.monotonic() - began
+
+    def _batch(self, sampler: Any, prompts: Sequence[Prompt], limit: int, keep: bool = False) -> tuple[float, Work]:
+        began = time.monotonic()
+        base = len(self.answered) * self._n
+        requests = [
+            (prompt.instruction, [base + index * self._n + sample for sample in range(self._n)])
+            for index, prompt in enumerate(prompts)
+        ]
+        answers = sampler.sample(requests, lambda *_: None)
+        seconds = time.monotonic() - began
+        longest = max((len(a.token_ids) for row in answers for a in row), default=limit)
+        if keep:
+            for prompt, row in zip(prompts, answers, strict=True):
+                responses = [
+                    Response(prompt.prompt_id, prompt.language, sample, a.text, a.token_ids, a.finish_reason, None)
+                    for sample, a in enumerate(row)
+                ]
+                self.answered.append((prompt, responses))
+        rows = sum(map(len, answers))
+        read = sum(len(self._tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts) * self._n
+        return seconds, Work("sample", read, steps=longest, row_steps=longest * rows, rows=rows)
+
+    def _score(self) -> tuple[float, float]:
+        """Return seconds per FLOP of scoring, and the seconds of loading."""
+        from crosspref.sections import REFERENCE_FREE
+
+        recipe = self.recipe
+        if not recipe.has_implicit_reward:
+            return 0.0, 0.0
+        english = {prompt.prompt_id: prompt for prompt in self.texts.training if prompt.language == ENGLISH}
+        reference = None
+        if recipe.reward.algorithm not in REFERENCE_FREE:
+            reference = locate_model(recipe.models.initial or "")
+        began = time.monotonic()
+        scorer: Any = RecipeEngines(recipe).scorer(self.model, reference)
+        loading = time.monotonic() - began
+        seconds = work = 0.0
+        until = time.monotonic() + 0.2 * BUDGET
+        for index, (prompt, responses) in enumerate(self.answered):
+            source = crosslingual_instruction(english[prompt.prompt_id].instruction, prompt.language)
+            read = len(self._tokenizer.prompt_ids(source))
+            began = time.monotonic()
+            scorer.score(source, responses)
+            if index == 0 and len(self.answered) > 1:
+                continue  # the first one warms up
+            seconds += time.monotonic() - began
+            sizes = [len(response.token_ids or []) for response in responses]
+            part = Work("score", read, sum(sizes), sum((read + size) ** 2 for size in sizes))
+            work += flops(part, self.shape, recipe)
+            if time.monotonic() > until:
+                break
+        scorer.close()
+        return seconds / work, loading
+
+    def _train(self, score: float) -> tuple[float, float]:
+        """Return seconds per FLOP of training, and what it takes beside its steps: loading, storing."""
+        recipe = self.recipe
+        settings: TrainSettings = recipe.align_english or recipe.train
+        pairs = self.texts.preferences or self._sampled_pairs()
+        step = settings.micro_batch_size
+        one = flops(self._pairs_work(pairs, settings), self.shape, recipe) / len(pairs)
+        # As many as fit, by the speed of scoring, into two steps; at least one micro-batch each.
+        fitting = int(0.35 * max(self.left, 0) / max(2 * one * score, 1e-12))
+        size = max(step, min(settings.batch_size, fitting // step * step))
+        spread = [pairs[index * len(pairs) // (2 * size) % len(pairs)] for index in range(2 * size)]
+        asked = settings.model_copy(update={"batch_size": size, "epochs": 1})
+        stamps: list[float] = []
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "output"
+            output.mkdir()
+            began = time.monotonic()
+            trainer = RecipeEngines(recipe).trainer(self.model, asked, self._train_reference(settings))
+            try:
+                trainer.train(spread, output, Path(folder) / "checkpoints", lambda *_: stamps.append(time.monotonic()))
+                publish_directory(output, Path(folder) / "policy")
+            finally:
+                trainer.close()
+            whole = time.monotonic() - began
+        seconds = stamps[-1] - stamps[0]
+        per_step = seconds / max(1, len(stamps) - 1)
+        second = self._pairs_work(spread[size:], settings)
+        return per_step / flops(second, self.shape, recipe), max(0.0, whole - 2 * per_step)
+
+    def _train_reference(self, settings: TrainSettings) -> ModelFiles | None:
+        own = self.recipe.align_english is not None or settings.reference != "initial"
+        return None if own else locate_model(self.recipe.models.initial or "")
+
+    def _sampled_pairs(self) -> list[Pair]:
+        """Return pairs of two responses of one prompt each, as long as the run's will be."""
+        return [
+            Pair(
+                prompt.prompt_id,
+                prompt.language,
+                [{"role": "user", "content": prompt.instruction}],
+                [{"role": "assistant", "content": responses[0].text}],
+                [{"role": "assistant", "content": responses[-1].text}],
+                0,
+                len(responses) - 1,
+                responses[0].token_ids,
+                responses[-1].token_ids,
+                None,
+                None,
+                None,
+            )
+            for prompt, responses in self.answered
+            if responses
+        ]
+
+    def _pairs_work(self, pairs: Sequence[Pair], settings: TrainSettings) -> Work:
+        tokenizer = self._tokenizer
+        read = written = squares = 0.0
+        for pair in pairs:
+            prompt = len(tokenizer.chat_ids(pair.prompt))
+            sides = ((pair.chosen, pair.chosen_token_ids), (pair.rejected, pair.rejected_token_ids))
+            for messages, ids in sides:
+                own = len(ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], True))
+                read, written, squares = read + prompt, written + own, squares + (prompt + own) ** 2
+        return Work("train", read, written, squares, len(pairs), settings=settings)
+
+    @property
+    def _tokenizer(self) -> Any:
+        from crosspref.engines.transformers_models import load_tokenizer, readable_directory
+
+        if not hasattr(self, "_loaded"):
+            trust = self.recipe.models.trust_remote_code
+            self._loaded = load_tokenizer(readable_directory(self.model), trust)
+        return self._loaded
+
+    def _lengths(self) -> Lengths:
+        """Return exact prompt lengths, and those of the sampled responses if they were not cut shorter than asked."""
+        template = len(self._tokenizer.prompt_ids(""))
+        per_byte: dict[str, float] = {}
+        for language in dict.fromkeys([ENGLISH, *self.recipe.languages]):
+            texts = [prompt.instruction for prompt in self.texts.training if prompt.language == language][:200]
+            tokens = sum(len(self._tokenizer.prompt_ids(text)) - template for text in texts)
+            per_byte[language] = tokens / max(1, sum(len(text.encode()) for text in texts))
+        found = Lengths(template, per_byte)
+        if self.cap < self.recipe.sample.max_new_tokens:
+            return found
+        response: dict[str, list[int]] = {}
+        for prompt, answers in self.answered:
+            response.setdefault(prompt.language, []).extend(len(answer.token_ids or []) for answer in answers)
+        means = {language: sum(sizes) / max(1, len(sizes)) for language, sizes in response.items()}
+        longest = max((size for sizes in response.values() for size in sizes), default=0)
+        return replace(found, response=means, longest=dict.fromkeys(self.recipe.languages, float(longest)))
+
+
+def _module(kind: str, name: str) -> str:
+    return ENGINES[kind][name].partition(":")[0]
+
+
+def _start_seconds(module: str) -> float:
+    """Return how long a process takes to start and to import a module, which every phase does anew."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)  # noqa: S603 - our own interpreter
+    return time.monotonic() - began

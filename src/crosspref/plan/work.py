@@ -1,0 +1,249 @@
+"""How much work a recipe is: for every phase the tokens that models read and write. Nothing is measured here."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crosspref.languages import ENGLISH
+from crosspref.recipe import Recipe
+from crosspref.records import Prompt
+from crosspref.sections import REFERENCE_FREE, TrainSettings
+from crosspref.stages.preferences import load_preferences
+from crosspref.stages.prompts import PromptColumns, load_prompts
+
+TYPICAL_SHARE = 0.5
+"""Of the token limit, for responses of which nothing has been measured."""
+
+Kind = Literal["light", "sample", "translate", "score", "rate", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long texts are in tokens, by language; from a probe or a run, else assumed.
+
+    ``per_byte`` is tokens per byte of UTF-8, by which one rule holds for all scripts; ``template`` is what a chat
+    template adds to a prompt. ``response`` and ``longest`` are a response's mean length and the longest of a batch.
+    ``pairs`` is the share of prompts that make a pair.
+    """
+
+    template: float = 20.0
+    per_byte: dict[str, float] = field(default_factory=dict)
+    response: dict[str, float] = field(default_factory=dict)
+    longest: dict[str, float] = field(default_factory=dict)
+    pairs: float = 1.0
+
+    def prompt(self, text: str, language: str) -> float:
+        """Return about how many tokens a prompt has."""
+        return self.template + len(text.encode()) * self.per_byte.get(language, 0.25)
+
+    def answer(self, language: str, limit: int) -> float:
+        """Return how many tokens a response has on average."""
+        typical = sum(self.response.values()) / len(self.response) if self.response else TYPICAL_SHARE * limit
+        return min(self.response.get(language, typical), limit)
+
+    def batch(self, language: str, limit: int) -> float:
+        """Return how many tokens the longest response of a batch has: so long all of its rows run."""
+        return min(self.longest.get(language, max(self.longest.values(), default=limit)), limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kind of work of a phase, summed over its shards.
+
+    ``read`` and ``written`` are tokens of prompts and of responses; ``squares`` is the sum over rows of their squared
+    length, for attention. For sampling, ``steps`` is the decoding steps of all batches and ``row_steps`` those steps
+    times the rows beside each other; ``rows`` and ``width`` are the largest batch.
+    """
+
+    kind: Kind
+    read: float = 0.0
+    written: float = 0.0
+    squares: float = 0.0
+    units: int = 0
+    steps: float = 0.0
+    row_steps: float = 0.0
+    rows: int = 0
+    width: float = 0.0
+    settings: TrainSettings | None = None
+
+    @property
+    def tokens(self) -> float:
+        """All tokens that go through a model once."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseWork:
+    """What one phase of one iteration does."""
+
+    phase: str
+    iteration: int
+    parts: tuple[Work, ...]
+
+
+class Texts:
+    """The prompts and preferences of a recipe, as they will be used.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        asked = recipe.prompts
+        columns = PromptColumns(asked.id_column, asked.text_column, asked.language_column)
+
+        def load(source: str | None, limit: int | None) -> list[Prompt]:
+            if source is None:
+                return []
+            found = load_prompts(source, recipe.languages, on_problem=asked.on_problem, limit=limit, columns=columns)
+            return found.prompts
+
+        self.training = load(asked.source, asked.limit)
+        self.held_out = load(recipe.evaluate.prompts, recipe.evaluate.limit)
+        stage_0 = recipe.align_english
+        self.preferences = load_preferences(stage_0.preferences) if stage_0 else []
+
+
+def plan_work(recipe: Recipe, texts: Texts, lengths: Lengths) -> list[PhaseWork]:
+    """Return the work of every phase, in the order of ``algorithm.align``."""
+    light = (Work("light"),)
+    phases = [PhaseWork("prompts", 0, light)]
+    if recipe.align_english is not None:
+        phases.append(PhaseWork("align_english", 0, (_stage_0(recipe.align_english, texts, lengths),)))
+    held_out = _evaluation(recipe, texts.held_out, lengths)
+    phases.append(PhaseWork("evaluate", 0, held_out))
+    greedy = recipe.language_imbalance is not None
+    for iteration in range(1, recipe.iterations + 1):
+        n = 1 if greedy else recipe.sample.n
+        phases.append(PhaseWork("sample", iteration, (_sampling(recipe, texts.training, n, lengths),)))
+        if recipe.needs_translations:
+            phases.append(PhaseWork("translate", iteration, (_translating(recipe, texts.training, n, lengths),)))
+        if not greedy:
+            rewards = [_scoring(recipe, texts.training, n, lengths, name) for name in recipe.reward.names]
+            phases.append(PhaseWork("score", iteration, tuple(rewards)))
+        phases.append(PhaseWork("select", iteration, light))
+        phases.append(PhaseWork("train", iteration, (_training(recipe, texts.training, lengths),)))
+        phases.append(PhaseWork("evaluate", iteration, held_out))
+    return phases
+
+
+def _evaluation(recipe: Recipe, prompts: Sequence[Prompt], lengths: Lengths) -> tuple[Work, ...]:
+    if not prompts:
+        return (Work("light"),)
+    n = recipe.evaluate.n
+    parts = [_sampling(recipe, prompts, n, lengths)]
+    if recipe.has_implicit_reward:
+        parts.append(_scoring(recipe, prompts, n, lengths, "multilingual"))
+    return tuple(parts)
+
+
+def _in(prompts: Sequence[Prompt], language: str) -> list[Prompt]:
+    return [prompt for prompt in prompts if prompt.language == language]
+
+
+def _sampling(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
+    """Cut the prompts as the sampler does: into shards, and each into batches whose rows run until the longest ends."""
+    asked, shard = recipe.sample, recipe.resources.shard_prompts
+    read = written = squares = steps = row_steps = width = 0.0
+    units = most = 0
+    for language in recipe.languages:
+        sizes = [lengths.prompt(prompt.instruction, language) for prompt in _in(prompts, language)]
+        mean, longest = lengths.answer(language, asked.max_new_tokens), lengths.batch(language, asked.max_new_tokens)
+        for start in range(0, len(sizes), shard):
+            part = sizes[start : start + shard]
+            width = max(width, max(part) + asked.max_new_tokens)
+            most_rows = max(1, min(asked.batch_size, int(asked.batch_tokens // (max(part) + asked.max_new_tokens))))
+            rows = len(part) * n
+            most = max(most, min(most_rows, rows))
+            steps += math.ceil(rows / most_rows) * longest
+            row_steps += rows * longest
+            read += n * sum(part)
+            written += rows * mean
+            squares += n * sum((size + mean) ** 2 for size in part)
+            units += rows
+    return Work("sample", read, written, squares, units, steps, row_steps, most, width)
+
+
+def _scoring(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths, reward: str) -> Work:
+    """Each prompt is read once and shared by its responses; by a reward model it is read with each of them."""
+    english = {prompt.prompt_id: prompt for prompt in _in(prompts, ENGLISH)}
+    read = written = squares = width = 0.0
+    units = 0
+    for language in recipe.languages:
+        for prompt in _in(prompts, language):
+            own = reward in ("multilingual", "reward_model")
+            source = prompt if own else english[prompt.prompt_id]
+            size = lengths.prompt(source.instruction, source.language)
+            mean = lengths.answer(language, recipe.sample.max_new_tokens)
+            read += size * (n if reward == "reward_model" else 1)
+            written += n * mean
+            squares += n * (size + mean) ** 2
+            width = max(width, size + recipe.sample.max_new_tokens)
+            units += n
+    return Work("rate" if reward == "reward_model" else "score", read, written, squares, units, rows=n, width=width)
+
+
+def _translating(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
+    """A translation reads a response and is taken to be as long; for language imbalance they go both ways."""
+    asked = recipe.translate
+    foreign = [language for language in recipe.languages if language != ENGLISH]
+    both = recipe.language_imbalance is not None
+    count = sum(len(_in(prompts, language)) for language in foreign) * n * (2 if both else 1)
+    means = [lengths.answer(language, recipe.sample.max_new_tokens) for language in foreign]
+    mean = sum(means) / max(1, len(means))
+    written = min(mean, asked.max_new_tokens)
+    rows = max(1, min(recipe.sample.batch_size, count))
+    steps = math.ceil(count / rows) * float(asked.max_new_tokens if not lengths.longest else written)
+    size = mean + 3 * lengths.template
+    squares = count * (size + written) ** 2
+    width = size + asked.max_new_tokens
+    return Work("translate", count * size, count * written, squares, count, steps, steps * rows, rows, width)
+
+
+def _training(recipe: Recipe, prompts: Sequence[Prompt], lengths: Lengths) -> Work:
+    """Two rows per pair, each with the prompt; how many prompts make a pair is not known before."""
+    read = written = squares = width = 0.0
+    pairs = 0
+    foreign = len(recipe.languages) - 1
+    for language in recipe.languages:
+        each = 1 if recipe.language_imbalance is None or language != ENGLISH else foreign
+        mean = lengths.answer(language, recipe.sample.max_new_tokens)
+        for prompt in _in(prompts, language):
+            size = lengths.prompt(prompt.instruction, language)
+            read += 2 * each * size
+            written += 2 * each * mean
+            squares += 2 * each * (size + mean) ** 2
+            width = max(width, size + recipe.sample.max_new_tokens)
+            pairs += each
+    share, settings = lengths.pairs, recipe.train
+    width = min(width, settings.max_length)
+    read, written, squares = (share * settings.epochs * value for value in (read, written, squares))
+    return Work("train", read, written, squares, round(share * pairs), width=width, settings=settings)
+
+
+def _stage_0(settings: TrainSettings, texts: Texts, lengths: Lengths) -> Work:
+    read = written = squares = width = 0.0
+    for pair in texts.preferences:
+        size = lengths.prompt("".join(message["content"] for message in pair.prompt), ENGLISH)
+        for answer in (pair.chosen, pair.rejected):
+            own = lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template
+            read, written, squares = read + size, written + own, squares + (size + own) ** 2
+            width = max(width, size + own)
+    read, written, squares = (settings.epochs * value for value in (read, written, squares))
+    return Work(
+        "train",
+        read,
+        written,
+        squares,
+        len(texts.preferences),
+        width=min(width, settings.max_length),
+        settings=settings,
+    )
+
+
+def reference_models(settings: TrainSettings) -> int:
+    """Return how many models training holds beside the policy: adapters share their base with their own reference."""
+    if settings.method in REFERENCE_FREE or settings.precompute_reference:
+        return 0
+    return int(settings.lora is None or settings.reference == "initial")

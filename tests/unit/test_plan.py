@@ -1,0 +1,226 @@
+"""``crosspref plan``: its arithmetic against numbers worked out by hand, and what does not fit."""
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosspref.cli import main
+from crosspref.errors import ModelError, RecipeError
+from crosspref.plan.accelerators import ACCELERATORS, find_hardware
+from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops, memory, training_memory
+from crosspref.plan.observed import fit_decoding
+from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import load_recipe
+from crosspref.sections import LoraSettings, TrainSettings
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+CONFIG = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 10}
+TENSORS = {
+    "model.embed_tokens.weight": [10, 4],
+    "model.layers.0.self_attn.q_proj.weight": [4, 4],
+    "model.layers.0.mlp.experts.0.up.weight": [6, 4],
+    "model.layers.0.mlp.experts.1.up.weight": [6, 4],
+    "model.norm.weight": [4],
+    "lm_head.weight": [10, 4],
+}
+SHAPE = ModelShape(
+    parameters=1000,
+    active=800,
+    linear=60,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_size=2,
+    hidden=4,
+    vocabulary=10,
+)
+
+
+def write_header(path: Path, tensors: dict[str, list[int]]) -> None:
+    """The header of a safetensors file, without its weights."""
+    entries = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in tensors.items()}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(QUICKSTART)
+
+
+@pytest.fixture(scope="module")
+def phases(recipe: Recipe) -> list[PhaseWork]:
+    return plan_work(recipe, Texts(recipe), Lengths())
+
+
+def part(phases: list[PhaseWork], phase: str, kind: str) -> Work:
+    return next(work for row in phases if row.phase == phase for work in row.parts if work.kind == kind)
+
+
+def test_the_header_alone_tells_the_parameters(tmp_path: Path) -> None:
+    write_header(tmp_path / "model.safetensors", TENSORS)
+    assert safetensors_shapes(tmp_path / "model.safetensors") == TENSORS
+    shape = shape_of({**CONFIG, "num_local_experts": 2, "num_experts_per_tok": 1}, TENSORS, "tiny")
+    assert shape.parameters == 40 + 16 + 24 + 24 + 4 + 40
+    assert shape.active == shape.parameters - 40 - 24  # without the input embedding, and one of the two experts
+    assert shape.linear == 8 + 10 + 10
+    assert (shape.kv_heads, shape.head_size, shape.exact) == (2, 2, True)
+    tied = shape_of(CONFIG, {name: size for name, size in TENSORS.items() if name != "lm_head.weight"}, "tiny")
+    assert tied.active == tied.parameters  # the one table is the output layer
+
+
+def test_a_damaged_header_is_said(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(ModelError, match=r"model\.safetensors is no safetensors file, or is damaged"):
+        safetensors_shapes(tmp_path / "model.safetensors")
+
+
+def test_a_configuration_that_says_too_little_is_said() -> None:
+    with pytest.raises(ModelError, match=r"config\.json of odd does not say num_hidden_layers"):
+        shape_of({**CONFIG, "num_hidden_layers": None}, {}, "odd")
+
+
+def test_flops_by_hand(recipe: Recipe) -> None:
+    work = Work("score", read=10, written=20, squares=500)
+    # 30 tokens times 2 x 800, and 500 squared tokens times 2 x 1 layer x 1 head x 2.
+    forward = 30 * 1600 + 500 * 4
+    assert flops(work, SHAPE, recipe) == 2 * forward  # the policy and its reference
+    full = TrainSettings()
+    assert flops(replace(work, kind="train", settings=full), SHAPE, recipe) == (3 + 1) * forward
+    lora = TrainSettings(lora=LoraSettings(), gradient_checkpointing=True)
+    assert flops(replace(work, kind="train", settings=lora), SHAPE, recipe) == (2 + 1 + 1) * forward
+    simpo = TrainSettings(method="simpo")
+    assert flops(replace(work, kind="train", settings=simpo), SHAPE, recipe) == 3 * forward
+
+
+def test_memory_by_hand(recipe: Recipe) -> None:
+    sampling = Work("sample", rows=2, width=10)
+    # Weights, keys and values of 2 x 10 tokens, and three times float32 logits of 2 rows.
+    assert memory(sampling, SHAPE, recipe, 2) == 1000 * 2 + 2 * 10 * 4 * 2 + 3 * 4 * 2 * 10
+    work = Work("train", width=10)
+    activations = 2 * 10 * 4 * 2 * 34
+    full = TrainSettings(micro_batch_size=1)
+    assert training_memory(work, full, SHAPE, 2) == 16 * 1000 + 4 * 1000 + activations + 3 * LOGITS_BYTES
+    assert training_memory(work, full, SHAPE, 2, shards=4) == 5000 + activations + 3 * LOGITS_BYTES
+    lora = TrainSettings(micro_batch_size=1, lora=LoraSettings(rank=2))
+    assert adapter_parameters(lora, SHAPE) == 120
+    assert training_memory(work, lora, SHAPE, 2) == 2 * 1000 + 16 * 120 + activations + 3 * LOGITS_BYTES
+
+
+def test_the_work_of_the_quickstart(phases: list[PhaseWork]) -> None:
+    names = ["prompts", "align_english", "evaluate", "sample", "score", "select", "train", "evaluate"]
+    assert [row.phase for row in phases] == names
+    sampling = part(phases, "sample", "sample")
+    # 24 prompts x 4 responses are 3 batches of 32 in each of 4 languages, which run to the limit of 64 tokens.
+    assert (sampling.units, sampling.rows) == (4 * 96, 32)
+    assert (sampling.steps, sampling.row_steps) == (4 * 3 * 64, 4 * 96 * 64)
+    assert sampling.written == 4 * 96 * 32  # half of the limit, unless it was measured
+    held_out = part(phases, "evaluate", "sample")
+    assert (held_out.units, held_out.steps) == (4 * 36, 4 * 2 * 64)  # 12 x 3 responses: a batch of 32 and one of 4
+    scoring = part(phases, "score", "score")
+    assert scoring.written == sampling.written
+    assert scoring.read < sampling.read  # a prompt is read once for its 4 responses
+    assert part(phases, "train", "train").units == 96
+
+
+def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None:
+    lengths = Lengths(response={"en": 10.0, "es": 20.0}, longest={"en": 40.0}, pairs=0.5)
+    found = plan_work(recipe, Texts(recipe), lengths)
+    assert part(found, "sample", "sample").written == 96 * (10 + 20 + 15 + 15)  # of others the mean of what was seen
+    assert part(found, "sample", "sample").steps == 4 * 3 * 40
+    assert part(found, "train", "train").units == 48
+
+
+def test_batches_of_two_sizes_tell_reading_from_computing(recipe: Recipe) -> None:
+    speeds = Speeds(read=1e-9, decode=1e-10, score=1e-11, train=0)
+    batches = [Work("sample", read=50 * rows, steps=64, row_steps=64 * rows) for rows in (32, 4, 1)]
+    seconds = [speeds.seconds(work, SHAPE, recipe, 4) for work in batches]
+    assert seconds[1] == pytest.approx(64 * (4000e-9 + 4 * 1600e-10) + 200 * 1600e-11)
+    read, decode = fit_decoding(list(zip(seconds, batches, strict=True)), SHAPE, 4, score=1e-11)
+    assert (read, decode) == (pytest.approx(1e-9), pytest.approx(1e-10))
+
+
+def test_hardware_is_found_by_name_and_number() -> None:
+    assert find_hardware("H100-SXM") == (ACCELERATORS["H100-SXM"], 1)
+    assert find_hardware("a100-80gbx8") == (ACCELERATORS["A100-80GB"], 8)
+    own, count = find_hardware("MINEx2", memory=10, tflops=5) or (None, 0)
+    assert (own and (own.name, own.memory, own.tflops, own.bandwidth), count) == (("MINE", 10, 5, None), 2)
+    assert find_hardware(None) is None
+
+
+def test_unknown_hardware_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(QUICKSTART), "--hardware", "H1000"]) == 1
+    errors = capsys.readouterr().err
+    assert "'H1000' is not known" in errors
+    assert all(name in errors for name in ACCELERATORS)
+    with pytest.raises(RecipeError, match="--memory GB and --tflops T"):
+        find_hardware("H1000", memory=80)
+
+
+def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
+    code = main(["plan", *arguments, "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out), captured.err
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A model of 8 billion parameters, of which only the headers are here; nothing may read its weights."""
+    hidden, width, layers, vocabulary = 4096, 14336, 32, 128256
+    shapes = {"q": [hidden, hidden], "k": [1024, hidden], "v": [1024, hidden], "o": [hidden, hidden]}
+    shapes |= {"gate": [width, hidden], "up": [width, hidden], "down": [hidden, width]}
+    tensors = {f"layers.{layer}.{name}": shape for layer in range(layers) for name, shape in shapes.items()}
+    tensors |= {"embed_tokens": [vocabulary, hidden], "lm_head": [vocabulary, hidden]}
+    write_header(tmp_path / "model.safetensors", tensors)
+    config = {"hidden_size": hidden, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": layers}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": vocabulary}), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_model_that_does_not_fit_is_said_with_what_helps(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["--set", f"models.initial={large}", "--set", "train.lora=null", "--set", "align_english.lora=null"]
+    code, plan, errors = plan_json(capsys, str(QUICKSTART), "--hardware", "A100-80GB", "--price", "2", *changes)
+    assert code == 1
+    rows = {row["phase"]: row for row in plan["rows"]}
+    assert {phase: row["fits"] for phase, row in rows.items() if row["fits"] is not None} == {
+        **dict.fromkeys(("align_english", "train"), False),
+        **dict.fromkeys(("evaluate", "sample", "score"), True),
+    }
+    # 8.03e9 parameters: weights, gradients, two moments and the reference, in float32.
+    assert rows["train"]["memory"] == pytest.approx(8.03e9 * 20, rel=0.05)
+    assert plan["price"] == pytest.approx(plan["seconds"] / 3600 * 2)
+    assert "train (train) needs about 16" in errors
+    assert "train.lora: {}, train.gradient_checkpointing: true" in errors
+    assert "FSDP or ZeRO-3 over 4 devices" in errors
+
+
+def test_weights_too_large_for_any_phase(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, plan, errors = plan_json(
+        capsys, str(QUICKSTART), "--memory", "12", "--tflops", "50", "--set", f"models.initial={large}"
+    )
+    assert code == 1
+    assert "sample (sample) needs about 1" in errors
+    assert "the weights alone are too large for one device" in errors
+    assert "train.lora.bits: 4" in errors
+    assert plan["seconds"] > 0
+
+
+def test_without_hardware_there_are_no_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    code, plan, _ = plan_json(capsys, str(QUICKSTART))
+    assert code == 0
+    assert plan["seconds"] is plan["price"] is None
+    assert all(row["seconds"] is None and row["fits"] is None for row in plan["rows"])
+    assert any("--probe" in note for note in plan["notes"])
+
+
+def test_numbers_that_make_no_sense_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(QUICKSTART), "--memory", "-3"]) == 1
+    assert "--memory must be above 0, but it is -3.0" in capsys.readouterr().err
+    assert main(["plan", str(QUICKSTART), "--probe", "--hardware", "L4"]) == 1
+    assert "give one of them" in capsys.readouterr().err
