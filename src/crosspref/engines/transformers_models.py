@@ -2,16 +2,18 @@
 
 import functools
 import gc
+import math
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
@@ -80,7 +82,7 @@ def readable_directory(files: ModelFiles) -> Path:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     # Only the ids belong to the model: sampling settings come from the recipe.
-    model.generation_config = transformers.GenerationConfig(
+    model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -118,6 +120,36 @@ def load_model(
             "which would be random. Name a model of this kind whose files are complete."
         )
     return model.to(device).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a model's files say of it; for engines that hold the weights elsewhere. It stands in for the model."""
+
+    config: Any
+    generation_config: Any
+
+
+def read_configuration(directory: Path, trust_remote_code: bool = False) -> Configuration:
+    """Read a model's configuration without its weights.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(directory)
+    except OSError:  # there is none, and then a model takes it from its configuration
+        generation = GenerationConfig.from_model_config(config)
+    return Configuration(config, generation)
+
+
+def context_length(config: Any) -> float:
+    """Return how many tokens a model takes, or infinity if its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
@@ -186,7 +218,7 @@ class ChatTokenizer:
 
 
 def stop_ids(model: Any, tokenizer: ChatTokenizer) -> list[int]:
-    """Return all token ids that end a response: the model's own and the chat template's."""
+    """Return all token ids that end a response: those of the model (or its Configuration) and the chat template's."""
     own = model.generation_config.eos_token_id
     ids = own if isinstance(own, list) else [own] if own is not None else []
     return sorted({*ids, tokenizer.end_of_turn})
