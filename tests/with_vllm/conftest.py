@@ -9,11 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; enough for a few hundred responses of this model
@@ -65,8 +64,8 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float =
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            if httpx.get(url, timeout=5).is_success:
                 return
-        except (urllib.error.URLError, OSError):
+        except httpx.TransportError:
             time.sleep(0.5)
     pytest.fail(f"vLLM's server did not come up within {seconds} s:\n{log.read_text(errors='replace')[-3000:]}")

@@ -29,7 +29,7 @@ from crosspref.sections import RewardSettings, SampleSettings
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = SampleSettings(temperature=0.7, max_new_tokens=40, max_prompt_tokens=400)
+SETTINGS = SampleSettings(temperature=0.7, max_new_tokens=32, max_prompt_tokens=400)
 REQUESTS = [
     ("What is the capital of France?", [11, 12, 13]),
     ("Say hello.", [21, 22]),

@@ -71,9 +71,7 @@ class VllmSampler:
         self.tokenizer = load_tokenizer(directory, trust_remote_code)
         stored = read_configuration(directory, trust_remote_code)
         self.stops = stop_ids(stored, self.tokenizer)
-        self.longest_prompt = min(
-            settings.max_prompt_tokens, context_length(stored.config) - settings.max_new_tokens
-        )
+        self.longest_prompt = min(settings.max_prompt_tokens, context_length(stored.config) - settings.max_new_tokens)
         options: dict[str, Any] = {
             "model": str(directory),
             "skip_tokenizer_init": True,  # ids go in and ids come out
@@ -188,7 +186,16 @@ def _load(name: str, options: dict[str, Any]) -> LLM:
     """Start vLLM; its errors are told with what to do about them."""
     try:
         return LLM(**options)
-    except (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         # The first line says it; pydantic goes on with links, and OutOfMemoryError with all settings of the allocator.
         reason = " ".join(str(error).split())[:600] or type(error).__name__
         raise ModelError(
