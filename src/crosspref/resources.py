@@ -32,11 +32,15 @@ class ResourceSettings(Settings):
 
 
 class VllmSettings(Settings):
-    """vLLM in this process, for `sample.engine: vllm`. These settings change no result beyond rounding."""
+    """vLLM in this process, for `sample.engine: vllm`. These settings change no result beyond rounding.
+
+    One vLLM holds one copy of the model; several copies are workers of Ray (`resources.executor: ray`), each with one.
+    """
 
     tensor_parallel: Positive = Field(1, description="GPUs that share one copy of the model.")
-    data_parallel: Positive = Field(1, description="Copies of the model, each with GPUs of its own.")
-    memory: Share = Field(0.9, description="Share of a GPU's memory that vLLM may take.")
+    memory: Share = Field(
+        0.9, description="Share of a GPU's memory that vLLM may take. On a CPU its cache takes 4 GiB instead."
+    )
     max_sequences: Positive = Field(256, description="Responses that are sampled side by side, at most.")
 
 

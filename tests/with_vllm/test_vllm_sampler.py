@@ -1,0 +1,204 @@
+"""vLLM itself samples SmolLM2 on a CPU: what it returns is what transformers would, and would score."""
+
+import gc
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from crosspref.engines.transformers_sampler import TransformersSampler
+from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.engines.vllm_sampler import VllmSampler
+from crosspref.errors import ModelError, RecipeError
+from crosspref.models import locate_model
+from crosspref.records import Response
+from crosspref.resources import ResourceSettings, VllmSettings
+from crosspref.sections import RewardSettings, SampleSettings
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = SampleSettings(temperature=0.7, max_new_tokens=32, max_prompt_tokens=400)
+REQUESTS = [
+    ("What is the capital of France?", [11, 12, 13]),
+    ("Say hello.", [21, 22]),
+    ("Nenne drei Farben.", [31, 32, 33, 34]),
+]
+
+
+def resources(dtype: str = "float32") -> ResourceSettings:
+    return ResourceSettings(device="cpu", dtype=dtype, threads=1)
+
+
+def open_sampler(model: Any, settings: SampleSettings = SETTINGS, dtype: str = "float32", **extra: Any) -> VllmSampler:
+    return VllmSampler(model, settings, resources(dtype), VllmSettings(max_sequences=16), **extra)
+
+
+def silent(done: int, tokens: int) -> None:
+    """Show no progress."""
+
+
+@pytest.fixture(scope="module")
+def sampler(smollm2: Path) -> Iterator[VllmSampler]:
+    sampler = open_sampler(locate_model(str(smollm2)))
+    yield sampler
+    sampler.close()
+
+
+def reported_logprobs(sampler: VllmSampler) -> list[tuple[str, list[int], str, float]]:
+    """(instruction, ids, finish reason, vLLM's own log-probability of the ids) of each response to REQUESTS."""
+    found = []
+    for instruction, seeds in REQUESTS:
+        parameters = sampler._parameters(seeds)
+        parameters.logprobs = 0  # of the sampled token alone
+        prompt = {"prompt_token_ids": sampler.tokenizer.prompt_ids(instruction)}
+        for output in sampler.llm.generate([prompt], parameters, use_tqdm=False)[0].outputs:
+            value = sum(step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True))
+            found.append((instruction, list(output.token_ids), output.finish_reason, value))
+    return found
+
+
+def differences(smollm2: Path, found: list[tuple[str, list[int], str, float]], dtype: str) -> list[float]:
+    """Differences between vLLM's and TransformersScorer's log-probabilities, nats per response."""
+    scorer = TransformersScorer(locate_model(str(smollm2)), None, RewardSettings(), resources(dtype))
+    differing = []
+    for instruction, ids, reason, value in found:
+        scored = scorer.score(instruction, [Response("p", "en", 0, "", ids, reason, None)])[0]
+        assert scored.tokens == len(ids)
+        assert math.isfinite(scored.policy)
+        differing.append(abs(scored.policy - value))
+    scorer.close()
+    return differing
+
+
+def test_responses_end_with_a_stop_token_or_at_the_limit(sampler: VllmSampler) -> None:
+    steps: list[tuple[int, int]] = []
+    too_long = ("word " * 500, [1, 2])
+    *answers, none = sampler.sample([*REQUESTS, too_long], lambda done, tokens: steps.append((done, tokens)))
+    assert none == []
+    assert [len(found) for found in answers] == [3, 2, 4]
+    flat = [answer for found in answers for answer in found]
+    assert {answer.finish_reason for answer in flat} == {"stop", "length"}
+    for answer in flat:
+        ended = answer.finish_reason == "stop"
+        assert (answer.token_ids[-1] in sampler.stops) == ended
+        assert not set(answer.token_ids[:-1]) & set(sampler.stops)
+        assert ended or len(answer.token_ids) == SETTINGS.max_new_tokens
+        assert answer.text == sampler.tokenizer.text(answer.token_ids)
+        assert "<|im_end|>" not in answer.text
+    assert sum(done for done, _ in steps) == 11
+    assert sum(tokens for _, tokens in steps) == sum(len(answer.token_ids) for answer in flat)
+    # The responses to a prompt have random streams of their own.
+    assert all(len({tuple(answer.token_ids) for answer in found}) == len(found) for found in answers)
+
+
+def test_a_response_depends_on_its_prompt_and_number_alone(sampler: VllmSampler) -> None:
+    together = sampler.sample(REQUESTS, silent)
+    assert sampler.sample(REQUESTS, silent) == together
+    for request, found in zip(REQUESTS, together, strict=True):
+        assert sampler.sample([request], silent) == [found]
+    instruction, seeds = REQUESTS[2]
+    assert sampler.sample([(instruction, seeds[:2])], silent) == [together[2][:2]]
+    assert sampler.sample([(instruction, [77, *seeds[1:]])], silent) != [together[2]]
+
+
+def test_prefix_caching_is_on(sampler: VllmSampler) -> None:
+    assert sampler.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+
+
+def test_the_engine_runs_in_this_process(sampler: VllmSampler) -> None:
+    """So whatever ends the process, gives all memory back."""
+    sampler.sample(REQUESTS[:1], silent)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_its_logprobs_are_those_of_transformers(sampler: VllmSampler, smollm2: Path) -> None:
+    found = differences(smollm2, reported_logprobs(sampler), "float32")
+    print(f"float32: largest difference {max(found):.2g} nats per response")  # noqa: T201 - shown with -s
+    assert max(found) < 2e-3
+
+
+def test_greedy_responses_are_those_of_transformers(smollm2: Path) -> None:
+    model = locate_model(str(smollm2))
+    settings = SETTINGS.model_copy(update={"max_new_tokens": 24})
+    requests = [(instruction, seeds[:1]) for instruction, seeds in REQUESTS]
+    other = TransformersSampler(model, settings, resources(), greedy=True)
+    expected = other.sample(requests, silent)
+    other.close()
+    sampler = open_sampler(model, settings, greedy=True)
+    assert sampler.sample(requests, silent) == expected
+    assert sampler.sample([(REQUESTS[0][0], [1, 2])], silent) == [expected[0] * 2]
+    sampler.close()
+
+
+def test_bfloat16_and_the_memory_after_closing(smollm2: Path) -> None:
+    sampler = open_sampler(locate_model(str(smollm2)), dtype="bfloat16")
+    reported = reported_logprobs(sampler)
+    held = psutil.Process().memory_info().rss
+    sampler.close()
+    gc.collect()
+    freed = (held - psutil.Process().memory_info().rss) >> 20
+    found = differences(smollm2, reported, "bfloat16")
+    print(f"bfloat16: largest difference {max(found):.2g} nats per response; {freed} MiB freed")  # noqa: T201
+    assert max(found) < 3
+    assert freed > 200  # the weights alone are 270 MB
+    torch.set_num_threads(1)  # works again for what comes after
+
+
+def test_an_adapter_answers_as_the_merged_model(smollm2: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    model.merge_and_unload().save_pretrained(merged)
+    for file in smollm2.iterdir():
+        if file.name.startswith("tokenizer") or file.suffix == ".jinja":
+            (merged / file.name).write_bytes(file.read_bytes())
+    settings = SETTINGS.model_copy(update={"max_new_tokens": 16})
+    requests = [(instruction, seeds[:1]) for instruction, seeds in REQUESTS]
+    other = TransformersSampler(locate_model(str(merged)), settings, resources(), greedy=True)
+    expected = other.sample(requests, silent)
+    other.close()
+    files = SimpleNamespace(
+        name="pi_1", directory=smollm2, gguf_file=None, identity="of both", adapter=tmp_path / "adapter"
+    )
+    sampler = open_sampler(files, settings, greedy=True)
+    assert sampler.sample(requests, silent) == expected
+    sampler.adapter = None
+    assert sampler.sample(requests, silent) != expected
+    sampler.close()
+
+
+def test_what_vllm_cannot_hold_is_said(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = locate_model(str(smollm2))
+    with pytest.raises(ModelError, match=r"vLLM runs on cpu, but the run is on cuda"):
+        VllmSampler(model, SETTINGS, ResourceSettings(device="cuda"), VllmSettings())
+    with pytest.raises(RecipeError, match="at most 2"):
+        open_sampler(model, SETTINGS.model_copy(update={"temperature": 3.0}))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9999")
+    with pytest.raises(ModelError, match=r"(?s)memory.*VLLM_CPU_KVCACHE_SPACE"):
+        open_sampler(model)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    for file in smollm2.iterdir():
+        os.link(file, tmp_path / file.name)
+    (tmp_path / "config.json").unlink()
+    config = json.loads((smollm2 / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["UnheardOfForCausalLM"]}))
+    with pytest.raises(ModelError, match=r"(?s)UnheardOfForCausalLM.*sample.engine: transformers"):
+        open_sampler(locate_model(str(tmp_path)))
