@@ -119,7 +119,7 @@ class VllmSampler:
                 index, found = int(output.request_id), [self._answer(answer) for answer in output.outputs]
                 seeds = requests[index][1]
                 answers[index] = found * len(seeds) if self.greedy else found
-                advance(len(seeds), sum(len(answer.token_ids) for answer in found))
+                advance(len(seeds), sum(len(answer.token_ids or ()) for answer in found))
         return answers
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from crosspref.errors import RecipeError
 
-LOOKED_UP = "the makers' data sheets, looked up in November 2026"
+LOOKED_UP = "published specifications, collected in November 2026"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ ACCELERATORS = {
         Accelerator("MI300X", 192, 1307, 5.3),
     )
 }
-"""From data sheets: without sparsity, and with sums in float32."""
+"""Without sparsity, and with sums in float32. Published figures, not measured here; a plan takes a share of them."""
 
 _NAMED = re.compile(r"^(?P<name>.+?)(?:x(?P<count>[1-9]\d*))?$", re.IGNORECASE)
 
