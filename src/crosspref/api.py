@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
 from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
 from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
 from crosspref.progress import Reporter
+from crosspref.ranks import is_main
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
@@ -54,6 +58,7 @@ def align(
     run = RunDirectory(run_dir)
     job = Job(recipe, run, RecipeEngines(recipe), reporter or Reporter())
     check_models(recipe)
+    launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe)
         return algorithm.align(job, _executor(job))
@@ -86,7 +91,12 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
 
 
 def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter) -> None:
-    """Run one phase of a run that another process holds; that process's end ends this one."""
+    """Run one phase of a run that another process holds; that process's end ends this one.
+
+    Where a launcher started several processes for it, the reporter of all but the first is not heard.
+    """
+    if not is_main():
+        reporter = Reporter(Console(quiet=True))
     run = RunDirectory(run_dir)
     recipe = load_recipe(run.recipe)
     _phase(name)(Job(recipe, run, RecipeEngines(recipe), reporter), iteration)
@@ -137,9 +147,12 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
 
 def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
-    command = [sys.executable, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
+    launched = phase in (algorithm.align_english, algorithm.train)
+    before = launch_command(job.recipe.resources) if launched else [sys.executable]
+    command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
     with _interrupts_held():
-        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
+        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
+        # hand it on to the processes that they start, which read it likewise.
         process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
     with process as child:
         try:
