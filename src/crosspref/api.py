@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
 from crosspref.engines import RecipeEngines
@@ -26,7 +24,6 @@ from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
 from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
 from crosspref.progress import Reporter
-from crosspref.ranks import is_main
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
@@ -91,12 +88,7 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
 
 
 def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter) -> None:
-    """Run one phase of a run that another process holds; that process's end ends this one.
-
-    Where a launcher started several processes for it, the reporter of all but the first is not heard.
-    """
-    if not is_main():
-        reporter = Reporter(Console(quiet=True))
+    """Run one phase of a run that another process holds; that process's end ends this one."""
     run = RunDirectory(run_dir)
     recipe = load_recipe(run.recipe)
     _phase(name)(Job(recipe, run, RecipeEngines(recipe), reporter), iteration)
@@ -112,6 +104,7 @@ def _phase(name: str) -> Phase:
             algorithm.translate,
             algorithm.score,
             algorithm.select,
+            algorithm.reference,
             algorithm.train,
             algorithm.evaluate,
         )

@@ -244,8 +244,6 @@ def _select(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     import shutil
 
-    from rich.console import Console
-
     from crosspref.engines import RecipeEngines
     from crosspref.errors import DataError
     from crosspref.job import training_fingerprint
@@ -254,7 +252,7 @@ def _train(options: argparse.Namespace) -> None:
     from crosspref.ranks import is_main
     from crosspref.records import Pair
     from crosspref.stages.files import read_rows
-    from crosspref.store import publish_directory
+    from crosspref.store import Unit, publish_directory
 
     out = Path(options.out)
     if out.exists():
@@ -266,15 +264,12 @@ def _train(options: argparse.Namespace) -> None:
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never gone on with.
     every = out.with_name(out.name + ".checkpoints")
     checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs, reference).digest
-    temporary = checkpoints / "policy"
-    if is_main():  # of processes that torchrun or accelerate started
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    temporary = Unit(checkpoints / "policy").temporary()
     trainer = RecipeEngines(recipe).trainer(start, recipe.train, reference)
-    with Reporter(None if is_main() else Console(quiet=True)).step("train", len(pairs) * recipe.train.epochs) as meter:
+    with Reporter().step("train", len(pairs) * recipe.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
-    if is_main():
-        publish_directory(temporary, out)
+    publish_directory(temporary, out)
+    if is_main():  # of processes that torchrun or accelerate started
         shutil.rmtree(every)
 
 

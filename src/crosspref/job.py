@@ -30,6 +30,9 @@ class Job:
 TRAINING_SPEED = ("micro_batch_size", "checkpoint_every", "gradient_checkpointing", "precompute_reference")
 """Settings of training that say how a policy is computed, and not which."""
 
+CARRIED = ("reference_chosen_logprob", "reference_rejected_logprob")
+"""Columns of a pair that follow from the pair and the reference, which a fingerprint names by itself."""
+
 Phase = Callable[[Job, int], None]
 """One step of the algorithm at one iteration; its input and output lie in the run directory."""
 
@@ -95,7 +98,7 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
 
 def digest_rows(rows: Sequence[Any]) -> str:
     """Return a hash of the rows' contents."""
-    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__] for row in rows])
+    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED] for row in rows])
 
 
 def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:
@@ -193,8 +196,7 @@ def train_policy(
             temporary = unit.temporary()
             checkpoints = job.run.checkpoints(iteration, fingerprint)
             figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
-            if is_main():
-                publish_directory(temporary, unit.path)
+            publish_directory(temporary, unit.path)
     finally:
         trainer.close()
     if not is_main():

@@ -146,7 +146,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
-    """Move a finished folder to its place; what lay there unfinished is removed."""
+    """Move a finished folder to its place; what lay there unfinished is removed. Only rank 0 does it."""
+    if not is_main():
+        return
     for file in temporary.rglob("*"):
         if file.is_file():
             _flush(file)

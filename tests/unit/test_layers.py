@@ -28,7 +28,7 @@ LAYERS = (
     ("engines.protocols", "maths"),
     ("stages",),
     ("job",),
-    ("pairing", "tables"),
+    ("pairing", "references", "tables"),
     ("algorithm",),
     ("engines",),
     ("changes", "comparability", "status"),

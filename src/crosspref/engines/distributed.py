@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, TorchDynamoPlugin, broadcast_object_list
 
 from crosspref.errors import RecipeError
 from crosspref.ranks import is_main, processes
@@ -28,16 +30,39 @@ def accumulation_steps(settings: TrainSettings) -> int:
     if settings.batch_size % together:
         raise RecipeError(
             f"train.batch_size {settings.batch_size} cannot be dealt out to {processes()} processes in micro-batches "
-            f"of {settings.micro_batch_size} (train.micro_batch_size): make it a multiple of {together}, or use smaller "
-            "micro-batches or fewer processes. Neither changes the loss."
+            f"of {settings.micro_batch_size} (train.micro_batch_size): make it a multiple of {together}, or use "
+            "smaller micro-batches or fewer processes. Neither changes the loss."
         )
     return settings.batch_size // together
 
 
 def loading_device(device: torch.device) -> torch.device:
     """Return where weights are read to: what FSDP or DeepSpeed is going to cut up need not fit on one device."""
-    sharded = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
-    return torch.device("cpu") if sharded else device
+    return torch.device("cpu") if _wants("FSDP") or _wants("DEEPSPEED") else device
+
+
+def shard_on_cpu(mixed_precision: str) -> None:
+    """Let accelerate do FSDP in processes without accelerators; it would fall back to DDP there and not say so.
+
+    accelerate 1.15 asks for FSDP only where it found accelerators, though torch's FSDP2 and gloo need none. Its shared
+    state, which the next ``Accelerator`` takes over, is therefore made here. Call it after the training arguments.
+    """
+    partial = PartialState()
+    if not _wants("FSDP") or partial.distributed_type != DistributedType.MULTI_CPU:
+        return
+    plugin = FullyShardedDataParallelPlugin()
+    if mixed_precision != "no":
+        plugin.set_mixed_precision(mixed_precision)
+    partial.distributed_type = DistributedType.FSDP
+    dynamo = TorchDynamoPlugin()
+    state = AcceleratorState(
+        mixed_precision, cpu=True, dynamo_plugin=dynamo, fsdp_plugin=plugin, _from_accelerator=True
+    )
+    state.fsdp_plugin = plugin
+
+
+def _wants(kind: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
 
 
 def real_items(batches: int, rows: int, step: int, total: int, per_step: int) -> torch.Tensor:

@@ -41,7 +41,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset  # the pairs carry the sampled token ids already
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
-        return dataset  # asked for only by methods without a reference, as what keeps TRL from loading one
+        return dataset  # the pairs carry them already, or the method has none; TRL loads no reference then
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         per_step, total = self.args.gradient_accumulation_steps, len(self.train_dataset)
@@ -76,7 +76,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _values(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return both terms of the loss, the margin and what else is logged; (items,) each."""
-        logprobs = model(**inputs)
+        logprobs = model(**{name: tensor for name, tensor in inputs.items() if not name.startswith("ref_")})
         kind, compared = "logprob", logprobs
         if self.settings.method not in REFERENCE_FREE:
             kind, compared = "log_ratio", logprobs - self._reference(inputs)
@@ -94,7 +94,12 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _reference(self, rows: Rows) -> torch.Tensor:
-        """Return the reference's log-probabilities: of a second model, or of this one without its fresh adapters."""
+        """Return the reference's log-probabilities: of a second model, or of this one without its fresh adapters.
+
+        Pairs may also carry them, from when the reference was alone in memory.
+        """
+        if "ref_chosen_logps" in rows:
+            return torch.cat([rows["ref_chosen_logps"], rows["ref_rejected_logps"]])
         if self.ref_model is not None:
             with self.accelerator.autocast():  # as the policy has it: in the same number format
                 logprobs: torch.Tensor = self.ref_model(**rows)

@@ -15,10 +15,19 @@ import transformers
 from transformers import TrainerCallback
 from trl import DPOConfig
 
-from crosspref.engines.distributed import WHOLE, accumulation_steps, last_checkpoint, loading_device, whole_weights
+from crosspref.engines.distributed import (
+    WHOLE,
+    accumulation_steps,
+    last_checkpoint,
+    loading_device,
+    shard_on_cpu,
+    whole_weights,
+)
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.protocols import Advance
+from crosspref.engines.quantized import load_quantized, require_bitsandbytes
+from crosspref.engines.reference import pair_logprobs
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
     free_memory,
@@ -83,6 +92,8 @@ class TrlTrainer:
     ) -> None:
         self.settings, self.resources, self.seed, self.trust = settings, resources, seed, trust_remote_code
         accumulation_steps(settings)  # before anything is read
+        if settings.lora and settings.lora.bits:
+            require_bitsandbytes()
         self.directory = readable_directory(policy)
         self.reference: Path | None = None
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
@@ -96,19 +107,16 @@ class TrlTrainer:
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
         """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
-        examples = [example_of(pair, self.tokenizer) for pair in pairs]
-        longest = self.settings.max_length
-        fitting = [
-            example
-            for example in examples
-            if len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"])) <= longest
-        ]
+        examples, longest = self._examples(pairs), self.settings.max_length
+        fitting = [example for example in examples if example is not None]
         if not fitting:
             raise DataError(
                 f"No pair is left to train on: of {len(pairs)}, {len(examples) - len(fitting)} are longer than "
                 f"train.max_length ({longest} tokens)."
             )
         items: list[dict[str, Any]] = kto_examples(fitting, longest) if self.settings.method == "kto" else fitting
+        if self.settings.precompute_reference:
+            self._carry_reference(pairs, examples)
         pairs_per_step = self.settings.batch_size * len(fitting) / len(items)
         progress = _Progress(advance, len(fitting), pairs_per_step, self.settings.epochs)
         trainer = self._trainer(items, checkpoints, progress)
@@ -119,24 +127,54 @@ class TrlTrainer:
         figures = {"pairs": len(fitting), "too_long": len(examples) - len(fitting), "steps": trainer.state.global_step}
         return {**figures, "log": [entry for entry in trainer.state.log_history if "loss" in entry]}
 
+    def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
+        """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
+        model = self._load(self.reference or self.directory, self.device)
+        found = pair_logprobs(
+            model,
+            self._examples(pairs),
+            pairs_at_a_time=self.settings.micro_batch_size,
+            autocast=self.dtype is torch.bfloat16,
+            advance=advance,
+        )
+        del model
+        free_memory()
+        return found
+
+    def _examples(self, pairs: Sequence[Pair]) -> list[dict[str, Any] | None]:
+        """Return the pairs as token ids; None for those that are too long."""
+        examples = [example_of(pair, self.tokenizer) for pair in pairs]
+        return [
+            example
+            if len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+            <= self.settings.max_length
+            else None
+            for example in examples
+        ]
+
+    def _carry_reference(self, pairs: Sequence[Pair], examples: Sequence[dict[str, Any] | None]) -> None:
+        """Give the examples the reference's log-probabilities: the pairs' or, where any is lacking, new ones."""
+        found: Sequence[Any] = [(pair.reference_chosen_logprob, pair.reference_rejected_logprob) for pair in pairs]
+        if any(None in both for both, example in zip(found, examples, strict=True) if example is not None):
+            found = self.reference_logprobs(pairs, lambda *_: None)
+        for both, example in zip(found, examples, strict=True):
+            if example is not None:
+                example["ref_chosen_logps"], example["ref_rejected_logps"] = both
+
     def close(self) -> None:
         """Give the memory back."""
         free_memory()
 
     def _trainer(self, items: list[dict[str, Any]], checkpoints: Path, progress: _Progress) -> PairTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
-        # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
-        weights = self.dtype if settings.lora else torch.float32
-        model = load_model(self.directory, weights, self.loads_to, self.trust)
-        require_known_head(model)
+        model = self._load(self.directory, self.loads_to)
         reference, tolerance = None, None
-        if self.reference is not None:
-            reference = load_model(self.reference, weights, self.loads_to, self.trust)
-            require_known_head(reference)
-        elif settings.method not in REFERENCE_FREE:
+        if self.reference is not None and not settings.precompute_reference:
+            reference = self._load(self.reference, self.loads_to)
+        elif self.reference is None and settings.method not in REFERENCE_FREE:
             tolerance = LOG_RATIO_TOLERANCE[self.dtype]
-            if not settings.lora:
-                reference = load_model(self.directory, weights, self.loads_to, self.trust)
+            if not (settings.lora or settings.precompute_reference):
+                reference = self._load(self.directory, self.loads_to)
         lora = settings.lora and peft.LoraConfig(
             r=settings.lora.rank,
             lora_alpha=settings.lora.alpha,
@@ -159,6 +197,16 @@ class TrlTrainer:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
+    def _load(self, directory: Path, device: torch.device) -> Any:
+        lora = self.settings.lora
+        if lora and lora.bits:
+            model = load_quantized(directory, self.dtype, device, self.trust)
+        else:
+            # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
+            model = load_model(directory, self.dtype if lora else torch.float32, device, self.trust)
+        require_known_head(model)
+        return model
+
     def _arguments(self, checkpoints: Path) -> DPOConfig:
         settings = self.settings
         arguments = DPOConfig(
@@ -173,7 +221,8 @@ class TrlTrainer:
             max_grad_norm=settings.max_grad_norm,
             gradient_checkpointing=settings.gradient_checkpointing,
             max_length=None,
-            precompute_ref_log_probs=settings.method in REFERENCE_FREE,  # else TRL loads a reference by itself
+            # Else TRL loads a reference by itself.
+            precompute_ref_log_probs=settings.precompute_reference or settings.method in REFERENCE_FREE,
             bf16=self.dtype is torch.bfloat16,
             use_cpu=self.device.type == "cpu",
             seed=self.seed,
@@ -190,6 +239,7 @@ class TrlTrainer:
         )
         if processes() == 1:
             arguments._n_gpu = min(1, arguments.n_gpu)  # with several, Trainer would wrap the model in DataParallel
+        shard_on_cpu("bf16" if arguments.bf16 else "no")
         return arguments
 
     def _save(self, trainer: PairTrainer, output: Path) -> None:
