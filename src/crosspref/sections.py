@@ -150,7 +150,7 @@ class RewardSettings(Settings):
 
     @field_validator("reference")
     @classmethod
-    def _reference_is_used(cls, reference: str, info: ValidationInfo) -> str:
+    def _reference_is_used(cls, reference: str, info: ValidationInfo) -> Any:
         return _used(reference, "initial", info.data.get("algorithm"))
 
     @field_validator("counting")

@@ -202,7 +202,7 @@ class TrlTrainer:
         if lora and lora.bits:
             model = load_quantized(directory, self.dtype, device, self.trust)
         else:
-            # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
+            # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
             model = load_model(directory, self.dtype if lora else torch.float32, device, self.trust)
         require_known_head(model)
         return model
