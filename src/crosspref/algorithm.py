@@ -30,9 +30,10 @@ from crosspref.job import (
 )
 from crosspref.languages import ENGLISH
 from crosspref.maths.reward import PER_TOKEN
-from crosspref.models import locate_model
+from crosspref.models import ModelFiles, locate_model
 from crosspref.pairing import make_imbalance_pairs, make_reward_pairs
 from crosspref.records import Dropped, Measure, Pair, Prompt, Response, Score
+from crosspref.references import fill_references, referenced
 from crosspref.stages import evaluate as evaluating
 from crosspref.stages.preferences import load_preferences
 from crosspref.stages.prompts import PromptColumns, load_prompts
@@ -47,6 +48,8 @@ def align(job: Job, execute: Callable[[Phase, int], None]) -> Path:
     """Run Algorithm 1 and return the directory of pi_T; ``execute`` runs one phase, here or in another process."""
     execute(prompts, 0)
     if job.recipe.align_english:
+        if job.recipe.align_english.precompute_reference:
+            execute(reference, 0)
         execute(align_english, 0)
     execute(evaluate, 0)
     for iteration in range(1, job.recipe.iterations + 1):
@@ -56,6 +59,8 @@ def align(job: Job, execute: Callable[[Phase, int], None]) -> Path:
         if not job.recipe.language_imbalance:
             execute(score, iteration)
         execute(select, iteration)
+        if job.recipe.train.precompute_reference:
+            execute(reference, iteration)
         execute(train, iteration)
         execute(evaluate, iteration)
     return policy(job, job.recipe.iterations).own
@@ -84,7 +89,10 @@ def align_english(job: Job, _: int) -> None:
     settings = job.recipe.align_english
     if settings is not None:
         initial = locate_model(job.recipe.models.initial or "")
-        train_policy(job, 0, load_preferences(settings.preferences), "align_english", settings, initial)
+        pairs = load_preferences(settings.preferences)
+        if settings.precompute_reference:
+            pairs = referenced(job, 0, ENGLISH).rows(Pair)
+        train_policy(job, 0, pairs, "align_english", settings, initial)
 
 
 def sample(job: Job, iteration: int) -> None:
@@ -114,14 +122,29 @@ def select(job: Job, iteration: int) -> None:
         make_reward_pairs(job, iteration)
 
 
+def reference(job: Job, iteration: int) -> None:
+    """Compute what the training reference says of the pairs, so that training need not hold it beside the policy."""
+    stage_0, settings = job.recipe.align_english, job.recipe.train
+    if iteration == 0 and stage_0 is not None:
+        pairs = {ENGLISH: load_preferences(stage_0.preferences)}
+        fill_references(job, 0, pairs, stage_0, locate_model(job.recipe.models.initial or ""))
+    else:
+        folder = job.run.iteration(iteration) / "pairs"
+        pairs = {language: Unit(folder / f"{language}.parquet").rows(Pair) for language in job.recipe.languages}
+        fill_references(job, iteration, pairs, settings, policy(job, iteration - 1), _training_reference(job))
+
+
 def train(job: Job, iteration: int) -> None:
     """Eq. 11 or 16: train pi_t from pi_{t-1} on the pairs of all languages."""
-    folder = job.run.iteration(iteration) / "pairs"
-    pairs = [pair for language in job.recipe.languages for pair in Unit(folder / f"{language}.parquet").rows(Pair)]
     settings = job.recipe.train
-    # pi_{t-1} is its own training reference, unless the recipe names pi_I.
-    reference = locate_model(job.recipe.models.initial or "") if settings.reference == "initial" else None
-    train_policy(job, iteration, pairs, "train", settings, policy(job, iteration - 1), reference)
+    folder = job.run.iteration(iteration) / ("referenced_pairs" if settings.precompute_reference else "pairs")
+    pairs = [pair for language in job.recipe.languages for pair in Unit(folder / f"{language}.parquet").rows(Pair)]
+    train_policy(job, iteration, pairs, "train", settings, policy(job, iteration - 1), _training_reference(job))
+
+
+def _training_reference(job: Job) -> ModelFiles | None:
+    """Return pi_I if the recipe names it; else None: pi_{t-1} is its own training reference."""
+    return locate_model(job.recipe.models.initial or "") if job.recipe.train.reference == "initial" else None
 
 
 def evaluate(job: Job, iteration: int) -> None:

@@ -20,6 +20,7 @@ from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
 from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.progress import Reporter
@@ -55,6 +56,7 @@ def align(
     run = RunDirectory(run_dir)
     job = Job(recipe, run, RecipeEngines(recipe), reporter or Reporter())
     check_models(recipe)
+    launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe)
         return algorithm.align(job, _executor(job))
@@ -106,6 +108,7 @@ def _phase(name: str) -> Phase:
             algorithm.translate,
             algorithm.score,
             algorithm.select,
+            algorithm.reference,
             algorithm.train,
             algorithm.evaluate,
         )
@@ -141,9 +144,12 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
 
 def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
-    command = [sys.executable, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
+    launched = phase in (algorithm.align_english, algorithm.train)
+    before = launch_command(job.recipe.resources) if launched else [sys.executable]
+    command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
     with _interrupts_held():
-        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
+        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
+        # hand it on to the processes that they start, which read it likewise.
         process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
     with process as child:
         try:

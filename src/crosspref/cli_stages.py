@@ -249,9 +249,10 @@ def _train(options: argparse.Namespace) -> None:
     from crosspref.job import training_fingerprint
     from crosspref.models import locate_model
     from crosspref.progress import Reporter
+    from crosspref.ranks import is_main
     from crosspref.records import Pair
     from crosspref.stages.files import read_rows
-    from crosspref.store import publish_directory
+    from crosspref.store import Unit, publish_directory
 
     out = Path(options.out)
     if out.exists():
@@ -263,14 +264,13 @@ def _train(options: argparse.Namespace) -> None:
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never gone on with.
     every = out.with_name(out.name + ".checkpoints")
     checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs, reference).digest
-    temporary = checkpoints / "policy"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = Unit(checkpoints / "policy").temporary()
     trainer = RecipeEngines(recipe).trainer(start, recipe.train, reference)
     with Reporter().step("train", len(pairs) * recipe.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
     publish_directory(temporary, out)
-    shutil.rmtree(every)
+    if is_main():  # of processes that torchrun or accelerate started
+        shutil.rmtree(every)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

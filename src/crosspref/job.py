@@ -10,6 +10,7 @@ from crosspref.engines.protocols import Engines
 from crosspref.errors import DataError
 from crosspref.models import ADAPTER_CONFIG, ModelFiles, locate_model
 from crosspref.progress import Meter, Reporter
+from crosspref.ranks import is_main
 from crosspref.recipe import Recipe
 from crosspref.records import Pair, Prompt
 from crosspref.sections import RewardName, Settings, TrainSettings
@@ -28,6 +29,9 @@ class Job:
 
 TRAINING_SPEED = ("micro_batch_size", "checkpoint_every", "gradient_checkpointing", "precompute_reference")
 """Settings of training that say how a policy is computed, and not which."""
+
+CARRIED = ("reference_chosen_logprob", "reference_rejected_logprob")
+"""Columns of a pair that follow from the pair and the reference, which a fingerprint names by itself."""
 
 Phase = Callable[[Job, int], None]
 """One step of the algorithm at one iteration; its input and output lie in the run directory."""
@@ -102,7 +106,7 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
 
 def digest_rows(rows: Sequence[Any]) -> str:
     """Return a hash of the rows' contents."""
-    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__] for row in rows])
+    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED] for row in rows])
 
 
 def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:
@@ -177,12 +181,14 @@ def train_policy(
 ) -> None:
     """Train the policy that an iteration ends with, going on from its last checkpoint.
 
-    Without a reference, the policy that training starts from is its own.
+    Without a reference, the policy that training starts from is its own. Of several processes that train together, each
+    comes here, and the first one writes.
     """
     fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs, reference)
     unit = job.run.policy(iteration)
     if unit.finished(fingerprint):
-        job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
+        if is_main():
+            job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
         return
     if not pairs:
         raise DataError(
@@ -201,5 +207,7 @@ def train_policy(
             publish_directory(temporary, unit.path)
     finally:
         trainer.close()
+    if not is_main():
+        return
     unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
     job.run.remove_checkpoints(iteration)

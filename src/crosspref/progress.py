@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from crosspref.ranks import is_main
+
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is printed at most this often, and at the end of each step."""
 
@@ -44,10 +46,10 @@ class Meter:
 
 
 class Reporter:
-    """Shows the steps of a run on a console."""
+    """Shows the steps of a run on a console; of processes that train together, only the first one's are shown."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not is_main())
 
     def say(self, text: str) -> None:
         """Print one line. Markup is not interpreted: names and paths come from outside."""

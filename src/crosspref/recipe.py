@@ -143,6 +143,15 @@ class Recipe(Settings):
             raise ValueError(f"pairs come from {ENGLISH} and other languages, but languages is {languages}")
         return settings
 
+    @field_validator("train", "align_english")
+    @classmethod
+    def _pairs_can_carry_the_reference(cls, train: TrainSettings | None) -> TrainSettings | None:
+        if train is not None and train.precompute_reference and train.method == "kto":
+            raise ValueError(
+                "precompute_reference does not go with kto, whose z is estimated from responses to other prompts"
+            )
+        return train
+
     @field_validator("train")
     @classmethod
     def _training_reference_is_given(cls, train: TrainSettings, info: ValidationInfo) -> TrainSettings:

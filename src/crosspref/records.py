@@ -4,7 +4,7 @@ Every table is Parquet and is joined by key, never by position. Log-probabilitie
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -91,6 +91,8 @@ class Pair:
 
     ``chosen_reward`` and ``rejected_reward`` are penalised: ``implicit_reward - alpha * length``. The token ids are the
     sampled ones, so that training sees exactly what was scored; they are None for pairs made elsewhere.
+    ``reference_chosen_logprob`` and ``reference_rejected_logprob`` are the training reference's, summed over tokens, in
+    nats; None where they have not been computed beforehand.
     """
 
     prompt_id: str
@@ -105,6 +107,8 @@ class Pair:
     chosen_reward: float | None
     rejected_reward: float | None
     alpha: float | None
+    reference_chosen_logprob: float | None = None
+    reference_rejected_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,8 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("chosen_reward", pa.float64()),
             ("rejected_reward", pa.float64()),
             ("alpha", pa.float64()),
+            ("reference_chosen_logprob", pa.float64()),
+            ("reference_rejected_logprob", pa.float64()),
         ]
     ),
     Dropped: pa.schema([*_KEY, ("stage", pa.string()), ("reason", pa.string())]),
@@ -250,10 +256,13 @@ def to_table(rows: list[Any], kind: type) -> pa.Table:
 
 
 def from_table(table: pa.Table, kind: type) -> list[Any]:
-    """Return the rows of an Arrow table as objects of one kind; columns of other names are left out."""
-    names = [field.name for field in fields(kind)]
+    """Return the rows of an Arrow table as objects of one kind; columns of other names are left out.
+
+    A column that came later than the table, and has a default, may be missing.
+    """
+    names = [field.name for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
     columns = [table.column(name).to_pylist() for name in names]
-    return [kind(*values) for values in zip(*columns, strict=True)]
+    return [kind(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
 def derive_seed(seed: int, iteration: int, prompt_id: str, language: str, sample: int) -> int:

@@ -4,7 +4,7 @@ They are frozen models that check and never change a value. What two sections sa
 ``recipe``. Nothing here imports torch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -35,7 +35,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
-def _used(reference: str, default: str, method: Method | None) -> str:
+def _used(reference: Any, default: Any, method: Method | None) -> Any:
     """Refuse a reference that was chosen, by differing from the default, for a method that has none."""
     if method in REFERENCE_FREE and reference != default:
         raise ValueError(f"{reference!r} contradicts {method}, which has no reference")
@@ -150,7 +150,7 @@ class RewardSettings(Settings):
 
     @field_validator("reference")
     @classmethod
-    def _reference_is_used(cls, reference: str, info: ValidationInfo) -> str:
+    def _reference_is_used(cls, reference: str, info: ValidationInfo) -> Any:
         return _used(reference, "initial", info.data.get("algorithm"))
 
     @field_validator("counting")
@@ -269,10 +269,10 @@ class TrainSettings(Settings):
         "float32", description="Number format of the trained policy's files. bfloat16 halves them, and rounds."
     )
 
-    @field_validator("reference")
+    @field_validator("reference", "precompute_reference")
     @classmethod
-    def _reference_is_used(cls, reference: str, info: ValidationInfo) -> str:
-        return _used(reference, "previous", info.data.get("method"))
+    def _reference_is_used(cls, value: Any, info: ValidationInfo) -> Any:
+        return _used(value, cls.model_fields[info.field_name or ""].default, info.data.get("method"))
 
     @field_validator("micro_batch_size")
     @classmethod

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.errors import RunError
+from crosspref.ranks import is_main
 from crosspref.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
@@ -69,8 +70,7 @@ class Unit:
         Raises:
             RunError: it is done, but was made from other settings or inputs, or its file is gone.
         """
-        known = self._known_digest()
-        if known is None and not self.marker.exists():
+        if (known := self._known_digest()) is None and not self.marker.exists():
             return False
         if known == fingerprint.digest and os.path.exists(self.path):  # noqa: PTH110 - of ten thousand shards it shows
             return True
@@ -103,12 +103,10 @@ class Unit:
 
     def _known_digest(self) -> str | None:
         """Return the digest if the marker begins with it, as all that are written here do: quicker than to parse it."""
-        try:
-            with open(f"{self.path}.done.json", "rb") as marker:  # noqa: PTH123
-                found = _DIGEST.match(marker.read(64))
-        except OSError:
-            return None
-        return found[1].decode() if found else None
+        with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb") as marker:  # noqa: PTH123
+            found = _DIGEST.match(marker.read(64))
+            return found[1].decode() if found else None
+        return None
 
     def write_rows(self, rows: list[Any], kind: type) -> None:
         """Write rows of one kind as Parquet, without marking the unit as done."""
@@ -144,8 +142,10 @@ class Unit:
         write_text(self.marker, json.dumps(content, indent=1, ensure_ascii=False))
 
     def temporary(self) -> Path:
-        """Return a fresh folder beside the unit, to be filled and then published."""
+        """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
         folder = _temporary(self.path)
+        if not is_main():
+            return folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -178,7 +178,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
-    """Move a finished folder to its place; what lay there unfinished is removed."""
+    """Move a finished folder to its place; what lay there unfinished is removed. Only rank 0 does it."""
+    if not is_main():
+        return
     for file in temporary.rglob("*"):
         if file.is_file():
             _flush(file)
@@ -241,8 +243,13 @@ class RunDirectory:
         return Unit(self.root / source / f"{language}.parquet")
 
     def checkpoints(self, number: int, fingerprint: Fingerprint) -> Path:
-        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed."""
+        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed.
+
+        Of processes that train together, only rank 0 makes and removes folders.
+        """
         folder = self.iteration(number) / "checkpoints" / fingerprint.digest
+        if not is_main():
+            return folder
         for other in folder.parent.glob("*"):
             if other != folder:
                 shutil.rmtree(other)

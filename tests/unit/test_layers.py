@@ -23,12 +23,12 @@ LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingfac
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "recipe", "records", "resources", "sections", "tokenizer_files"),
-    ("models", "progress", "recipe_file", "settings", "store"),
+    ("errors", "languages", "packages", "ranks", "recipe", "records", "resources", "sections", "tokenizer_files"),
+    ("launching", "models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
     ("job",),
-    ("pairing", "tables"),
+    ("pairing", "references", "tables"),
     ("algorithm",),
     ("engines",),
     ("changes", "comparability", "status"),
@@ -50,10 +50,12 @@ LIGHT = (
         "errors",
         "job",
         "languages",
+        "launching",
         "models",
         "packages",
         "pairing",
         "progress",
+        "ranks",
         "recipe",
         "recipe_file",
     ),

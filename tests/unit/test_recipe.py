@@ -19,7 +19,7 @@ from crosspref.settings import describe_settings
 
 SOURCE = Path(crosspref.__file__).parent
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "distributed")  # those are accelerate's
 PAPER = sorted(path.name for path in (FOLDER / "paper").glob("*.yaml"))
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from crosspref.engines.quantized import load_quantized
 from crosspref.engines.transformers_models import load_model, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
@@ -147,7 +148,8 @@ def load_to_go_on(
     """
     assert policy.adapter is not None  # noqa: S101 - see goes_on
     require_same_lora(policy, settings)
-    base = load_model(readable_directory(policy), dtype, device, trust_remote_code)
+    load = load_quantized if settings.bits else load_model
+    base = load(readable_directory(policy), dtype, device, trust_remote_code)
     model = add_adapter(base, policy.adapter, POLICY, trainable=True)
     model.add_adapter("probe", lora_config(settings))
     shapes = [
@@ -165,9 +167,20 @@ def load_to_go_on(
     return model
 
 
-def save_adapter(model: peft.PeftModel, start: ModelFiles, output: Path, dtype: torch.dtype) -> None:
-    """Write the trained adapter; it names its base so that ``locate_model`` finds it again."""
-    weights = peft.get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+def save_adapter(
+    model: peft.PeftModel,
+    start: ModelFiles,
+    output: Path,
+    dtype: torch.dtype,
+    gathered: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the trained adapter; it names its base so that ``locate_model`` finds it again.
+
+    ``gathered`` are the model's weights where each process holds a part of them only.
+    """
+    weights = peft.get_peft_model_state_dict(
+        model, state_dict=gathered, adapter_name=POLICY, save_embedding_layers=False
+    )
     output.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()},

@@ -107,6 +107,10 @@ class Trainer(Protocol):
         """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
         ...
 
+    def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
+        """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
+        ...
+
     def close(self) -> None:
         """Give the memory back."""
         ...

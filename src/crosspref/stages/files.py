@@ -24,6 +24,8 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "chosen_reward": None,
         "rejected_reward": None,
         "alpha": None,
+        "reference_chosen_logprob": None,
+        "reference_rejected_logprob": None,
     },
 }
 """Columns that may be left out, and what stands for them; samples are then numbered in the order of the file."""
