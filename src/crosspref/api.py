@@ -56,7 +56,8 @@ def align(
     check_models(recipe)
     with run.locked():
         settle_recipe(run, recipe)
-        return algorithm.align(job, _executor(job))
+        with job.engines.cluster():
+            return algorithm.align(job, _executor(job))
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
