@@ -201,9 +201,9 @@ def test_a_workers_error_is_the_runs_error(small_store: None) -> None:
     def missing(engine: Any, shard: Any, advance: Any) -> Any:
         raise MissingLibraryError("nothing", "A test", "pip install nothing")
 
-    with pytest.raises(ModelError, match="^this model does not fit$"):
+    with pytest.raises(ModelError, match=r"^this model does not fit$"):
         mapped(ray_recipe(), lambda *_: 1, 4, broken)
-    with pytest.raises(MissingLibraryError, match="^A test needs the library 'nothing'"):
+    with pytest.raises(MissingLibraryError, match=r"^A test needs the library 'nothing'"):
         mapped(ray_recipe(), missing, 4)
 
 
@@ -227,5 +227,5 @@ def test_workers_without_a_place_are_told_of(small_store: None, monkeypatch: pyt
     found, said, _ = mapped(ray_recipe(workers=3), work, 12)
     assert len(found) == 12
     assert any("1 of 3 workers have no place" in line and "go on without" in line for line in said), said
-    with pytest.raises(RunError, match="each needs 1 CPUs and 1 GPUs .* its 1 nodes have 2 CPUs and 0 GPUs"):
+    with pytest.raises(RunError, match=r"each needs 1 CPUs and 1 GPUs .* its 1 nodes have 2 CPUs and 0 GPUs"):
         mapped(ray_recipe(gpus_per_worker=1.0), work, 2)
