@@ -11,8 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
@@ -20,15 +23,18 @@ from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
 from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_tokenizer
 from crosspref.progress import Reporter
+from crosspref.ranks import is_launched, is_main
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
 from crosspref.store import RunDirectory
 
 PHASES_LOG = "phases.jsonl"
+TRAINING = (algorithm.align_english, algorithm.train)
 
 
 def align(
@@ -54,6 +60,7 @@ def align(
     run = RunDirectory(run_dir)
     job = Job(recipe, run, RecipeEngines(recipe), reporter or Reporter())
     check_models(recipe)
+    launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe)
         with job.engines.cluster():
@@ -86,11 +93,26 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
     return found
 
 
-def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter) -> None:
-    """Run one phase of a run that another process holds; that process's end ends this one."""
+def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter | None = None) -> None:
+    """Run one phase of a run that another process holds; that process's end ends this one.
+
+    Where a launcher started several processes for it, the reporter of all but the first is not heard.
+    """
+    if not is_main():
+        reporter = Reporter(Console(quiet=True))
     run = RunDirectory(run_dir)
     recipe = load_recipe(run.recipe)
-    _phase(name)(Job(recipe, run, RecipeEngines(recipe), reporter), iteration)
+    _perform(Job(recipe, run, RecipeEngines(recipe), reporter or Reporter()), _phase(name), iteration)
+
+
+def _perform(job: Job, phase: Phase, iteration: int) -> None:
+    """Run a phase, with those that train on Ray's workers if the recipe says so; each of them comes here again."""
+    there = job.recipe.resources.executor == "ray" and phase in TRAINING and not is_launched()
+    if there and not job.run.policy(iteration).marker.exists():
+        job.reporter.say(f"iteration {iteration} {phase.__name__}: on {job.recipe.ray.workers} workers of Ray")
+        job.engines.train_together(partial(run_phase, job.run.root, phase.__name__, iteration), job.run.root)
+    else:
+        phase(job, iteration)
 
 
 def _phase(name: str) -> Phase:
@@ -121,7 +143,7 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
         if apart:
             peak = _in_process(job, phase, iteration)
         else:
-            phase(job, iteration)
+            _perform(job, phase, iteration)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         job.run.append(
             PHASES_LOG,
@@ -138,9 +160,12 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
 
 def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
-    command = [sys.executable, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
+    launched = phase in TRAINING
+    before = launch_command(job.recipe.resources) if launched else [sys.executable]
+    command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
     with _interrupts_held():
-        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too.
+        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
+        # hand it on to the processes that they start, which read it likewise.
         process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
     with process as child:
         try:

@@ -1,10 +1,12 @@
 """``crosspref check``: everything that can be found wrong in seconds, without torch and without running."""
 
+import shlex
 from collections.abc import Iterator
 
 from crosspref.api import check_models
 from crosspref.engines import RecipeEngines
 from crosspref.languages import ENGLISH
+from crosspref.launching import launch_command
 from crosspref.recipe import Recipe
 from crosspref.stages.preferences import load_preferences
 from crosspref.stages.prompts import LoadedPrompts, PromptColumns, load_prompts
@@ -20,6 +22,8 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         yield f"ok    model {role}: {files.name}"
     if recipe.models.policy is not None and recipe.models.initial is not None:
         yield "ok    policy and initial model have the same tokenizer and chat template"
+    if recipe.resources.launch is not None:
+        yield f"ok    training is started by: {shlex.join(launch_command(recipe.resources))}"
     training = _load(recipe, recipe.prompts.source, recipe.prompts.limit)
     yield from _describe("prompts", training)
     if recipe.evaluate.prompts is not None:

@@ -244,11 +244,14 @@ def _select(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     import shutil
 
+    from rich.console import Console
+
     from crosspref.engines import RecipeEngines
     from crosspref.errors import DataError
     from crosspref.job import training_fingerprint
     from crosspref.models import locate_model
     from crosspref.progress import Reporter
+    from crosspref.ranks import is_main
     from crosspref.records import Pair
     from crosspref.stages.files import read_rows
     from crosspref.store import publish_directory
@@ -264,13 +267,15 @@ def _train(options: argparse.Namespace) -> None:
     every = out.with_name(out.name + ".checkpoints")
     checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs, reference).digest
     temporary = checkpoints / "policy"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if is_main():  # of processes that torchrun or accelerate started
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
     trainer = RecipeEngines(recipe).trainer(start, recipe.train, reference)
-    with Reporter().step("train", len(pairs) * recipe.train.epochs) as meter:
+    with Reporter(None if is_main() else Console(quiet=True)).step("train", len(pairs) * recipe.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
-    publish_directory(temporary, out)
-    shutil.rmtree(every)
+    if is_main():
+        publish_directory(temporary, out)
+        shutil.rmtree(every)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from crosspref.engines.protocols import Advance, Engines
 from crosspref.errors import DataError
 from crosspref.models import ModelFiles, locate_model
 from crosspref.progress import Reporter
+from crosspref.ranks import is_main
 from crosspref.recipe import Recipe
 from crosspref.records import Pair, Prompt, to_table
 from crosspref.sections import RewardName, Settings, TrainSettings
@@ -174,12 +175,14 @@ def train_policy(
 ) -> None:
     """Train the policy that an iteration ends with, going on from its last checkpoint.
 
-    Without a reference, the policy that training starts from is its own.
+    Without a reference, the policy that training starts from is its own. Of several processes that train together, each
+    comes here, and the first one writes.
     """
     fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs, reference)
     unit = job.run.policy(iteration)
     if unit.finished(fingerprint):
-        job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
+        if is_main():
+            job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
         return
     if not pairs:
         raise DataError(
@@ -195,8 +198,11 @@ def train_policy(
             temporary = unit.temporary()
             checkpoints = job.run.checkpoints(iteration, fingerprint)
             figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
-            publish_directory(temporary, unit.path)
+            if is_main():
+                publish_directory(temporary, unit.path)
     finally:
         trainer.close()
+    if not is_main():
+        return
     unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
     job.run.remove_checkpoints(iteration)

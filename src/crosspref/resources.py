@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from crosspref.sections import Positive, Settings
 
@@ -28,6 +28,15 @@ class ResourceSettings(Settings):
         description="What starts training on several devices: accelerate launch --config_file FILE, or torchrun "
         "--nproc-per-node 8. One process without it.",
     )
+
+    @field_validator("launch")
+    @classmethod
+    def _phases_are_processes(cls, launch: str | None, info: ValidationInfo) -> str | None:
+        if launch is not None and not launch.strip():
+            raise ValueError("name a command, or leave it out")
+        if launch is not None and info.data.get("process_per_phase") is False:
+            raise ValueError("starts training in processes of their own, and contradicts process_per_phase: false")
+        return launch
 
 
 class VllmSettings(Settings):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.errors import RunError
+from crosspref.ranks import is_main
 from crosspref.records import SCHEMA_VERSION, from_table, to_table
 
 
@@ -109,8 +110,10 @@ class Unit:
         write_text(self.marker, json.dumps(content, indent=1, ensure_ascii=False))
 
     def temporary(self) -> Path:
-        """Return a fresh folder beside the unit, to be filled and then published."""
+        """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
         folder = _temporary(self.path)
+        if not is_main():
+            return folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -206,8 +209,13 @@ class RunDirectory:
         return Unit(self.root / source / f"{language}.parquet")
 
     def checkpoints(self, number: int, fingerprint: Fingerprint) -> Path:
-        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed."""
+        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed.
+
+        Of processes that train together, only rank 0 makes and removes folders.
+        """
         folder = self.iteration(number) / "checkpoints" / fingerprint.digest
+        if not is_main():
+            return folder
         for other in folder.parent.glob("*"):
             if other != folder:
                 shutil.rmtree(other)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from crosspref.engines import trl_trainer
+from crosspref.engines.distributed import WHOLE, last_checkpoint
 from crosspref.engines.transformers_models import load_tokenizer
-from crosspref.engines.trl_trainer import WHOLE, TrlTrainer, example_of, last_checkpoint
+from crosspref.engines.trl_trainer import TrlTrainer, example_of
 from crosspref.errors import DataError, ModelError
 from crosspref.models import locate_model, tokenizer_identity
 from crosspref.records import Pair

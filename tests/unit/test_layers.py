@@ -23,8 +23,8 @@ LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingfac
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "recipe", "records", "resources", "sections"),
-    ("models", "progress", "recipe_file", "settings", "store"),
+    ("errors", "languages", "packages", "ranks", "recipe", "records", "resources", "sections"),
+    ("launching", "models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
     ("job",),
@@ -50,10 +50,12 @@ LIGHT = (
         "errors",
         "job",
         "languages",
+        "launching",
         "models",
         "packages",
         "pairing",
         "progress",
+        "ranks",
         "recipe",
         "recipe_file",
     ),

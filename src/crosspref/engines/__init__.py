@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from crosspref.engines import langid
@@ -46,6 +47,7 @@ ENGINES: dict[str, dict[str, str]] = {
         "local": "crosspref.engines.local_executor:cluster",
         "ray": "crosspref.engines.ray_executor:cluster",
     },
+    "together": {"ray": "crosspref.engines.ray_trainer:train_together"},
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
@@ -142,6 +144,10 @@ class RecipeEngines:
         mapped = find_engine("executor", self.recipe.resources.executor)
         held: AbstractContextManager[Results] = mapped(self.recipe, build, work, shards, say)
         return held
+
+    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
+        """Run a phase that trains on all of Ray's workers at once."""
+        find_engine("together", self.recipe.resources.executor)(self.recipe, phase, folder)
 
     def _role(self, model: ModelFiles) -> str:
         """Return what a model is in the run: pi_I, pi_0, pi_1 ..."""

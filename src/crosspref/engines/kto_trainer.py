@@ -32,7 +32,8 @@ class KtoTrainer(PairTrainer):
             rows = {name: prepared[f"kl_{name}"] for name in ROWS}
             with torch.no_grad(), self.accelerator.autocast():
                 ratios.append(self.model(**rows) - self._reference(rows))
-        self.kl = kto_kl(self.accelerator.gather(torch.cat(ratios)))
+        real = self.accelerator.gather(torch.cat([batch["real"] for batch in batches]))
+        self.kl = kto_kl(self.accelerator.gather(torch.cat(ratios))[real])
         return batches, examples
 
     def _values(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

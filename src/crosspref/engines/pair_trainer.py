@@ -7,9 +7,11 @@ import datasets
 import torch
 from trl import DPOTrainer
 
+from crosspref.engines.distributed import real_items
 from crosspref.engines.transformers_models import add_response_head
 from crosspref.errors import ModelError
 from crosspref.maths.losses import dpo_loss, ipo_loss, log_odds, nll_loss, orpo_loss, simpo_loss
+from crosspref.ranks import processes
 from crosspref.sections import REFERENCE_FREE, TrainSettings
 
 Rows = dict[str, torch.Tensor]
@@ -42,9 +44,14 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset  # asked for only by methods without a reference, as what keeps TRL from loading one
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        rows = sum(len(batch["input_ids"]) for batch in batch_samples)
-        total: torch.Tensor = self.accelerator.gather(torch.tensor(rows // self.rows_per_item, device=device)).sum()
-        return total
+        per_step, total = self.args.gradient_accumulation_steps, len(self.train_dataset)
+        items = [len(batch["input_ids"]) // self.rows_per_item for batch in batch_samples]
+        step = self.state.global_step % math.ceil(total / (self.args.train_batch_size * processes() * per_step))
+        real = real_items(len(items), self.args.train_batch_size, step, total, per_step)
+        for batch, count, row in zip(batch_samples, items, real, strict=True):
+            batch["real"] = row[:count].to(device)
+        counted: torch.Tensor = self.accelerator.gather(sum(batch["real"].sum() for batch in batch_samples)).sum()
+        return counted
 
     def compute_loss(
         self,
@@ -55,11 +62,13 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Return this micro-batch's share of the step's mean loss."""
         del return_outputs
-        values = self._values(model, inputs)
+        rows = {name: tensor for name, tensor in inputs.items() if name != "real"}
+        real = inputs["real"] if "real" in inputs else torch.ones(len(rows["input_ids"]) // self.rows_per_item).bool()
+        values = self._values(model, rows)
         values["accuracy"] = (values["margin"] > 0).float()
-        self._note(values)
-        self.seen_tokens += int(inputs["attention_mask"].sum())
-        losses = values["preference_loss"] + values["nll_loss"]
+        self._note(values, real)
+        self.seen_tokens += int(self.accelerator.gather(rows["attention_mask"].sum()).sum())
+        losses = (values["preference_loss"] + values["nll_loss"]) * real
         share = len(losses) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, so each one's part of the sum counts as often as there are processes.
         loss: torch.Tensor = losses.sum() / share * self.accelerator.num_processes
@@ -105,10 +114,11 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
                 "should be one model. The model may have dropout or other randomness in its forward pass."
             )
 
-    def _note(self, values: dict[str, torch.Tensor]) -> None:
+    def _note(self, values: dict[str, torch.Tensor], real: torch.Tensor) -> None:
+        everywhere = self.accelerator.gather(real)
         for name, value in values.items():
             # One number per item, so that the mean that is logged does not depend on how the items were cut up.
-            numbers = self.accelerator.gather(value.detach()).tolist()
+            numbers = self.accelerator.gather(value.detach())[everywhere].tolist()
             self._require_finite(name, numbers)
             self._metrics["train"][name].extend(numbers)
 

@@ -178,3 +178,15 @@ class Engines(Protocol):
             RunError: Ray does not answer, has no room for a worker, or a shard ended its worker again and again.
         """
         ...
+
+    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
+        """Run a phase that trains on all of Ray's workers at once; a rank's environment says which one it is.
+
+        Args:
+            phase: picklable; resumes from its own last checkpoint when it is run again after a worker died.
+            folder: where Ray Train may keep its state meanwhile, on storage that all nodes share.
+
+        Raises:
+            RunError: the workers have no room, or died again and again.
+        """
+        ...

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.maths.logprobs import tiled_logprobs, token_logprobs
 from crosspref.models import ModelFiles, cache_directory
+from crosspref.ranks import processes
 from crosspref.records import Message
 from crosspref.resources import ResourceSettings
 
@@ -36,7 +37,9 @@ def pick_device(resources: ResourceSettings) -> torch.device:
         torch.set_num_threads(resources.threads)
     if resources.device != "auto":
         return torch.device(resources.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes() > 1 else torch.device("cuda")
 
 
 def pick_dtype(resources: ResourceSettings, device: torch.device) -> torch.dtype:

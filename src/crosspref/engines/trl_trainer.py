@@ -15,6 +15,7 @@ import transformers
 from transformers import TrainerCallback
 from trl import DPOConfig
 
+from crosspref.engines.distributed import WHOLE, accumulation_steps, last_checkpoint, loading_device, whole_weights
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.protocols import Advance
@@ -30,15 +31,13 @@ from crosspref.engines.transformers_models import (
 )
 from crosspref.errors import DataError
 from crosspref.models import ModelFiles, require_same_tokenizer
+from crosspref.ranks import is_main, processes
 from crosspref.records import Message, Pair
 from crosspref.resources import ResourceSettings
 from crosspref.sections import REFERENCE_FREE, TrainSettings
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
-
-WHOLE = "crosspref_complete"
-"""A file in each checkpoint, written last: a checkpoint without it was cut off by a kill."""
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -60,8 +59,11 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self.done, self.tokens = done, self.trainer.seen_tokens
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Mark the checkpoint that was just written."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        """Mark the checkpoint that was just written, once every process has written its part."""
+        assert self.trainer is not None  # noqa: S101 - set right after the trainer is built
+        self.trainer.accelerator.wait_for_everyone()
+        if is_main():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 class TrlTrainer:
@@ -80,6 +82,7 @@ class TrlTrainer:
         trust_remote_code: bool = False,
     ) -> None:
         self.settings, self.resources, self.seed, self.trust = settings, resources, seed, trust_remote_code
+        accumulation_steps(settings)  # before anything is read
         self.directory = readable_directory(policy)
         self.reference: Path | None = None
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
@@ -88,6 +91,7 @@ class TrlTrainer:
             require_same_tokenizer(self.directory, self.reference, (policy.name, reference.name))
         self.tokenizer = load_tokenizer(self.directory, trust_remote_code)
         self.device = pick_device(resources)
+        self.loads_to = loading_device(self.device)
         self.dtype = pick_dtype(resources, self.device)
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class TrlTrainer:
         progress.trainer = trainer
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         self._save(trainer, output)
+        trainer.accelerator.wait_for_everyone()  # rank 0 may now remove checkpoints
         figures = {"pairs": len(fitting), "too_long": len(examples) - len(fitting), "steps": trainer.state.global_step}
         return {**figures, "log": [entry for entry in trainer.state.log_history if "loss" in entry]}
 
@@ -122,16 +127,16 @@ class TrlTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
         # Full training keeps float32 weights, since small updates vanish in bfloat16; frozen ones need no such care.
         weights = self.dtype if settings.lora else torch.float32
-        model = load_model(self.directory, weights, self.device, self.trust)
+        model = load_model(self.directory, weights, self.loads_to, self.trust)
         require_known_head(model)
         reference, tolerance = None, None
         if self.reference is not None:
-            reference = load_model(self.reference, weights, self.device, self.trust)
+            reference = load_model(self.reference, weights, self.loads_to, self.trust)
             require_known_head(reference)
         elif settings.method not in REFERENCE_FREE:
             tolerance = LOG_RATIO_TOLERANCE[self.dtype]
             if not settings.lora:
-                reference = load_model(self.directory, weights, self.device, self.trust)
+                reference = load_model(self.directory, weights, self.loads_to, self.trust)
         lora = settings.lora and peft.LoraConfig(
             r=settings.lora.rank,
             lora_alpha=settings.lora.alpha,
@@ -155,11 +160,11 @@ class TrlTrainer:
         return trainer
 
     def _arguments(self, checkpoints: Path) -> DPOConfig:
-        settings, processes = self.settings, int(os.environ.get("WORLD_SIZE", "1"))
+        settings = self.settings
         arguments = DPOConfig(
             output_dir=str(checkpoints),
             per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=max(1, settings.batch_size // (settings.micro_batch_size * processes)),
+            gradient_accumulation_steps=accumulation_steps(settings),
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.scheduler,
@@ -180,21 +185,28 @@ class TrlTrainer:
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
             dataloader_pin_memory=self.device.type == "cuda",
         )
-        if processes == 1:
+        if processes() == 1:
             arguments._n_gpu = min(1, arguments.n_gpu)  # with several, Trainer would wrap the model in DataParallel
         return arguments
 
     def _save(self, trainer: PairTrainer, output: Path) -> None:
+        weights = whole_weights(trainer)
+        if not is_main():
+            return
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.settings.lora:
             adapter = output / "adapter"
-            model.save_pretrained(adapter)
+            model.save_pretrained(adapter, state_dict=weights)
             # Merged in float32, since the product of the adapters is lost in bfloat16.
             base = load_model(self.directory, torch.float32, torch.device("cpu"), self.trust)
             model = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
             shutil.rmtree(adapter)
+        elif weights is not None:
+            model = load_model(self.directory, torch.float32, torch.device("cpu"), self.trust)
+            model.load_state_dict(weights)
         model.to(getattr(torch, self.settings.save_dtype)).save_pretrained(output)
         # Copied and not written anew, so that the tokenizer stays the same to the letter.
         for name in (
@@ -221,14 +233,3 @@ def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
         "chosen_ids": answer(pair.chosen, pair.chosen_token_ids),
         "rejected_ids": answer(pair.rejected, pair.rejected_token_ids),
     }
-
-
-def last_checkpoint(checkpoints: Path) -> str | None:
-    """Return the newest whole checkpoint and remove those that a kill cut off."""
-    whole = []
-    for folder in checkpoints.glob("checkpoint-*"):
-        if (folder / WHOLE).exists():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
