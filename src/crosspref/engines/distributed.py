@@ -28,8 +28,8 @@ def accumulation_steps(settings: TrainSettings) -> int:
     if settings.batch_size % together:
         raise RecipeError(
             f"train.batch_size {settings.batch_size} cannot be dealt out to {processes()} processes in micro-batches "
-            f"of {settings.micro_batch_size} (train.micro_batch_size): make it a multiple of {together}, or use smaller "
-            "micro-batches or fewer processes. Neither changes the loss."
+            f"of {settings.micro_batch_size} (train.micro_batch_size): make it a multiple of {together}, or use "
+            "smaller micro-batches or fewer processes. Neither changes the loss."
         )
     return settings.batch_size // together
 
