@@ -4,12 +4,10 @@ import contextlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.console import Console
 
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
+from crosspref.children import interrupts_held
 from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
@@ -163,7 +162,7 @@ def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     launched = phase in TRAINING
     before = launch_command(job.recipe.resources) if launched else [sys.executable]
     command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
-    with _interrupts_held():
+    with interrupts_held():
         # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
         # hand it on to the processes that they start, which read it likewise.
         process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
@@ -178,29 +177,6 @@ def _in_process(job: Job, phase: Phase, iteration: int) -> int:
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else "failed; its message stands above"
         raise RunError(f"The phase {phase.__name__} of iteration {iteration} {how}.")
     return usage.ru_maxrss
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; a process that is started meanwhile never gets it.
-
-    Ctrl-C reaches all processes of a terminal, but only the first one ends the others and says how to go on.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the parent, which holds the other end of the standard input, has ended."""
-
-    def wait() -> None:
-        os.read(0, 1)  # returns when the pipe closes; not sys.stdin, whose lock would outlive the interpreter
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def phase_log(run: RunDirectory) -> list[dict[str, Any]]:
