@@ -4,18 +4,18 @@ import contextlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crosspref import algorithm
 from crosspref.changes import settle_recipe
+from crosspref.children import interrupts_held
 from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.job import Job, Phase
@@ -24,6 +24,7 @@ from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
 from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.progress import Reporter
+from crosspref.ranks import is_launched
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe, make_recipe
 from crosspref.records import Response
@@ -31,6 +32,7 @@ from crosspref.store import RunDirectory
 from crosspref.tokenizer_files import require_same_tokenizer
 
 PHASES_LOG = "phases.jsonl"
+TRAINING = (algorithm.align_english, algorithm.train)
 
 
 def align(
@@ -59,7 +61,8 @@ def align(
     launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe)
-        return algorithm.align(job, _executor(job))
+        with job.engines.cluster():
+            return algorithm.align(job, _executor(job))
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
@@ -91,11 +94,21 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
     return found
 
 
-def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter) -> None:
+def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter | None = None) -> None:
     """Run one phase of a run that another process holds; that process's end ends this one."""
     run = RunDirectory(run_dir)
     recipe = load_recipe(run.recipe)
-    _phase(name)(Job(recipe, run, RecipeEngines(recipe), reporter), iteration)
+    _perform(Job(recipe, run, RecipeEngines(recipe), reporter or Reporter()), _phase(name), iteration)
+
+
+def _perform(job: Job, phase: Phase, iteration: int) -> None:
+    """Run a phase, with those that train on Ray's workers if the recipe says so; each of them comes here again."""
+    there = job.recipe.resources.executor == "ray" and phase in TRAINING and not is_launched()
+    if there and not job.run.policy(iteration).marker.exists():
+        job.reporter.say(f"iteration {iteration} {phase.__name__}: on {job.recipe.ray.workers} workers of Ray")
+        job.engines.train_together(partial(run_phase, job.run.root, phase.__name__, iteration), job.run.root)
+    else:
+        phase(job, iteration)
 
 
 def _phase(name: str) -> Phase:
@@ -127,7 +140,7 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
         if apart:
             peak = _in_process(job, phase, iteration)
         else:
-            phase(job, iteration)
+            _perform(job, phase, iteration)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         job.run.append(
             PHASES_LOG,
@@ -144,10 +157,10 @@ def _executor(job: Job) -> Callable[[Phase, int], None]:
 
 def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
-    launched = phase in (algorithm.align_english, algorithm.train)
+    launched = phase in TRAINING
     before = launch_command(job.recipe.resources) if launched else [sys.executable]
     command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
-    with _interrupts_held():
+    with interrupts_held():
         # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
         # hand it on to the processes that they start, which read it likewise.
         process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
@@ -162,29 +175,6 @@ def _in_process(job: Job, phase: Phase, iteration: int) -> int:
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else "failed; its message stands above"
         raise RunError(f"The phase {phase.__name__} of iteration {iteration} {how}.")
     return usage.ru_maxrss
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; a process that is started meanwhile never gets it.
-
-    Ctrl-C reaches all processes of a terminal, but only the first one ends the others and says how to go on.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the parent, which holds the other end of the standard input, has ended."""
-
-    def wait() -> None:
-        os.read(0, 1)  # returns when the pipe closes; not sys.stdin, whose lock would outlive the interpreter
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def phase_log(run: RunDirectory) -> list[dict[str, Any]]:

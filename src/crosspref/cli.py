@@ -215,9 +215,10 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _phase(options: argparse.Namespace) -> None:
     from crosspref import api
+    from crosspref.children import end_with_parent
     from crosspref.progress import Reporter
 
-    api.end_with_parent()
+    end_with_parent()
     api.run_phase(options.run, options.name, options.iteration, Reporter())
 
 

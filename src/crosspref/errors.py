@@ -35,3 +35,8 @@ class MissingLibraryError(CrossprefError):
         super().__init__(
             f"{purpose} needs the library {library!r}, which is not installed.\nInstall it with: {install}"
         )
+        self.given = library, purpose, install
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Let it come back from another process: by itself, an exception is made anew from its message alone."""
+        return type(self), self.given

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crosspref.engines.protocols import Engines
+from crosspref.engines.protocols import Advance, Engines
 from crosspref.errors import DataError
 from crosspref.models import ADAPTER_CONFIG, ModelFiles, locate_model
-from crosspref.progress import Meter, Reporter
+from crosspref.progress import Reporter
 from crosspref.ranks import is_main
 from crosspref.recipe import Recipe
-from crosspref.records import Pair, Prompt
+from crosspref.records import Pair, Prompt, to_table
 from crosspref.sections import RewardName, Settings, TrainSettings
 from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory
 
@@ -45,6 +45,8 @@ class Shard:
     fingerprint: Fingerprint
     prompts: list[Prompt]
     reward: RewardName | None = None
+    english: Sequence[Any] = ()
+    """What the work needs of the same prompts in English: the prompts, or the responses."""
 
 
 def policy(job: Job, iteration: int) -> ModelFiles:
@@ -124,9 +126,9 @@ def fill(
     kind: type,
     per_prompt: int,
     build: Callable[[], Any],
-    work: Callable[[Any, Shard, Meter], list[Any]],
+    work: Callable[[Any, Shard, Advance], list[Any]],
 ) -> None:
-    """Do the shards that are not done; the model is loaded only if there are any.
+    """Do the shards that are not done, here or on workers; the model is loaded only if there are any.
 
     Args:
         job: the job.
@@ -134,24 +136,27 @@ def fill(
         shards: all shards of the phase.
         kind: of which record the results are.
         per_prompt: how many units of progress one prompt is.
-        build: makes the engine.
-        work: makes one shard's rows, and advances the meter.
+        build: makes the engine; picklable, as work is, so that a worker can hold the engine.
+        work: makes one shard's rows, and advances.
     """
     todo = [shard for shard in shards if not shard.unit.finished(shard.fingerprint)]
     if not todo:
         return
     job.reporter.say(f"{label}: loading the model")
-    engine = build()
-    try:
-        with job.reporter.step(label, per_prompt * sum(len(shard.prompts) for shard in todo)) as meter:
-            for shard in todo:
-                started, tokens = time.monotonic(), meter.tokens
-                rows = work(engine, shard, meter)
-                shard.unit.write_rows(rows, kind)
-                figures = {"seconds": time.monotonic() - started, "tokens": meter.tokens - tokens}
-                shard.unit.finish(shard.fingerprint, len(rows), **figures)
-    finally:
-        engine.close()
+
+    def tabulate(engine: Any, shard: Shard, advance: Advance) -> Any:
+        return to_table(work(engine, shard, advance), kind)
+
+    total = per_prompt * sum(len(shard.prompts) for shard in todo)
+    with (
+        job.engines.map_shards(build, tabulate, todo, job.reporter.say) as results,
+        job.reporter.step(label, total) as meter,
+    ):
+        for done in results(meter.advance):
+            # Only this process writes, so that what is done twice by workers is stored once.
+            done.shard.unit.write_table(done.result)
+            figures = {"seconds": done.seconds, "tokens": done.tokens}
+            done.shard.unit.finish(done.shard.fingerprint, done.result.num_rows, **figures)
 
 
 def training_fingerprint(

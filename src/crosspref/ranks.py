@@ -19,3 +19,8 @@ def rank() -> int:
 def is_main() -> bool:
     """Tell whether this process is the one that writes."""
     return rank() == 0
+
+
+def is_launched() -> bool:
+    """Tell whether something launched this process to train, alone or with others."""
+    return "WORLD_SIZE" in os.environ

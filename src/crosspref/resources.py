@@ -101,7 +101,9 @@ class RaySettings(Settings):
     """Ray, for `resources.executor: ray`."""
 
     address: str | None = Field(
-        None, description="The cluster: auto, HOST:PORT or ray://HOST:PORT. One on this machine if left out."
+        None,
+        description="The cluster: HOST:PORT, or auto for the one that this machine is a node of. If left out, what "
+        "RAY_ADDRESS names, else a cluster on this machine for the run.",
     )
     workers: Positive = Field(2, description="Workers that hold the model, for sampling and for scoring.")
     cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1.0, description="CPUs that Ray reserves for each worker.")

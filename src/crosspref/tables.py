@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from crosspref.engines.protocols import RewardModel, Sampler, Scorer, Translator
+from crosspref.engines.protocols import Advance, RewardModel, Sampler, Scorer, Translator
 from crosspref.errors import ModelError
 from crosspref.job import Job, Shard, cut, digest_rows, fill, policy, rows_of, settings_of, stored_prompts, units_of
 from crosspref.languages import ENGLISH
 from crosspref.models import ModelFiles, locate_model
-from crosspref.progress import Meter
-from crosspref.records import Prompt, Response, Score, Translation
+from crosspref.records import Response, Score, Translation
 from crosspref.sections import REFERENCE_FREE, RewardName, RewardSettings
 from crosspref.stages import sample as sampling
 from crosspref.stages import score as scoring
@@ -41,13 +40,13 @@ def fill_responses(
     model = policy(job, of)
     shards = response_shards(job, folder, source, model, n, seeded_by, greedy=greedy)
 
-    def work(sampler: Sampler, shard: Shard, meter: Meter) -> list[Response]:
-        return sampling.sample(
-            shard.prompts, sampler, n=n, seed=job.recipe.seed, iteration=seeded_by, advance=meter.advance
-        )
+    seed = job.recipe.seed
+
+    def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:
+        return sampling.sample(shard.prompts, sampler, n=n, seed=seed, iteration=seeded_by, advance=advance)
 
     label = f"iteration {iteration} {'evaluate: ' if source == 'heldout' else ''}sample"
-    fill(job, label, shards, Response, n, lambda: job.engines.sampler(model, greedy=greedy), work)
+    fill(job, label, shards, Response, n, partial(job.engines.sampler, model, greedy=greedy), work)
 
 
 def response_shards(
@@ -77,28 +76,31 @@ def fill_translations(job: Job, iteration: int) -> None:
         "sample.max_prompt_tokens": job.recipe.sample.max_prompt_tokens,
         "both_ways": both_ways,
     }
-    english = rows_of(folder / "responses" / ENGLISH, Response) if both_ways else []
+    english: dict[str, list[Response]] = {}
+    for row in rows_of(folder / "responses" / ENGLISH, Response) if both_ways else ():
+        english.setdefault(row.prompt_id, []).append(row)
     shards = []
     for unit, part in cut(job, folder / "translations", "prompts"):
         if unit.path.parent.name != ENGLISH:
             inputs = {"translator": translator.identity, "responses": beside(unit, "responses").digest}
             if both_ways:
                 inputs["english"] = digest_of([shard.digest for shard in units_of(folder / "responses" / ENGLISH)])
-            shards.append(Shard(unit, Fingerprint(settings, inputs), part))
+            answers = [row for prompt in part for row in english.get(prompt.prompt_id, ())]
+            shards.append(Shard(unit, Fingerprint(settings, inputs), part, english=answers))
+    identifier = job.engines.identifier
 
-    def work(engine: Translator, shard: Shard, meter: Meter) -> list[Translation]:
+    def work(engine: Translator, shard: Shard, advance: Advance) -> list[Translation]:
         language = shard.unit.path.parent.name
         requests = [(row, ENGLISH) for row in beside(shard.unit, "responses").rows(Response)]
-        mine = {prompt.prompt_id for prompt in shard.prompts}
-        requests += [(row, language) for row in english if row.prompt_id in mine]
+        requests += [(row, language) for row in shard.english]
         rows: list[Translation] = translating.translate(
-            requests, engine, settings=asked, identify=job.engines.identifier(language), advance=meter.advance
+            requests, engine, settings=asked, identify=identifier(language), advance=advance
         )
         return rows
 
     per_prompt = 2 if both_ways else job.recipe.sample.n
     label = f"iteration {iteration} translate"
-    fill(job, label, shards, Translation, per_prompt, lambda: job.engines.translator(model), work)
+    fill(job, label, shards, Translation, per_prompt, partial(job.engines.translator, model), work)
     _report_failures(job, label, [shard.unit for shard in shards])
 
 
@@ -144,18 +146,17 @@ def _fill_implicit(
             "reward would be 0. models.policy must be the aligned model and models.initial the one it was aligned from."
         )
     shards = score_shards(job, folder, source, models, rewards, settings)
-    english = english_prompts(job, source)
 
-    def work(scorer: Scorer, shard: Shard, meter: Meter) -> list[Score]:
+    def work(scorer: Scorer, shard: Shard, advance: Advance) -> list[Score]:
         assert shard.reward is not None  # noqa: S101 - all of these shards have one
         translated = _is_translated(shard.unit, shard.reward)
         return scoring.score(
             beside(shard.unit, "responses").rows(Response),
-            [*shard.prompts, *(english[prompt.prompt_id] for prompt in shard.prompts)],
+            [*shard.prompts, *shard.english],
             scorer,
             settings=settings,
             reward=shard.reward,
-            advance=meter.advance,
+            advance=advance,
             translations=beside(shard.unit, "translations").rows(Translation) if translated else (),
         )
 
@@ -169,25 +170,21 @@ def score_shards(
     """Return the shards of ``folder / scores`` by the implicit rewards, done or not."""
     model, reference = models
     counted = settings_of("reward", settings, without=("name", "also", "reference", "reward_model", *SPEED))
-    english = english_prompts(job, source)
+    english = {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
     shards = []
     for reward in rewards:
         for unit, part in cut(job, folder / "scores" / reward, source):
+            asked = [english[prompt.prompt_id] for prompt in part]
             inputs = {
                 "policy": model.identity,
                 "reference": reference.identity if reference else "none",
                 "responses": beside(unit, "responses").digest,
-                "prompts": digest_rows([*part, *(english[prompt.prompt_id] for prompt in part)]),
+                "prompts": digest_rows([*part, *asked]),
             }
             if _is_translated(unit, reward):
                 inputs["translations"] = beside(unit, "translations").digest
-            shards.append(Shard(unit, Fingerprint({**counted, "reward": reward}, inputs), part, reward))
+            shards.append(Shard(unit, Fingerprint({**counted, "reward": reward}, inputs), part, reward, asked))
     return shards
-
-
-def english_prompts(job: Job, source: str) -> dict[str, Prompt]:
-    """Return the English prompts by prompt_id."""
-    return {prompt.prompt_id: prompt for prompt in stored_prompts(job, source, ENGLISH)}
 
 
 def _fill_rated(job: Job, label: str, folder: Path, source: str, model: ModelFiles) -> None:
@@ -200,11 +197,11 @@ def _fill_rated(job: Job, label: str, folder: Path, source: str, model: ModelFil
         }
         shards.append(Shard(unit, Fingerprint({"reward": "reward_model"}, inputs), part))
 
-    def work(judge: RewardModel, shard: Shard, meter: Meter) -> list[Score]:
+    def work(judge: RewardModel, shard: Shard, advance: Advance) -> list[Score]:
         rows = beside(shard.unit, "responses").rows(Response)
-        return scoring.rate(rows, shard.prompts, judge, advance=meter.advance)
+        return scoring.rate(rows, shard.prompts, judge, advance=advance)
 
-    fill(job, f"{label} by reward model", shards, Score, 1, lambda: job.engines.reward_model(model), work)
+    fill(job, f"{label} by reward model", shards, Score, 1, partial(job.engines.reward_model, model), work)
 
 
 def _is_translated(unit: Unit, reward: RewardName) -> bool:

@@ -23,7 +23,18 @@ LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingfac
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "packages", "ranks", "recipe", "records", "resources", "sections", "tokenizer_files"),
+    (
+        "children",
+        "errors",
+        "languages",
+        "packages",
+        "ranks",
+        "recipe",
+        "records",
+        "resources",
+        "sections",
+        "tokenizer_files",
+    ),
     ("launching", "models", "progress", "recipe_file", "settings", "store"),
     ("engines.protocols", "maths"),
     ("stages",),
@@ -41,7 +52,7 @@ LAYERS = (
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
-    *("", "algorithm", "api", "auditing", "changes", "checking"),
+    *("", "algorithm", "api", "auditing", "changes", "checking", "children"),
     *("cli", "cli_audit", "cli_canary", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
     *(
         "comparability",

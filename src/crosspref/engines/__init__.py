@@ -1,11 +1,22 @@
 """The libraries that do the heavy work, one file each, found by name in one dictionary."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from crosspref.engines import langid
-from crosspref.engines.protocols import ReleasedScorer, RewardModel, Sampler, Scorer, Trainer, Translator
+from crosspref.engines.protocols import (
+    ReleasedScorer,
+    Results,
+    RewardModel,
+    Sampler,
+    Scorer,
+    Trainer,
+    Translator,
+    Work,
+)
 from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.recipe import Recipe
@@ -28,6 +39,15 @@ ENGINES: dict[str, dict[str, str]] = {
     },
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
+    "executor": {
+        "local": "crosspref.engines.local_executor:map_shards",
+        "ray": "crosspref.engines.ray_executor:map_shards",
+    },
+    "cluster": {
+        "local": "crosspref.engines.local_executor:cluster",
+        "ray": "crosspref.engines.ray_executor:cluster",
+    },
+    "together": {"ray": "crosspref.engines.ray_trainer:train_together"},
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
@@ -48,7 +68,8 @@ def find_engine(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         library = error.name or name
-        raise MissingLibraryError(library, f"The {kind} {name!r}", f"pip install {library}") from error
+        install = "pip install 'crosspref[ray]'" if library == "ray" else f"pip install {library}"
+        raise MissingLibraryError(library, f"The {kind} {name!r}", install) from error
 
 
 class RecipeEngines:
@@ -110,6 +131,23 @@ class RecipeEngines:
     def identifier(self, language: str) -> Callable[[str], str] | None:
         """Return what tells a text's language tag, or None if texts of this language are not recognised."""
         return langid.identify if language.partition("-")[0] in langid.known_languages() else None
+
+    def cluster(self) -> AbstractContextManager[None]:
+        """Hold what a whole run needs beside its phases."""
+        held: AbstractContextManager[None] = find_engine("cluster", self.recipe.resources.executor)(self.recipe)
+        return held
+
+    def map_shards(
+        self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
+    ) -> AbstractContextManager[Results]:
+        """Hold the engine that ``build`` makes, here or on each worker, to work on the shards."""
+        mapped = find_engine("executor", self.recipe.resources.executor)
+        held: AbstractContextManager[Results] = mapped(self.recipe, build, work, shards, say)
+        return held
+
+    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
+        """Run a phase that trains on all of Ray's workers at once."""
+        find_engine("together", self.recipe.resources.executor)(self.recipe, phase, folder)
 
     def _role(self, model: ModelFiles) -> str:
         """Return what a model is in the run: pi_I, pi_0, pi_1 ..."""

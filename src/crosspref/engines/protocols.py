@@ -1,6 +1,7 @@
 """What the stages need of an engine: small protocols, one method each (and ``close``, which frees memory)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,24 @@ from crosspref.sections import TrainSettings
 
 Advance = Callable[[int, int], None]
 """Called with finished units and the tokens they took, to show progress."""
+
+Work = Callable[[Any, Any, Advance], Any]
+"""Makes one shard's result from an engine and the shard, and advances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A shard that was worked on, its result, and what that took: seconds, units of progress and tokens."""
+
+    shard: Any
+    result: Any
+    seconds: float
+    units: int
+    tokens: int
+
+
+Results = Callable[[Advance], Iterator[Done]]
+"""Works on all shards and yields each as it is done, in any order; advances as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +164,36 @@ class Engines(Protocol):
 
     def identifier(self, language: str) -> Callable[[str], str] | None:
         """Return what tells a text's language tag, or None if texts of this language are not recognised."""
+        ...
+
+    def cluster(self) -> AbstractContextManager[None]:
+        """Hold what a whole run needs beside its phases: nothing, or a connection to Ray.
+
+        Raises:
+            RunError: Ray does not answer.
+        """
+        ...
+
+    def map_shards(
+        self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
+    ) -> AbstractContextManager[Results]:
+        """Hold the engine that ``build`` makes, once here or once on each worker of Ray, to work on the shards.
+
+        ``build``, ``work``, the shards and the results must be picklable; ``say`` prints a line.
+
+        Raises:
+            RunError: Ray does not answer, has no room for a worker, or a shard ended its worker again and again.
+        """
+        ...
+
+    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
+        """Run a phase that trains on all of Ray's workers at once; a rank's environment says which one it is.
+
+        Args:
+            phase: picklable; resumes from its own last checkpoint when it is run again after a worker died.
+            folder: where Ray Train may keep its state meanwhile, on storage that all nodes share.
+
+        Raises:
+            RunError: the workers have no room, or died again and again.
+        """
         ...
