@@ -49,8 +49,8 @@ def reference(recipe: Path, forks: ForkServer, tmp_path_factory: pytest.TempPath
     return run
 
 
-def workers_of_ray() -> list[int]:
-    """The processes of Ray's workers that hold an engine."""
+def workers_of_ray(doing: str = "") -> list[int]:
+    """The processes of Ray's workers; those that are at work on a shard, for ``.do``."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -58,7 +58,7 @@ def workers_of_ray() -> list[int]:
                 name = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::Worker"):
+            if name.startswith(b"ray::Worker" + doing.encode()):
                 found.append(int(folder.name))
     return found
 
@@ -97,11 +97,13 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
     killed = []
     for pattern in (SAMPLED, SCORED):
         wait_for(run, pattern, process.poll)
-        victim = workers_of_ray()[0]
+        while not (busy := workers_of_ray(".do")):
+            assert process.poll() is None, process.output()
+        victim = busy[0]
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
     assert process.wait(240) == 0, process.output()
-    assert process.output().count("which is done again") == len(set(killed)) == 2, process.output()
+    assert process.output().count("the shard is done again") == len(set(killed)) == 2, process.output()
     assert_same_tables(run, reference)
     assert_same_policy(run, reference)
     assert "train: on 2 workers of Ray" in process.output()
@@ -124,7 +126,7 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
         assert len(list(run.glob(SAMPLED))) < 12, "the second node was there too late to be lost in mid-stage"
         cluster.remove_node(second, allow_graceful=False)
         assert process.wait(240) == 1, process.output()
-        assert "which is done again" in process.output(), process.output()
+        assert "A worker of Ray died" in process.output(), process.output()
         assert_same_tables(run, reference)
         # Training is not for a single worker to begin: it would be another share of the machines than was asked for.
         assert "Ray's 1 nodes have room for 1" in process.output(), process.output()

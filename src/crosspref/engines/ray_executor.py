@@ -256,7 +256,8 @@ class _Workers:
                 "Too little memory is the usual reason: fewer workers on a node (a larger ray.cpus_per_worker) or "
                 "smaller batches need less. What was finished is kept."
             ) from error
-        self.say(f"A worker of Ray died {what}, which is done again: {_brief(error)}")
+        again = "another is asked for" if at_start else "the shard is done again"
+        self.say(f"A worker of Ray died {what}; {again}: {_brief(error)}")
         if not at_start:
             self.todo.appendleft(asked.number)
         self._start()
