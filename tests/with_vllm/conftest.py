@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; enough for a few hundred responses of this model
@@ -61,6 +60,8 @@ def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
+    import httpx  # which only this environment has
+
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:

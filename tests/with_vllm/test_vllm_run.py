@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 import yaml
 
 pytest.importorskip("vllm")
+
+import httpx
+import psutil
 
 from crosspref.records import Response
 from crosspref.store import Unit
