@@ -10,7 +10,7 @@ from trl.trainer.utils import use_adapter
 
 from crosspref.engines.adapters import REFERENCE
 from crosspref.engines.distributed import real_items
-from crosspref.engines.transformers_models import add_response_head
+from crosspref.engines.output_layer import add_response_head
 from crosspref.errors import ModelError
 from crosspref.maths.losses import dpo_loss, ipo_loss, log_odds, nll_loss, orpo_loss, simpo_loss
 from crosspref.ranks import processes

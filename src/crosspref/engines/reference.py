@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from crosspref.engines.output_layer import add_response_head
 from crosspref.engines.protocols import Advance
-from crosspref.engines.transformers_models import add_response_head
 
 
 @torch.no_grad()

@@ -14,14 +14,12 @@ import torch
 from transformers import DynamicCache
 
 from crosspref.engines.adapters import load_views
+from crosspref.engines.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_models import (
-    SELF_CHECK_TOLERANCE,
     ChatTokenizer,
     free_memory,
-    head_logprobs,
     load_tokenizer,
-    made_up_ids,
     pick_device,
     pick_dtype,
     readable_directory,

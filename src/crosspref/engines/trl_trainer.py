@@ -32,6 +32,7 @@ from crosspref.engines.distributed import (
     whole_weights,
 )
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
+from crosspref.engines.output_layer import require_known_head
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.protocols import Advance
 from crosspref.engines.quantized import load_quantized, require_bitsandbytes
@@ -43,7 +44,6 @@ from crosspref.engines.transformers_models import (
     pick_device,
     pick_dtype,
     readable_directory,
-    require_known_head,
 )
 from crosspref.errors import DataError, ModelError
 from crosspref.models import ModelFiles, require_same_lora

@@ -245,7 +245,11 @@ def _pair_table(
         "rejected_reward": pa.array(worst[1], pa.float64()),
         "alpha": pa.repeat(alpha, count),
     }
-    return pa.Table.from_arrays([columns[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+    return pa.Table.from_arrays(
+        # What training adds to pairs is not known yet.
+        [columns.get(name, pa.nulls(count)).cast(schema.field(name).type) for name in schema.names],
+        schema=schema,
+    )
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
