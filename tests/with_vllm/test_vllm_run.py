@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.entrypoints.openai.api_server")
 
 import httpx
 import psutil

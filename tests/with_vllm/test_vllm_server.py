@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-# Not "vllm": where it is not installed, Python takes this folder for it.
+# The very module: a folder of that name on the import path would pass for the library.
 pytest.importorskip("vllm.entrypoints.openai.api_server")
 pytest.importorskip("openai")
 
