@@ -182,7 +182,7 @@ def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, t
     save_file({**weights, name: weights[name][:, :-1].contiguous()}, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded over its base: (?s:.*)size mismatch"):
         load(adapter, base)
-    save_file({**weights, f"{name}.more": weights[name]}, adapter / "adapter_model.safetensors")
+    save_file({**weights, f"{name}.more": weights[name].clone()}, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="it has 1 weights that have no place there and lacks 0"):
         load(adapter, base)
     (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
