@@ -25,7 +25,6 @@ from crosspref.ranks import is_main
 from crosspref.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
-
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -102,10 +101,11 @@ class Unit:
         return self._known_digest() or str(self.read_marker()["digest"])
 
     def _known_digest(self) -> str | None:
-        """Return the digest if the marker begins with it, as all that are written here do: quicker than to parse it."""
+        """Return the digest that a marker as written here begins with: quicker than to parse it."""
         with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb") as marker:  # noqa: PTH123
-            found = _DIGEST.match(marker.read(64))
-            return found[1].decode() if found else None
+            content = marker.read()
+            if content.endswith(b"}") and (found := _DIGEST.match(content)):  # it was not cut off
+                return found[1].decode()
         return None
 
     def write_rows(self, rows: list[Any], kind: type) -> None:

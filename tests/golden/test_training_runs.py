@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from crosspref.engines import adapters, trl_trainer
+from crosspref.engines import adapters, distributed
 from crosspref.engines.distributed import WHOLE, last_checkpoint
 from crosspref.engines.transformers_models import load_tokenizer
 from crosspref.engines.trl_trainer import TrlTrainer, example_of
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_was_cut_off_is_removed_and_not_used(
     directory, changes = tiny_models["llama"][1], {"epochs": 2, "checkpoint_every": 2}
     train(make_trainer(directory, **changes), tmp_path / "whole")
     folder = tmp_path / "killed"
-    original = trl_trainer._Progress.on_save
+    original = distributed.Progress.on_save
 
     def on_save(self: Any, args: Any, state: Any, *rest: Any, **others: Any) -> None:
         if state.global_step == 4:
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_was_cut_off_is_removed_and_not_used(
         original(self, args, state, *rest, **others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trl_trainer._Progress, "on_save", on_save)
+        patch.setattr(distributed.Progress, "on_save", on_save)
         with pytest.raises(KilledError):
             train(make_trainer(directory, **changes), folder)
     whole, cut = folder / "checkpoints" / "checkpoint-2", folder / "checkpoints" / "checkpoint-4"
