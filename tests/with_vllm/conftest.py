@@ -28,7 +28,7 @@ def smollm2() -> Path:
     return readable_directory(locate_model(SMOLLM2))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A base URL of vLLM's own server, which serves SmolLM2 in float32 as pi_0 and as pi_I."""
     with socket.socket() as free:
