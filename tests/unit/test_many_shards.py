@@ -1,6 +1,7 @@
 """Runs of thousands of shards: what is done is found quickly, and selecting reads them in parts."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,9 +69,8 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
     return responses, scores
 
 
-def took(work: object) -> float:
+def took(work: Callable[[], object]) -> float:
     started = time.perf_counter()
-    assert callable(work)
     work()
     return time.perf_counter() - started
 
@@ -162,6 +162,14 @@ def test_a_marker_that_another_program_wrote_anew_counts(marker: Unit) -> None:
     assert marker.digest == fingerprint.digest
     with pytest.raises(store.RunError, match="made from other settings"):
         marker.finished(replace(fingerprint, settings={"a": 2}))
+
+
+def test_a_marker_that_was_cut_off_behind_its_digest_is_damaged(marker: Unit) -> None:
+    fingerprint = store.Fingerprint({"a": 1})
+    marker.finish(fingerprint, 0)
+    marker.marker.write_text(marker.marker.read_text()[:40])
+    with pytest.raises(store.RunError, match="is damaged"):
+        marker.finished(fingerprint)
 
 
 def test_digests_are_those_of_the_runs_before() -> None:
