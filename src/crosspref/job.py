@@ -80,8 +80,9 @@ def cut(job: Job, folder: Path, source: str) -> Iterator[tuple[Unit, list[Prompt
     size = job.recipe.resources.shard_prompts
     for language in job.recipe.languages:
         rows = stored_prompts(job, source, language)
+        own = folder / language
         for start in range(0, len(rows), size):
-            yield Unit(folder / language / f"{start:08d}.parquet"), rows[start : start + size]
+            yield Unit(own / f"{start:08d}.parquet"), rows[start : start + size]
 
 
 def units_of(folder: Path) -> list[Unit]:

@@ -25,6 +25,7 @@ from crosspref.ranks import is_main
 from crosspref.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -49,7 +50,7 @@ class Fingerprint:
 
 def digest_of(content: Any) -> str:
     """Return a short hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,7 @@ class Unit:
         if stored["digest"] != fingerprint.digest:
             raise RunError(_stale(self.path, stored["parts"], fingerprint.parts))
         if not self.path.exists():
-            raise RunError(
-                f"{self.path} is gone, though its marker says that it is done. To do it again: rm {self.marker}"
-            )
+            raise RunError(f"{self.path} is gone, though its marker says it is done. To do it again: rm {self.marker}")
         return True
 
     def read_marker(self) -> dict[str, Any]:
@@ -102,8 +101,8 @@ class Unit:
 
     def _known_digest(self) -> str | None:
         """Return the digest that a marker as written here begins with: quicker than to parse it."""
-        with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb") as marker:  # noqa: PTH123
-            content = marker.read()
+        with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb", 0) as marker:  # noqa: PTH123
+            content = marker.readall()
             if content.endswith(b"}") and (found := _DIGEST.match(content)):  # it was not cut off
                 return found[1].decode()
         return None

@@ -1,5 +1,7 @@
 """How the tables of an iteration are filled: responses, translations and scores, shard by shard."""
 
+import functools
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -210,6 +212,11 @@ def _is_translated(unit: Unit, reward: RewardName) -> bool:
 
 def beside(unit: Unit, table: str) -> Unit:
     """Return the shard of another table that is about the same prompts in the same language."""
-    language = unit.path.parent
+    return Unit(_folder_beside(os.path.dirname(unit.path), table) / unit.path.name)  # noqa: PTH120 - quicker
+
+
+@functools.cache
+def _folder_beside(folder: str, table: str) -> Path:
+    language = Path(folder)
     above = language.parent if language.parent.name in {"responses", "translations"} else language.parent.parent
-    return Unit(above.parent / table / language.name / unit.path.name)
+    return above.parent / table / language.name
