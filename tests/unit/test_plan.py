@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from crosspref.cli import main
@@ -13,10 +14,12 @@ from crosspref.errors import ModelError, RecipeError
 from crosspref.plan.accelerators import ACCELERATORS, find_hardware
 from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops, memory, training_memory
 from crosspref.plan.observed import fit_decoding
+from crosspref.plan.probe import uncut_length
 from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
+from crosspref.records import Response
 from crosspref.sections import LoraSettings, TrainSettings
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -224,3 +227,14 @@ def test_numbers_that_make_no_sense_are_said(capsys: pytest.CaptureFixture[str])
     assert "--memory must be above 0, but it is -3.0" in capsys.readouterr().err
     assert main(["plan", str(QUICKSTART), "--probe", "--hardware", "L4"]) == 1
     assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.005, 0.05])
+def test_lengths_are_foreseen_from_responses_that_were_cut_off(chance: float) -> None:
+    """Each token ends a response with the same chance; only the first 40 of 200 tokens are seen."""
+    draws = np.random.default_rng(7).geometric(chance, 4000) if chance else np.full(4000, 10**6)
+    seen = [
+        Response("a", "en", 0, "", [1] * min(length, 40), "stop" if length <= 40 else "length", None)
+        for length in draws
+    ]
+    assert uncut_length(seen, 200) == pytest.approx(np.minimum(draws, 200).mean(), rel=0.05)

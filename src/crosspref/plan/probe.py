@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -255,22 +255,32 @@ class Probe:
         return self._loaded
 
     def _lengths(self) -> Lengths:
-        """Return exact prompt lengths, and those of the sampled responses if they were not cut shorter than asked."""
+        """Return exact prompt lengths, and those of responses by the sampled ones."""
         template = len(self._tokenizer.prompt_ids(""))
         per_byte: dict[str, float] = {}
         for language in dict.fromkeys([ENGLISH, *self.recipe.languages]):
             texts = [prompt.instruction for prompt in self.texts.training if prompt.language == language][:200]
             tokens = sum(len(self._tokenizer.prompt_ids(text)) - template for text in texts)
             per_byte[language] = tokens / max(1, sum(len(text.encode()) for text in texts))
-        found = Lengths(template, per_byte)
-        if self.cap < self.recipe.sample.max_new_tokens:
-            return found
-        response: dict[str, list[int]] = {}
-        for prompt, answers in self.answered:
-            response.setdefault(prompt.language, []).extend(len(answer.token_ids or []) for answer in answers)
-        means = {language: sum(sizes) / max(1, len(sizes)) for language, sizes in response.items()}
-        longest = max((size for sizes in response.values() for size in sizes), default=0)
-        return replace(found, response=means, longest=dict.fromkeys(self.recipe.languages, float(longest)))
+        limit = self.recipe.sample.max_new_tokens
+        found: dict[str, list[Response]] = {}
+        for prompt, responses in self.answered:
+            found.setdefault(prompt.language, []).extend(responses)
+        response = {language: uncut_length(rows, limit) for language, rows in found.items() if rows}
+        sizes = [len(row.token_ids or []) for rows in found.values() for row in rows]
+        longest = float(max(sizes, default=0) if max(sizes, default=0) < self.cap else limit)
+        return Lengths(template, per_byte, response, dict.fromkeys(self.recipe.languages, longest))
+
+
+def uncut_length(responses: Sequence[Response], limit: int) -> float:
+    """Return how many tokens responses have on average within a limit, though some were cut off before it.
+
+    Each token is taken to be the last one with the same chance, of which stops per sampled token is the likeliest
+    value, whether or not some were cut off.
+    """
+    tokens = sum(len(row.token_ids or []) for row in responses)
+    stop = sum(row.finish_reason == "stop" for row in responses) / max(1, tokens)
+    return limit if stop == 0 else (1 - (1 - stop) ** limit) / stop
 
 
 def _module(kind: str, name: str) -> str:
