@@ -8,6 +8,7 @@ from crosspref.errors import RunError
 from crosspref.languages import ENGLISH
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
+from crosspref.sections import TrainSettings
 from crosspref.store import RunDirectory
 
 
@@ -41,7 +42,7 @@ def run_status(run: RunDirectory) -> list[PhaseStatus]:
     done = sum(run.prompts(name, "dropped").marker.exists() for name in ("prompts", "heldout"))
     phases = [PhaseStatus(0, "prompts", done, sources)]
     if recipe.align_english:
-        phases.append(_policy(run, 0, "align_english"))
+        phases += _training(run, 0, "align_english", recipe.align_english, [ENGLISH])
     phases += _evaluation(run, recipe, 0, held_out)
     for iteration in range(1, recipe.iterations + 1):
         folder = f"iteration_{iteration}"
@@ -53,7 +54,7 @@ def run_status(run: RunDirectory) -> list[PhaseStatus]:
             done = sum(_count(run, f"{folder}/scores/{reward}/*") for reward in recipe.reward.names)
             phases.append(PhaseStatus(iteration, "score", done, total))
         phases.append(PhaseStatus(iteration, "select", _count(run, f"{folder}/pairs"), len(recipe.languages)))
-        phases.append(_policy(run, iteration, "train"))
+        phases += _training(run, iteration, "train", recipe.train, recipe.languages)
         phases += _evaluation(run, recipe, iteration, held_out)
     return phases
 
@@ -65,8 +66,14 @@ def _shards(run: RunDirectory, recipe: Recipe, source: str, languages: Sequence[
     return sum(math.ceil(int(unit.read_marker()["rows"]) / recipe.resources.shard_prompts) for unit in units)
 
 
-def _policy(run: RunDirectory, iteration: int, phase: str) -> PhaseStatus:
-    return PhaseStatus(iteration, phase, int(run.policy(iteration).marker.exists()), 1)
+def _training(
+    run: RunDirectory, iteration: int, phase: str, settings: TrainSettings, languages: Sequence[str]
+) -> list[PhaseStatus]:
+    found = [PhaseStatus(iteration, phase, int(run.policy(iteration).marker.exists()), 1)]
+    if settings.precompute_reference:
+        carried = _count(run, f"iteration_{iteration}/referenced_pairs")
+        found.insert(0, PhaseStatus(iteration, "reference", carried, len(languages)))
+    return found
 
 
 def _evaluation(run: RunDirectory, recipe: Recipe, iteration: int, shards: int | None) -> list[PhaseStatus]:

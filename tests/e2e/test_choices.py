@@ -19,6 +19,7 @@ from running import (
     wait_for,
     write_recipe,
 )
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from crosspref.records import Agreement, Dropped, Pair, Prompt, Response, Score, Translation
@@ -117,6 +118,23 @@ def test_a_reward_can_be_added_to_a_run_that_is_done(models: Models, command: Ru
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert len(rows(folder(run, "scores", "multilingual"), Score)) == 2 * 5 * 3
     assert folder(run, "agreement", "crosslingual-multilingual.parquet").exists()
+
+
+def test_a_reference_that_is_computed_once_trains_the_same_policy(
+    models: Models, preferences: Path, command: Run, tmp_path: Path
+) -> None:
+    recipe = small_recipe(*models, iterations=1, train={"epochs": 2})
+    run, _ = begin(tmp_path / "run", recipe, command)
+    recipe["train"]["precompute_reference"] = True
+    other, said = begin(tmp_path / "other", recipe, command)
+    assert "iteration 1 reference" in said
+    carried = rows(folder(other, "referenced_pairs"), Pair)
+    assert len(carried) == len(rows(folder(run, "pairs"))) > 0
+    assert all(pair.reference_chosen_logprob < 0 for pair in carried)
+    ours, theirs = (load_file(root / "iteration_1" / "policy" / "model.safetensors") for root in (run, other))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-5)
+    assert ["1", "reference", "2", "2"] in [line.split() for line in command("status", other)[1].splitlines()]
 
 
 def likeliest(policy: Path, run: Path, prompt_id: str, language: str) -> list[int]:

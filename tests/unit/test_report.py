@@ -265,6 +265,19 @@ def test_a_run_with_a_given_policy_and_without_evaluation(tmp_path: Path) -> Non
     ]
 
 
+def test_a_reference_that_is_computed_before_training_is_a_phase(tmp_path: Path) -> None:
+    carried = {"precompute_reference": True}
+    run = begin(tmp_path, iterations=1, train=carried, align_english={"preferences": "a.jsonl", **carried}, evaluate={})
+    finish(run, "iteration_0/referenced_pairs/en.parquet", "iteration_1/referenced_pairs/en.parquet")
+    found = [state for state in states(run) if state[1] in ("reference", "align_english", "train")]
+    assert found == [
+        (0, "reference", 1, 1),
+        (0, "align_english", 0, 1),
+        (1, "reference", 1, 2),
+        (1, "train", 0, 1),
+    ]
+
+
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
         run_status(RunDirectory(tmp_path))
