@@ -1,0 +1,234 @@
+"""Throughput of the engines side by side: sampling and scoring through transformers, vLLM and vLLM's server.
+
+    .venv-vllm/bin/python benchmarks/engines.py --prompts 8 --responses 4 --new-tokens 64 --out engines.json
+
+Each engine lives in a process of its own and runs when it is its turn, by crosspref's own stages; the server stands
+still meanwhile, since it would busy itself. Needs the environment of `make test-vllm`. Prints tokens per second, each
+engine's ratio to transformers in the same round, and writes JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import workload
+from timing import machine, ratios, spread, take_turns, timed
+
+from crosspref.engines import RecipeEngines
+from crosspref.models import locate_model
+from crosspref.records import Prompt, Response
+from crosspref.stages.sample import sample
+from crosspref.stages.score import score
+
+SAMPLERS, SCORERS = ("transformers", "vllm", "server"), ("transformers", "server")
+NATS = {"float32": 0.01, "bfloat16": 8.0}
+"""By how much two engines' log-probabilities of one response may differ."""
+
+ENGINE: Any = None
+"""A worker's own engine."""
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=workload.MODEL)
+    parser.add_argument("--prompts-from", default=workload.source())
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--responses", type=int, default=4)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    os.environ.update({"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"})
+    found: dict[str, Any] = {"machine": machine(options.threads), "settings": {**vars(options), "out": None}}
+    with serve(options) as server:
+        found["sampling"], responses = measure_sampling(options, server)
+        found["scoring"] = measure_scoring(options, server, responses)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_sampling(options: argparse.Namespace, server: "Server") -> tuple[dict[str, Any], list[Response]]:
+    """Return tokens per second of each sampler, and the responses of the first."""
+    prompts = workload.english(options.prompts_from, options.prompts)
+    work = partial(draw, prompts, options.responses)
+    speeds, results = by_turns(SAMPLERS, "sampler", work, options, server)
+    for rows in results.values():
+        assert len(rows) == len(prompts) * options.responses, "an engine left responses out"
+    own = by_turns(SCORERS[:1], "scorer", partial(rate, prompts, results), options, server, rounds=1)[1]
+    drawn = own["transformers"]
+    # What they drew differs; how likely it is under the model must not, beyond chance.
+    means = {name: sum(nats) / sum(tokens) for name, (nats, tokens) in drawn.items()}
+    deviation = max(means.values()) - min(means.values())
+    assert deviation < 0.3, f"the engines do not sample from one model: mean nats per token {means}"
+    return {**told("sampling", speeds), "mean nats per token": means}, results["transformers"]
+
+
+def measure_scoring(options: argparse.Namespace, server: "Server", responses: list[Response]) -> dict[str, Any]:
+    """Return scored tokens per second of each scorer."""
+    prompts = workload.english(options.prompts_from, options.prompts)
+    speeds, results = by_turns(SCORERS, "scorer", partial(rate, prompts, {"same": responses}), options, server)
+    pairs = zip(results["transformers"]["same"][0], results["server"]["same"][0], strict=True)
+    difference = max(abs(one - other) for one, other in pairs)
+    assert difference < NATS[options.dtype], f"two engines score one response {difference} nats apart"
+    return {**told("scoring", speeds), "greatest difference, nats": difference}
+
+
+def told(what: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Print and return what was measured, and each engine against transformers."""
+    against = {name: ratios(values, speeds["transformers"]) for name, values in speeds.items()}
+    for name, values in speeds.items():
+        one, other = spread(values), spread(against[name])
+        print(
+            f"{what} {name}: {one['median']:.1f} tokens/s ({one['low']:.1f} to {one['high']:.1f}), "
+            f"{other['median']:.2f} x transformers ({other['low']:.2f} to {other['high']:.2f})",
+            flush=True,
+        )
+    return {"tokens per second": speeds, "to transformers": {name: spread(rows) for name, rows in against.items()}}
+
+
+def by_turns(
+    names: tuple[str, ...],
+    kind: str,
+    work: Callable[[], tuple[float, Any]],
+    options: argparse.Namespace,
+    server: "Server",
+    rounds: int | None = None,
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Let engines work by turns, each in its own process; work runs there and returns (tokens per second, result)."""
+    with ExitStack() as stack:
+        workers = {}
+        for name in names:
+            pool = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), load, (name, kind, vars(options), server.url)
+            )
+            workers[name] = stack.enter_context(pool)
+        turns: dict[str, Callable[[], tuple[float, Any]]] = {}
+        for name, worker in workers.items():
+            turn = partial(run, worker, work)
+            turns[name] = partial(server.run, turn) if name == "server" else turn
+            turns[name]()  # loads it, and what is done the first time only is done
+        return take_turns(turns, rounds or options.rounds)
+
+
+def run(worker: ProcessPoolExecutor, work: Callable[[], tuple[float, Any]]) -> tuple[float, Any]:
+    """Return what work returns in a worker."""
+    return worker.submit(work).result()
+
+
+def load(name: str, kind: str, options: dict[str, Any], url: str) -> None:
+    """Build the engine of this process."""
+    global ENGINE
+    settings = {
+        "sample": {"engine": name, "n": max(2, options["responses"]), "max_new_tokens": options["new_tokens"]},
+        "reward": {"engine": "transformers" if name == "vllm" else name},
+        "resources": {"dtype": options["dtype"], "device": "cpu", "threads": options["threads"]},
+        "server": {"url": url, "concurrency": 64},
+    }
+    settings["sample"]["max_prompt_tokens"] = 2048 - options["new_tokens"]  # what the server is told, too
+    engines = RecipeEngines(workload.recipe(options["model"], None, options["prompts_from"], **settings))
+    model = locate_model(options["model"])
+    ENGINE = engines.sampler(model) if kind == "sampler" else engines.scorer(model, None)
+
+
+def draw(prompts: list[Prompt], n: int) -> tuple[float, list[Response]]:
+    """Return tokens per second, and the responses."""
+    seconds, rows = timed(
+        lambda: sample(prompts, ENGINE, n=n, seed=workload.SEED, iteration=1, advance=lambda *_: None)
+    )
+    return sum(len(row.token_ids or ()) for row in rows) / seconds, rows
+
+
+def rate(prompts: list[Prompt], tables: dict[str, list[Response]]) -> tuple[float, dict[str, Any]]:
+    """Return response tokens per second, and for each table the log-probabilities (nats) and tokens of its rows."""
+    given = {"settings": workload.recipe("none", None, "none").reward, "reward": "multilingual"}
+    found, seconds = {}, 0.0
+    for name, rows in tables.items():
+        took, scores = timed(partial(score, rows, prompts, ENGINE, advance=lambda *_: None, **given))
+        seconds += took
+        found[name] = ([row.policy_logprob for row in scores], [row.tokens for row in scores])
+    return sum(sum(tokens) for _, tokens in found.values()) / seconds, found
+
+
+class Server:
+    """vLLM's server; it stands still when it is not its turn."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
+        self.url, self.process = url, process
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Wake the server for some work."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        try:
+            return work()
+        finally:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+
+@contextmanager
+def serve(options: argparse.Namespace) -> Iterator[Server]:
+    """Serve the model with vLLM as pi_0; it holds the same settings as the engine in process."""
+    from crosspref.engines.transformers_models import readable_directory
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    directory = readable_directory(locate_model(options.model))
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)),
+        *("--served-model-name", "pi_0", "--host", "127.0.0.1", "--port", port, "--dtype", options.dtype),
+        *("--max-model-len", "2048", "--max-num-seqs", "256", "--generation-config", "vllm", "--enforce-eager"),
+    ]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4"}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        try:
+            wait_for(port, process, log)
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield Server(f"http://127.0.0.1:{port}/v1", process)
+        finally:
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_for(port: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until the server answers."""
+    import httpx
+
+    end = time.monotonic() + 400
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    sys.exit(f"vLLM's server did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+if __name__ == "__main__":
+    main()
