@@ -9,7 +9,6 @@ engine's ratio to transformers in the same round, and writes JSON.
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import workload
-from timing import machine, ratios, spread, take_turns, timed
+from timing import alike, machine, mean_per_token, ratios, spread, take_turns, timed, worker
 
 from crosspref.engines import RecipeEngines
 from crosspref.models import locate_model
@@ -56,7 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
     os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"})
-    found: dict[str, Any] = {"machine": machine(options.threads), "settings": {**vars(options), "out": None}}
+    settings = {**vars(options), "prompts_from": Path(options.prompts_from).name, "out": None}
+    found: dict[str, Any] = {"machine": machine(options.threads), "settings": settings}
     with serve(options) as server:
         found["sampling"], responses = measure_sampling(options, server)
         found["scoring"] = measure_scoring(options, server, responses)
@@ -72,12 +72,10 @@ def measure_sampling(options: argparse.Namespace, server: "Server") -> tuple[dic
     for rows in results.values():
         assert len(rows) == len(prompts) * options.responses, "an engine left responses out"
     own = by_turns(SCORERS[:1], "scorer", partial(rate, prompts, results), options, server, rounds=1)[1]
-    drawn = own["transformers"]
     # What they drew differs; how likely it is under the model must not, beyond chance.
-    means = {name: sum(nats) / sum(tokens) for name, (nats, tokens) in drawn.items()}
-    deviation = max(means.values()) - min(means.values())
-    assert deviation < 0.3, f"the engines do not sample from one model: mean nats per token {means}"
-    return {**told("sampling", speeds), "mean nats per token": means}, results["transformers"]
+    means = {name: mean_per_token(*both) for name, both in own["transformers"].items()}
+    alike(means)
+    return {**told("sampling", speeds), "mean nats per token, and its error": means}, results["transformers"]
 
 
 def measure_scoring(options: argparse.Namespace, server: "Server", responses: list[Response]) -> dict[str, Any]:
@@ -115,21 +113,19 @@ def by_turns(
     with ExitStack() as stack:
         workers = {}
         for name in names:
-            pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), load, (name, kind, vars(options), server.url)
-            )
+            pool = worker(load, name, kind, vars(options), server.url)
             workers[name] = stack.enter_context(pool)
         turns: dict[str, Callable[[], tuple[float, Any]]] = {}
-        for name, worker in workers.items():
-            turn = partial(run, worker, work)
+        for name, pool in workers.items():
+            turn = partial(run, pool, work)
             turns[name] = partial(server.run, turn) if name == "server" else turn
             turns[name]()  # loads it, and what is done the first time only is done
         return take_turns(turns, rounds or options.rounds)
 
 
-def run(worker: ProcessPoolExecutor, work: Callable[[], tuple[float, Any]]) -> tuple[float, Any]:
+def run(pool: ProcessPoolExecutor, work: Callable[[], tuple[float, Any]]) -> tuple[float, Any]:
     """Return what work returns in a worker."""
-    return worker.submit(work).result()
+    return pool.submit(work).result()
 
 
 def load(name: str, kind: str, options: dict[str, Any], url: str) -> None:

@@ -2,11 +2,14 @@
 
 import gc
 import importlib.metadata
+import itertools
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
+def mean_per_token(nats: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """Return the mean log-probability of a token over responses of which each has its sum, and its standard error."""
+    total, mean = sum(tokens), sum(nats) / sum(tokens)
+    residuals = [value - mean * count for value, count in zip(nats, tokens, strict=True)]
+    return mean, statistics.pstdev(residuals) * len(residuals) ** 0.5 / total
+
+
+def alike(means: Mapping[str, tuple[float, float]]) -> None:
+    """Check that samples come from one distribution: that no two means differ by more than chance allows."""
+    for (one, first), (other, second) in itertools.combinations(means.items(), 2):
+        apart, error = abs(first[0] - second[0]), (first[1] ** 2 + second[1] ** 2) ** 0.5
+        assert apart <= 5 * error, f"{one} and {other} do not sample from one distribution: {means}"
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Say on what was measured: processor, cores, memory, and versions of what matters."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -74,3 +91,20 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def resident_mb(peak: bool = False) -> float:
+    """Return this process's resident memory, MB: now, or at its highest since ``forget_peak``."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    facts = dict(line.split(":", 1) for line in lines)
+    return int(facts["VmHWM" if peak else "VmRSS"].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let the highest resident memory be that of now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def worker(initializer: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
+    """Return a process of its own, in which a global can hold an engine; it is started by its first work."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer, given)
