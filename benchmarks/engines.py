@@ -198,8 +198,11 @@ def serve(options: argparse.Namespace) -> Iterator[Server]:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
             wait_for(port, process, log)
-            os.killpg(process.pid, signal.SIGSTOP)
+            # It runs on while the others load, which takes minutes: it does not survive standing still for so long.
             yield Server(f"http://127.0.0.1:{port}/v1", process)
+        except Exception:
+            print(log.read_text()[-4000:], file=sys.stderr)
+            raise
         finally:
             os.killpg(process.pid, signal.SIGCONT)
             os.killpg(process.pid, signal.SIGTERM)
