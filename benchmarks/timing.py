@@ -93,18 +93,6 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def resident_mb(peak: bool = False) -> float:
-    """Return this process's resident memory, MB: now, or at its highest since ``forget_peak``."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    facts = dict(line.split(":", 1) for line in lines)
-    return int(facts["VmHWM" if peak else "VmRSS"].split()[0]) / 1024
-
-
-def forget_peak() -> None:
-    """Let the highest resident memory be that of now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
 def worker(initializer: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
     """Return a process of its own, in which a global can hold an engine; it is started by its first work."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer, given)
