@@ -82,11 +82,11 @@ def test_scores_are_those_of_merged_weights(kind: str, four: dict[str, Four], ti
         ((first, None), (merged_first, None)),
     ):
         scorer, expected = make_scorer(*models), score(make_scorer(*merged))
-        assert scorer.policy.shared
-        assert models[1] is None or scorer.reference.shared
+        assert scorer.policy.packed
+        assert models[1] is None or scorer.reference.packed
         assert score(scorer) == pytest.approx(expected, abs=NATS)
         for part in filter(None, (scorer.policy, scorer.reference)):
-            part.shared = part.tiled = False  # the model's own forward pass, which is without tiles and caches
+            part.packed = part.tiled = False  # the model's own forward pass, which is without tiles and caches
         assert score(scorer) == pytest.approx(expected, abs=NATS)
     policy, reference = expected[::2], score(make_scorer(base, None))[::2]
     assert statistics.median(abs(one - other) for one, other in zip(policy, reference, strict=True)) > 1000 * NATS

@@ -79,7 +79,7 @@ def test_equals_naive_forward_passes(
 ) -> None:
     initial, aligned = tiny_models[kind]
     scorer, responses = scorers[kind], group()
-    assert scorer.policy.shared and scorer.reference.shared  # noqa: PT018 - the fast path is what is tested here
+    assert scorer.policy.packed and scorer.reference.packed  # noqa: PT018 - the fast path is what is tested here
     found = scorer.score(instruction, responses)
     assert [row.policy for row in found] == pytest.approx(
         naive_scores(aligned, instruction, ids_of(responses)), abs=NATS

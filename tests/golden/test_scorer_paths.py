@@ -44,7 +44,7 @@ def naive_values(model: Any) -> list[float]:
 
 def score_by_all_paths(scorer: ModelScorer) -> Iterator[tuple[str, list[float]]]:
     for shared, tiled in ((True, True), (False, True), (False, False)):
-        scorer.shared, scorer.tiled = shared, tiled
+        scorer.packed, scorer.tiled = packed, tiled
         yield f"shared {shared}, tiled {tiled}", scorer.logprobs(PROMPT, RESPONSES)
 
 
@@ -52,11 +52,11 @@ def score_by_all_paths(scorer: ModelScorer) -> Iterator[tuple[str, list[float]]]
 def test_all_paths_give_the_naive_values(kind: str, tiny_models: Models) -> None:
     model = naive.load(tiny_models[kind][1])
     scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
-    assert scorer.shared
+    assert scorer.packed
     expected = naive_values(model)
     for path, values in score_by_all_paths(scorer):
         assert values == pytest.approx(expected, abs=NATS), path
-    scorer.shared = scorer.tiled = False
+    scorer.packed = scorer.tiled = False
     assert scorer.logprobs(PROMPT, [[], RESPONSES[3], []]) == pytest.approx([0, expected[3], 0], abs=NATS)
 
 
@@ -93,7 +93,7 @@ class BiasedHead(LlamaForCausalLM):
 def test_output_layers_that_the_tiles_know(make: Callable[[], Any]) -> None:
     model = make()
     scorer = ModelScorer(model, RewardSettings())
-    assert scorer.shared
+    assert scorer.packed
     assert scorer.logprobs(PROMPT, RESPONSES) == pytest.approx(naive_values(model), abs=NATS)
 
 
@@ -132,7 +132,7 @@ def test_other_models_fall_back_and_say_so(
     model = make()
     with caplog.at_level(logging.WARNING, "crosspref"):
         scorer = ModelScorer(model, RewardSettings())
-    assert (scorer.tiled, scorer.shared) == (tiled, False)
+    assert (scorer.tiled, scorer.packed) == (tiled, False)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "is scored by its own full forward pass" in record.getMessage()
@@ -231,6 +231,6 @@ def test_bfloat16_takes_the_fast_path_and_stays_near(tiny_models: Models) -> Non
     """Rounding is some hundredths of a nat per token; a wrong mask or position is above one."""
     expected = naive_values(naive.load(tiny_models["gemma"][1]))
     scorer = ModelScorer(naive.load(tiny_models["gemma"][1]).bfloat16(), RewardSettings())
-    assert scorer.shared
+    assert scorer.packed
     for found, value, response in zip(scorer.logprobs(PROMPT, RESPONSES), expected, RESPONSES, strict=True):
         assert math.isclose(found, value, abs_tol=0.2 * len(response) ** 0.5)

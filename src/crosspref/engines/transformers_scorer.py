@@ -3,18 +3,17 @@
 A batch only ever holds responses to one prompt, so a score cannot depend on which prompts share a shard.
 """
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from crosspref.engines.adapters import load_views
 from crosspref.engines.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
+from crosspref.engines.packed_attention import pack, packed_attention, predicting_states
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
@@ -46,11 +45,10 @@ class ModelScorer:
         self.batch_tokens = settings.batch_tokens
         self.budget = settings.logits_megabytes << 20
         self.even_length = even_length(model.config.get_text_config())
-        self.tiled = self.shared = False
+        self.tiled = self.packed = False
         with use():
             self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
-            alike = "its cache cannot be shared by several responses"
-            self.shared = self.tiled and self._agrees(self._share_prefix, alike)
+            self.packed = self.tiled and self._agrees(self._pack, "a prompt cannot be shared by several responses")
 
     @torch.inference_mode()
     def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
@@ -58,48 +56,26 @@ class ModelScorer:
 
         It is 0.0 where no token is left.
         """
-        filled = [index for index, ids in enumerate(responses) if ids]
-        longest = len(prompt) + max((len(ids) for ids in responses), default=0)
-        path = self._share_prefix if self.shared and longest <= self.even_length else self._plain
+        distinct = [list(ids) for ids in dict.fromkeys(map(tuple, responses)) if ids]  # equal ones are computed once
+        longest = len(prompt) + max(map(len, distinct), default=0)
+        path = self._pack if self.packed and longest <= self.even_length else self._plain
         with self.use():
-            values = path(prompt, [responses[index] for index in filled]) if filled else []
-        sums = [0.0] * len(responses)
-        for index, value in zip(filled, values, strict=True):
-            sums[index] = float(value[skip:].sum(dtype=torch.float64))
-        return sums
+            values = path(prompt, distinct) if distinct else []
+        sums = {
+            tuple(ids): float(value[skip:].sum(dtype=torch.float64))
+            for ids, value in zip(distinct, values, strict=True)
+        }
+        return [sums.get(tuple(ids), 0.0) for ids in responses]
 
-    def _share_prefix(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
-        """Return (tokens,), float32, nats, for each response: a continuation of the prompt's one cache."""
-        cache = DynamicCache(config=self.model.config)
-        hidden = self._hidden(torch.tensor([prompt]), cache)[:, -1:]
-        order = sorted(range(len(responses)), key=lambda index: -len(responses[index]))
-        found: dict[int, torch.Tensor] = {}
-        while order:
-            # Longest first, so the first row fixes the width and the padding is least.
-            rows = max(1, self.batch_tokens // (len(prompt) + len(responses[order[0]])))
-            chunk, order = order[:rows], order[rows:]
-            values = self._continue(cache, len(prompt), hidden, [responses[index] for index in chunk])
-            found.update(zip(chunk, values, strict=True))
-        return [found[index] for index in range(len(responses))]
-
-    def _continue(self, cache: Any, start: int, first: torch.Tensor, responses: list[list[int]]) -> list[torch.Tensor]:
-        """Score responses behind a prompt's cache of ``start`` tokens; ``first`` (1, 1, width) predicts token 0."""
-        width = len(responses[0])
-        ids = torch.zeros(len(responses), width, dtype=torch.int64)
-        mask = torch.zeros(len(responses), width, dtype=torch.bool)
-        for row, response in enumerate(responses):
-            ids[row, : len(response)] = torch.tensor(response)
-            mask[row, : len(response)] = True
-        hidden = first.expand(len(responses), -1, -1)
-        if width > 1:
-            own = copy.deepcopy(cache)
-            own.batch_repeat_interleave(len(responses))
-            # Padding stands to the right, where causal attention keeps it out of every real position.
-            positions = torch.arange(start, start + width - 1).expand(len(responses), -1)
-            hidden = torch.cat([hidden, self._hidden(ids[:, :-1], own, positions)], dim=1)
-        device = hidden.device
-        values = self._head(hidden[mask.to(device)], ids[mask].to(device))
-        return list(torch.split(values, [len(response) for response in responses]))
+    def _pack(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
+        """Return (tokens,), float32, nats, for each response, from rows that hold the prompt once."""
+        found: list[torch.Tensor] = []
+        with packed_attention(self.model) as own:
+            for part in cut_rows(len(prompt), responses, self.batch_tokens):
+                row = pack([(prompt, part)], self.model.device)
+                values = self._head(predicting_states(self.model, row, own), row.targets)
+                found += torch.split(values, row.lengths)
+        return found
 
     def _plain(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
         """Return the same from full rows, one by one: slower, but nothing is shared and nothing is padded."""
@@ -116,13 +92,10 @@ class ModelScorer:
             found.append(values)
         return found
 
-    def _hidden(self, ids: torch.Tensor, cache: Any = None, positions: torch.Tensor | None = None) -> torch.Tensor:
-        device = self.model.device
-        extra = {} if positions is None else {"position_ids": positions.to(device)}
-        output = self.model.base_model(
-            input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None, **extra
-        )
-        hidden: torch.Tensor = output.last_hidden_state
+    def _hidden(self, row: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model.base_model(
+            input_ids=row.to(self.model.device), use_cache=False
+        ).last_hidden_state
         return hidden
 
     def _head(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -153,6 +126,19 @@ class ModelScorer:
             self.tiled = was
         log.warning("%s is scored by its own full forward pass, since %s.", type(self.model).__name__, otherwise)
         return False
+
+
+def cut_rows(prompt: int, responses: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
+    """Cut responses into parts that have at most so many tokens beside a prompt of ``prompt`` tokens, or are one."""
+    part: list[list[int]] = []
+    left = tokens - prompt
+    for response in responses:
+        if part and len(response) > left:
+            yield part
+            part, left = [], tokens - prompt
+        part.append(response)
+        left -= len(response)
+    yield part
 
 
 def even_length(config: Any) -> float:
