@@ -193,7 +193,7 @@ def test_the_first_tokens_are_left_out_on_every_path(skip: int, tiny_models: Mod
     with torch.no_grad():
         values = [naive.token_logprobs(model, prompt, row).tolist() if row else [] for row in rows]
     scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
-    for shared, tiled in ((True, True), (False, True), (False, False)):
+    for packed, tiled in ((True, True), (False, True), (False, False)):
         scorer.packed, scorer.tiled = packed, tiled
         found = scorer.logprobs(prompt, rows, skip)
         assert found == pytest.approx([math.fsum(row[skip:]) for row in values], abs=NATS)

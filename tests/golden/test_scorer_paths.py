@@ -1,5 +1,6 @@
 """Which path a model is scored by, that every path gives the same values, and what stops a scorer before it starts."""
 
+import copy
 import json
 import logging
 import math
@@ -43,9 +44,9 @@ def naive_values(model: Any) -> list[float]:
 
 
 def score_by_all_paths(scorer: ModelScorer) -> Iterator[tuple[str, list[float]]]:
-    for shared, tiled in ((True, True), (False, True), (False, False)):
+    for packed, tiled in ((True, True), (False, True), (False, False)):
         scorer.packed, scorer.tiled = packed, tiled
-        yield f"shared {shared}, tiled {tiled}", scorer.logprobs(PROMPT, RESPONSES)
+        yield f"packed {packed}, tiled {tiled}", scorer.logprobs(PROMPT, RESPONSES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,6 +98,15 @@ def test_output_layers_that_the_tiles_know(make: Callable[[], Any]) -> None:
     assert scorer.logprobs(PROMPT, RESPONSES) == pytest.approx(naive_values(model), abs=NATS)
 
 
+class Deaf(LlamaForCausalLM):
+    """Attends by itself, whatever its configuration says."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.self_attn.config = copy.copy(config)
+
+
 class LouderHead(LlamaForCausalLM):
     """Does something to its logits that no setting tells."""
 
@@ -107,7 +117,7 @@ class LouderHead(LlamaForCausalLM):
 
 
 def forget(model: Any) -> Any:
-    """Let a model take a cache and leave it out of account."""
+    """Let a model take what it is not told of, and leave it out of account."""
     original = model.model.forward
 
     def forward(input_ids: Any, **_: Any) -> Any:
@@ -121,10 +131,11 @@ def forget(model: Any) -> Any:
     ("make", "tiled", "reason"),
     [
         (lambda: LouderHead(tiny(LlamaConfig).config).eval(), False, "its output layer does more than a projection"),
-        (lambda: forget(tiny(LlamaConfig)), True, "its cache cannot be shared by several responses."),
-        (lambda: tiny(MambaConfig), True, "its cache cannot be shared by several responses ("),
+        (lambda: forget(tiny(LlamaConfig)), True, "a prompt cannot be shared by its responses ("),
+        (lambda: tiny(MambaConfig), True, "a prompt cannot be shared by its responses ("),
+        (lambda: Deaf(tiny(LlamaConfig).config).eval(), True, "a prompt cannot be shared by its responses ("),
     ],
-    ids=["head", "forgetful", "mamba"],
+    ids=["head", "forgetful", "mamba", "deaf"],
 )
 def test_other_models_fall_back_and_say_so(
     make: Callable[[], Any], tiled: bool, reason: str, caplog: pytest.LogCaptureFixture

@@ -71,6 +71,8 @@ class Layout:
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, _mask: Any, packed: Any = None, **given: Any) -> Any:
+    if packed is None:
+        raise NotImplementedError("it does not hand down what is told to its attention")
     return packed.attend(module, query, key, value, **given), None
 
 

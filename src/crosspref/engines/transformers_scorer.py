@@ -48,7 +48,7 @@ class ModelScorer:
         self.tiled = self.packed = False
         with use():
             self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
-            self.packed = self.tiled and self._agrees(self._pack, "a prompt cannot be shared by several responses")
+            self.packed = self.tiled and self._agrees(self._pack, "a prompt cannot be shared by its responses")
 
     @torch.inference_mode()
     def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
