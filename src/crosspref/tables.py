@@ -2,11 +2,11 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
 
-from crosspref.engines.protocols import Advance, RewardModel, Sampler, Scorer, Translator
+from crosspref.engines.protocols import Advance, Known, RewardModel, Sampler, Scorer, Translator
 from crosspref.errors import ModelError
 from crosspref.job import Job, Shard, cut, digest_rows, fill, policy, rows_of, settings_of, stored_prompts, units_of
 from crosspref.languages import ENGLISH
@@ -20,6 +20,9 @@ from crosspref.store import Fingerprint, Unit, digest_of
 
 Models = tuple[ModelFiles, ModelFiles | None]
 """A policy and its reference, if the reward has one."""
+
+MODELS = ("policy", "reference", "responses")
+"""Inputs of a shard of scores that may differ where values of one model are the same."""
 
 SPEED = ("batch_size", "batch_tokens", "logits_megabytes")
 """Settings that say how a thing is computed, and not what."""
@@ -152,6 +155,7 @@ def _fill_implicit(
     def work(scorer: Scorer, shard: Shard, advance: Advance) -> list[Score]:
         assert shard.reward is not None  # noqa: S101 - all of these shards have one
         translated = _is_translated(shard.unit, shard.reward)
+        again = {} if translated or settings.counting == "znlp" else scored_before(shard)
         return scoring.score(
             beside(shard.unit, "responses").rows(Response),
             [*shard.prompts, *shard.english],
@@ -160,10 +164,46 @@ def _fill_implicit(
             reward=shard.reward,
             advance=advance,
             translations=beside(shard.unit, "translations").rows(Translation) if translated else (),
+            before=again,
         )
 
     build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
     fill(job, label, shards, Score, 1, partial(build, model, reference), work)
+
+
+def scored_before(shard: Shard) -> dict[Hashable, Known]:
+    """Return what earlier iterations computed under this shard's models, by what the responses to its prompts said.
+
+    A model is known by its identity: pi_I stays the reference, and a policy may become one.
+    """
+    wanted = shard.fingerprint.parts
+    models = [wanted["policy"], wanted["reference"]]  # of a reward without one it is "none", whose values are none
+    found: dict[Hashable, Known] = {}
+    for unit in _earlier(shard.unit):
+        if not (unit.marker.exists() and beside(unit, "responses").marker.exists()):
+            continue
+        parts = unit.read_marker()["parts"]
+        held = [parts.get("policy"), parts.get("reference")]
+        if not set(models) & set(held) or any(parts.get(k) != v for k, v in wanted.items() if k not in MODELS):
+            continue
+        scores = {(row.prompt_id, row.language, row.sample): row for row in unit.rows(Score)}
+        for response in beside(unit, "responses").rows(Response):
+            row = scores[response.prompt_id, response.language, response.sample]
+            by_model = dict(zip(held, (row.policy_logprob, row.reference_logprob), strict=True))
+            content = scoring.content_of(response)
+            policy, reference = (by_model.get(model) for model in models)
+            other = found.get(content, (None, None))
+            found[content] = (other[0] if policy is None else policy, other[1] if reference is None else reference)
+    return found
+
+
+def _earlier(unit: Unit) -> list[Unit]:
+    """Return the shards of earlier iterations that are about the same prompts."""
+    own = next((part for part in unit.path.parents if part.name.startswith("iteration_")), None)
+    if own is None:
+        return []
+    within, number = unit.path.relative_to(own), int(own.name.rpartition("_")[2])
+    return [Unit(own.with_name(f"iteration_{before}") / within) for before in range(number)]
 
 
 def score_shards(

@@ -161,6 +161,29 @@ def test_policy_and_reference_of_one_model_differ_by_exactly_0(kind: str, tiny_m
         assert row.policy < 0
 
 
+def test_what_is_known_is_not_computed(scorers: dict[str, TransformersScorer], monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, responses, computed = scorers["llama"], group()[:4], []
+    expected = scorer.score(INSTRUCTIONS[0], responses)
+    for part in (scorer.policy, scorer.reference):
+        path = part._pack
+        monkeypatch.setattr(
+            part, "_pack", lambda prompt, rows, path=path: (computed.append(len(rows)), path(prompt, rows))[1]
+        )
+    known = [(None, row.reference) for row in expected]
+    assert_same(scorer.score(INSTRUCTIONS[0], responses, known), expected)
+    assert computed == [4]  # by the policy alone
+    computed.clear()
+    part_known = [(None, None), (-1.5, None), (None, -2.5), (-3.0, -4.0)]
+    found = scorer.score(INSTRUCTIONS[0], responses, part_known)
+    assert_same(found[:1], expected[:1])
+    assert (found[1].policy, found[2].reference, found[3]) == (-1.5, -2.5, LogProbs(-3.0, -4.0, expected[3].tokens))
+    assert computed == [2, 2]
+    # Equal responses are computed once.
+    computed.clear()
+    scorer.score(INSTRUCTIONS[0], responses[:1] * 5)
+    assert computed == [1, 1]
+
+
 def test_exactly_one_bos(scorers: dict[str, TransformersScorer], tiny_models: Models) -> None:
     for instruction in INSTRUCTIONS:
         ids = scorers["llama"].tokenizer.prompt_ids(instruction)

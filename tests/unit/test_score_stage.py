@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from crosspref.engines.protocols import LogProbs
+from crosspref.engines.protocols import Known, LogProbs
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
 from crosspref.records import Prompt, Response, Score, Translation
 from crosspref.sections import RewardSettings
-from crosspref.stages.score import condition, rate, score
+from crosspref.stages.score import condition, content_of, rate, score
 
 INSTRUCTIONS = {
     ("q1", "en"): "Name a river.",
@@ -32,7 +32,7 @@ class FakeScorer:
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[str]]] = []
 
-    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         self.calls.append((instruction, [response.text for response in responses]))
         return [
             LogProbs(-float(tokens), -(len(instruction) + len(response.text)) / 4, tokens)
@@ -161,7 +161,7 @@ def test_an_unknown_language_is_an_error() -> None:
 
 def test_an_engine_that_loses_a_response_is_an_error() -> None:
     class Forgetful(FakeScorer):
-        def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+        def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
             return super().score(instruction, responses)[1:]
 
     with pytest.raises(ValueError, match="zip"):
@@ -243,3 +243,15 @@ def test_a_reward_model_sees_the_prompt_and_the_response_in_their_own_language()
         Score("q1", "es", 0, "reward_model", None, None, 4, 8, 8.0),
         Score("q1", "es", 1, "reward_model", None, None, None, 0, None),
     ]
+
+
+def test_what_was_computed_before_is_handed_to_the_scorer() -> None:
+    handed: list[Known] = []
+
+    class Asking(FakeScorer):
+        def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+            handed.extend(known)
+            return super().score(instruction, responses)
+
+    scored(SPANISH, Asking(), before={content_of(replace(SPANISH[1], sample=9)): (None, -3.0)})
+    assert handed == [(None, None), (None, -3.0), (None, None)]

@@ -56,6 +56,10 @@ class LogProbs:
     tokens: int
 
 
+Known = tuple[float | None, float | None]
+"""What is known of a response from before: log pi(y | x) under policy and reference, nats; None has to be computed."""
+
+
 class Sampler(Protocol):
     """Draws responses from one policy."""
 
@@ -86,8 +90,11 @@ class Translator(Protocol):
 class Scorer(Protocol):
     """Computes log-probabilities under a policy and, where there is one, a reference."""
 
-    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
-        """Score all responses to one instruction; a score does not depend on other instructions."""
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+        """Score all responses to one instruction; a score does not depend on other instructions.
+
+        ``known`` has what need not be computed of each response, or is empty.
+        """
         ...
 
     def close(self) -> None:

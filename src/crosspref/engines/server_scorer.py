@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
-from crosspref.engines.protocols import LogProbs
+from crosspref.engines.protocols import Known, LogProbs
 from crosspref.engines.server_client import ServedModel, ServerClient
 from crosspref.engines.transformers_models import load_tokenizer, read_configuration, readable_directory, stop_ids
 from crosspref.engines.transformers_scorer import counted_ids
@@ -66,16 +67,21 @@ class ServerScorer:
             self.client.close()
             raise
 
-    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
+
+        ``known`` has what need not be asked for of each response, or is empty.
 
         Raises:
             ServerError: the server gave no usable answer to one of them, after all retries.
         """
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]
-        found = iter(self.client.gather([self._logprob(model, prompt, row) for row in rows for model in self.models]))
-        sums = [[next(found) for _ in self.models] for _ in rows]
+        sums: list[list[Any]] = [[*both[: len(self.models)]] for both in known or [(None, None)] * len(rows)]
+        asked = [(row, model) for row, values in enumerate(sums) for model, value in enumerate(values) if value is None]
+        found = self.client.gather([self._logprob(self.models[model], prompt, rows[row]) for row, model in asked])
+        for (row, model), value in zip(asked, found, strict=True):
+            sums[row][model] = value
         return [
             LogProbs(policy, reference[0] if reference else None, len(row))
             for (policy, *reference), row in zip(sums, rows, strict=True)

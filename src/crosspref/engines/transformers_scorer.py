@@ -14,7 +14,7 @@ import torch
 from crosspref.engines.adapters import load_views
 from crosspref.engines.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
 from crosspref.engines.packed_attention import pack, packed_attention, predicting_states
-from crosspref.engines.protocols import LogProbs
+from crosspref.engines.protocols import Known, LogProbs
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
     free_memory,
@@ -181,20 +181,30 @@ class TransformersScorer:
         self.reference = reference_scorer[0] if reference_scorer else None
         self.count_end_of_turn = settings.end_of_turn == "if_stopped"
 
-    def score(self, instruction: str, responses: Sequence[Response]) -> list[LogProbs]:
-        """Score all responses to one instruction; a score does not depend on other instructions."""
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+        """Score all responses to one instruction; a score does not depend on other instructions.
+
+        ``known`` has what need not be computed of each response, or is empty.
+        """
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
-        return self.logprobs(prompt, rows)
+        return self.logprobs(prompt, rows, known=known)
 
-    def logprobs(self, prompt: list[int], rows: Sequence[list[int]], skip: int = 0) -> list[LogProbs]:
+    def logprobs(
+        self, prompt: list[int], rows: Sequence[list[int]], skip: int = 0, known: Sequence[Known] = ()
+    ) -> list[LogProbs]:
         """Score rows of ids behind a prompt's ids, leaving out the first ``skip`` tokens of each row."""
-        policy = self.policy.logprobs(prompt, rows, skip)
-        reference: Sequence[float | None] = [None] * len(rows)
-        if self.reference is not None:
-            reference = self.reference.logprobs(prompt, rows, skip)
+        columns: list[list[float | None]] = []
+        for number, scorer in enumerate((self.policy, self.reference)):
+            column = [both[number] for both in known] or [None] * len(rows)
+            if scorer is not None:
+                asked = [index for index, value in enumerate(column) if value is None]
+                values = scorer.logprobs(prompt, [rows[index] for index in asked], skip)
+                for index, value in zip(asked, values, strict=True):
+                    column[index] = value
+            columns.append(column)
         counts = [max(0, len(row) - skip) for row in rows]
-        return [LogProbs(*values) for values in zip(policy, reference, counts, strict=True)]
+        return [LogProbs(*values) for values in zip(*columns, counts, strict=True)]
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,11 +1,12 @@
 """Scoring: every reward of the paper, of every response (Eq. 8, 9, 12, 13, 14, 17), without the length penalty."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import cast
 
-from crosspref.engines.protocols import Advance, LogProbs, ReleasedScorer, RewardModel, Scorer
+from crosspref.engines.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
@@ -51,6 +52,7 @@ def score(
     reward: RewardName,
     advance: Advance,
     translations: Iterable[Translation] = (),
+    before: Mapping[Hashable, Known] = MappingProxyType({}),
 ) -> list[Score]:
     """Return the implicit reward of each response without its length penalty (Eq. 9, 12 or 13 with alpha = 0).
 
@@ -64,6 +66,7 @@ def score(
         reward: ``crosslingual``, ``multilingual`` or ``translated``.
         advance: called after each prompt with 1 and the tokens that were summed.
         translations: into English, of every response in another language; for ``translated`` only.
+        before: by ``content_of`` a response, its log-probabilities that were computed before; znlp knows none.
 
     Raises:
         DataError: a prompt's instruction, or a response's translation, is missing.
@@ -82,7 +85,10 @@ def score(
         found = iter(cast("ReleasedScorer", scorer).score_all(requests))
     else:
         exact = cast("Scorer", scorer)
-        found = (exact.score(instruction, rows) for instruction, rows in requests)
+        found = (
+            exact.score(instruction, rows, [before.get(content_of(row), (None, None)) for row in rows])
+            for instruction, rows in requests
+        )
     scores = []
     for group, rows, logprobs in zip(groups, asked, found, strict=True):
         places = [index for index, row in enumerate(rows) if row is not None]
@@ -92,6 +98,13 @@ def score(
         ]
         advance(1, sum(value.tokens for value in logprobs))
     return scores
+
+
+def content_of(response: Response) -> Hashable:
+    """Return what decides the log-probability of a response: all but its number among the others."""
+    ids = response.token_ids
+    said = response.text if ids is None else tuple(ids)
+    return response.prompt_id, response.language, response.finish_reason, said
 
 
 def rate(
