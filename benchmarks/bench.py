@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     docs, wanted = given.pop("docs"), given.pop("only")
     os.environ.update({"OMP_NUM_THREADS": str(given["threads"]), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"})
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of names that TRL still uses
     from prepared import Options, facts, prepare
 
     work = prepare(Options(**given))

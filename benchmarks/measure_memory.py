@@ -28,7 +28,7 @@ def measure_memory(work: Prepared) -> dict[str, dict[str, Any]]:
     """Measure what scoring takes beside weights, with a large vocabulary and on the workload."""
     model = locate_model(str(large_vocabulary(work)))
     of_logits = RESPONSES * TOKENS * VOCABULARY * 4 / 1e6
-    values = [in_child(scoring_long, work, model) for _ in range(min(work.options.rounds, 3))]
+    values = [in_child(scoring_long, work, model, TOKENS) for _ in range(min(work.options.rounds, 3))]
     longest = max(len(prompt) + len(ids) for prompt, rows in work.rows() for ids in rows)
     vocabulary = json.loads((work.policy.directory / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     own = [in_child(scoring, work) for _ in range(min(work.options.rounds, 3))]
@@ -39,7 +39,7 @@ def measure_memory(work: Prepared) -> dict[str, dict[str, Any]]:
     }
 
 
-def scoring_long(work: Prepared, model: ModelFiles) -> float:
+def scoring_long(work: Prepared, model: ModelFiles, tokens: int) -> float:
     """Return the megabytes that scoring long responses under a large vocabulary takes above the weights."""
     scorer = work.engines().scorer(model, None)
     rows = [
@@ -48,7 +48,7 @@ def scoring_long(work: Prepared, model: ModelFiles) -> float:
             ENGLISH,
             number,
             "",
-            [(7 * number + 13 * place) % VOCABULARY for place in range(TOKENS)],
+            [(7 * number + 13 * place) % VOCABULARY for place in range(tokens)],
             "length",
             0,
         )

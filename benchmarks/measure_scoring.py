@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import rivals
+import workload
 from lines import reached
 from measure_memory import weights_of
 from prepared import Prepared, quiet, rate
@@ -149,7 +150,7 @@ def measure_rescoring(work: Prepared) -> Found:
 
 def score_alone(scorer: Any, work: Prepared) -> list[Score]:
     """Score the workload under a scorer of one model, by a reward that has no reference."""
-    settings = work.recipe(reward={"algorithm": "simpo"}).reward
+    settings = workload.recipe(work.policy.name, None, "none").reward
     return score(work.responses, work.prompts, scorer, settings=settings, reward="multilingual", advance=quiet)
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from prepared import Options
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 Rows = list[tuple[list[int], list[list[int]]]]
@@ -112,7 +112,7 @@ def dpo_trainer(
         dataloader_pin_memory=False,
         **changes,
     )
-    return GivenIds(
+    trainer = GivenIds(
         model=models[0],
         ref_model=models[1],
         args=arguments,
@@ -120,6 +120,8 @@ def dpo_trainer(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def two_by_two(rows: Rows) -> list[dict[str, list[int]]]:
