@@ -97,6 +97,7 @@ def quickest_limit(model: Any, rows: rivals.Rows) -> tuple[tuple[int, int, int],
 def measure_adapter(work: Prepared) -> Found:
     """Hold policy and reference as an adapter on and off of one base, against two models."""
     names = {"adapter": work.adapter, "two models": work.policy}
+    # In fresh processes, where it hardly varies.
     grown = {
         name: [in_child(weights_of, work, files, work.initial) for _ in range(min(work.options.rounds, 3))]
         for name, files in names.items()

@@ -40,7 +40,7 @@ class Options:
     responses: int
     new_tokens: int
     longest_prompt: int
-    """Characters: longer prompts are left out, as the released scripts' padding would make all of a batch as long."""
+    """Tokens: longer prompts are left out, as the released scripts' padding would make all of a batch as long."""
     rounds: int
     sample_prompts: int
     iteration_prompts: int
@@ -135,10 +135,13 @@ def draw(sampler: Any, work: Prepared, iteration: int) -> list[Response]:
 
 def prepare(options: Options) -> Prepared:
     """Make the policy, take the prompts and draw the responses, or read what was made before."""
-    initial = locate_model(options.model)
+    # As a plain directory, which the adapter names as its base, too: else they would not share it.
+    initial = locate_model(str(readable_directory(locate_model(options.model))))
     adapter, policy = make_policy(initial, options.cache)
+    tokenizer = load_tokenizer(readable_directory(initial))
     loaded = workload.english(options.prompts_from, 4 * options.prompts)
-    prompts = [prompt for prompt in loaded if len(prompt.instruction) <= options.longest_prompt][: options.prompts]
+    fitting = [row for row in loaded if len(tokenizer.prompt_ids(row.instruction)) <= options.longest_prompt]
+    prompts = fitting[: options.prompts]
     work = Prepared(options, initial, adapter, policy, prompts, [])
     return dataclasses.replace(work, responses=drawn(work, options.cache / "workload.json"))
 
