@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,4 +114,4 @@ def told(key: str, line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -35,13 +35,17 @@ def measure_sampling(work: Prepared) -> dict[str, dict[str, Any]]:
     means = {}
     for name, rows in results.items():
         scores = rate(scorer, part.with_responses(rows))
-        means[name] = mean_per_token([row.policy_logprob for row in scores], [row.tokens for row in scores])
+        means[name] = mean_per_token([row.policy_logprob or 0.0 for row in scores], [row.tokens or 0 for row in scores])
     scorer.close()
     alike(means)
     said = {f"{name}, tokens/s": spread(values)["median"] for name, values in speeds.items()}
     said |= {f"{name}, nats per token": mean for name, (mean, _) in means.items()}
     said |= {"standard error of these": max(error for _, error in means.values())}
-    return {"sampling": reached("sampling", ratios(speeds["crosspref"], speeds["generate"]), **said)}
+    return {
+        "sampling": reached(
+            "sampling", ratios(speeds["crosspref"], speeds["generate"]), prompts=len(part.prompts), **said
+        )
+    }
 
 
 def measure_iteration(work: Prepared) -> dict[str, dict[str, Any]]:
@@ -100,7 +104,11 @@ def their_iteration(work: Prepared, iteration: int) -> Drawn:
     with tempfile.TemporaryDirectory() as folder:
         models = rivals.load(directory, torch.float32), rivals.load(directory, torch.float32)
         rate = work.recipe().train.learning_rate
-        changes = {"learning_rate": rate, "bf16": work.options.dtype == "bfloat16", "num_train_epochs": 1}
+        changes: dict[str, Any] = {
+            "learning_rate": rate,
+            "bf16": work.options.dtype == "bfloat16",
+            "num_train_epochs": 1,
+        }
         trainer = rivals.dpo_trainer(chosen, models, tokenizer.tokenizer, folder, **changes)
         trainer.train()
         trainer.save_model(str(Path(folder) / "policy"))

@@ -58,9 +58,11 @@ def measure_one_model(work: Prepared) -> Found:
     model, same = (rivals.load(readable_directory(work.policy), work.options.torch_dtype) for _ in range(2))
     rows, small = work.rows(), work.first(WARM_UP)
     scorer = work.engines().scorer(work.policy, None)
-    folder, changes = work.options.cache / "trl", {"bf16": work.options.dtype == "bfloat16"}
+    changes: dict[str, Any] = {"bf16": work.options.dtype == "bfloat16"}
     pairs = rivals.two_by_two(rows)
-    trainer = rivals.dpo_trainer(pairs, (model, same), work.tokenizer().tokenizer, folder, **changes)
+    trainer = rivals.dpo_trainer(
+        pairs, (model, same), work.tokenizer().tokenizer, work.options.cache / "trl", **changes
+    )
     tiles, tried = quickest_limit(model, work.first(max(WARM_UP, len(rows) // 4)).rows())
     limit = rivals.Limit(model, rows, *tiles)
     own, theirs = score_alone(scorer, small), rivals.trl_reference(trainer, rivals.two_by_two(small.rows()))
@@ -104,19 +106,20 @@ def measure_adapter(work: Prepared) -> Found:
     }
     scorers = {name: work.engines().scorer(files, work.initial) for name, files in names.items()}
     part = work.first(max(WARM_UP, len(work.prompts) // 4))
-    for scorer in scorers.values():
-        rate(scorer, part.first(WARM_UP))
+    small = part.first(WARM_UP)
+    one, other = ([row.policy_logprob for row in rate(scorer, small)] for scorer in scorers.values())
+    apart = difference(one, other, work)
     turns = {name: per_second(partial(rate, scorer), part) for name, scorer in scorers.items()}
-    speeds, results = take_turns(turns, work.options.rounds)
-    apart = difference(*([row.policy_logprob for row in results[name]] for name in names), work)
+    speeds, _ = take_turns(turns, work.options.rounds)
     for scorer in scorers.values():
         scorer.close()
     memory = ratios(grown["two models"], grown["adapter"])
     said = {f"{name}, MB": spread(values)["median"] for name, values in grown.items()}
     time = ratios(speeds["adapter"], speeds["two models"])
+    about = {"prompts": len(part.prompts), "apart": f"{apart:.3g} nats at most"}
     return {
         "adapter-memory": reached("adapter-memory", memory, **said),
-        "adapter-time": reached("adapter-time", time, apart=f"{apart:.3g} nats at most", **medians(speeds)),
+        "adapter-time": reached("adapter-time", time, **about, **medians(speeds)),
     }
 
 
@@ -132,6 +135,10 @@ class Counting:
         found: list[Any] = self.scorer.score(instruction, responses)
         return found
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self.scorer.close()
+
 
 def measure_rescoring(work: Prepared) -> Found:
     """Score the workload's first prompts twice, and count what is computed the second time."""
@@ -139,13 +146,13 @@ def measure_rescoring(work: Prepared) -> Found:
     scorer = Counting(work.engines().scorer(work.policy, work.initial))
     first = rate(scorer, part)
     anew, scorer.computed = scorer.computed, 0
-    given = {"known": first} if "known" in inspect.signature(score).parameters else {}
+    given: dict[str, Any] = {"known": first} if "known" in inspect.signature(score).parameters else {}
     settings = part.recipe().reward
     again = score(
         part.responses, part.prompts, scorer, settings=settings, reward="multilingual", advance=quiet, **given
     )
     assert again == first, "the second scores differ from the first"
-    scorer.scorer.close()
+    scorer.close()
     return {"rescoring": reached("rescoring", [float(scorer.computed)], scoring_everything_anew=anew)}
 
 

@@ -90,18 +90,18 @@ def places(results: Results) -> list[str]:
     keys: dict[str, list[str]] = {}
     for key, found in results.items():
         keys.setdefault(json.dumps([found["machine"], found["settings"]]), []).append(key)
-    found = []
+    paragraphs = []
     for place, lines in keys.items():
         machine, settings = json.loads(place)
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         bfloat16 = "with" if machine["bfloat16"] else "without"
         asked = ", ".join(f"{name} {value}" for name, value in settings.items())
-        found.append(
+        paragraphs.append(
             f"{'All lines' if len(keys) == 1 else ', '.join(lines)}: {machine['processor']}, {machine['cores']} cores "
             f"{bfloat16} bfloat16 instructions, {machine['threads']} threads, {machine['memory_gb']} GB, Python "
             f"{machine['python']}, {versions}. Workload: {asked}."
         )
-    return found
+    return paragraphs
 
 
 def draw(path: Path, results: Results) -> None:
@@ -118,14 +118,14 @@ def draw(path: Path, results: Results) -> None:
         colour = MET if median >= 1 else MISSED
         axes.plot([low, high], [place, place], color=colour, linewidth=2.5, alpha=0.5, solid_capstyle="butt")
         axes.plot([median], [place], "o", color=colour, markersize=5)
-        label = f"  {reached} (target {target})"
-        axes.annotate(label, (high, place), va="center", fontsize=8)
+        label = f"{reached} (target {target})"
+        axes.annotate(label, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.axvline(1, color=TARGET, linewidth=1, linestyle="--")
     axes.set_xscale("log", base=2)
     axes.set_yticks(range(len(shares)), list(shares))
     axes.invert_yaxis()
     limits = [value for share in shares.values() for value in share[:3]] or [1]
-    axes.set_xlim(min([0.5, *limits]) / 1.2, max([2, *limits]) * 3)
+    axes.set_xlim(min([0.5, *limits]) / 1.2, max([2, *limits]) * 1.2)
     ticks = [2.0**power for power in range(-4, 8) if axes.get_xlim()[0] <= 2.0**power <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

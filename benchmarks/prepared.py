@@ -113,9 +113,9 @@ class Prepared:
         for prompt in self.prompts[:count]:
             one, other = [row for row in self.responses if row.prompt_id == prompt.prompt_id][:2]
             user = [{"role": "user", "content": prompt.instruction}]
-            texts = [[{"role": "assistant", "content": row.text}] for row in (one, other)]
-            ids = (one.token_ids, other.token_ids)
-            found.append(Pair(prompt.prompt_id, ENGLISH, user, *texts, 0, 1, *ids, None, None, None))
+            chosen, rejected = ([{"role": "assistant", "content": row.text}] for row in (one, other))
+            ids = one.token_ids, other.token_ids
+            found.append(Pair(prompt.prompt_id, ENGLISH, user, chosen, rejected, 0, 1, *ids, None, None, None))
         return found
 
 

@@ -140,7 +140,8 @@ def trl_reference(trainer: DPOTrainer, pairs: Sequence[dict[str, list[int]]]) ->
     """
     batch_size = trainer.args.per_device_train_batch_size
     found: list[float] = []
-    for batch in DataLoader(list(pairs), batch_size=batch_size, collate_fn=trainer.data_collator, shuffle=False):
+    rows: Any = list(pairs)
+    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=trainer.data_collator, shuffle=False):
         chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model, batch)
         found += [value for both in zip(chosen.tolist(), rejected.tolist(), strict=True) for value in both]
     return found
