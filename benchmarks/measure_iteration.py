@@ -53,7 +53,7 @@ def measure_iteration(work: Prepared) -> dict[str, dict[str, Any]]:
     part = work.first(work.options.iteration_prompts)
     chains = {"crosspref": own_iteration, "what people run": their_iteration}
     for chain in chains.values():
-        chain(part.first(2), 0)
+        chain(part.first(1), 0)
     speeds, _ = take_turns({name: _speed(chain, part) for name, chain in chains.items()}, work.options.rounds)
     said = {f"{name}, tokens/s": spread(values)["median"] for name, values in speeds.items()}
     reach = ratios(speeds["crosspref"], speeds["what people run"])
