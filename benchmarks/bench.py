@@ -1,7 +1,7 @@
 """Every comparison of docs/performance.md: crosspref against what people run now, by turns, as ratios of each round.
 
     make bench                                    # all lines, into docs/
-    python benchmarks/bench.py --only sampling,alpha --rounds 3 --docs /tmp/docs
+    python benchmarks/bench.py --only sampling,alpha --rounds 3 --docs runs/performance
 
 Prints a table and writes performance.json, .md and .svg into --docs. After each line the JSON is written; --only
 replaces the lines it measures in the JSON that is there.

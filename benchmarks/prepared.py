@@ -70,7 +70,7 @@ class Prepared:
         """Return a recipe with crosspref's defaults, but for what the workload says and the sections given."""
         own = {
             "sample": {"n": self.options.responses, "max_new_tokens": self.options.new_tokens},
-            # Most are truncated, with so few new tokens; and every prompt is to give a pair, as in the released scripts.
+            # With so few new tokens most are truncated; and every prompt is to give a pair, as in the scripts.
             "select": {"truncated": "keep", "min_gap": 0.0},
             "resources": {"dtype": self.options.dtype, "device": "cpu", "threads": self.options.threads},
         }
