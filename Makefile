@@ -4,7 +4,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small test test-vllm test-deepspeed lint types check fix clean
+.PHONY: quickstart lab small bench test test-vllm test-deepspeed lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
@@ -20,6 +20,10 @@ small: .venv/ready
 		$(BIN)/crosspref run recipes/small/$$name.yaml --out runs/small/$$name || exit 1; \
 	done
 	$(BIN)/crosspref compare $(addprefix runs/small/,$(TWINS)) --out runs/small/comparison
+
+# crosspref against what people run now, by turns: docs/performance.md. On a machine that does nothing else.
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest

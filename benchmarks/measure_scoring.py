@@ -1,0 +1,185 @@
+"""The lines on scoring: against the released scripts' way, TRL's reference pass and the limit; an adapter; again."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import rivals
+import workload
+from lines import reached
+from measure_memory import weights_of
+from prepared import Prepared, quiet, rate
+from stepping import in_child
+from timing import ratios, spread, take_turns, timed
+
+from crosspref.engines.transformers_models import free_memory, readable_directory
+from crosspref.records import Response, Score
+from crosspref.stages.score import score
+
+Found = dict[str, dict[str, Any]]
+NATS = {"float32": 0.01, "bfloat16": 8.0}
+"""By how much two ways of computing one response's log-probability may differ."""
+
+WARM_UP = 2
+"""Prompts of the untimed round."""
+
+ROWS = [(tokens, rows) for tokens in (256, 512, 1024) for rows in (1, 4)]
+HEADS = (256, 1024, 4096)
+"""Of what the limit takes the quickest: tokens of a row, rows at a time; and tokens that the head takes at a time."""
+
+
+def measure_released(work: Prepared) -> Found:
+    """Score under policy and reference, against the released scripts' way."""
+    scorer = work.engines().scorer(work.policy, work.initial)
+    models = [rivals.load(readable_directory(files), work.options.torch_dtype) for files in (work.policy, work.initial)]
+
+    def released(part: Prepared) -> list[list[float]]:
+        rows = part.rows()
+        return [[*chain(*rivals.released_logprobs(model, rows))] for model in models]
+
+    small = work.first(WARM_UP)
+    own, theirs = rate(scorer, small), released(small)
+    apart = max(
+        difference([row.policy_logprob for row in own], theirs[0], work),
+        difference([row.reference_logprob for row in own], theirs[1], work),
+    )
+    turns = {"crosspref": per_second(partial(rate, scorer), work), "released": per_second(released, work)}
+    speeds, _ = take_turns(turns, work.options.rounds)
+    scorer.close()
+    of_each_round = ratios(speeds["crosspref"], speeds["released"])
+    return {"released": reached("released", of_each_round, apart=f"{apart:.3g} nats at most", **medians(speeds))}
+
+
+def measure_one_model(work: Prepared) -> Found:
+    """Score under one model, against TRL's reference pass and against the limit, which have one model, too."""
+    # Loaded in the number format that crosspref scores in: TRL is slower with float32 weights, its default.
+    model, same = (rivals.load(readable_directory(work.policy), work.options.torch_dtype) for _ in range(2))
+    rows, small = work.rows(), work.first(WARM_UP)
+    scorer = work.engines().scorer(work.policy, None)
+    changes: dict[str, Any] = {"bf16": work.options.dtype == "bfloat16"}
+    pairs = rivals.two_by_two(rows)
+    trainer = rivals.dpo_trainer(
+        pairs, (model, same), work.tokenizer().tokenizer, work.options.cache / "trl", **changes
+    )
+    tiles, tried = quickest_limit(model, work.first(max(WARM_UP, len(rows) // 4)).rows())
+    limit = rivals.Limit(model, rows, *tiles)
+    own, theirs = score_alone(scorer, small), rivals.trl_reference(trainer, rivals.two_by_two(small.rows()))
+    apart = difference([row.policy_logprob for row in own], theirs, work)
+    turns = {
+        "crosspref": per_second(partial(score_alone, scorer), work),
+        "TRL": per_second(lambda _: rivals.trl_reference(trainer, pairs), work),
+        "limit": per_second(lambda _: limit.run(), work),
+    }
+    speeds, _ = take_turns(turns, work.options.rounds)
+    scorer.close()
+    ours, said = speeds["crosspref"], medians(speeds)
+    against = ratios(ours, speeds["TRL"])
+    chosen = "rows of {} tokens, {} at a time; head on {} tokens at a time".format(*tiles)
+    return {
+        "trl-reference": reached("trl-reference", against, apart=f"{apart:.3g} nats at most", **said),
+        "limit": reached("limit", ratios(ours, speeds["limit"]), tiles=chosen, tried=tried, **said),
+    }
+
+
+def quickest_limit(model: Any, rows: rivals.Rows) -> tuple[tuple[int, int, int], int]:
+    """Return the tile sizes by which the limit takes least time over some rows, and how many were tried."""
+    rivals.Limit(model, rows, *ROWS[0], HEADS[0]).run()  # what is done once is done
+    seconds: dict[tuple[int, int, int], float] = {}
+    for tokens, count in ROWS:
+        seconds[tokens, count, HEADS[1]] = timed(rivals.Limit(model, rows, tokens, count, HEADS[1]).run)[0]
+    best = min(seconds, key=seconds.__getitem__)
+    for head in (HEADS[0], HEADS[2]):
+        tiles = (*best[:2], head)
+        seconds[tiles] = timed(rivals.Limit(model, rows, *tiles).run)[0]
+    return min(seconds, key=seconds.__getitem__), len(seconds)
+
+
+def measure_adapter(work: Prepared) -> Found:
+    """Hold policy and reference as an adapter on and off of one base, against two models."""
+    names = {"adapter": work.adapter, "two models": work.policy}
+    # In fresh processes, where it hardly varies.
+    grown = {
+        name: [in_child(weights_of, work, files, work.initial) for _ in range(min(work.options.rounds, 3))]
+        for name, files in names.items()
+    }
+    scorers = {name: work.engines().scorer(files, work.initial) for name, files in names.items()}
+    part = work.first(max(WARM_UP, len(work.prompts) // 4))
+    small = part.first(WARM_UP)
+    one, other = ([row.policy_logprob for row in rate(scorer, small)] for scorer in scorers.values())
+    apart = difference(one, other, work)
+    turns = {name: per_second(partial(rate, scorer), part) for name, scorer in scorers.items()}
+    speeds, _ = take_turns(turns, work.options.rounds)
+    for scorer in scorers.values():
+        scorer.close()
+    memory = ratios(grown["two models"], grown["adapter"])
+    said = {f"{name}, MB": spread(values)["median"] for name, values in grown.items()}
+    time = ratios(speeds["adapter"], speeds["two models"])
+    about = {"prompts": len(part.prompts), "apart": f"{apart:.3g} nats at most"}
+    return {
+        "adapter-memory": reached("adapter-memory", memory, **said),
+        "adapter-time": reached("adapter-time", time, **about, **medians(speeds)),
+    }
+
+
+class Counting:
+    """A scorer that counts the responses it computes."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.scorer, self.computed = scorer, 0
+
+    def score(self, instruction: str, responses: Sequence[Response]) -> list[Any]:
+        """Score and count."""
+        self.computed += len(responses)
+        found: list[Any] = self.scorer.score(instruction, responses)
+        return found
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.scorer.close()
+
+
+def measure_rescoring(work: Prepared) -> Found:
+    """Score the workload's first prompts twice, and count what is computed the second time."""
+    part = work.first(WARM_UP)
+    scorer = Counting(work.engines().scorer(work.policy, work.initial))
+    first = rate(scorer, part)
+    anew, scorer.computed = scorer.computed, 0
+    given: dict[str, Any] = {"known": first} if "known" in inspect.signature(score).parameters else {}
+    settings = part.recipe().reward
+    again = score(
+        part.responses, part.prompts, scorer, settings=settings, reward="multilingual", advance=quiet, **given
+    )
+    assert again == first, "the second scores differ from the first"
+    scorer.close()
+    return {"rescoring": reached("rescoring", [float(scorer.computed)], scoring_everything_anew=anew)}
+
+
+def score_alone(scorer: Any, work: Prepared) -> list[Score]:
+    """Score the workload under a scorer of one model, by a reward that has no reference."""
+    settings = workload.recipe(work.policy.name, None, "none").reward
+    return score(work.responses, work.prompts, scorer, settings=settings, reward="multilingual", advance=quiet)
+
+
+def per_second(run: Callable[[Prepared], Any], work: Prepared) -> Callable[[], tuple[float, Any]]:
+    """Return what runs over the workload and returns its response tokens per second, and the result."""
+
+    def turn() -> tuple[float, Any]:
+        seconds, result = timed(lambda: run(work))
+        return work.tokens() / seconds, result
+
+    return turn
+
+
+def medians(speeds: dict[str, list[float]]) -> dict[str, float]:
+    """Return each rival's median, in response tokens per second."""
+    return {f"{name}, tokens/s": spread(values)["median"] for name, values in speeds.items()}
+
+
+def difference(own: Sequence[Any], theirs: Sequence[Any], work: Prepared) -> float:
+    """Return the greatest difference, nats, of two ways to score the same; it must be rounding alone."""
+    found: float = max(abs(one - other) for one, other in zip(own, theirs, strict=True))
+    assert found < NATS[work.options.dtype], f"two ways of scoring one response are {found} nats apart"
+    free_memory()
+    return found
