@@ -25,6 +25,7 @@ from timing import machine
 MEASURES = {
     "measure_alpha:measure_alpha": ("alpha",),
     "measure_scoring:measure_rescoring": ("rescoring",),
+    "measure_exactness:measure_exactness": ("noise", "flips"),
     "measure_memory:measure_memory": ("memory", "memory-workload"),
     "measure_scoring:measure_adapter": ("adapter-memory", "adapter-time"),
     "measure_iteration:measure_sampling": ("sampling",),

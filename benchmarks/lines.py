@@ -70,8 +70,19 @@ LINES = {
         2.5,
     ),
     "rescoring": Line(
-        "scoring again under a reference by which all is scored: responses computed",
+        "scoring in iteration 2 what came up in iteration 1: tokens that the same reference computes again",
         "scoring everything anew",
+        0,
+        "count",
+    ),
+    "noise": Line(
+        "noise of a log-ratio in the workload's number format, against float32",
+        "that of a full forward pass per response",
+        1.0,
+    ),
+    "flips": Line(
+        "pairs with a gap above that noise that turn round between 1, 8 and 64 responses side by side",
+        "none",
         0,
         "count",
     ),

@@ -1,9 +1,10 @@
 """The lines on scoring: against the released scripts' way, TRL's reference pass and the limit; an adapter; again."""
 
-import inspect
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import rivals
@@ -15,8 +16,12 @@ from stepping import in_child
 from timing import ratios, spread, take_turns, timed
 
 from crosspref.engines.transformers_models import free_memory, readable_directory
+from crosspref.job import Shard
+from crosspref.languages import ENGLISH
 from crosspref.records import Response, Score
 from crosspref.stages.score import score
+from crosspref.store import Fingerprint, Unit
+from crosspref.tables import scored_before
 
 Found = dict[str, dict[str, Any]]
 NATS = {"float32": 0.01, "bfloat16": 8.0}
@@ -123,37 +128,47 @@ def measure_adapter(work: Prepared) -> Found:
     }
 
 
-class Counting:
-    """A scorer that counts the responses it computes."""
-
-    def __init__(self, scorer: Any) -> None:
-        self.scorer, self.computed = scorer, 0
-
-    def score(self, instruction: str, responses: Sequence[Response]) -> list[Any]:
-        """Score and count."""
-        self.computed += len(responses)
-        found: list[Any] = self.scorer.score(instruction, responses)
-        return found
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.scorer.close()
-
-
 def measure_rescoring(work: Prepared) -> Found:
-    """Score the workload's first prompts twice, and count what is computed the second time."""
+    """Score the workload's first prompts in iteration 1, and again in iteration 2 as its policy sampled the same.
+
+    Counted are the tokens that the reference computes: those of the policy, which is another one, must be computed.
+    """
     part = work.first(WARM_UP)
-    scorer = Counting(work.engines().scorer(work.policy, work.initial))
-    first = rate(scorer, part)
-    anew, scorer.computed = scorer.computed, 0
-    given: dict[str, Any] = {"known": first} if "known" in inspect.signature(score).parameters else {}
-    settings = part.recipe().reward
-    again = score(
-        part.responses, part.prompts, scorer, settings=settings, reward="multilingual", advance=quiet, **given
-    )
-    assert again == first, "the second scores differ from the first"
+    given = {"settings": part.recipe().reward, "reward": "multilingual", "advance": quiet}
+    scorer = work.engines().scorer(work.policy, work.initial)
+    tokens: dict[str, int] = {"policy": 0, "reference": 0}
+    for name in tokens:
+        getattr(scorer, name).model.base_model.register_forward_hook(partial(count, tokens, name), with_kwargs=True)
+    with tempfile.TemporaryDirectory() as folder:
+        first = shard_of(Path(folder), 1, "pi_0")
+        store(first, part.responses, score(part.responses, part.prompts, scorer, **given))
+        anew, tokens["reference"], tokens["policy"] = dict(tokens), 0, 0
+        known = scored_before(shard_of(Path(folder), 2, "pi_1"))
+        again = score(part.responses, part.prompts, scorer, before=known, **given)
+        assert [row.reference_logprob for row in again] == [row.reference_logprob for row in first.unit.rows(Score)]
     scorer.close()
-    return {"rescoring": reached("rescoring", [float(scorer.computed)], scoring_everything_anew=anew)}
+    assert tokens["policy"] == anew["policy"] > 0, "the policy of iteration 2 is another one, and has to be computed"
+    return {"rescoring": reached("rescoring", [float(tokens["reference"])], anew=anew["reference"])}
+
+
+def count(tokens: dict[str, int], name: str, _: Any, __: Any, given: dict[str, Any], ___: Any) -> None:
+    """Count the tokens of a forward pass."""
+    tokens[name] += given["input_ids"].numel()
+
+
+def shard_of(run: Path, iteration: int, policy: str) -> Shard:
+    """Return where an iteration's scores belong; its reference is pi_I."""
+    unit = Unit(run / f"iteration_{iteration}" / "scores" / "multilingual" / ENGLISH / "00000000.parquet")
+    inputs = {"policy": policy, "reference": "pi_I", "responses": policy}
+    return Shard(unit, Fingerprint({}, inputs), [])
+
+
+def store(shard: Shard, responses: Sequence[Response], scores: Sequence[Score]) -> None:
+    """Store responses and scores as a run does."""
+    unit = Unit(shard.unit.path.parents[3] / "responses" / ENGLISH / shard.unit.path.name)
+    for table, rows, kind in ((unit, responses, Response), (shard.unit, scores, Score)):
+        table.write_rows(list(rows), kind)
+        table.finish(shard.fingerprint, len(rows))
 
 
 def score_alone(scorer: Any, work: Prepared) -> list[Score]:
