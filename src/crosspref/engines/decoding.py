@@ -71,16 +71,15 @@ class Decoder:
 
     def _admit(self, waiting: deque[Row], own: str, choose: Choose, ended: Callable[[Row], None]) -> None:
         """Let rows in while there is room, and choose their first tokens, all from their prompts' passes."""
-        first = len(self.live)
-        while waiting and self._has_room(waiting[0]):
-            row = waiting.popleft()
-            if row.prompt.logits is None:
-                read(self.model, row.prompt, own)
-            self.live.append(row)
-        new = self.live[first:]
-        if new:
-            logits = torch.cat([row.prompt.logits for row in new if row.prompt.logits is not None])
-            self._append(first, choose(logits, new), ended)
+        while waiting and self._has_room(waiting[0]):  # once more where some ended with their first token
+            first, found = len(self.live), []
+            while waiting and self._has_room(waiting[0]):
+                row = waiting.popleft()
+                self.live.append(row)
+                if row.prompt.logits is None:
+                    row.prompt.logits = read(self.model, row.prompt, own)
+                found.append(row.prompt.logits)
+            self._append(first, choose(torch.cat(found), self.live[first:]), ended)
 
     def _has_room(self, row: Row) -> bool:
         rows = [*self.live, row]

@@ -50,8 +50,10 @@ class Reading:
         return self.layout.attend(module, query, key, value, **given)
 
 
-def read(model: Any, prompt: Prompt, own: str) -> None:
-    """Compute a prompt with a model within ``packed_attention``, whose own attention function has the name ``own``.
+def read(model: Any, prompt: Prompt, own: str) -> torch.Tensor:
+    """Keep a prompt's keys and values, and return the logits (1, vocabulary) of the token behind it.
+
+    The model is within ``packed_attention``, and its own attention function has the name ``own``.
 
     Raises:
         NotImplementedError: not all layers attend in a way that is known here.
@@ -62,7 +64,8 @@ def read(model: Any, prompt: Prompt, own: str) -> None:
     output = model(input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=1, packed=reading)
     if own not in OWN or reading.layout.windows != layer_windows(model.config.get_text_config()):
         raise NotImplementedError("its attention takes no packed rows")
-    prompt.logits = output.logits[0, -1:].clone()
+    logits: torch.Tensor = output.logits[0, -1:].clone()
+    return logits
 
 
 class Cache:

@@ -80,7 +80,7 @@ AttentionInterface.register(NAME, _attention)
 
 def eager_of(module: Any) -> Any:
     """Return the attention that a layer's own file writes out in plain torch."""
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from crosspref.sections import SampleSettings
 
 Job = tuple[int, int]
 """A prompt's number and a response's seed."""
-NUCLEUS = 512
-"""How many of the likeliest tokens are looked at first for a nucleus."""
+NUCLEUS = (512, 4096)
+"""How many of the likeliest tokens are looked at for a nucleus before all are sorted."""
 
 
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]
@@ -64,7 +64,8 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: 
         temperature: what logits are divided by first.
         top_p: only the fewest tokens that have this probability together can be picked.
     """
-    weights = torch.softmax(logits.float() / temperature, -1)
+    scores = logits.to(torch.float32, copy=True)  # then in place, since fresh memory of this size is slow
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).div_(temperature).exp_()
     uniform = torch.from_numpy(uniforms[:, None]).to(weights.device)
     if top_p >= 1:
         return invert_cumulative(weights, uniform)
@@ -75,14 +76,14 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: 
 def nucleus(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights (rows, some) of the likeliest tokens, 0 for those not needed for ``top_p``, and their ids.
 
-    Most often the likeliest few hundred have that probability, and the vocabulary need not be sorted.
+    Most often the likeliest few hundred have that probability, so that the vocabulary need not be sorted.
 
     Args:
         weights: (rows, vocabulary), float32, not negative, any positive sum.
         top_p: the probability to be reached.
     """
     target = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
-    for count in (min(NUCLEUS, weights.shape[-1]), weights.shape[-1]):
+    for count in (*(few for few in NUCLEUS if few < weights.shape[-1]), weights.shape[-1]):
         likeliest, ids = weights.topk(count)
         above = likeliest.cumsum(-1, dtype=torch.float64)
         if count == weights.shape[-1] or bool((above[:, -1:] >= target).all()):
@@ -102,7 +103,7 @@ def invert_cumulative(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Ten
         uniform: (rows, 1), float64, in [0, 1).
     """
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 256)).reshape(len(weights), -1, 256)
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     target = uniform * ends[:, -1:]
     block = _first_above(ends, target)
     before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp_(min=0)), 0.0)
@@ -183,7 +184,7 @@ class TransformersSampler:
 
         def choose(logits: torch.Tensor, live: Sequence[Row]) -> torch.Tensor:
             if self.greedy:
-                return logits.argmax(-1)
+                return logits.float().argmax(-1)
             uniforms = np.array([row.tag[1][len(row.ids)] for row in live])
             return draw(logits, uniforms, settings.temperature, settings.top_p)[:, 0]
 
