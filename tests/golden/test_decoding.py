@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from crosspref.engines import packed_weights
 from crosspref.engines.decoding import Decoder, Row, can_decode
 from crosspref.engines.decoding_cache import BLOCK, Cache, Prompt, Step
+from crosspref.engines.packed_weights import pack_weights
 from crosspref.engines.transformers_sampler import NUCLEUS, TransformersSampler, nucleus
 from crosspref.models import locate_model
 from crosspref.records import derive_seed
@@ -238,6 +240,37 @@ def test_bfloat16_and_a_scale_that_is_no_power_of_two_agree() -> None:
     config = LlamaConfig(vocab_size=384, num_attention_heads=4, num_key_value_heads=1, **shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     assert can_decode(model)
+
+
+@pytest.mark.skipif(not packed_weights._supported(), reason="the processor does not compute in bfloat16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_laid_out_for_the_processor_give_the_same(kind: str, tiny_models: Models) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models[kind][1], dtype=torch.bfloat16).eval()
+    model.model.layers[0].mlp.up_proj.bias = torch.nn.Parameter(torch.randn(64, dtype=torch.bfloat16))
+    with torch.inference_mode():
+        for count in (1, 3, 70):
+            ids = torch.arange(3, 3 + count)[None]
+            plain = model(input_ids=ids).logits.float().log_softmax(-1)
+            assert pack_weights(model)
+            packed = model(input_ids=ids).logits.float().log_softmax(-1)
+            for module in model.modules():
+                module.__dict__.pop("forward", None)
+            assert (packed - plain).abs().max() < 0.3
+            assert not torch.equal(packed, torch.zeros_like(packed))
+
+
+def test_weights_stay_as_they_are_where_that_does_not_help(
+    tiny_models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = naive.load(tiny_models["llama"][1])
+    assert not pack_weights(model)  # float32
+    model = model.to(torch.bfloat16)
+    monkeypatch.setattr(packed_weights, "free_bytes", lambda _: 1000.0)
+    assert not pack_weights(model)  # too little memory
+    monkeypatch.undo()
+    monkeypatch.setattr(packed_weights, "_supported", lambda: False)
+    assert not pack_weights(model)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_moving_a_row_takes_its_tokens_along() -> None:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from crosspref.engines.adapters import load_files
 from crosspref.engines.decoding import Decoder, Row, can_decode
 from crosspref.engines.decoding_cache import Prompt
+from crosspref.engines.packed_weights import pack_weights
 from crosspref.engines.protocols import Advance, Sampled
 from crosspref.engines.transformers_models import (
     context_length,
@@ -143,6 +144,7 @@ class TransformersSampler:
         self.settings = settings
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
+        pack_weights(self.model)
         # As many tokens as a prompt and its longest response may have for the decoder; none if it cannot be used.
         self.decodable = even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
 
