@@ -180,8 +180,8 @@ def test_an_error_leaves_the_model_as_it_was(tiny_models: Models) -> None:
 @pytest.fixture
 def wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps whose rows see one token less than they should."""
-    hidden = Step._hidden
-    monkeypatch.setattr(Step, "_hidden", lambda step, _: hidden(step, 3))
+    mask = Step._mask
+    monkeypatch.setattr(Step, "_mask", lambda step, _: mask(step, 3))
 
 
 @pytest.mark.usefixtures("wrong_step")

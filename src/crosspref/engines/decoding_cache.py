@@ -4,6 +4,7 @@ Attention is told by the ``packed`` argument (see ``packed_attention``) where a 
 which of them it sees, so the model itself keeps no cache, and nothing is padded.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from crosspref.engines.packed_attention import OWN, Layout, layer_windows
 
 BLOCK = 64
 """By how many tokens per row the memory for what rows write grows."""
+EVEN = 16
+"""To a multiple of how many tokens a step rounds up what it looks at of each row."""
 HARMLESS = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
 """Arguments that change nothing about the attention of single tokens outside training."""
 
@@ -107,7 +110,9 @@ class Step:
     def __init__(self, cache: Cache, rows: Sequence[tuple[Prompt, int]], device: torch.device) -> None:
         """Take the rows in their order in the cache: each one's prompt, and how many tokens of its own are stored."""
         self.cache, self.device, self.layer = cache, device, 0
-        self.longest = 1 + max(written for _, written in rows)
+        # A product of a new shape, and one whose shape is uneven, takes a processor about twice as long.
+        longest = 1 + max(written for _, written in rows)
+        self.longest = min(math.ceil(longest / EVEN) * EVEN, cache.tokens)
         self.places = torch.tensor([written for _, written in rows], device=device)
         self.lengths = torch.tensor([len(prompt.ids) for prompt, _ in rows], device=device)
         self.widest = max(len(prompt.ids) for prompt, _ in rows)
@@ -117,7 +122,7 @@ class Step:
                 self.groups[-1] = (prompt, slice(self.groups[-1][1].start, index + 1))
             else:
                 self.groups.append((prompt, slice(index, index + 1)))
-        self.hidden: dict[int | None, torch.Tensor] = {}
+        self.masks: dict[int | None, torch.Tensor] = {}
 
     @property
     def positions(self) -> torch.Tensor:
@@ -138,7 +143,7 @@ class Step:
         scores = self._scores(layer, asked).mul_(width**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
-        weights = scores.masked_fill_(self._hidden(window), -torch.inf).softmax(-1).to(value.dtype)
+        weights = scores.add_(self._mask(window)).softmax(-1).to(value.dtype)
         own = weights[..., self.widest :] @ self.cache.values[layer][:count, :, : self.longest]
         for prompt, rows in self.groups:
             seen = weights[rows, ..., : len(prompt.ids)].permute(1, 0, 2, 3)
@@ -149,7 +154,7 @@ class Step:
     def _scores(self, layer: int, asked: torch.Tensor) -> torch.Tensor:
         """Return (rows, heads, queries, tokens), float32, of (heads, queries, rows, width): prompt, then own tokens."""
         heads, each, count, width = asked.shape
-        scores = asked.new_empty((count, heads, each, self.widest + self.longest), dtype=torch.float32)
+        scores = asked.new_zeros((count, heads, each, self.widest + self.longest), dtype=torch.float32)
         by_row = asked.permute(2, 0, 1, 3)
         scores[..., self.widest :] = by_row @ self.cache.keys[layer][:count, ..., : self.longest]
         for prompt, rows in self.groups:
@@ -157,14 +162,15 @@ class Step:
             scores[rows, ..., : len(prompt.ids)] = found.view(heads, each, -1, len(prompt.ids)).permute(2, 0, 1, 3)
         return scores
 
-    def _hidden(self, window: int | None) -> torch.Tensor:
-        """Return (rows, 1, 1, tokens): what a row does not see of the widest prompt and the longest response."""
-        if window not in self.hidden:
+    def _mask(self, window: int | None) -> torch.Tensor:
+        """Return (rows, 1, 1, tokens): -inf for what a row does not see of the widest prompt and longest response."""
+        if window not in self.masks:
             prompt = torch.arange(self.widest, device=self.device)
             own = torch.arange(self.longest, device=self.device)
             lengths, places = self.lengths[:, None], self.places[:, None]
             hidden = torch.cat([prompt >= lengths, own > places], 1)
             if window is not None:
                 hidden |= torch.cat([lengths + places - prompt >= window, places - own >= window], 1)
-            self.hidden[window] = hidden[:, None, None]
-        return self.hidden[window]
+            mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+            self.masks[window] = mask[:, None, None]
+        return self.masks[window]
