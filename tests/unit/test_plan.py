@@ -16,11 +16,11 @@ from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
 from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
-from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work, rows_beside
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
 from crosspref.records import Response
-from crosspref.sections import LoraSettings, TrainSettings
+from crosspref.sections import LoraSettings, SampleSettings, TrainSettings
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 CONFIG = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 10}
@@ -116,19 +116,22 @@ def test_memory_by_hand(recipe: Recipe) -> None:
     assert training_memory(work, lora, SHAPE, 2) == 2 * 1000 + 16 * 120 + activations + 3 * LOGITS_BYTES
 
 
-def test_the_work_of_the_quickstart(phases: list[PhaseWork]) -> None:
+def test_the_work_of_the_quickstart(recipe: Recipe, phases: list[PhaseWork]) -> None:
     names = ["prompts", "align_english", "evaluate", "sample", "score", "select", "train", "evaluate"]
     assert [row.phase for row in phases] == names
     sampling = part(phases, "sample", "sample")
-    # 24 prompts x 4 responses are 3 batches of 32 in each of 4 languages, which run to the limit of 64 tokens.
+    # 24 prompts x 4 responses are 3 turns of 32 rows in each of 4 languages: two of the mean length of 32 tokens, which
+    # is half of the limit unless it was measured, and a last one in which a response may reach the limit of 64.
     assert (sampling.units, sampling.rows) == (4 * 96, 32)
-    assert (sampling.steps, sampling.row_steps) == (4 * 3 * 64, 4 * 96 * 64)
-    assert sampling.written == 4 * 96 * 32  # half of the limit, unless it was measured
+    assert sampling.steps == 4 * (2 * 32 + 64)
+    assert sampling.row_steps == sampling.written == 4 * 96 * 32  # a row that has ended takes part in no step
     held_out = part(phases, "evaluate", "sample")
-    assert (held_out.units, held_out.steps) == (4 * 36, 4 * 2 * 64)  # 12 x 3 responses: a batch of 32 and one of 4
+    assert (held_out.units, held_out.steps) == (4 * 36, 4 * (32 + 64))  # 12 x 3 responses: 32 rows, and 4 more
     scoring = part(phases, "score", "score")
     assert scoring.written == sampling.written
-    assert scoring.read < sampling.read  # a prompt is read once for its 4 responses
+    prompts = [prompt for prompt in Texts(recipe).training if prompt.language in recipe.languages]
+    assert sampling.read == pytest.approx(sum(Lengths().prompt(row.instruction, row.language) for row in prompts))
+    assert scoring.read > 0
     assert part(phases, "train", "train").units == 96
 
 
@@ -136,8 +139,20 @@ def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None
     lengths = Lengths(response={"en": 10.0, "es": 20.0}, longest={"en": 40.0}, pairs=0.5)
     found = plan_work(recipe, Texts(recipe), lengths)
     assert part(found, "sample", "sample").written == 96 * (10 + 20 + 15 + 15)  # of others the mean of what was seen
-    assert part(found, "sample", "sample").steps == 4 * 3 * 40
+    assert part(found, "sample", "sample").steps == 2 * (10 + 20 + 15 + 15) + 4 * 40
     assert part(found, "train", "train").units == 48
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "n", "rows"),
+    [
+        (10000, 50, 4, 32),  # memory is no limit
+        (1000, 60, 4, 8),  # 8 rows of 100 tokens and their 2 prompts of 60 are 920; a 9th begins a third prompt
+        (50, 60, 4, 1),  # one row always goes
+    ],
+)
+def test_rows_beside_each_other_share_their_prompts(tokens: int, prompt: float, n: int, rows: int) -> None:
+    assert rows_beside(SampleSettings(batch_tokens=tokens, max_new_tokens=100), prompt, n) == rows
 
 
 def test_batches_of_two_sizes_tell_reading_from_computing(recipe: Recipe) -> None:

@@ -154,13 +154,13 @@ def predicting_states(model: Any, packed: Packed, own: str) -> torch.Tensor:
     """
     layout = Layout(own, packed.groups)
     output = model.base_model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=layout)
-    if own not in OWN or layout.windows != _windows(model.config.get_text_config()):
+    if own not in OWN or layout.windows != layer_windows(model.config.get_text_config()):
         raise NotImplementedError("its attention takes no packed rows")
     hidden: torch.Tensor = output.last_hidden_state
     return hidden[0, packed.predicting]
 
 
-def _windows(config: Any) -> list[int | None]:
+def layer_windows(config: Any) -> list[int | None]:
     """Return the sliding window that each layer must have named; -1 for a layer of another kind."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers

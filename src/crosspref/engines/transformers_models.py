@@ -152,6 +152,19 @@ def context_length(config: Any) -> float:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
+def even_length(config: Any) -> float:
+    """Return how many tokens a row may have before its length changes how positions are embedded.
+
+    Rotary embeddings of the kinds longrope and dynamic do that, for the row's own prompt and for all rows beside it.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # one, or one per kind of layer
+    if not any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds):
+        return math.inf
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
+
+
 def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
     """Load a model's tokenizer.
 

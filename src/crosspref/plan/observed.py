@@ -15,7 +15,7 @@ from crosspref.job import units_of
 from crosspref.models import locate_model
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.shapes import ModelShape, read_shape
-from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, decoding_steps, plan_work
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
 from crosspref.records import Prompt
@@ -141,9 +141,10 @@ def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -
             continue
         for language, units in _languages_of(run, table).items():
             for _, figures, rows in _figures(units):
-                longest = lengths.longest.get(language, figures["tokens"] / rows)
-                steps, read = math.ceil(rows / whole.rows) * longest, whole.read / whole.units * rows
-                found.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=rows * longest)))
+                tokens, read = figures["tokens"], whole.read / whole.units * rows
+                mean = tokens / max(1, rows)
+                steps = decoding_steps(rows, whole.rows, mean, lengths.longest.get(language, mean))
+                found.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=tokens)))
     return found
 
 

@@ -136,7 +136,7 @@ class Probe:
         ]
         answers = sampler.sample(requests, lambda *_: None)
         seconds = time.monotonic() - began
-        longest = max((len(a.token_ids) for row in answers for a in row), default=limit)
+        sizes = [len(a.token_ids) for row in answers for a in row]
         if keep:
             for prompt, row in zip(prompts, answers, strict=True):
                 responses = [
@@ -144,9 +144,9 @@ class Probe:
                     for sample, a in enumerate(row)
                 ]
                 self.answered.append((prompt, responses))
-        rows = sum(map(len, answers))
-        read = sum(len(self._tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts) * self._n
-        return seconds, Work("sample", read, steps=longest, row_steps=longest * rows, rows=rows)
+        read = sum(len(self._tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts)
+        steps = max(sizes, default=limit)
+        return seconds, Work("sample", read, steps=steps, row_steps=sum(sizes), rows=len(sizes))
 
     def _score(self) -> tuple[float, float]:
         """Return seconds per FLOP of scoring, and the seconds of loading."""

@@ -8,7 +8,7 @@ from typing import Literal
 from crosspref.languages import ENGLISH
 from crosspref.recipe import Recipe
 from crosspref.records import Prompt
-from crosspref.sections import REFERENCE_FREE, TrainSettings
+from crosspref.sections import REFERENCE_FREE, SampleSettings, TrainSettings
 from crosspref.stages.preferences import load_preferences
 from crosspref.stages.prompts import PromptColumns, load_prompts
 
@@ -23,7 +23,7 @@ class Lengths:
     """How long texts are in tokens, by language; from a probe or a run, else assumed.
 
     ``per_byte`` is tokens per byte of UTF-8, by which one rule holds for all scripts; ``template`` is what a chat
-    template adds to a prompt. ``response`` and ``longest`` are a response's mean length and the longest of a batch.
+    template adds to a prompt. ``response`` and ``longest`` are a response's mean length and that of the longest.
     ``pairs`` is the share of prompts that make a pair.
     """
 
@@ -42,8 +42,8 @@ class Lengths:
         typical = sum(self.response.values()) / len(self.response) if self.response else TYPICAL_SHARE * limit
         return min(self.response.get(language, typical), limit)
 
-    def batch(self, language: str, limit: int) -> float:
-        """Return how many tokens the longest response of a batch has: so long all of its rows run."""
+    def last(self, language: str, limit: int) -> float:
+        """Return how many tokens the longest response of a shard has, for which sampling may have to wait."""
         return min(self.longest.get(language, max(self.longest.values(), default=limit)), limit)
 
 
@@ -52,8 +52,8 @@ class Work:
     """One kind of work of a phase, summed over its shards.
 
     ``read`` and ``written`` are tokens of prompts and of responses; ``squares`` is the sum over rows of their squared
-    length, for attention. For sampling, ``steps`` is the decoding steps of all batches and ``row_steps`` those steps
-    times the rows beside each other; ``rows`` and ``width`` are the largest batch.
+    length, for attention. For sampling, ``steps`` is the decoding steps and ``row_steps`` the sum of the rows that take
+    part in each; ``rows`` is how many are side by side at most, and ``width`` the tokens that each of them keeps.
     """
 
     kind: Kind
@@ -143,26 +143,40 @@ def _in(prompts: Sequence[Prompt], language: str) -> list[Prompt]:
 
 
 def _sampling(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
-    """Cut the prompts as the sampler does: into shards, and each into batches whose rows run until the longest ends."""
+    """Cut the prompts into shards, as the sampler does; in each a row that ends makes room for the next.
+
+    Each prompt is read once, and kept once for its rows that are side by side.
+    """
     asked, shard = recipe.sample, recipe.resources.shard_prompts
     read = written = squares = steps = row_steps = width = 0.0
     units = most = 0
     for language in recipe.languages:
         sizes = [lengths.prompt(prompt.instruction, language) for prompt in _in(prompts, language)]
-        mean, longest = lengths.answer(language, asked.max_new_tokens), lengths.batch(language, asked.max_new_tokens)
+        mean, longest = lengths.answer(language, asked.max_new_tokens), lengths.last(language, asked.max_new_tokens)
         for start in range(0, len(sizes), shard):
             part = sizes[start : start + shard]
-            width = max(width, max(part) + asked.max_new_tokens)
-            most_rows = max(1, min(asked.batch_size, int(asked.batch_tokens // (max(part) + asked.max_new_tokens))))
             rows = len(part) * n
-            most = max(most, min(most_rows, rows))
-            steps += math.ceil(rows / most_rows) * longest
-            row_steps += rows * longest
-            read += n * sum(part)
+            beside = min(rows, rows_beside(asked, max(part), n))
+            width = max(width, max(part) / min(n, beside) + asked.max_new_tokens)
+            most = max(most, beside)
+            steps += decoding_steps(rows, beside, mean, longest)
+            row_steps += rows * mean
+            read += sum(part)
             written += rows * mean
             squares += n * sum((size + mean) ** 2 for size in part)
             units += rows
     return Work("sample", read, written, squares, units, steps, row_steps, most, width)
+
+
+def rows_beside(asked: SampleSettings, prompt: float, n: int) -> int:
+    """Return about how many rows are side by side, with prompts of so many tokens that are kept once for n rows."""
+    room = (asked.batch_tokens - prompt) / (asked.max_new_tokens + prompt / n)
+    return max(1, min(asked.batch_size, int(room)))
+
+
+def decoding_steps(rows: int, beside: int, mean: float, longest: float) -> float:
+    """Return about how many steps rows take: they come in turns of mean length, and the last may be the longest."""
+    return (math.ceil(rows / beside) - 1) * mean + max(mean, longest)
 
 
 def _scoring(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths, reward: str) -> Work:
