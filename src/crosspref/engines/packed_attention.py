@@ -7,6 +7,7 @@ is done here, too.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,15 +128,23 @@ def pack(groups: Sequence[Group], device: torch.device) -> Packed:
 
 
 @contextlib.contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Let a model attend by the function of this name."""
+    was = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = was
+
+
+@contextlib.contextmanager
 def packed_attention(model: Any) -> Iterator[str]:
     """Let a model take packed rows, and no others; gives the name of its own attention function."""
     config = model.config.get_text_config()
     own = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
+    with attending(config, NAME):
         yield own
-    finally:
-        config._attn_implementation = own
 
 
 def predicting_states(model: Any, packed: Packed, own: str) -> torch.Tensor:
@@ -163,3 +172,16 @@ def _windows(config: Any) -> list[int | None]:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [{"sliding_attention": window, "full_attention": None}.get(kind, -1) for kind in kinds]
+
+
+def even_length(config: Any) -> float:
+    """Return how many tokens a row may have before its length changes how positions are embedded.
+
+    Rotary embeddings of the kinds longrope and dynamic do that, for the row's own prompt and for all rows beside it.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # one, or one per kind of layer
+    if not any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds):
+        return math.inf
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)

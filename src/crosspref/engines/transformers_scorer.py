@@ -4,7 +4,6 @@ A batch only ever holds responses to one prompt, so a score cannot depend on whi
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from crosspref.engines.adapters import load_views
 from crosspref.engines.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
-from crosspref.engines.packed_attention import pack, packed_attention, predicting_states
+from crosspref.engines.packed_attention import even_length, pack, packed_attention, predicting_states
 from crosspref.engines.protocols import LogProbs
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
@@ -139,19 +138,6 @@ def cut_rows(prompt: int, responses: Sequence[list[int]], tokens: int) -> Iterat
         part.append(response)
         left -= len(response)
     yield part
-
-
-def even_length(config: Any) -> float:
-    """Return how many tokens a row may have before its length changes how positions are embedded.
-
-    Rotary embeddings of the kinds longrope and dynamic do that, for the row's own prompt and for all rows beside it.
-    """
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # one, or one per kind of layer
-    if not any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds):
-        return math.inf
-    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
-    return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
 
 
 class TransformersScorer:
