@@ -42,21 +42,20 @@ class Layout:
         own = eager_of(module) if self.own == "eager" else AttentionInterface()[self.own]
         window = given.get("sliding_window")
         self.windows.append(window)
+        # Split and not sliced piece by piece: going back, a slice makes a gradient as large as the whole row.
+        sizes = [size for _, length, responses in self.groups for size in (length, *(size for _, size in responses))]
+        pieces = zip(*(both.split(sizes, 2) for both in (query, key, value)), strict=True)
         found = []
         for start, length, responses in self.groups:
             longest = max((size for _, size in responses), default=0)
             mask = self._mask(start, length, longest, window, query)
-            for first, size in [(start, length), *responses]:
-                pieces = [slice(first, first + size)]
-                if first != start:
-                    pieces.insert(0, slice(start, start + length))
-                keys, values = (
-                    torch.cat([both[:, :, piece] for piece in pieces], 2) if len(pieces) > 1 else both[:, :, pieces[0]]
-                    for both in (key, value)
-                )
-                above = length if first != start else 0
-                seen = mask[:, :, above : above + size, : keys.shape[2]]
-                found.append(own(module, query[:, :, first : first + size], keys, values, seen, **given)[0])
+            asked, keys, values = next(pieces)
+            found.append(own(module, asked, keys, values, mask[:, :, :length, :length], **given)[0])
+            for _, size in responses:
+                asked, *own_part = next(pieces)
+                both = (torch.cat(parts, 2) for parts in zip((keys, values), own_part, strict=True))
+                seen = mask[:, :, length : length + size, : length + size]
+                found.append(own(module, asked, *both, seen, **given)[0])
         return torch.cat(found, 1)
 
     def _mask(self, start: int, length: int, longest: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
