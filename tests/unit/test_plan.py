@@ -16,7 +16,7 @@ from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
 from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
-from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, add_pair, plan_work
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
 from crosspref.records import Response
@@ -100,6 +100,16 @@ def test_flops_by_hand(recipe: Recipe) -> None:
     assert flops(replace(work, kind="train", settings=lora), SHAPE, recipe) == (2 + 1 + 1) * forward
     simpo = TrainSettings(method="simpo")
     assert flops(replace(work, kind="train", settings=simpo), SHAPE, recipe) == 3 * forward
+    kto = TrainSettings(method="kto")
+    assert flops(replace(work, kind="train", settings=kto), SHAPE, recipe) == (3 + 1 + 2) * forward
+
+
+def test_a_pair_by_hand() -> None:
+    # A prompt of 10 tokens, answers of 3 and 5: rows of 13 and 15 tokens, of which the second has the prompt no more.
+    work = add_pair(Work("train"), 10, (3, 5), TrainSettings())
+    assert (work.read, work.written, work.squares) == (10, 8, 13**2 + 15**2 - 10**2)
+    work = add_pair(work, 10, (3, 5), TrainSettings(method="kto"), times=2)
+    assert (work.read, work.written, work.squares) == (10 + 40, 8 + 16, 294 + 2 * (13**2 + 15**2))
 
 
 def test_memory_by_hand(recipe: Recipe) -> None:
@@ -129,7 +139,11 @@ def test_the_work_of_the_quickstart(phases: list[PhaseWork]) -> None:
     scoring = part(phases, "score", "score")
     assert scoring.written == sampling.written
     assert scoring.read < sampling.read  # a prompt is read once for its 4 responses
-    assert part(phases, "train", "train").units == 96
+    training = part(phases, "train", "train")
+    assert training.units == 96
+    assert training.written == 96 * 2 * 32
+    # A pair's two responses share its prompt, which sampling reads for each of four.
+    assert training.read == pytest.approx(sampling.read / 4)
 
 
 def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None:

@@ -44,7 +44,7 @@ class Layout:
         self.windows.append(window)
         # Split and not sliced piece by piece: going back, a slice makes a gradient as large as the whole row.
         sizes = [size for _, length, responses in self.groups for size in (length, *(size for _, size in responses))]
-        pieces = zip(*(both.split(sizes, 2) for both in (query, key, value)), strict=True)
+        pieces = zip(*(torch.split(whole, sizes, 2) for whole in (query, key, value)), strict=True)
         found = []
         for start, length, responses in self.groups:
             longest = max((size for _, size in responses), default=0)
@@ -80,7 +80,7 @@ AttentionInterface.register(NAME, _attention)
 
 def eager_of(module: Any) -> Any:
     """Return the attention that a layer's own file writes out in plain torch."""
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return sys.modules[type(module).__module__].eager_attention_forward
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ def _packed(causal: Any, rows: Rows, own: str) -> torch.Tensor:
     packed = pack([(list(ids), [cut[row][1] for row in numbers]) for ids, numbers in groups.items()], causal.device)
     values = head_logprobs(causal, predicting_states(causal, packed, own), packed.targets, LOGITS_BYTES)
     order = [number for numbers in groups.values() for number in numbers]
-    parts = dict(zip(order, values.split(packed.lengths), strict=True))
+    parts = dict(zip(order, torch.split(values, packed.lengths), strict=True))
     return torch.stack([parts.get(number, values[:0]).sum() for number in range(len(cut))])
 
 

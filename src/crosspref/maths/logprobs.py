@@ -63,7 +63,7 @@ def tiled_logprobs(
     cells = (min(budget, CACHED_BYTES) if device == "cpu" else budget) // (LIVE * 4)
     rows = max(1, min(len(ids), ROWS, cells // min(LEAST_COLUMNS, len(weight))))
     head = _Head(scale, softcap, dtype, rows, max(1, cells // rows))
-    values: torch.Tensor = _TiledLogprobs.apply(hidden, ids, weight, bias, head)
+    values: torch.Tensor = _TiledLogprobs.apply(hidden, ids, weight, bias, head)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -88,20 +88,40 @@ class _Head:
             rows = slice(start, start + self.rows)
             yield rows, hidden[rows].to(self.dtype)
 
-    def tiles(
-        self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Yield which part of the vocabulary stands in each tile, its weights and its logits (rows, columns)."""
-        for start in range(0, len(weight), self.columns):
-            columns = slice(start, start + self.columns)
-            part = weight[columns].to(self.dtype)
-            logits = states @ part.T if bias is None else torch.addmm(bias[columns].to(self.dtype), states, part.T)
-            logits = logits.to(self.wide)
-            if self.scale != 1.0:
-                logits.mul_(self.scale)
-            if self.softcap is not None:
-                logits.div_(self.softcap).tanh_().mul_(self.softcap)
-            yield columns, part, logits
+    def parts(self, weight: torch.Tensor) -> list[slice]:
+        """Return which part of the vocabulary stands in each column of tiles."""
+        return [slice(start, start + self.columns) for start in range(0, len(weight), self.columns)]
+
+    def logits(self, states: torch.Tensor, part: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the logits of a tile (rows, columns), of states (rows, width) and weights (columns, width)."""
+        logits = states @ part.T if bias is None else torch.addmm(bias.to(self.dtype), states, part.T)
+        logits = logits.to(self.wide)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def gradient(
+        self,
+        logits: torch.Tensor,
+        sums: torch.Tensor,
+        picked: tuple[torch.Tensor, torch.Tensor],
+        gradient: torch.Tensor,
+    ) -> torch.Tensor:
+        """Turn logits, where they are, into the gradient of what the projection gave.
+
+        d log p[id] / d logits = [id] - softmax, of which sums (rows, 1) is the logsumexp.
+        """
+        slope = None if self.softcap is None else (logits / self.softcap).square_().neg_().add_(1.0)
+        places, there = picked
+        logits.sub_(sums).exp_().mul_(-gradient)
+        logits.scatter_add_(1, places, gradient.masked_fill(~there, 0.0))
+        if slope is not None:
+            logits.mul_(slope)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        return logits
 
 
 def _places(ids: torch.Tensor, columns: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,16 +139,19 @@ class _TiledLogprobs(torch.autograd.Function):
         picked = torch.zeros_like(sums)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, states in head.blocks(hidden):
-                for columns, _, logits in head.tiles(states, weight, bias):
+                for columns in head.parts(weight):
+                    part, offset = weight[columns].to(head.dtype), None if bias is None else bias[columns]
+                    logits = head.logits(states, part, offset)
                     places, there = _places(ids[rows], columns, logits)
                     picked[rows] += logits.gather(1, places).masked_fill_(~there, 0.0)
                     sums[rows] = torch.logaddexp(sums[rows], logits.logsumexp(1, keepdim=True))
+                    del logits  # or it is still there when the next one is made
         ctx.save_for_backward(hidden, ids, weight, bias, sums)
         ctx.head = head
         return (picked - sums).squeeze(1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, ids, weight, bias, sums = ctx.saved_tensors
         head: _Head = ctx.head
@@ -139,23 +162,20 @@ class _TiledLogprobs(torch.autograd.Function):
         gradient = gradient[:, None].to(head.wide)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, states in head.blocks(hidden):
-                for columns, part, logits in head.tiles(states, weight, bias):
-                    slope = None if head.softcap is None else (logits / head.softcap).square_().neg_().add_(1.0)
-                    places, there = _places(ids[rows], columns, logits)
-                    # d log p[id] / d logits = [id] - softmax
-                    logits.sub_(sums[rows]).exp_().mul_(-gradient[rows])
-                    logits.scatter_add_(1, places, gradient[rows].masked_fill(~there, 0.0))
-                    if slope is not None:
-                        logits.mul_(slope)
-                    if head.scale != 1.0:
-                        logits.mul_(head.scale)
+                for columns in head.parts(weight):
+                    part, offset = weight[columns].to(head.dtype), None if bias is None else bias[columns]
+                    logits = head.logits(states, part, offset)
+                    picked = _places(ids[rows], columns, logits)
+                    factors = head.gradient(logits, sums[rows], picked, gradient[rows])
                     if of_bias is not None:
-                        of_bias[columns] += logits.sum(0)
-                    factors = logits.to(head.dtype)
+                        of_bias[columns] += factors.sum(0)
+                    factors = factors.to(head.dtype)
+                    del logits
                     if of_hidden is not None:
                         of_hidden[rows] += factors @ part
                     if of_weight is not None:
                         of_weight[columns] += factors.T @ states
+                    del factors
         back = (
             None if found is None else found.to(tensor.dtype)
             for found, tensor in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
