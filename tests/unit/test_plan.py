@@ -16,7 +16,7 @@ from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
 from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
-from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, plan_work, rows_beside
+from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, add_pair, plan_work, rows_beside
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
 from crosspref.records import Response
@@ -100,6 +100,16 @@ def test_flops_by_hand(recipe: Recipe) -> None:
     assert flops(replace(work, kind="train", settings=lora), SHAPE, recipe) == (2 + 1 + 1) * forward
     simpo = TrainSettings(method="simpo")
     assert flops(replace(work, kind="train", settings=simpo), SHAPE, recipe) == 3 * forward
+    kto = TrainSettings(method="kto")
+    assert flops(replace(work, kind="train", settings=kto), SHAPE, recipe) == (3 + 1 + 2) * forward
+
+
+def test_a_pair_by_hand() -> None:
+    # A prompt of 10 tokens, answers of 3 and 5: rows of 13 and 15 tokens, of which the second has the prompt no more.
+    work = add_pair(Work("train"), 10, (3, 5), TrainSettings())
+    assert (work.read, work.written, work.squares) == (10, 8, 13**2 + 15**2 - 10**2)
+    work = add_pair(work, 10, (3, 5), TrainSettings(method="kto"), times=2)
+    assert (work.read, work.written, work.squares) == (10 + 40, 8 + 16, 294 + 2 * (13**2 + 15**2))
 
 
 def test_memory_by_hand(recipe: Recipe) -> None:
@@ -132,7 +142,10 @@ def test_the_work_of_the_quickstart(recipe: Recipe, phases: list[PhaseWork]) -> 
     prompts = [prompt for prompt in Texts(recipe).training if prompt.language in recipe.languages]
     assert sampling.read == pytest.approx(sum(Lengths().prompt(row.instruction, row.language) for row in prompts))
     assert scoring.read > 0
-    assert part(phases, "train", "train").units == 96
+    training = part(phases, "train", "train")
+    assert training.units == 96
+    assert training.written == 96 * 2 * 32
+    assert training.read == pytest.approx(sampling.read)  # a pair's two responses share its prompt, too
 
 
 def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from crosspref.engines.pair_trainer import PairTrainer, Rows
+from crosspref.engines.pair_trainer import PairTrainer
+from crosspref.engines.response_head import Rows
 from crosspref.errors import DataError
 from crosspref.maths.losses import kto_kl, kto_loss, nll_loss
 

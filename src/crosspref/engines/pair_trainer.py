@@ -10,14 +10,11 @@ from trl.trainer.utils import use_adapter
 
 from crosspref.engines.adapters import REFERENCE
 from crosspref.engines.distributed import real_items
-from crosspref.engines.output_layer import add_response_head
+from crosspref.engines.response_head import Rows, add_response_head, distinct_tokens
 from crosspref.errors import ModelError
 from crosspref.maths.losses import dpo_loss, ipo_loss, log_odds, nll_loss, orpo_loss, simpo_loss
 from crosspref.ranks import processes
 from crosspref.sections import REFERENCE_FREE, TrainSettings
-
-Rows = dict[str, torch.Tensor]
-"""What a model with a response head takes: input_ids, attention_mask and completion_mask, each (rows, tokens)."""
 
 Both = tuple[torch.Tensor, torch.Tensor]
 """A value of the chosen responses, (pairs,), and the same of the rejected ones, (pairs,)."""
@@ -69,7 +66,8 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         values = self._values(model, rows)
         values["accuracy"] = (values["margin"] > 0).float()
         self._note(values, real)
-        self.seen_tokens += int(self.accelerator.gather(rows["attention_mask"].sum()).sum())
+        seen = torch.tensor(distinct_tokens(rows), device=self.accelerator.device)
+        self.seen_tokens += int(self.accelerator.gather(seen).sum())
         losses = (values["preference_loss"] + values["nll_loss"]) * real
         share = len(losses) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, so each one's part of the sum counts as often as there are processes.

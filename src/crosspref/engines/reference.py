@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from crosspref.engines.output_layer import add_response_head
 from crosspref.engines.protocols import Advance
+from crosspref.engines.response_head import add_response_head, distinct_tokens
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def pair_logprobs(
             rows = _rows(kept, model.device)
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
                 values = model(**rows).tolist()
-            advance(len(part), int(rows["attention_mask"].sum()))
+            advance(len(part), distinct_tokens(rows))
         else:
             advance(len(part), 0)
         pairs = iter(zip(values[: len(kept)], values[len(kept) :], strict=True))

@@ -32,11 +32,11 @@ from crosspref.engines.distributed import (
     whole_weights,
 )
 from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
-from crosspref.engines.output_layer import require_known_head
 from crosspref.engines.pair_trainer import PairTrainer
 from crosspref.engines.protocols import Advance
 from crosspref.engines.quantized import load_quantized, require_bitsandbytes
 from crosspref.engines.reference import pair_logprobs
+from crosspref.engines.response_head import require_known_head
 from crosspref.engines.transformers_models import (
     ChatTokenizer,
     free_memory,

@@ -62,7 +62,8 @@ def flops(work: Work, shape: ModelShape, recipe: Recipe) -> float:
     """Return the FLOPs of some work, over all models that take part in it.
 
     Training goes forward and back, which is three times forward, or twice where the weights are frozen beside
-    adapters, and once more with gradient checkpointing; its reference goes forward once.
+    adapters, and once more with gradient checkpointing; its reference goes forward once. KTO estimates z_ref from as
+    much again, through both of them.
     """
     forward = work.tokens * shape.flops_per_token + work.squares * shape.flops_per_square
     settings = work.settings
@@ -70,7 +71,8 @@ def flops(work: Work, shape: ModelShape, recipe: Recipe) -> float:
         return forward * scored_models(recipe)
     if settings is not None:
         times = (2 if settings.lora else 3) + settings.gradient_checkpointing
-        return forward * (times + (settings.method not in REFERENCE_FREE))
+        mismatched = 2 if settings.method == "kto" else 0
+        return forward * (times + (settings.method not in REFERENCE_FREE) + mismatched)
     return forward
 
 

@@ -15,7 +15,7 @@ from crosspref.models import ModelFiles, locate_model
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.shapes import ModelShape
-from crosspref.plan.work import Lengths, Texts, Work
+from crosspref.plan.work import Lengths, Texts, Work, add_pair
 from crosspref.progress import Reporter
 from crosspref.recipe import Recipe
 from crosspref.records import Pair, Prompt, Response
@@ -236,14 +236,15 @@ class Probe:
 
     def _pairs_work(self, pairs: Sequence[Pair], settings: TrainSettings) -> Work:
         tokenizer = self._tokenizer
-        read = written = squares = 0.0
+        total = Work("train", units=len(pairs), settings=settings)
         for pair in pairs:
-            prompt = len(tokenizer.chat_ids(pair.prompt))
             sides = ((pair.chosen, pair.chosen_token_ids), (pair.rejected, pair.rejected_token_ids))
-            for messages, ids in sides:
-                own = len(ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], True))
-                read, written, squares = read + prompt, written + own, squares + (prompt + own) ** 2
-        return Work("train", read, written, squares, len(pairs), settings=settings)
+            answers = [
+                len(ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], True))
+                for messages, ids in sides
+            ]
+            total = add_pair(total, len(tokenizer.chat_ids(pair.prompt)), answers, settings)
+        return total
 
     @property
     def _tokenizer(self) -> Any:

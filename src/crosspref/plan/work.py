@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from crosspref.languages import ENGLISH
@@ -216,44 +216,51 @@ def _translating(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Len
 
 
 def _training(recipe: Recipe, prompts: Sequence[Prompt], lengths: Lengths) -> Work:
-    """Two rows per pair, each with the prompt; how many prompts make a pair is not known before."""
-    read = written = squares = width = 0.0
-    pairs = 0
+    """How many prompts make a pair is not known before."""
+    total, width, pairs = Work("train"), 0.0, 0
     foreign = len(recipe.languages) - 1
     for language in recipe.languages:
         each = 1 if recipe.language_imbalance is None or language != ENGLISH else foreign
         mean = lengths.answer(language, recipe.sample.max_new_tokens)
         for prompt in _in(prompts, language):
             size = lengths.prompt(prompt.instruction, language)
-            read += 2 * each * size
-            written += 2 * each * mean
-            squares += 2 * each * (size + mean) ** 2
+            total = add_pair(total, size, (mean, mean), recipe.train, times=each)
             width = max(width, size + recipe.sample.max_new_tokens)
             pairs += each
-    share, settings = lengths.pairs, recipe.train
-    width = min(width, settings.max_length)
-    read, written, squares = (share * settings.epochs * value for value in (read, written, squares))
-    return Work("train", read, written, squares, round(share * pairs), width=width, settings=settings)
+    return _trained(total, lengths.pairs, pairs, width, recipe.train)
 
 
 def _stage_0(settings: TrainSettings, texts: Texts, lengths: Lengths) -> Work:
-    read = written = squares = width = 0.0
+    total, width = Work("train"), 0.0
     for pair in texts.preferences:
         size = lengths.prompt("".join(message["content"] for message in pair.prompt), ENGLISH)
-        for answer in (pair.chosen, pair.rejected):
-            own = lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template
-            read, written, squares = read + size, written + own, squares + (size + own) ** 2
-            width = max(width, size + own)
-    read, written, squares = (settings.epochs * value for value in (read, written, squares))
-    return Work(
-        "train",
-        read,
-        written,
-        squares,
-        len(texts.preferences),
-        width=min(width, settings.max_length),
-        settings=settings,
+        sides = (pair.chosen, pair.rejected)
+        answers = [lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template for answer in sides]
+        total = add_pair(total, size, answers, settings)
+        width = max(width, size + max(answers))
+    return _trained(total, 1.0, len(texts.preferences), width, settings)
+
+
+def add_pair(total: Work, prompt: float, answers: Sequence[float], settings: TrainSettings, times: int = 1) -> Work:
+    """Return the work with that of training on a pair added, ``times`` over.
+
+    A pair's prompt goes through a model once for both of its responses, but for KTO, whose examples come one by one.
+    """
+    prompts = len(answers) if settings.method == "kto" else 1
+    squares = sum((prompt + answer) ** 2 for answer in answers) - (len(answers) - prompts) * prompt**2
+    return replace(
+        total,
+        read=total.read + times * prompts * prompt,
+        written=total.written + times * sum(answers),
+        squares=total.squares + times * squares,
     )
+
+
+def _trained(total: Work, share: float, pairs: int, width: float, settings: TrainSettings) -> Work:
+    """Return the work of all epochs on a share of the pairs."""
+    read, written, squares = (share * settings.epochs * value for value in (total.read, total.written, total.squares))
+    width = min(width, settings.max_length)
+    return Work("train", read, written, squares, round(share * pairs), width=width, settings=settings)
 
 
 def reference_models(settings: TrainSettings) -> int:
