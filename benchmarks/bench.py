@@ -29,8 +29,7 @@ MEASURES = {
     "measure_memory:measure_memory": ("memory", "memory-workload"),
     "measure_scoring:measure_adapter": ("adapter-memory", "adapter-time"),
     "measure_iteration:measure_sampling": ("sampling",),
-    "measure_scoring:measure_one_model": ("trl-reference", "limit"),
-    "measure_scoring:measure_released": ("released",),
+    "measure_scoring:measure_one_model": ("released", "trl-reference", "limit"),
     "measure_training:measure_training": ("training",),
     "measure_iteration:measure_iteration": ("iteration",),
 }
@@ -77,10 +76,10 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--prompts-from", default=workload.source())
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--responses", type=int, default=10, help="per prompt; an even number, for TRL's pairs")
-    parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--longest-prompt", type=int, default=512, help="tokens; longer prompts are left out")
     parser.add_argument("--sample-prompts", type=int, default=4, help="prompts of the line on sampling")
-    parser.add_argument("--iteration-prompts", type=int, default=3, help="prompts of the line on a whole iteration")
+    parser.add_argument("--iteration-prompts", type=int, default=2, help="prompts of the line on a whole iteration")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of a training step; 8 is TRL's default")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))

@@ -22,7 +22,7 @@ class Line:
 
 LINES = {
     "released": Line(
-        "scoring under policy and reference, response tokens per second",
+        "scoring under one model, response tokens per second",
         "the released scripts' way: file order, batches of 3, padded, full log-softmax, one pass per response index",
         4.0,
     ),

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import rivals
@@ -17,14 +18,19 @@ from crosspref.stages.audit import least_gap
 from crosspref.stages.score import score
 
 Found = dict[str, dict[str, Any]]
-PROMPTS = 4
+TOKENS = 48
+"""Of each response, that are scored: all in float32 takes minutes."""
+GROUPS = 4
+"""Groups of prompts, each of which has its own noise."""
 BATCHES = (1, 8, 64)
 """Responses side by side."""
 
 
 def measure_exactness(work: Prepared) -> Found:
-    """Compare log-ratios of the workload's first prompts in its number format with those in float32, in nats."""
-    part = work.first(PROMPTS)
+    """Compare log-ratios in the workload's number format with those in float32, in nats."""
+    part = work.with_responses(
+        [replace(row, token_ids=(row.token_ids or [])[:TOKENS], finish_reason="length") for row in work.responses]
+    )
     models = (work.policy, work.initial)
     exact = log_ratios(*(naive(part, files, torch.float32) for files in models))
     plain = log_ratios(*(naive(part, files, work.options.torch_dtype) for files in models))
@@ -32,15 +38,23 @@ def measure_exactness(work: Prepared) -> Found:
     float32 = in_batches(part, max(BATCHES), "float32")
     noise = {size: spread_of(values, exact) for size, values in own.items()}
     theirs, worst = spread_of(plain, exact), max(noise.values())
+    noisiest = own[max(noise, key=noise.__getitem__)]
+    size = len(exact) // GROUPS
+    cuts = [slice(start, start + size) for start in range(0, size * GROUPS, size)]
+    each = [ratio(spread_of(plain[cut], exact[cut]), spread_of(noisiest[cut], exact[cut])) for cut in cuts]
     flips, pairs = turned_round(list(own.values()), least_gap(worst), part.options.responses)
     apart = max(abs(one - other) for one, other in zip(float32, exact, strict=True))
-    said = {f"noise at {size} side by side, nats": value for size, value in noise.items()}
+    said: dict[str, float] = {"in float32, furthest, nats": apart}
+    said |= {f"noise at {size} side by side, nats": value for size, value in noise.items()}
     return {
-        "noise": reached(
-            "noise", [theirs / worst if worst else 1.0], **said, naive_noise_nats=theirs, float32_apart_nats=apart
-        ),
+        "noise": reached("noise", each, all_together=ratio(theirs, worst), naive_noise_nats=theirs, **said),
         "flips": reached("flips", [float(flips)], pairs_with_a_greater_gap=pairs, gap_nats=least_gap(worst)),
     }
+
+
+def ratio(theirs: float, own: float) -> float:
+    """Return how much larger their noise is; where there is none at all, as in float32, both are alike."""
+    return theirs / own if own else 1.0
 
 
 def naive(work: Prepared, files: ModelFiles, dtype: torch.dtype) -> list[float]:

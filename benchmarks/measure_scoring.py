@@ -35,55 +35,39 @@ HEADS = (256, 1024, 4096)
 """Of what the limit takes the quickest: tokens of a row, rows at a time; and tokens that the head takes at a time."""
 
 
-def measure_released(work: Prepared) -> Found:
-    """Score under policy and reference, against the released scripts' way."""
-    scorer = work.engines().scorer(work.policy, work.initial)
-    models = [rivals.load(readable_directory(files), work.options.torch_dtype) for files in (work.policy, work.initial)]
-
-    def released(part: Prepared) -> list[list[float]]:
-        rows = part.rows()
-        return [[*chain(*rivals.released_logprobs(model, rows))] for model in models]
-
-    small = work.first(WARM_UP)
-    own, theirs = rate(scorer, small), released(small)
-    apart = max(
-        difference([row.policy_logprob for row in own], theirs[0], work),
-        difference([row.reference_logprob for row in own], theirs[1], work),
-    )
-    turns = {"crosspref": per_second(partial(rate, scorer), work), "released": per_second(released, work)}
-    speeds, _ = take_turns(turns, work.options.rounds)
-    scorer.close()
-    of_each_round = ratios(speeds["crosspref"], speeds["released"])
-    return {"released": reached("released", of_each_round, apart=f"{apart:.3g} nats at most", **medians(speeds))}
-
-
 def measure_one_model(work: Prepared) -> Found:
-    """Score under one model, against TRL's reference pass and against the limit, which have one model, too."""
+    """Score under one model: against the released scripts' way, TRL's reference pass and the limit, all by turns.
+
+    With a second model all of them do the same work once more.
+    """
     # Loaded in the number format that crosspref scores in: TRL is slower with float32 weights, its default.
     model, same = (rivals.load(readable_directory(work.policy), work.options.torch_dtype) for _ in range(2))
     rows, small = work.rows(), work.first(WARM_UP)
     scorer = work.engines().scorer(work.policy, None)
-    changes: dict[str, Any] = {"bf16": work.options.dtype == "bfloat16"}
+    folder, changes = work.options.cache / "trl", {"bf16": work.options.dtype == "bfloat16"}
     pairs = rivals.two_by_two(rows)
-    trainer = rivals.dpo_trainer(
-        pairs, (model, same), work.tokenizer().tokenizer, work.options.cache / "trl", **changes
-    )
+    trainer = rivals.dpo_trainer(pairs, (model, same), work.tokenizer().tokenizer, folder, **changes)
     tiles, tried = quickest_limit(model, work.first(max(WARM_UP, len(rows) // 4)).rows())
     limit = rivals.Limit(model, rows, *tiles)
-    own, theirs = score_alone(scorer, small), rivals.trl_reference(trainer, rivals.two_by_two(small.rows()))
-    apart = difference([row.policy_logprob for row in own], theirs, work)
+    own = [row.policy_logprob for row in score_alone(scorer, small)]
+    trl = rivals.trl_reference(trainer, rivals.two_by_two(small.rows()))
+    released = [*chain(*rivals.released_logprobs(model, small.rows()))]
+    apart = {
+        name: f"{difference(own, theirs, work):.3g} nats" for name, theirs in (("TRL", trl), ("released", released))
+    }
     turns = {
         "crosspref": per_second(partial(score_alone, scorer), work),
+        "released": per_second(lambda _: rivals.released_logprobs(model, rows), work),
         "TRL": per_second(lambda _: rivals.trl_reference(trainer, pairs), work),
         "limit": per_second(lambda _: limit.run(), work),
     }
     speeds, _ = take_turns(turns, work.options.rounds)
     scorer.close()
-    ours, said = speeds["crosspref"], medians(speeds)
-    against = ratios(ours, speeds["TRL"])
+    ours, said = speeds["crosspref"], {**medians(speeds), **{f"{name}, furthest": far for name, far in apart.items()}}
     chosen = "rows of {} tokens, {} at a time; head on {} tokens at a time".format(*tiles)
     return {
-        "trl-reference": reached("trl-reference", against, apart=f"{apart:.3g} nats at most", **said),
+        "released": reached("released", ratios(ours, speeds["released"]), **said),
+        "trl-reference": reached("trl-reference", ratios(ours, speeds["TRL"]), **said),
         "limit": reached("limit", ratios(ours, speeds["limit"]), tiles=chosen, tried=tried, **said),
     }
 

@@ -181,6 +181,10 @@ def test_four_bits(tiny_models: Models, tmp_path: Path) -> None:
     held = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert len(held) == 14  # seven in each of two layers; not the output layer
     assert all(module.weight.quant_state.nested for module in held)
+    model.eval()(input_ids=torch.tensor([[5, 6]]))  # after a pass without gradients, they must still pass
+    first = model.model.embed_tokens.weight.new_ones(1, 3, held[0].in_features).requires_grad_()
+    held[0](first).sum().backward()
+    assert first.grad.abs().sum() > 0
     losses = [step["loss"] for step in train(trainer, tmp_path)["log"]]
     assert losses[-1] < losses[0]
     assert (tmp_path / "out" / "model.safetensors").exists()

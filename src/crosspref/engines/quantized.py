@@ -36,6 +36,10 @@ def load_quantized(directory: Path, dtype: torch.dtype, device: torch.device, tr
             *args, quantization_config=config, device_map={"": device}, **kwargs
         )
 
-    return load_model(
-        directory, dtype, device, trust_remote_code, kind=SimpleNamespace(from_pretrained=from_pretrained)
-    )
+    kind = SimpleNamespace(from_pretrained=from_pretrained)
+    model = load_model(directory, dtype, device, trust_remote_code, kind=kind)
+    for layer in model.modules():
+        # On a CPU with bfloat16 a first pass without gradients would lay weights out so that no gradient passes them.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
