@@ -97,11 +97,8 @@ def memory(work: Work, shape: ModelShape, recipe: Recipe, width: int) -> float:
         if recipe.reward.engine == "server":
             return 0.0
         batch = max(work.width, min(recipe.reward.batch_tokens, work.rows * work.width))
-        cache = batch * shape.cache_values * width
         passing = batch * shape.hidden * width * 8
-        return (
-            scored_models(recipe) * shape.parameters * width + cache + passing + (recipe.reward.logits_megabytes << 20)
-        )
+        return scored_models(recipe) * shape.parameters * width + passing + (recipe.reward.logits_megabytes << 20)
     if work.settings is not None:
         return training_memory(work, work.settings, shape, width)
     return 0.0

@@ -173,7 +173,8 @@ class Probe:
                 continue  # the first one warms up
             seconds += time.monotonic() - began
             sizes = [len(response.token_ids or []) for response in responses]
-            part = Work("score", read, sum(sizes), sum((read + size) ** 2 for size in sizes))
+            squares = sum((read + size) ** 2 for size in sizes) - (len(sizes) - 1) * read**2
+            part = Work("score", read, sum(sizes), squares)
             work += flops(part, self.shape, recipe)
             if time.monotonic() > until:
                 break

@@ -190,9 +190,10 @@ def _scoring(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths
             source = prompt if own else english[prompt.prompt_id]
             size = lengths.prompt(source.instruction, source.language)
             mean = lengths.answer(language, recipe.sample.max_new_tokens)
-            read += size * (n if reward == "reward_model" else 1)
+            times = n if reward == "reward_model" else 1
+            read += times * size
             written += n * mean
-            squares += n * (size + mean) ** 2
+            squares += n * (size + mean) ** 2 - (n - times) * size**2
             width = max(width, size + recipe.sample.max_new_tokens)
             units += n
     return Work("rate" if reward == "reward_model" else "score", read, written, squares, units, rows=n, width=width)
