@@ -111,6 +111,17 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(
     assert not workers_of_ray(), "the cluster outlived the run that started it"
 
 
+def stopped_while_it_works(process: Forked) -> int:
+    """Stop a worker of Ray in the middle of a shard, which would be done before its node is gone."""
+    while True:
+        assert process.poll() is None, process.output()
+        for worker in workers_of_ray(".do"):
+            os.kill(worker, signal.SIGSTOP)
+            if worker in workers_of_ray(".do"):
+                return worker
+            os.kill(worker, signal.SIGCONT)
+
+
 def test_a_node_that_is_lost_costs_nothing_but_time(
     recipe: Path, reference: Path, forks: ForkServer, tmp_path: Path
 ) -> None:
@@ -121,10 +132,10 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
         run = tmp_path / "run"
         process = on_ray(recipe, run, forks, "--set", f"ray.address={cluster.address}")
         wait_for(run, SAMPLED, process.poll)
-        while not (busy := workers_of_ray(".do")):
-            assert process.poll() is None, process.output()
-        raylet = int(Path(f"/proc/{busy[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        worker = stopped_while_it_works(process)
+        raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         cluster.remove_node(by_raylet[raylet], allow_graceful=False)
+        os.kill(worker, signal.SIGKILL)
         assert process.wait(240) == 1, process.output()
         assert "the shard is done again" in process.output(), process.output()
         assert_same_tables(run, reference)

@@ -9,11 +9,16 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util import placement_group, remove_placement_group
 
 from crosspref.engines.ray_executor import DEATHS, connect
 from crosspref.errors import CrossprefError, RunError
 from crosspref.recipe import Recipe
 from crosspref.resources import RaySettings
+
+
+PATIENCE = 5.0
+"""Seconds between two looks at what nodes there are, while training waits for its places."""
 
 
 class Faults:
@@ -35,7 +40,7 @@ def train_together(recipe: Recipe, phase: Callable[[], None], folder: Path) -> N
     """Run the phase on all workers at once; see ``Engines.train_together``."""
     connect(recipe.ray)
     settings = recipe.ray
-    require_room(settings)
+    wait_for_room(settings)
     faults = ray.remote(Faults).options(num_cpus=0).remote()
     state = folder.resolve() / ".ray_train"
     trainer = TorchTrainer(
@@ -69,8 +74,26 @@ def train_together(recipe: Recipe, phase: Callable[[], None], folder: Path) -> N
         raise fault
 
 
+def wait_for_room(settings: RaySettings) -> None:
+    """Wait until all workers have a place at once, as training needs them; others may hold some of the places.
+
+    Raises:
+        RunError: the nodes that are there, or that are left once Ray has noticed that one is gone, have too few.
+    """
+    needs = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    places = [{name: amount for name, amount in needs.items() if amount}] * settings.workers
+    while True:
+        require_room(settings)
+        group = placement_group(places)
+        try:
+            if group.wait(PATIENCE):
+                return
+        finally:
+            remove_placement_group(group)
+
+
 def require_room(settings: RaySettings) -> None:
-    """Raise RunError if the nodes that are there cannot hold all workers at once, as training needs them."""
+    """Raise RunError if the nodes that are there cannot hold all workers at once."""
     needs = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items() if amount) for node in nodes)
