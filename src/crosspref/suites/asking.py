@@ -139,8 +139,10 @@ class Asking:
         """Ask once, and count what that took."""
         costs, decoding, size = self.judge.costs, self.judge.decoding(question, way), size_of(question)
         cost = costs.expected(question, decoding)
-        if not costs.reserve(cost):
-            raise BudgetError
+        while not costs.reserve(cost):
+            if costs.reserved < 1e-9:
+                raise BudgetError
+            await asyncio.sleep(0.02)  # what is on its way may cost less than was set aside for it
         usage: dict[str, int] | None = None
         try:
             reply = await self.client.chat(

@@ -39,6 +39,18 @@ class Rates:
     lc_kind: str = "none"
 
 
+Key = tuple[str, str]
+"""A model and a language."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rates of every model and language, and of every model the plain mean over languages."""
+
+    rates: Mapping[Key, Rates]
+    means: Mapping[str, Rates]
+
+
 @dataclass(frozen=True, slots=True)
 class Controls:
     """What the length-controlled rate needs beside verdicts: rows of the gamed table, and difficulties.
@@ -95,23 +107,21 @@ def _number(value: object) -> float:
         raise DataError(f"{value!r} stands where a number is expected in the gamed table or the difficulties.") from error
 
 
-def rates(compared: Sequence[Compared], controls: Controls, *, resamples: int, seed: int) -> Rates:
-    """Return the rates of one model in one language."""
-    judged = [row for row in compared if row.preference is not None]
-    if not judged:
+def measure(cells: Mapping[Key, Sequence[Compared]], controls: Controls, *, resamples: int, seed: int) -> Measured:
+    """Return the rates of every model in every language, and the plain means over languages."""
+    found = {key: _rates(compared, controls, resamples, seed) for key, compared in cells.items()}
+    models = dict.fromkeys(model for model, _ in cells)
+    return Measured(found, {name: _mean([one for (model, _), one in found.items() if model == name]) for name in models})
+
+
+def _rates(compared: Sequence[Compared], controls: Controls, resamples: int, seed: int) -> Rates:
+    wins = [100 * (row.preference - 1) for row in compared if row.preference is not None]
+    if not wins:
         return Rates()
-    wins = [100 * (row.preference - 1) for row in judged if row.preference is not None]
     found = mean_interval(wins, resamples=resamples, seed=seed)
     return Rates(found.mean, found.low, found.high)
 
 
-def mean_rates(by_language: Mapping[str, Rates], compared: Mapping[str, Sequence[Compared]]) -> Rates:
-    """Return the plain mean of the languages' rates; the LC only where every language has one of the same kind."""
-    every = [found for found in by_language.values() if not math.isnan(found.wr)]
-    if not every:
-        return Rates()
-    kinds = {found.lc_kind for found in every}
-    same = len(kinds) == 1 and not any(math.isnan(found.lc) for found in every)
-    lc = sum(found.lc for found in every) / len(every) if same else math.nan
-    kind = kinds.pop() if same else "none"
-    return Rates(wr=sum(found.wr for found in every) / len(every), lc=lc, lc_kind=kind)
+def _mean(rates: Sequence[Rates]) -> Rates:
+    every = [found.wr for found in rates if not math.isnan(found.wr)]
+    return Rates(sum(every) / len(every)) if every else Rates()

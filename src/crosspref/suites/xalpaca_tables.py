@@ -12,7 +12,7 @@ from crosspref.languages import LANGUAGES
 from crosspref.stages.report import Report
 from crosspref.store import Unit, write_text
 from crosspref.suites.alpaca_files import Problems
-from crosspref.suites.rates import Rates, mean_rates, rates, read_controls
+from crosspref.suites.rates import Rates, measure, read_controls
 from crosspref.suites.results import WinRate
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import LACKING, Cell
@@ -35,15 +35,12 @@ KINDS = {
 def write_results(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Problems]) -> list[Report]:
     """Compute the rates, write the tables, and return the report."""
     controls = read_controls(work.settings.xalpaca)
-    how = {"resamples": work.settings.resamples, "seed": work.settings.seed}
+    compared = {(cell.model, cell.language): cell.compared() for cell in cells}
+    found = measure(compared, controls, resamples=work.settings.resamples, seed=work.settings.seed)
     rows: list[WinRate] = []
     for model in dict.fromkeys(cell.model for cell in cells):
-        own = [cell for cell in cells if cell.model == model]
-        compared = {cell.language: cell.compared() for cell in own}
-        found = {language: rates(judged, controls, **how) for language, judged in compared.items()}
-        rows += [_row(cell, found[cell.language]) for cell in own]
-        if len(own) > 1:
-            rows.append(_mean(rows[-len(own) :], mean_rates(found, compared)))
+        own = [_row(cell, found.rates[cell.model, cell.language]) for cell in cells if cell.model == model]
+        rows += [*own, _mean(own, found.means[model])] if len(own) > 1 else own
     folder = work.target.folder / "xalpaca"
     about = _about(work, cells, problems)
     Unit(folder / "win_rates.parquet").write_rows(rows, WinRate)
