@@ -2,11 +2,13 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
+from crosspref.errors import RecipeError
 from crosspref.suites.questions import UnreadableError, first_label_probability, read_answer, read_label
-from crosspref.suites.xalpaca_prompt import LABELS, ask_about, is_switched, preference
+from crosspref.suites.xalpaca_prompt import LABELS, ask_about, is_switched, preference, read_template
 
 
 @pytest.mark.parametrize(("text", "value"), [("m", 1.0), ("M", 0.0), (" m\n", 1.0), ("**M**.", 0.0), ('"m"', 1.0)])
@@ -91,3 +93,21 @@ def test_braces_in_an_answer_stay_as_they_are() -> None:
     asked = ask_about("Write {code}", "{first} {0}", "{{second}} {").messages[-1]["content"]
     for text in ("Write {code}", "{first} {0}", "{{second}} {"):
         assert text in asked
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(
+        "<|im_start|>system\nRank.\n<|im_end|>\n<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>\n"
+    )
+    text = next(text for text in map(str, range(99)) if not is_switched(text))
+    asked = ask_about(text, "theirs {output_2}", "ours", read_template(str(file)))
+    assert asked.messages == [
+        {"role": "system", "content": "Rank."},
+        {"role": "user", "content": f"{text}\nm: theirs {{output_2}}\nM: ours"},
+    ]
+    file.write_text("{instruction} {output_1} {output_2}")
+    assert [message["role"] for message in ask_about(text, "a", "b", read_template(str(file))).messages] == ["user"]
+    file.write_text("{instruction} {output_1}")
+    with pytest.raises(RecipeError, match=r"has no \{output_2\}"):
+        read_template(str(file))

@@ -1,6 +1,6 @@
 """What judging costs: an estimate before anything is asked, and a count of what was reported, against the budget."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crosspref.suites.questions import Decoding, Question
@@ -63,10 +63,9 @@ class Costs:
         read = round(size_of(question) * self.tokens_per_byte)
         return {"prompt_tokens": read, "completion_tokens": decoding.max_tokens, "estimated": 1}
 
-    def estimate(self, questions: list[Question]) -> str:
-        """Return the line about what asking these questions will take."""
+    def estimate(self, questions: Sequence[Question], written: int) -> str:
+        """Return the line about what asking these questions will take; ``written`` tokens come back at most."""
         read = sum(map(size_of, questions)) / BYTES_PER_TOKEN
-        written = sum((question.by_logprobs or question.by_text).max_tokens for question in questions)
         line = (
             f"{len(questions):,} questions, about {read:,.0f} tokens to read and at most {written:,} to write "
             f"(an estimate: {BYTES_PER_TOKEN:g} bytes of text a token)"

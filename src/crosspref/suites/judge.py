@@ -132,7 +132,9 @@ class Judge:
         from crosspref.engines import find_engine
         from crosspref.suites.asking import Asking
 
-        self.reporter.say(f"{label}: {self.name} at {self.settings.url}: {self.costs.estimate(questions)}")
+        ways = [[self.decoding(question, way).max_tokens for way in self.allowed(question)] for question in questions]
+        estimate = self.costs.estimate(questions, sum(map(max, ways)))
+        self.reporter.say(f"{label}: {self.name} at {self.settings.url}: {estimate}")
         client = find_engine("client", "server")(self.settings.transport())
         try:
             with self.reporter.step(label, len(questions)) as meter:

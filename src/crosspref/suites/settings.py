@@ -105,6 +105,11 @@ class XAlpacaSettings(Settings):
     paper_compat: bool = Field(
         False, description="Join the difficulty by position among what was judged, as the paper did, and not by item."
     )
+    prompt: str | None = Field(
+        None,
+        description="A prompt of your own, such as alpaca_eval's: a text with {instruction}, {output_1} and {output_2}, and "
+        "the labels m and M.",
+    )
     limit: Positive | None = Field(None, description="Use only the first so many items of each language.")
 
 

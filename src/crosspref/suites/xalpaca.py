@@ -13,7 +13,7 @@ from crosspref.suites.alpaca_files import Item, Problems, join, read_items, read
 from crosspref.suites.targets import Candidate
 from crosspref.suites.verdicts import Verdict
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca_prompt import ask_about, preference
+from crosspref.suites.xalpaca_prompt import ask_about, preference, read_template
 from crosspref.suites.xalpaca_cell import LACKING, Baseline, Cell
 from crosspref.suites.xalpaca_tables import write_results
 
@@ -109,10 +109,11 @@ def _answer(
 
 def _judge(work: Evaluation, cells: Sequence[Cell]) -> None:
     """Ask about every model and language at once, so that the estimate is of the whole."""
+    template = read_template(work.settings.xalpaca.prompt)
     for cell in cells:
         for item in cell.both():
             outputs = cell.baseline.outputs[item.item_id], cell.outputs[item.item_id]
-            cell.questions[item.item_id] = ask_about(item.instruction, *outputs)
+            cell.questions[item.item_id] = ask_about(item.instruction, *outputs, template)
     asked = [(cell, item_id) for cell in cells for item_id in cell.questions]
     judge = work.judge
     verdicts = judge.ask([cell.questions[item_id] for cell, item_id in asked], "xalpaca")

@@ -16,6 +16,7 @@ from crosspref.suites.rates import Rates, measure, read_controls
 from crosspref.suites.results import WinRate
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import LACKING, Cell
+from crosspref.suites.xalpaca_prompt import read_template
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -105,6 +106,7 @@ def _about(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Probl
     return {
         "suite": "xalpaca",
         "judge": work.judge.describe() if work.annotations is None else {"annotations": str(work.annotations)},
+        "prompt": [list(message) for message in read_template(settings.xalpaca.prompt).messages],
         "answers": settings.answers.model_dump(mode="json"),
         "settings": settings.xalpaca.model_dump(mode="json"),
         "seed": settings.seed,
@@ -115,7 +117,7 @@ def _about(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Probl
 
 
 def _jsonable(row: WinRate) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in asdict(row).items()}  # noqa: PLR0124 - nan
+    return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
 def _csv(rows: Sequence[WinRate]) -> str:
