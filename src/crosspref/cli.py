@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and what it does")
-    settings.add_argument("--suites", action="store_true", help="those of `crosspref evaluate --suite`, not of a recipe")
+    settings.add_argument(
+        "--suites", action="store_true", help="those of `crosspref evaluate --suite`, not of a recipe"
+    )
     settings.set_defaults(command=_settings)
 
     from crosspref import cli_audit, cli_canary, cli_lab, cli_plan, cli_stages

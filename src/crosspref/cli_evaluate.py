@@ -35,7 +35,10 @@ def add_command(
     suites.add_argument("--suite", metavar="NAME", help="by which suite: xalpaca")
     suites.add_argument("--with", dest="file", metavar="FILE", help="the settings of judge, answers and suite (YAML)")
     suites.add_argument(
-        "--judge", nargs="+", metavar="URL", help="the judge's server; or: replay FILE, recorded verdicts, asking nobody"
+        "--judge",
+        nargs="+",
+        metavar="URL",
+        help="the judge's server; or: replay FILE, recorded verdicts, asking nobody",
     )
     suites.add_argument("--languages", help="only these languages, for example en,es,fr; all if left out")
     suites.add_argument("--annotations", metavar="FILE", help="verdicts made elsewhere, in alpaca_eval's format")
@@ -99,4 +102,3 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print_reports(reports, WIDTH)
     print(f"Written: {folder}")  # noqa: T201
-

@@ -176,7 +176,9 @@ def test_the_price_is_estimated_before_anything_is_asked(path: Path) -> None:
         judge.ask(QUESTIONS)
     characters = sum(len(message["content"]) for question in QUESTIONS for message in question.messages)
     money = (characters / 4 * PRICES["price_in"] + 16 * len(QUESTIONS) * PRICES["price_out"]) / 1e6
-    assert f"12 questions, about {characters / 4:,.0f} tokens to read and at most 192 to write (an estimate" in said(judge)
+    assert f"12 questions, about {characters / 4:,.0f} tokens to read and at most 192 to write (an estimate" in said(
+        judge
+    )
     assert f"about {money:,.2f}" in said(judge)
 
 

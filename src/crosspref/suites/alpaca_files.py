@@ -81,14 +81,10 @@ def _files(directory: Path) -> dict[str, Path]:
 
 def _rows(file: Path) -> list[Row]:
     """Return the rows of a file; a broken line becomes an empty row, which is then counted as unusable."""
-    return [
-        row if isinstance(row, Row) else Row(row.file, row.number, {}) for row in read_file(file, str(file))
-    ]
+    return [row if isinstance(row, Row) else Row(row.file, row.number, {}) for row in read_file(file, str(file))]
 
 
-def _by_column(
-    rows: Iterable[Row], source: str, what: str, asked: Sequence[str] | None
-) -> dict[str, list[Row]]:
+def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str] | None) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         value = _first(row, LANGUAGE_COLUMNS)

@@ -36,7 +36,9 @@ def answer_prompts(
     shards = [
         shard
         for language in dict.fromkeys(prompt.language for prompt in prompts)
-        for shard in _shards(job, folder / language, candidate, [row for row in prompts if row.language == language], seed, greedy)
+        for shard in _shards(
+            job, folder / language, candidate, [row for row in prompts if row.language == language], seed, greedy
+        )
     ]
 
     def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:

@@ -14,7 +14,6 @@ from crosspref.suites.verdicts import Verdict, VerdictLog, key_of, messages_dige
 Protocol = Literal["logprobs", "text"]
 
 
-
 class Judge:
     """Asks one judge, or replays a file of verdicts and asks nobody.
 

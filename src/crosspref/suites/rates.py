@@ -80,7 +80,9 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
     if settings.difficulty is not None:
         rows = _columns(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
         if all("id" in row for row in rows):
-            return Controls(gamed, {str(row["id"]): _number(row[DIFFICULTY]) for row in rows}, None, settings.paper_compat)
+            return Controls(
+                gamed, {str(row["id"]): _number(row[DIFFICULTY]) for row in rows}, None, settings.paper_compat
+            )
         source = "xalpaca.difficulty"
     else:
         rows, source = gamed or [], "xalpaca.gamed"
@@ -104,14 +106,18 @@ def _number(value: object) -> float:
     try:
         return float(str(value))
     except ValueError as error:
-        raise DataError(f"{value!r} stands where a number is expected in the gamed table or the difficulties.") from error
+        raise DataError(
+            f"{value!r} stands where a number is expected in the gamed table or the difficulties."
+        ) from error
 
 
 def measure(cells: Mapping[Key, Sequence[Compared]], controls: Controls, *, resamples: int, seed: int) -> Measured:
     """Return the rates of every model in every language, and the plain means over languages."""
     found = {key: _rates(compared, controls, resamples, seed) for key, compared in cells.items()}
     models = dict.fromkeys(model for model, _ in cells)
-    return Measured(found, {name: _mean([one for (model, _), one in found.items() if model == name]) for name in models})
+    return Measured(
+        found, {name: _mean([one for (model, _), one in found.items() if model == name]) for name in models}
+    )
 
 
 def _rates(compared: Sequence[Compared], controls: Controls, resamples: int, seed: int) -> Rates:

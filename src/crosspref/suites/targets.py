@@ -70,9 +70,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
     return Target(Path(out), models, _answering(settings, None, None), settings.answers.temperature == 0)
 
 
-def _of_run(
-    run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter
-) -> list[Candidate]:
+def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:
     """Return pi_I where there is one, pi_0, and the policy of each iteration that is done."""
     known = [*(["pi_I"] if recipe.models.initial else []), *(f"pi_{t}" for t in range(recipe.iterations + 1))]
     unknown = [name for name in chosen or [] if name not in known]

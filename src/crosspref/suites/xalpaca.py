@@ -19,6 +19,7 @@ from crosspref.suites.xalpaca_tables import write_results
 
 NAME = "xalpaca"
 
+
 def evaluate(work: Evaluation) -> list[Report]:
     """Run the suite; see ``suites``.
 
@@ -32,9 +33,7 @@ def evaluate(work: Evaluation) -> list[Report]:
         cells = _from_annotations(work, items, problems)
     else:
         baselines = _baselines(work, items, problems)
-        cells = [
-            cell for candidate in work.target.models for cell in _answer(work, candidate, items, baselines)
-        ]
+        cells = [cell for candidate in work.target.models for cell in _answer(work, candidate, items, baselines)]
         _judge(work, cells)
     if not any(cell.preferences for cell in cells):
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
@@ -79,7 +78,9 @@ def _baselines(
         texts = {key: text for key, text in outputs.items() if isinstance(text, str)}
         if not texts:
             problems[language].counts["language without baseline"] = 1
-            work.reporter.say(f"xalpaca {language}: the baseline has no answers, so nothing is judged in this language.")
+            work.reporter.say(
+                f"xalpaca {language}: the baseline has no answers, so nothing is judged in this language."
+            )
             continue
         if len(texts) < len(own):
             work.reporter.say(f"xalpaca {language}: the baseline answers {len(texts)} of {len(own)} items.")
@@ -95,9 +96,7 @@ def _generator(rows: Any, column: str) -> str:
 def _answer(
     work: Evaluation, candidate: Candidate, items: Mapping[str, list[Item]], baselines: Mapping[str, Baseline]
 ) -> list[Cell]:
-    prompts = [
-        Prompt(item.item_id, language, item.instruction) for language in baselines for item in items[language]
-    ]
+    prompts = [Prompt(item.item_id, language, item.instruction) for language in baselines for item in items[language]]
     answers: dict[str, dict[str, str]] = {language: {} for language in baselines}
     for row in work.answers(NAME, candidate, prompts):
         answers[row.language][row.prompt_id] = row.text
