@@ -1,4 +1,4 @@
-"""`crosspref evaluate RUN_OR_MODEL --suite xalpaca`, with tiny models that answer and a fake judge over a real socket."""
+"""`crosspref evaluate RUN_OR_MODEL --suite xalpaca`: tiny models answer, and a fake judge over a real socket judges."""
 
 import csv
 import json
@@ -20,7 +20,8 @@ pytest.importorskip("openai")
 
 TEXTS = {
     "en": ["Name a river.", "Say why the sky is blue.", "Greet a friend.", "Count to three.", "Describe snow."],
-    "es": ["Nombra un río.", "Di por qué el cielo es azul.", "Saluda a un amigo.", "Cuenta hasta tres.", "Describe la nieve."],
+    "es": ["Nombra un río.", "Di por qué el cielo es azul.", "Saluda a un amigo.",
+           "Cuenta hasta tres.", "Describe la nieve."],
 }  # fmt: skip
 
 

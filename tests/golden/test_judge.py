@@ -152,7 +152,7 @@ def test_a_server_that_stays_down_loses_nothing(path: Path) -> None:
 def test_the_budget_stops_before_it_is_exceeded_and_a_larger_one_goes_on(path: Path) -> None:
     with FakeJudge() as server:
         judge = make_judge(path, server.url, budget=5.5 * COST, concurrency=4, **PRICES)
-        with pytest.raises(BudgetError, match="with a larger judge.budget") as caught:
+        with pytest.raises(BudgetError, match=r"with a larger judge\.budget") as caught:
             judge.ask(QUESTIONS)
         kept = len(VerdictLog.open(path).verdicts)
         assert 1 <= kept <= 5
@@ -205,7 +205,7 @@ def test_replaying_asks_nobody_and_says_what_is_lacking(path: Path) -> None:
 
 
 def test_a_judge_needs_a_name(path: Path) -> None:
-    with pytest.raises(RecipeError, match="set judge.model"):
+    with pytest.raises(RecipeError, match=r"set judge\.model"):
         make_judge(path, model=None)
 
 

@@ -42,7 +42,7 @@ def test_every_fault_is_named_by_its_key(tmp_path: Path) -> None:
 
 
 def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError, match="judge.url: the address holds a user or password") as caught:
+    with pytest.raises(RecipeError, match=r"judge\.url: the address holds a user or password") as caught:
         load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])
     assert "sesame" not in str(caught.value)
 
@@ -58,5 +58,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_every_suite_is_there_and_others_are_named() -> None:
     for name in SUITES:
         assert callable(find_suite(name))
-    with pytest.raises(RecipeError, match="no suite 'alpaca'. Known: xalpaca"):
+    with pytest.raises(RecipeError, match=r"no suite 'alpaca'\. Known: xalpaca"):
         find_suite("alpaca")

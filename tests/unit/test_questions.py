@@ -98,7 +98,8 @@ def test_braces_in_an_answer_stay_as_they_are() -> None:
 def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text(
-        "<|im_start|>system\nRank.\n<|im_end|>\n<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>\n"
+        "<|im_start|>system\nRank.\n<|im_end|>\n"
+        "<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>\n"
     )
     text = next(text for text in map(str, range(99)) if not is_switched(text))
     asked = ask_about(text, "theirs {output_2}", "ours", read_template(str(file)))

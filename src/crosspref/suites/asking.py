@@ -1,7 +1,7 @@
 """One round of asking a judge over HTTP: many questions side by side, each answer kept as it comes."""
 
 import asyncio
-import datetime
+import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,7 @@ class Asking:
             key_of(self.judge.name, request, messages),
             self.judge.name,
             request,
-            datetime.datetime.now(datetime.UTC).date().isoformat(),
+            dt.datetime.now(dt.UTC).date().isoformat(),
             messages,
             about.get("text"),
             about.get("logprobs"),

@@ -107,8 +107,8 @@ class XAlpacaSettings(Settings):
     )
     prompt: str | None = Field(
         None,
-        description="A prompt of your own, such as alpaca_eval's: a text with {instruction}, {output_1} and {output_2}, and "
-        "the labels m and M.",
+        description="A prompt of your own, such as alpaca_eval's: a text with {instruction}, {output_1} and "
+        "{output_2}, and the labels m and M.",
     )
     limit: Positive | None = Field(None, description="Use only the first so many items of each language.")
 

@@ -24,7 +24,8 @@ class Verdict:
 
     ``text`` is the answer; ``logprobs`` are the log-probabilities (nats) of its first token and that token's rivals,
     where they were asked for. ``verdict`` is what was read from them, or None, and then ``failure`` is why. ``usage``
-    are the tokens as the server reported them, or, with ``estimated``, as they were taken to be. ``answered_as`` is the name that the server gave the judge.
+    are the tokens as the server reported them, or, with ``estimated``, as they were taken to be. ``answered_as`` is the
+    name that the server gave the judge.
     """
 
     key: str

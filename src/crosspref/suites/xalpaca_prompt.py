@@ -22,9 +22,10 @@ SYSTEM = (
     "would like better."
 )
 ASKED = """\
-Two language models, called m and M, were given the same instruction. Read the instruction and both answers, and decide \
-which answer is better from the point of view of the person who gave it: what it says should be right, helpful, and what \
-was asked for. An answer should be in the language of the instruction, unless the instruction asks for another one.
+Two language models, called m and M, were given the same instruction. Read the instruction and both answers, and \
+decide which answer is better from the point of view of the person who gave it: what it says should be right, helpful, \
+and what was asked for. An answer should be in the language of the instruction, unless the instruction asks for \
+another one.
 
 <instruction>
 {instruction}

@@ -22,14 +22,14 @@ MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
 
 INTERVALS = (
-    "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or come "
-    "out otherwise another time, nor the sampling of the answers, nor the seed of a training."
+    "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
+    "come out otherwise another time, nor the sampling of the answers, nor the seed of a training."
 )
 KINDS = {
-    "LC": "LC: the win rate with the influence of length taken out (a logistic regression over items, with alpaca_eval's "
-    "gamed rows).",
-    "LC-noreg": "LC-noreg: the length-controlled win rate without the gamed rows; it differs from LC by some points, and "
-    "is not to be compared with published ones.",
+    "LC": "LC: the win rate with the influence of length taken out (a logistic regression over items, with "
+    "alpaca_eval's gamed rows).",
+    "LC-noreg": "LC-noreg: the length-controlled win rate without the gamed rows; it differs from LC by some points, "
+    "and is not to be compared with published ones.",
 }
 
 
@@ -138,19 +138,19 @@ def make_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
         first = number == 0 or ordered[number - 1].language != row.language
         name = f"{row.language} {LANGUAGES.get(row.language, '')}".strip() if first else ""
         rate = [_rate(row.lc, row.lc_low, row.lc_high), _rate(row.wr, row.wr_low, row.wr_high)]
-        left_out = row.failed + row.lacking + row.no_answer + row.no_baseline
+        left_out = row.items - row.n
         length = "" if math.isnan(row.length) else f"{row.length:.0f}/{row.baseline_length:.0f}"
         cells.append([name, row.model, *(rate if kinds else rate[1:]), length, str(row.n), str(left_out)])
     header = ["language", "model", *([" or ".join(kinds)] if kinds else []), "WR", "length", "n", "left\nout"]
     judges, baselines = ({getattr(row, name) for row in rows if row.n} for name in ("judge", "baseline"))
     title = f"X-AlpacaEval: against {', '.join(sorted(baselines))}, judged by {', '.join(sorted(judges))}"
-    return Report(title, header, cells, _notes(rows, kinds, about))
+    return Report(title, header, cells, _notes(kinds, about))
 
 
-def _notes(rows: Sequence[WinRate], kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
+def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
     notes = [
-        "WR: percentage of items on which the judge prefers the model's answer, a tie or a doubtful verdict counting in "
-        f"part. {' '.join(KINDS[kind] for kind in kinds if kind in KINDS)} length: mean characters of the model's and "
+        "WR: percentage of items on which the judge prefers the model's answer, a tie or a doubtful verdict counting "
+        f"in part. {' '.join(KINDS[kind] for kind in kinds if kind in KINDS)} length: mean characters of the model's and "
         "of the baseline's answers. n: items with a verdict; left out: items without a readable verdict, or without an "
         "answer of either. The mean is the plain mean of the languages.",
         INTERVALS,
