@@ -1,13 +1,13 @@
 """Win rates of AlpacaEval 2: plain, and with the length of the answers held equal.
 
-Source: Dubois et al., "Length-Controlled AlpacaEval" (2024), as version 0.6.6 of the package alpaca-eval computes it. The
-chance that a model beats the baseline on an item is
+Source: Dubois et al., "Length-Controlled AlpacaEval" (2024), as version 0.6.6 of the package alpaca-eval computes it.
+The chance that a model beats the baseline on an item is
 
     sigma(a tanh(D / sd(D)) + b difficulty + c [the answer is not a gamed one])
 
-where D = characters of the baseline's answer - characters of the model's. The length-controlled rate is the mean of it at
-D = 0. The weights are fitted to every model by itself, together with the verdicts on answers that were made long or
-short on purpose ("gamed"), which keep b and a in place. Without those the result is another one, named "LC-noreg";
+where D = characters of the baseline's answer - characters of the model's. The length-controlled rate is the mean of it
+at D = 0. The weights are fitted to every model by itself, together with the verdicts on answers that were made long or
+short on purpose ("gamed"), which keep a and b in place. Without those the result is another one, named "LC-noreg";
 without difficulties either, "LC-minimal".
 """
 
@@ -44,6 +44,7 @@ class Gamed:
     difficulty: Floats
 
     def __post_init__(self) -> None:
+        """Check the columns."""
         for name in ("outcomes", "lengths", "difficulty"):
             column = getattr(self, name)
             if column.shape != (len(self.items),) or not np.isfinite(column).all():
@@ -157,17 +158,14 @@ def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
     """Return the win rate, and with a ``fit`` the length-controlled win rate.
 
     WR = 100 mean(outcome); its standard error is 100 sd(outcome, ddof=1) / sqrt(n), nan for a single verdict. An item
-    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. Raises ValueError when
-    there is no verdict at all, or for LC fewer than five rows to fit.
+    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. LC is nan where every row
+    to fit is a sure win or every one a sure loss: no finite weights fit best. Raises ValueError when there is no verdict
+    at all, or for LC fewer than five rows to fit.
     """
     judged = compared.outcomes[~np.isnan(compared.outcomes)]
     if not judged.size:
         raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
-    lc, weights, penalty = None, {}, None
-    if fit is not None:
-        found, penalty = fit(*_training_rows(compared))
-        lc = 100 * float(expit(_at_equal_length(compared) @ found).mean())
-        weights = dict(zip(feature_names(compared), found.tolist(), strict=True))
+    lc, weights, penalty = (None, {}, None) if fit is None else _length_controlled(compared, fit)
     return WinRates(
         n=judged.size,
         missing=compared.outcomes.size - judged.size,
@@ -183,6 +181,16 @@ def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
         model_length=float(compared.model_lengths.mean()),
         baseline_length=float(compared.baseline_lengths.mean()),
     )
+
+
+def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str, float], float | None]:
+    """Return LC in percent, its weights by name, and C."""
+    design, outcomes, weights = _training_rows(compared)
+    if outcomes[0] in (0.0, 1.0) and (outcomes == outcomes[0]).all():
+        return math.nan, {}, None
+    found, penalty = fit(design, outcomes, weights)
+    rate = 100 * float(expit(_at_equal_length(compared) @ found).mean())
+    return rate, dict(zip(feature_names(compared), found.tolist(), strict=True)), penalty
 
 
 def lc_name(compared: Comparisons) -> str:
@@ -220,7 +228,9 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
         outcomes = np.concatenate([gamed.outcomes, outcomes])
         weights = np.concatenate([np.full(len(rows), GAMED_WEIGHT), weights])
     if len(design) < 5:
-        raise ValueError(f"The length-controlled win rate needs five verdicts for its five folds; there are {len(design)}.")
+        raise ValueError(
+            f"The length-controlled win rate needs five verdicts for its five folds; there are {len(design)}."
+        )
     return design, outcomes, weights
 
 
@@ -246,6 +256,6 @@ def _difficulty_of(
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(items)} items have no difficulty, the first is {unknown[0]!r}. "
-            f"Difficulties are of items such as {next(iter(difficulty), None)!r}: number the items as they are numbered."
+            f"Difficulties are of items such as {next(iter(difficulty), None)!r}: use the same numbering."
         )
     return np.array([difficulty[item] for item in items], dtype=np.float64)
