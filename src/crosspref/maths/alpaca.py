@@ -122,20 +122,20 @@ def comparisons(
     """
     names = tuple(items)
     outcomes = preference_outcomes(preferences)
-    lengths = [np.asarray(given, dtype=np.float64) for given in (model_lengths, baseline_lengths)]
-    if any(column.shape != (len(names),) for column in (outcomes, *lengths)):
-        shapes = [column.shape for column in (outcomes, *lengths)]
+    ours, theirs = (np.asarray(given, dtype=np.float64) for given in (model_lengths, baseline_lengths))
+    shapes = [column.shape for column in (outcomes, ours, theirs)]
+    if any(shape != (len(names),) for shape in shapes):
         raise ValueError(f"There are {len(names)} items, but preferences and both lengths have the shapes {shapes}.")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"The item {twice!r} comes more than once. Keep one verdict per item.")
-    for column in lengths:
+    for column in (ours, theirs):
         if not (np.isfinite(column) & (column >= 0)).all():
             position = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))[0]
             raise ValueError(f"The length of an answer to item {names[position]!r} is {column[position]}.")
     if difficulty is None and gamed is not None:
         difficulty = gamed.difficulties()
-    return Comparisons(names, outcomes, *lengths, _difficulty_of(names, difficulty, by_position), gamed)
+    return Comparisons(names, outcomes, ours, theirs, _difficulty_of(names, difficulty, by_position), gamed)
 
 
 def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
@@ -158,9 +158,9 @@ def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
     """Return the win rate, and with a ``fit`` the length-controlled win rate.
 
     WR = 100 mean(outcome); its standard error is 100 sd(outcome, ddof=1) / sqrt(n), nan for a single verdict. An item
-    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. LC is nan where every row
-    to fit is a sure win or every one a sure loss: no finite weights fit best. Raises ValueError when there is no verdict
-    at all, or for LC fewer than five rows to fit.
+    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. LC is nan where every
+    row to fit is a sure win or every one a sure loss: no finite weights fit best. Raises ValueError when there is no
+    verdict at all, or for LC fewer than five rows to fit.
     """
     judged = compared.outcomes[~np.isnan(compared.outcomes)]
     if not judged.size:

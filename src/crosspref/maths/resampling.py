@@ -143,8 +143,14 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
     places = {item: place for place, item in enumerate(compared.items)}
     rows = np.array([places[item] for item in items], dtype=np.intp)
     difficulty = None if compared.difficulty is None else compared.difficulty[rows]
-    columns = (column[rows] for column in (compared.outcomes, compared.model_lengths, compared.baseline_lengths))
-    return Comparisons(tuple(items), *columns, difficulty, compared.gamed)
+    return Comparisons(
+        tuple(items),
+        compared.outcomes[rows],
+        compared.model_lengths[rows],
+        compared.baseline_lengths[rows],
+        difficulty,
+        compared.gamed,
+    )
 
 
 def _counts(drawn: np.ndarray | None, places: Sequence[int]) -> Floats:
