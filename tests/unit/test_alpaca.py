@@ -1,7 +1,7 @@
 """Win rates and their length-controlled twin, by hand, by a naive minimiser and by the fit that alpaca-eval uses."""
 
-import importlib
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,15 @@ from scipy.optimize import minimize
 
 from crosspref.engines import liblinear
 from crosspref.errors import MissingLibraryError
-from crosspref.maths.alpaca import GAMED_WEIGHT, Comparisons, Floats, Gamed, comparisons, win_rates
+from crosspref.maths.alpaca import (
+    GAMED_WEIGHT,
+    Comparisons,
+    Floats,
+    Gamed,
+    comparisons,
+    length_controlled_rate,
+    win_rates,
+)
 from crosspref.maths.refit import length_controlled_rates
 
 
@@ -61,6 +69,13 @@ def test_length_is_held_equal() -> None:
         compared = compare(preferences, lengths=([10 * unit] * 50 + [20 * unit] * 50, [15 * unit] * 100))
         found = length_controlled_rates(compared, 1e8, np.ones((1, 100)))
         assert found == pytest.approx([100 / (1 + math.exp(-c))], abs=1e-4)
+
+
+def test_rate_of_published_weights() -> None:
+    # sigma(log 3) = 3/4 and sigma(-log 3) = 1/4; with log 3 more they are 9/10 and 1/2.
+    difficulty = np.array([1.0, -1.0])
+    assert length_controlled_rate(difficulty, math.log(3), 0.0) == pytest.approx(50.0)
+    assert length_controlled_rate(difficulty, math.log(3), math.log(3)) == pytest.approx(70.0)
 
 
 def naive_rate(compared: Comparisons, penalty: float) -> float:
@@ -179,12 +194,10 @@ def test_verdicts_that_are_all_the_same_have_no_fit(preference: float) -> None:
 
 
 def test_fit_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(liblinear, "import_module", missing)
+    for name in ("sklearn", "sklearn.linear_model", "sklearn.model_selection"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingLibraryError, match=r"crosspref\[eval\]"):
-        win_rates(compare([1.0, 2.0] * 5), importlib.import_module(liblinear.__name__).fit_by_cross_validation)
+        win_rates(compare([1.0, 2.0] * 5), liblinear.fit_by_cross_validation)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def holds(interval: Interval, truth: float) -> bool:
 
 @pytest.mark.slow
 def test_coverage() -> None:
-    """95% intervals of WR, LC, their paired differences and joint means hold the population's value 93% to 97% often."""
+    """95% intervals of WR, LC, their paired differences and joint means hold the truth 93% to 97% of the time."""
     items, skills, gamed = 150, (-1.0, -0.7), draw_gamed(50)
     population = draw_comparisons(np.random.default_rng(1), 100_000, skills, gamed)
     true_rates = [100 * compared.outcomes.mean() for compared in population]

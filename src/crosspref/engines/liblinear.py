@@ -1,6 +1,5 @@
 """scikit-learn's liblinear: the fit of the length-controlled win rate, as AlpacaEval 2 does it."""
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -28,40 +27,44 @@ def fit_by_cross_validation(design: Floats, outcomes: Floats, weights: Floats) -
     Raises:
         MissingLibraryError: scikit-learn is not installed.
     """
-    folds = _library("sklearn.model_selection").GroupKFold(FOLDS)
+    regression, group_folds = _library()
     row = np.tile(np.arange(len(design)), 2)
     won = np.repeat([1, 0], len(design))
     twice = design[row]
     chance = np.where(won == 1, outcomes[row], 1 - outcomes[row])
     counts = weights[row] * chance
     losses = np.zeros(len(PENALTIES))
-    for kept, held_out in folds.split(twice, won, row):
+    for kept, held_out in group_folds(FOLDS).split(twice, won, row):
         stream = np.random.RandomState(SEED)
         for number, penalty in enumerate(PENALTIES):
-            model = _fitted(twice[kept], won[kept], counts[kept], penalty, stream)
+            model = _fitted(regression, twice[kept], won[kept], counts[kept], penalty, stream)
             predicted = np.clip(model.predict_proba(twice[held_out])[:, 1], 1e-15, 1 - 1e-15)
             truth = outcomes[row[held_out]]
             each = -(xlogy(truth, predicted) + xlogy(1 - truth, 1 - predicted))
             losses[number] += np.mean(weights[row[held_out]] * each)
     best = float(PENALTIES[losses.argmin()])
-    final = _fitted(twice, won, counts, best, np.random.RandomState(SEED))
+    final = _fitted(regression, twice, won, counts, best, np.random.RandomState(SEED))
     return np.asarray(final.coef_[0], dtype=np.float64), best
 
 
 def _fitted(
-    design: Floats, won: NDArray[np.intp], counts: Floats, penalty: float, stream: np.random.RandomState
+    regression: Any,
+    design: Floats,
+    won: NDArray[np.intp],
+    counts: Floats,
+    penalty: float,
+    stream: np.random.RandomState,
 ) -> Any:
     """Return a fitted logistic regression; ``stream`` moves on."""
-    model = _library("sklearn.linear_model").LogisticRegression(
-        C=penalty, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=stream
-    )
+    model = regression(C=penalty, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=stream)
     return model.fit(design, won, sample_weight=counts)
 
 
-def _library(name: str) -> Any:
+def _library() -> tuple[Any, Any]:
     try:
-        return import_module(name)
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GroupKFold
     except ModuleNotFoundError as error:
-        raise MissingLibraryError(
-            "scikit-learn", "The length-controlled win rate", "pip install 'crosspref[eval]'"
-        ) from error
+        install = "pip install 'crosspref[eval]'"
+        raise MissingLibraryError("scikit-learn", "The length-controlled win rate", install) from error
+    return LogisticRegression, GroupKFold

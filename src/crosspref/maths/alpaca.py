@@ -189,8 +189,17 @@ def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str
     if outcomes[0] in (0.0, 1.0) and (outcomes == outcomes[0]).all():
         return math.nan, {}, None
     found, penalty = fit(design, outcomes, weights)
-    rate = 100 * float(expit(_at_equal_length(compared) @ found).mean())
-    return rate, dict(zip(feature_names(compared), found.tolist(), strict=True)), penalty
+    named = dict(zip(feature_names(compared), found.tolist(), strict=True))
+    difficulty = np.zeros(1) if compared.difficulty is None else compared.difficulty
+    return length_controlled_rate(difficulty, named.get("difficulty", 0.0), named["not_gamed"]), named, penalty
+
+
+def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gamed_weight: float) -> float:
+    """Return LC, in percent, of given weights: 100 mean sigma(b d + c) over the items' difficulties d (n,).
+
+    With weights that someone published, it checks the rate that they published.
+    """
+    return 100 * float(expit(difficulty_weight * difficulty + not_gamed_weight).mean())
 
 
 def lc_name(compared: Comparisons) -> str:
@@ -218,8 +227,10 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
     """Return design, outcomes and weights of the rows to fit: the gamed ones first, then the judged items."""
     differences = compared.baseline_lengths - compared.model_lengths
     spread = float(differences.std(ddof=1)) if differences.size > 1 else 0.0
-    design = _at_equal_length(compared)
-    design[:, 0] = length_feature(differences, spread)
+    columns = [length_feature(differences, spread), np.ones(differences.size)]
+    if compared.difficulty is not None:
+        columns.insert(1, compared.difficulty)
+    design = np.stack(columns, axis=1)
     judged = ~np.isnan(compared.outcomes)
     design, outcomes, weights = design[judged], compared.outcomes[judged], np.ones(int(judged.sum()))
     if (gamed := compared.gamed) is not None:
@@ -232,14 +243,6 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
             f"The length-controlled win rate needs five verdicts for its five folds; there are {len(design)}."
         )
     return design, outcomes, weights
-
-
-def _at_equal_length(compared: Comparisons) -> Floats:
-    """Return the design (n, features) of all items as if both answers were equally long."""
-    columns = [np.zeros(len(compared.items)), np.ones(len(compared.items))]
-    if compared.difficulty is not None:
-        columns.insert(1, compared.difficulty)
-    return np.stack(columns, axis=1)
 
 
 def _difficulty_of(
