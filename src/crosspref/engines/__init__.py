@@ -38,6 +38,7 @@ ENGINES: dict[str, dict[str, str]] = {
         "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
     },
     "client": {"server": "crosspref.engines.server_client:ServerClient"},
+    "fit": {"liblinear": "crosspref.engines.liblinear:fit_by_cross_validation"},
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
     "executor": {

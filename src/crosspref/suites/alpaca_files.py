@@ -18,7 +18,7 @@ from crosspref.stages.prompt_sources import as_tag
 from crosspref.stages.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
 from crosspref.store import write_text
 
-INSIDE = ("model_outputs", "annotations")
+OUTPUTS, ANNOTATIONS = "model_outputs", "annotations"
 """Names of a language's file where each language has a folder."""
 
 
@@ -42,17 +42,18 @@ class Problems:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
 
 
-def read_languages(source: str, what: str, asked: Sequence[str] | None) -> dict[str, list[Row]]:
+def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: str = OUTPUTS) -> dict[str, list[Row]]:
     """Return the rows of each language: of ``DIR/es.json``, ``DIR/es/model_outputs.json``, or by a column language.
 
-    A file without such a column is taken for the one language that is asked for.
+    ``inside`` is what a language's file is called in a folder of its own. A file without such a column is taken for the
+    one language that is asked for.
 
     Raises:
         DataError: there is nothing to read, or a file cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = _files(path)
+        files = _files(path, inside)
         if not files:
             raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
         found = {language: _rows(file) for language, file in files.items()}
@@ -63,7 +64,7 @@ def read_languages(source: str, what: str, asked: Sequence[str] | None) -> dict[
     return found if asked is None else {language: rows for language, rows in found.items() if language in asked}
 
 
-def _files(directory: Path) -> dict[str, Path]:
+def _files(directory: Path, name: str) -> dict[str, Path]:
     found = {}
     for entry in sorted(directory.iterdir()):
         tag = as_tag(entry.stem if entry.is_file() else entry.name)
@@ -72,8 +73,7 @@ def _files(directory: Path) -> dict[str, Path]:
         if entry.is_file() and entry.suffix in READERS:
             found[tag] = entry
         elif entry.is_dir():
-            inside = [entry / f"{name}{suffix}" for name in INSIDE for suffix in READERS]
-            existing = [file for file in inside if file.is_file()]
+            existing = [file for suffix in READERS if (file := entry / f"{name}{suffix}").is_file()]
             if existing:
                 found[tag] = existing[0]
     return found

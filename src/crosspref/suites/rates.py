@@ -1,4 +1,4 @@
-"""From verdicts to win rates: the one place that calls the mathematics of AlpacaEval."""
+"""What win rates are computed from and consist of: comparisons, and the gamed table and difficulties as files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import DataError
-from crosspref.maths.statistics import mean_interval
 from crosspref.stages.prompt_files import Row, read_file
+from crosspref.suites.results import Change
 from crosspref.suites.settings import XAlpacaSettings
 
 DIFFICULTY = "instruction_difficulty"
@@ -45,10 +45,11 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The rates of every model and language, and of every model the plain mean over languages."""
+    """The rates of every model and language, of every model the plain mean over languages, and what changed."""
 
     rates: Mapping[Key, Rates]
     means: Mapping[str, Rates]
+    changes: Sequence[Change]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
         rows = _columns(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
         if all("id" in row for row in rows):
             return Controls(
-                gamed, {str(row["id"]): _number(row[DIFFICULTY]) for row in rows}, None, settings.paper_compat
+                gamed, {str(row["id"]): number(row[DIFFICULTY]) for row in rows}, None, settings.paper_compat
             )
         source = "xalpaca.difficulty"
     else:
@@ -90,7 +91,7 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
     for row in rows:
         if "index" not in row:
             raise DataError(f"{source}: a row has neither an id nor an index: {dict(row)!r}")
-        by_place.setdefault(int(_number(row["index"])), _number(row[DIFFICULTY]))
+        by_place.setdefault(int(number(row["index"])), number(row[DIFFICULTY]))
     return Controls(gamed, None, by_place or None, settings.paper_compat)
 
 
@@ -102,32 +103,15 @@ def _columns(path: str, what: str, needed: Sequence[str]) -> list[Mapping[str, o
     return list(rows)
 
 
-def _number(value: object) -> float:
+def number(value: object) -> float:
+    """Return the number that stands in a file.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
         return float(str(value))
     except ValueError as error:
         raise DataError(
             f"{value!r} stands where a number is expected in the gamed table or the difficulties."
         ) from error
-
-
-def measure(cells: Mapping[Key, Sequence[Compared]], controls: Controls, *, resamples: int, seed: int) -> Measured:
-    """Return the rates of every model in every language, and the plain means over languages."""
-    found = {key: _rates(compared, controls, resamples, seed) for key, compared in cells.items()}
-    models = dict.fromkeys(model for model, _ in cells)
-    return Measured(
-        found, {name: _mean([one for (model, _), one in found.items() if model == name]) for name in models}
-    )
-
-
-def _rates(compared: Sequence[Compared], controls: Controls, resamples: int, seed: int) -> Rates:
-    wins = [100 * (row.preference - 1) for row in compared if row.preference is not None]
-    if not wins:
-        return Rates()
-    found = mean_interval(wins, resamples=resamples, seed=seed)
-    return Rates(found.mean, found.low, found.high)
-
-
-def _mean(rates: Sequence[Rates]) -> Rates:
-    every = [found.wr for found in rates if not math.isnan(found.wr)]
-    return Rates(sum(every) / len(every)) if every else Rates()

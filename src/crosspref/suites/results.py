@@ -6,6 +6,9 @@ import pyarrow as pa
 
 from crosspref.records import SCHEMAS
 
+MEAN = "mean"
+"""Stands in the place of the language for the plain mean over languages."""
+
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
@@ -40,5 +43,26 @@ class WinRate:
     date: str
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items judged of both.
+
+    ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
+    interval and it say so. ``rate`` is WR or LC.
+    """
+
+    model: str
+    other: str
+    language: str
+    rate: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    verdict: str
+    n: int
+
+
 _KINDS = {str: pa.string(), int: pa.int32(), float: pa.float64()}
-SCHEMAS[WinRate] = pa.schema([(name, _KINDS[kind]) for name, kind in WinRate.__annotations__.items()])
+for _row in (WinRate, Change):
+    SCHEMAS[_row] = pa.schema([(name, _KINDS[kind]) for name, kind in _row.__annotations__.items()])

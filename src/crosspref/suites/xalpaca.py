@@ -9,37 +9,48 @@ from crosspref.errors import DataError, RecipeError
 from crosspref.records import Prompt
 from crosspref.stages.prompt_files import Row
 from crosspref.stages.report import Report
-from crosspref.suites.alpaca_files import Item, Problems, join, read_items, read_languages, read_preference, write_json
+from crosspref.suites.alpaca_files import (
+    ANNOTATIONS,
+    Item,
+    Problems,
+    join,
+    read_items,
+    read_languages,
+    read_preference,
+    write_json,
+)
+from crosspref.suites.rates import read_controls
 from crosspref.suites.targets import Candidate
 from crosspref.suites.verdicts import Verdict
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca_prompt import ask_about, preference, read_template
 from crosspref.suites.xalpaca_cell import LACKING, Baseline, Cell
+from crosspref.suites.xalpaca_prompt import Template, ask_about, preference, read_template
 from crosspref.suites.xalpaca_tables import write_results
 
 NAME = "xalpaca"
 
 
 def evaluate(work: Evaluation) -> list[Report]:
-    """Run the suite; see ``suites``.
+    """Run the suite; see ``suites``. The prompt and the tables are read before anything is spent.
 
     Raises:
         RecipeError: a file is not named.
         DataError: nothing can be judged.
     """
     problems: dict[str, Problems] = {}
+    controls, template = read_controls(work.settings.xalpaca), read_template(work.settings.xalpaca.prompt)
     items = _items(work, problems)
     if work.annotations is not None:
         cells = _from_annotations(work, items, problems)
     else:
         baselines = _baselines(work, items, problems)
         cells = [cell for candidate in work.target.models for cell in _answer(work, candidate, items, baselines)]
-        _judge(work, cells)
+        _judge(work, cells, template)
     if not any(cell.preferences for cell in cells):
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
     for cell in cells:
         _write(work, cell)
-    return write_results(work, cells, problems)
+    return write_results(work, cells, problems, controls)
 
 
 def folder_of(work: Evaluation, slug: str, language: str) -> Path:
@@ -106,9 +117,8 @@ def _answer(
     ]
 
 
-def _judge(work: Evaluation, cells: Sequence[Cell]) -> None:
+def _judge(work: Evaluation, cells: Sequence[Cell], template: Template) -> None:
     """Ask about every model and language at once, so that the estimate is of the whole."""
-    template = read_template(work.settings.xalpaca.prompt)
     for cell in cells:
         for item in cell.both():
             outputs = cell.baseline.outputs[item.item_id], cell.outputs[item.item_id]
@@ -136,7 +146,7 @@ def _from_annotations(
 ) -> list[Cell]:
     """Return the cells of annotations made elsewhere: as many models as generators."""
     cells = []
-    for language, rows in read_languages(str(work.annotations), "--annotations", list(items)).items():
+    for language, rows in read_languages(str(work.annotations), "--annotations", list(items), ANNOTATIONS).items():
         by_model: dict[str, list[Row]] = {}
         for row in rows:
             by_model.setdefault(str(row.values.get("generator_2", work.target.models[0].name)), []).append(row)

@@ -8,36 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from crosspref.languages import LANGUAGES
 from crosspref.stages.report import Report
 from crosspref.store import Unit, write_text
 from crosspref.suites.alpaca_files import Problems
-from crosspref.suites.rates import Rates, measure, read_controls
-from crosspref.suites.results import WinRate
+from crosspref.suites.measuring import measure
+from crosspref.suites.rates import Controls, Rates
+from crosspref.suites.results import MEAN, Change, WinRate
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import LACKING, Cell
 from crosspref.suites.xalpaca_prompt import read_template
-
-MEAN = "mean"
-"""Stands in the place of the language for the plain mean over languages."""
-
-INTERVALS = (
-    "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
-    "come out otherwise another time, nor the sampling of the answers, nor the seed of a training."
-)
-KINDS = {
-    "LC": "LC: the win rate with the influence of length taken out (a logistic regression over items, with "
-    "alpaca_eval's gamed rows).",
-    "LC-noreg": "LC-noreg: the length-controlled win rate without the gamed rows; it differs from LC by some points, "
-    "and is not to be compared with published ones.",
-}
+from crosspref.suites.xalpaca_report import make_changes_report, make_report
 
 
-def write_results(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Problems]) -> list[Report]:
-    """Compute the rates, write the tables, and return the report."""
-    controls = read_controls(work.settings.xalpaca)
+def write_results(
+    work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Problems], controls: Controls
+) -> list[Report]:
+    """Compute the rates, write the tables, and return the reports."""
     compared = {(cell.model, cell.language): cell.compared() for cell in cells}
-    found = measure(compared, controls, resamples=work.settings.resamples, seed=work.settings.seed)
+    settings = work.settings
+    found = measure(compared, controls, resamples=settings.resamples, seed=settings.seed, say=work.reporter.say)
     rows: list[WinRate] = []
     for model in dict.fromkeys(cell.model for cell in cells):
         own = [_row(cell, found.rates[cell.model, cell.language]) for cell in cells if cell.model == model]
@@ -45,10 +34,16 @@ def write_results(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str
     folder = work.target.folder / "xalpaca"
     about = _about(work, cells, problems)
     Unit(folder / "win_rates.parquet").write_rows(rows, WinRate)
-    content = {**about, "rows": [_jsonable(row) for row in rows]}
+    Unit(folder / "changes.parquet").write_rows(list(found.changes), Change)
+    content = {
+        **about,
+        "rows": [_jsonable(row) for row in rows],
+        "changes": [_jsonable(row) for row in found.changes],
+    }
     write_text(folder / "win_rates.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    write_text(folder / "win_rates.csv", _csv(rows))
-    return [make_report(rows, about)]
+    write_text(folder / "win_rates.csv", _csv(rows, WinRate))
+    write_text(folder / "changes.csv", _csv(found.changes, Change))
+    return [make_report(rows, about), *([make_changes_report(found.changes)] if found.changes else [])]
 
 
 def _row(cell: Cell, found: Rates) -> WinRate:
@@ -116,60 +111,13 @@ def _about(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Probl
     }
 
 
-def _jsonable(row: WinRate) -> dict[str, Any]:
+def _jsonable(row: WinRate | Change) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in asdict(row).items()}
 
 
-def _csv(rows: Sequence[WinRate]) -> str:
+def _csv(rows: Sequence[WinRate | Change], kind: type[WinRate | Change]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(WinRate)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if value is None else value for name, value in _jsonable(row).items()} for row in rows)
     return text.getvalue()
-
-
-def make_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
-    """Return the table: languages in the order they come in, within each the models, the mean last."""
-    languages = [*dict.fromkeys(row.language for row in rows if row.language != MEAN), MEAN]
-    ordered = sorted(rows, key=lambda row: languages.index(row.language))
-    kinds = list(dict.fromkeys(row.lc_kind for row in rows if row.lc_kind != "none"))
-    cells = []
-    for number, row in enumerate(ordered):
-        first = number == 0 or ordered[number - 1].language != row.language
-        name = f"{row.language} {LANGUAGES.get(row.language, '')}".strip() if first else ""
-        rate = [_rate(row.lc, row.lc_low, row.lc_high), _rate(row.wr, row.wr_low, row.wr_high)]
-        left_out = row.items - row.n
-        length = "" if math.isnan(row.length) else f"{row.length:.0f}/{row.baseline_length:.0f}"
-        cells.append([name, row.model, *(rate if kinds else rate[1:]), length, str(row.n), str(left_out)])
-    header = ["language", "model", *([" or ".join(kinds)] if kinds else []), "WR", "length", "n", "left\nout"]
-    judges, baselines = ({getattr(row, name) for row in rows if row.n} for name in ("judge", "baseline"))
-    title = f"X-AlpacaEval: against {', '.join(sorted(baselines))}, judged by {', '.join(sorted(judges))}"
-    return Report(title, header, cells, _notes(kinds, about))
-
-
-def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
-    notes = [
-        "WR: percentage of items on which the judge prefers the model's answer, a tie or a doubtful verdict counting "
-        f"in part. {' '.join(KINDS[kind] for kind in kinds if kind in KINDS)} length: mean characters of the model's and "
-        "of the baseline's answers. n: items with a verdict; left out: items without a readable verdict, or without an "
-        "answer of either. The mean is the plain mean of the languages.",
-        INTERVALS,
-    ]
-    judge = about["judge"]
-    if "decoding" in judge:
-        decodings = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge["decoding"])
-        names = [name for name in judge["answered_as"] if name != judge["judge"]]
-        answered = f" (which answered as {', '.join(names)})" if names else ""
-        dates = " to ".join(dict.fromkeys(judge["dates"]))
-        notes.append(f"Judge: {judge['judge']}{answered}, {decodings}, {dates}; {judge['failed']} verdicts failed.")
-    for where, failures in about["failures"].items():
-        notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in failures.items()))
-    for language, counts in about["problems"].items():
-        notes.append(f"{language}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
-    return notes
-
-
-def _rate(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.1f}" if math.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
