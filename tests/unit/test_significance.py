@@ -144,3 +144,7 @@ def test_coverage_with_both_orders(spread: float) -> None:
 def test_bad_input_is_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_difference_alone_shows_nothing() -> None:
+    assert sign_flip_test([0.0, 0.5, 0.0, math.nan]) == 1.0

@@ -17,15 +17,15 @@ def sign_flip_test(differences: ArrayLike, resamples: int = 9999, seed: int = 0)
 
     If the two sides were alike, a difference would be as likely with the other sign. All signs are tried where that
     takes no more than ``resamples``, else so many random ones. nan (an item without verdict) is left out. The value is
-    1 where all differences are zero. Raises ValueError when there is none at all.
+    1 where fewer than two differences are not zero. Raises ValueError when there is none at all.
     """
     given = np.asarray(differences, dtype=np.float64)
     known = given[~np.isnan(given)]
     if not known.size:
         raise ValueError("There are no differences, so nothing can be tested. Pass at least one.")
-    if not known.any():
-        return 1.0
     changed = known[known != 0]  # a zero has no sign to flip, and only makes fewer of the rest
+    if changed.size < 2:
+        return 1.0
     found = permutation_test(
         (changed,),
         np.sum,

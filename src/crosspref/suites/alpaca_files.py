@@ -130,9 +130,9 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
     by_text: dict[tuple[str, int], str] = {}
     seen = Counter[str]()
     for item in items:
-        text = item.instruction.strip()
-        by_text[text, seen[text]] = item.item_id
-        seen[text] += 1
+        instruction = item.instruction.strip()
+        by_text[instruction, seen[instruction]] = item.item_id
+        seen[instruction] += 1
     found: dict[str, Row] = {}
     ambiguous, met = set(), Counter[str]()
     for row in rows:

@@ -91,7 +91,8 @@ def _comparisons(rows: Sequence[Compared], controls: Controls, gamed: Gamed | No
     """Return the items of one cell; without difficulties where one of them has none."""
     difficulty: dict[Hashable, float]
     if controls.compat:
-        difficulty = {**(controls.difficulty or controls.by_place or {})}
+        given: Mapping[Any, float] = controls.difficulty or controls.by_place or {}
+        difficulty = dict(given)
         whole = len(difficulty) >= len(rows)
     else:
         known = {row.item_id: controls.of(row) for row in rows}

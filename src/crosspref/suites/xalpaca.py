@@ -19,6 +19,7 @@ from crosspref.suites.alpaca_files import (
     read_preference,
     write_json,
 )
+from crosspref.suites.judge import Judge
 from crosspref.suites.rates import read_controls
 from crosspref.suites.targets import Candidate
 from crosspref.suites.verdicts import Verdict
@@ -28,10 +29,12 @@ from crosspref.suites.xalpaca_prompt import Template, ask_about, preference, rea
 from crosspref.suites.xalpaca_tables import write_results
 
 NAME = "xalpaca"
+Items = Mapping[str, list[Item]]
+"""The items of each language."""
 
 
 def evaluate(work: Evaluation) -> list[Report]:
-    """Run the suite; see ``suites``. The prompt and the tables are read before anything is spent.
+    """Run the suite; see ``suites``. What is wrong with settings, prompt and tables shows before a model answers.
 
     Raises:
         RecipeError: a file is not named.
@@ -40,12 +43,13 @@ def evaluate(work: Evaluation) -> list[Report]:
     problems: dict[str, Problems] = {}
     controls, template = read_controls(work.settings.xalpaca), read_template(work.settings.xalpaca.prompt)
     items = _items(work, problems)
+    wanted = {language: own[: work.settings.xalpaca.limit] for language, own in items.items()}
     if work.annotations is not None:
-        cells = _from_annotations(work, items, problems)
+        cells = _from_annotations(work, items, wanted, problems)
     else:
-        baselines = _baselines(work, items, problems)
-        cells = [cell for candidate in work.target.models for cell in _answer(work, candidate, items, baselines)]
-        _judge(work, cells, template)
+        judge, baselines = work.judge, _baselines(work, items, wanted, problems)
+        cells = [cell for candidate in work.target.models for cell in _answer(work, candidate, wanted, baselines)]
+        _judge(judge, cells, template)
     if not any(cell.preferences for cell in cells):
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
     for cell in cells:
@@ -64,8 +68,7 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
         raise RecipeError("The suite xalpaca needs its instructions: set xalpaca.items to their file or directory.")
     found = {}
     for language, rows in read_languages(settings.items, "xalpaca.items", work.languages).items():
-        items = read_items(rows, problems.setdefault(language, Problems()))
-        found[language] = items if settings.limit is None else items[: settings.limit]
+        found[language] = read_items(rows, problems.setdefault(language, Problems()))
     for language in work.languages or ():
         if not found.get(language):
             problems.setdefault(language, Problems()).counts["language without items"] = 1
@@ -75,9 +78,8 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
     return {language: items for language, items in found.items() if items}
 
 
-def _baselines(
-    work: Evaluation, items: Mapping[str, list[Item]], problems: Mapping[str, Problems]
-) -> dict[str, Baseline]:
+def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[str, Problems]) -> dict[str, Baseline]:
+    """Return the baseline's answers, joined with all items, of which only some may be wanted."""
     source = work.settings.xalpaca.baseline
     if source is None:
         raise RecipeError("The suite xalpaca needs a baseline: set xalpaca.baseline to its answers.")
@@ -93,8 +95,9 @@ def _baselines(
                 f"xalpaca {language}: the baseline has no answers, so nothing is judged in this language."
             )
             continue
-        if len(texts) < len(own):
-            work.reporter.say(f"xalpaca {language}: the baseline answers {len(texts)} of {len(own)} items.")
+        there, asked = sum(item.item_id in texts for item in wanted[language]), len(wanted[language])
+        if there < asked:
+            work.reporter.say(f"xalpaca {language}: the baseline answers {there} of {asked} items.")
         found[language] = Baseline(_generator(joined.values(), "generator"), texts)
     return found
 
@@ -104,9 +107,7 @@ def _generator(rows: Any, column: str) -> str:
     return ", ".join(names) or "baseline"
 
 
-def _answer(
-    work: Evaluation, candidate: Candidate, items: Mapping[str, list[Item]], baselines: Mapping[str, Baseline]
-) -> list[Cell]:
+def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Mapping[str, Baseline]) -> list[Cell]:
     prompts = [Prompt(item.item_id, language, item.instruction) for language in baselines for item in items[language]]
     answers: dict[str, dict[str, str]] = {language: {} for language in baselines}
     for row in work.answers(NAME, candidate, prompts):
@@ -117,14 +118,13 @@ def _answer(
     ]
 
 
-def _judge(work: Evaluation, cells: Sequence[Cell], template: Template) -> None:
+def _judge(judge: Judge, cells: Sequence[Cell], template: Template) -> None:
     """Ask about every model and language at once, so that the estimate is of the whole."""
     for cell in cells:
         for item in cell.both():
             outputs = cell.baseline.outputs[item.item_id], cell.outputs[item.item_id]
             cell.questions[item.item_id] = ask_about(item.instruction, *outputs, template)
     asked = [(cell, item_id) for cell in cells for item_id in cell.questions]
-    judge = work.judge
     verdicts = judge.ask([cell.questions[item_id] for cell, item_id in asked], "xalpaca")
     instructions = {(cell.language, item.item_id): item.instruction for cell in cells for item in cell.items}
     for (cell, item_id), verdict in zip(asked, verdicts, strict=True):
@@ -141,9 +141,7 @@ def _judge(work: Evaluation, cells: Sequence[Cell], template: Template) -> None:
             cell.preferences[item_id] = preference(instructions[cell.language, item_id], verdict.verdict)
 
 
-def _from_annotations(
-    work: Evaluation, items: Mapping[str, list[Item]], problems: Mapping[str, Problems]
-) -> list[Cell]:
+def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: Mapping[str, Problems]) -> list[Cell]:
     """Return the cells of annotations made elsewhere: as many models as generators."""
     cells = []
     for language, rows in read_languages(str(work.annotations), "--annotations", list(items), ANNOTATIONS).items():
@@ -158,7 +156,7 @@ def _from_annotations(
                 _generator(own, "generator_1"), {key: str(row.values["output_1"]) for key, row in texts.items()}
             )
             outputs = {key: str(row.values["output_2"]) for key, row in texts.items()}
-            cell = Cell(model, language, items[language], baseline, outputs)
+            cell = Cell(model, language, wanted[language], baseline, outputs)
             cell.preferences = {key: read_preference(row.values["preference"]) for key, row in texts.items()}
             cell.failures["no preference"] = sum(value is None for value in cell.preferences.values())
             cell.annotator = _generator(own, "annotator")

@@ -48,8 +48,8 @@ def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
     notes = [
         "WR: percentage of items on which the judge prefers the model's answer, a tie or a doubtful verdict counting "
         f"in part. {' '.join(KINDS[kind] for kind in kinds if kind in KINDS)} length: mean characters of the model's "
-        "and of the baseline's answers. n: items with a verdict; left out: items without a readable verdict, or without "
-        "an answer of either. The mean is the plain mean of the languages.",
+        "and of the baseline's answers. n: items with a verdict; left out: items without a readable verdict, or "
+        "without an answer of either. The mean is the plain mean of the languages.",
         INTERVALS,
     ]
     judge = about["judge"]
