@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alpaca_world import draw_comparisons, draw_gamed
+from scipy.special import expit
 
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, MissingLibraryError
@@ -20,7 +21,7 @@ from crosspref.suites.rates import Compared, Controls, Measured, read_controls
 from crosspref.suites.results import MEAN
 from crosspref.suites.settings import XAlpacaSettings
 
-ITEMS = 60
+ITEMS = 200
 GAMED = draw_gamed(ITEMS)
 
 
@@ -50,6 +51,15 @@ def drawn(seed: int, *skills: float) -> list[Comparisons]:
     return draw_comparisons(np.random.default_rng(seed), ITEMS, skills)
 
 
+def by_difficulty(seed: int = 0) -> Comparisons:
+    """Verdicts that follow the difficulty of the gamed table's items, and the answers' lengths."""
+    draw = np.random.default_rng(seed)
+    lengths = [np.floor(np.exp(draw.normal(mean, 0.6, ITEMS))) for mean in (7.5, 7.3)]
+    difficulty = np.array([*GAMED.difficulties().values()])
+    logits = 0.7 + 1.5 * difficulty - 1.2 * np.tanh((lengths[1] - lengths[0]) / 1000)
+    return Comparisons(tuple(range(ITEMS)), expit(logits + draw.normal(0, 0.5, ITEMS)), *lengths, None, None)
+
+
 def measured(
     cells: dict[tuple[str, str], Sequence[Compared]], controls: Controls, said: list[str] | None = None
 ) -> Measured:
@@ -58,7 +68,7 @@ def measured(
 
 def test_lc_is_that_of_the_mathematics_with_the_files_joined_by_place(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    [given] = drawn(0, 0.3)
+    given = by_difficulty()
     fit = find_engine("fit", "liblinear")
     controls = read_controls(XAlpacaSettings(gamed=str(table(tmp_path / "gamed.csv"))))
     found = measured({("m", "en"): rows(given)}, controls).rates["m", "en"]
@@ -79,7 +89,7 @@ def test_lc_is_that_of_the_mathematics_with_the_files_joined_by_place(tmp_path: 
 
 def test_an_item_less_moves_difficulties_only_where_the_paper_had_it_so(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    given = rows(drawn(0, 0.3)[0])
+    given = rows(by_difficulty())
     path = str(table(tmp_path / "gamed.csv"))
     found = {
         compat: measured({("m", "en"): given[1:]}, read_controls(XAlpacaSettings(gamed=path, paper_compat=compat)))
