@@ -105,6 +105,18 @@ def test_an_item_less_moves_difficulties_only_where_the_paper_had_it_so(tmp_path
     assert abs(by_item - by_position) > 0.01
 
 
+def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
+    pytest.importorskip("sklearn")
+    controls = Controls(by_place=GAMED.difficulties())
+    even = [Compared(str(n + 1), n, 1.5, 5 + n % 7, 9) for n in range(ITEMS)]
+    found = measured({("a", "en"): even, ("b", "en"): rows(by_difficulty())}, controls)
+    rates = found.rates["a", "en"]
+    assert (rates.lc, rates.lc_kind) == (50, "LC-noreg")
+    assert (math.isnan(rates.lc_low), math.isnan(rates.lc_high)) == (True, True)
+    assert [row.verdict for row in found.changes if row.rate == "LC"] == [NO_DIFFERENCE]
+    assert found.rates["b", "en"].lc_low < found.rates["b", "en"].lc_high
+
+
 def test_without_difficulties_there_is_a_win_rate_and_no_lc() -> None:
     given = rows(drawn(0, 0.3)[0])
     unknown = Controls(by_place={0: 1.0})  # of one item alone

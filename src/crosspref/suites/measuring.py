@@ -57,7 +57,7 @@ def measure(
         say(f"{error}\nUntil then there are win rates alone. Every verdict is kept: give the same command again.")
         fit = None
         both = {key: (one, _win_rates(one, fit)) for key, one in compared.items()}
-    draws = resample(both, resamples, seed)
+    draws = _resampled(both, resamples, seed)
     rates = {key: _rates(draws[key], both[key][1]) if key in draws else Rates() for key in cells}
     models = list(dict.fromkeys(model for model, _ in cells))
     means = {
@@ -115,6 +115,19 @@ def _win_rates(compared: Comparisons, fit: Fit) -> WinRates:
     return win_rates(compared, fit if compared.difficulty is not None and rows >= FEWEST else None)
 
 
+def _resampled(cells: Mapping[Key, tuple[Comparisons, WinRates]], resamples: int, seed: int) -> dict[Key, RateDraws]:
+    """Return the draws of every cell; those of an LC whose every weight was shrunk to 0 have no values.
+
+    Such an LC is 50 whatever the items: an interval of no width would say that it is known exactly.
+    """
+    found = resample(cells, resamples, seed)
+    for key, (_, measured) in cells.items():
+        lc = found[key].lc
+        if lc is not None and not any(measured.weights.values()):
+            found[key] = RateDraws(found[key].win_rate, Draws(lc.point, np.full(resamples, np.nan), lc.n))
+    return found
+
+
 def _rates(draws: RateDraws, measured: WinRates) -> Rates:
     wr = percentile_interval(draws.win_rate)
     if measured.lc is None or math.isnan(measured.lc):
@@ -150,7 +163,7 @@ def _changes(
                 flips[language] = sign_flip_test(left.outcomes - right.outcomes, seed=seed)
     if not cells:
         return []
-    draws = resample(cells, resamples, seed)
+    draws = _resampled(cells, resamples, seed)
     gaps = {language: _gaps(draws[model, language], draws[other, language]) for language in flips}
     found = []
     for rate in ("WR", "LC"):

@@ -18,10 +18,12 @@ KINDS = {
     "LC-noreg": "LC-noreg: the length-controlled win rate without the gamed rows; it differs from LC by some points, "
     "and is not to be compared with published ones.",
 }
+SHRUNK = "A 50.0 without interval is no measurement: the fit kept nothing, as it does where verdicts are few or alike."
 CHANGES = (
     "Differences in points, over the items that both were judged on, with 95% bootstrap intervals that resample items "
-    "jointly for both models and all languages. p: two-sided, for the win rate by sign flips, adjusted over languages "
-    "by Holm. better and worse stand only where the interval and p (at most 0.05) say so."
+    "jointly for both models and all languages. p: two-sided, for the win rate of a language by sign flips and else "
+    "from the resamples, adjusted over languages by Holm. better and worse stand only where the "
+    "interval and p (at most 0.05) say so."
 )
 
 
@@ -45,11 +47,17 @@ def make_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
 
 
 def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
-    notes = [
+    meant = [KINDS[kind] for kind in kinds if kind in KINDS]
+    sentences = [
         "WR: percentage of items on which the judge prefers the model's answer, a tie or a doubtful verdict counting "
-        f"in part. {' '.join(KINDS[kind] for kind in kinds if kind in KINDS)} length: mean characters of the model's "
-        "and of the baseline's answers. n: items with a verdict; left out: items without a readable verdict, or "
-        "without an answer of either. The mean is the plain mean of the languages.",
+        "in part.",
+        *meant,
+        *([SHRUNK] if meant else []),
+        "length: mean characters of the model's and of the baseline's answers. n: items with a verdict; left out: "
+        "items without a readable verdict, or without an answer of either. The mean is the plain mean of the languages.",
+    ]
+    notes = [
+        " ".join(sentences),
         INTERVALS,
     ]
     judge = about["judge"]
@@ -82,8 +90,10 @@ def make_changes_report(changes: Sequence[Change]) -> Report:
         gap = f"{row.difference:+.1f}"
         if not math.isnan(row.low):
             gap += f" [{row.low:+.1f}, {row.high:+.1f}]"
-        cells.append(
-            [pair if first else "", row.rate, row.language, gap, f"{row.p_value:.3f}", str(row.n), row.verdict]
-        )
+        cells.append([pair if first else "", row.rate, row.language, gap, _p(row.p_value), str(row.n), row.verdict])
     header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
     return Report("X-AlpacaEval: what differs between models", header, cells, [CHANGES], left=3)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

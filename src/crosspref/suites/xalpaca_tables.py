@@ -94,7 +94,13 @@ def _about(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Probl
     """Return who judged what and how, and what could not be used."""
     failures: dict[str, dict[str, int]] = {}
     for cell in cells:
-        counted = {reason: count for reason, count in cell.failures.items() if count}
+        without = {
+            "items without an answer": sum(item.item_id not in cell.outputs for item in cell.items),
+            "items without an answer of the baseline": sum(
+                item.item_id not in cell.baseline.outputs for item in cell.items
+            ),
+        }
+        counted = {reason: count for reason, count in {**cell.failures, **without}.items() if count}
         if counted:
             failures[f"{cell.model} {cell.language}"] = counted
     settings = work.settings
