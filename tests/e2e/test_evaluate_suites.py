@@ -178,6 +178,24 @@ def test_the_budget_stops_the_command_and_a_larger_one_goes_on(
         assert len(judge.asked) == len(set(judge.questions())) == 10
 
 
+def test_only_the_shard_that_is_missing_is_answered_again(command: Run, models: tuple[Path, Path], place: Path) -> None:
+    out = place / "out"
+    with FakeJudge() as judge:
+        given = arguments(place, models[1], "--out", out, "--judge", judge.url)
+        assert command(*given)[0] == 0
+        asked, shards = len(judge.asked), sorted(out.rglob("answers/xalpaca/*/*/*.parquet"))
+        assert len(shards) == 6  # of five items in shards of two, in two languages
+        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards}
+        marker = shards[3].with_name(f"{shards[3].name}.done.json")
+        marker.unlink()  # as a kill before the marker leaves it
+        code, _, errors = command(*given)
+    assert code == 0, errors
+    assert marker.exists()
+    assert [path for path in shards if path.stat().st_mtime_ns != before[path][0]] == [shards[3]]
+    assert shards[3].read_bytes() == before[shards[3]][1]
+    assert len(judge.asked) == asked  # the same answer, since its seed is its own
+
+
 def test_changed_settings_do_not_mix_with_stored_answers(command: Run, models: tuple[Path, Path], place: Path) -> None:
     out = ("--out", place / "out")
     with FakeJudge() as judge:

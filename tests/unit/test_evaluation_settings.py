@@ -6,6 +6,7 @@ import pytest
 
 from crosspref.errors import RecipeError
 from crosspref.recipe_file import load_settings
+from crosspref.settings import describe_settings
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
 
@@ -60,3 +61,10 @@ def test_every_suite_is_there_and_others_are_named() -> None:
         assert callable(find_suite(name))
     with pytest.raises(RecipeError, match=r"no suite 'alpaca'\. Known: xalpaca"):
         find_suite("alpaca")
+
+
+def test_every_setting_is_listed() -> None:
+    lines = list(describe_settings(EvaluationSettings))
+    for line in ("judge:", "  budget: null", "  max_new_tokens: 2048", "xalpaca:", "  paper_compat: false"):
+        assert line in lines
+    assert not any("extends" in line for line in lines)

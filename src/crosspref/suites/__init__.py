@@ -14,7 +14,8 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
 - ``work.reporter``: says lines and shows progress.
 
 ``answers.answer_prompts`` answers prompts with a candidate, in shards that are resumed. A suite returns reports: they
-are printed, and their Markdown is written to ``target.folder / "NAME.md"``. Names of judges, prompts and dates belong
+are printed, and their Markdown is written to ``target.folder / "NAME.md"``; ``results.results_table`` makes tables of flat
+rows. Touch ``work.judge`` before models answer, so that a judge without a name shows early. Judges, prompts and dates belong
 into the rows; ``judge.describe()`` has them.
 """
 

@@ -1,10 +1,10 @@
 """What suites measure, as rows of tables."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import pyarrow as pa
-
-from crosspref.records import SCHEMAS
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -63,6 +63,10 @@ class Change:
     n: int
 
 
-_KINDS = {str: pa.string(), int: pa.int32(), float: pa.float64()}
-for _row in (WinRate, Change):
-    SCHEMAS[_row] = pa.schema([(name, _KINDS[kind]) for name, kind in _row.__annotations__.items()])
+_KINDS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
+
+
+def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
+    """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
+    schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)

@@ -54,7 +54,7 @@ def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
         *meant,
         *([SHRUNK] if meant else []),
         "length: mean characters of the model's and of the baseline's answers. n: items with a verdict; left out: "
-        "items without a readable verdict, or without an answer of either. The mean is the plain mean of the languages.",
+        "items without a readable verdict, or without an answer of either. The mean is the plain mean of languages.",
     ]
     notes = [
         " ".join(sentences),

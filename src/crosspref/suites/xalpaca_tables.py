@@ -13,7 +13,7 @@ from crosspref.store import Unit, write_text
 from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.measuring import measure
 from crosspref.suites.rates import Controls, Rates
-from crosspref.suites.results import MEAN, Change, WinRate
+from crosspref.suites.results import MEAN, Change, WinRate, results_table
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import LACKING, Cell
 from crosspref.suites.xalpaca_prompt import read_template
@@ -33,8 +33,8 @@ def write_results(
         rows += [*own, _mean(own, found.means[model])] if len(own) > 1 else own
     folder = work.target.folder / "xalpaca"
     about = _about(work, cells, problems)
-    Unit(folder / "win_rates.parquet").write_rows(rows, WinRate)
-    Unit(folder / "changes.parquet").write_rows(list(found.changes), Change)
+    Unit(folder / "win_rates.parquet").write_table(results_table(rows, WinRate))
+    Unit(folder / "changes.parquet").write_table(results_table(found.changes, Change))
     content = {
         **about,
         "rows": [_jsonable(row) for row in rows],
