@@ -13,10 +13,10 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
   before, for whichever model or suite, is asked again; an answer that cannot be read is a verdict with a ``failure``;
 - ``work.reporter``: says lines and shows progress.
 
-``answers.answer_prompts`` answers prompts with a candidate, in shards that are resumed. A suite returns reports: they
-are printed, and their Markdown is written to ``target.folder / "NAME.md"``; ``results.results_table`` makes tables of flat
-rows. Touch ``work.judge`` before models answer, so that a judge without a name shows early. Judges, prompts and dates belong
-into the rows; ``judge.describe()`` has them.
+``answers.answer_prompts`` (``work.answers``) answers prompts with a candidate, in shards that are resumed. Touch
+``work.judge`` before models answer, so that a judge without a name shows early. ``results.results_table`` makes tables
+of flat rows. A suite returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``.
+Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has them.
 """
 
 import importlib
