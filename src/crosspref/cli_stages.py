@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crosspref.cli_evaluate import add_command as add_evaluate
+
 if TYPE_CHECKING:
     from crosspref.recipe import Recipe
     from crosspref.records import Pair, Prompt, Response
@@ -70,14 +72,7 @@ def add_commands(commands: Any, add_set: Callable[[argparse.ArgumentParser], Non
         reference={"help": "the training reference, if it is not the model itself"},
         out={"required": True, "help": "the directory for the trained model, which must not exist yet"},
     )
-    add(
-        _evaluate,
-        "count what can be counted in responses, and compare them with others by reward",
-        "--responses",
-        scores={"help": f"their scores {TABLE}"},
-        baseline_scores={"help": f"scores of another model's responses to the same prompts {TABLE}"},
-        out=out,
-    )
+    add_evaluate(commands, add_set, _evaluate)
 
 
 def _table(name: str) -> str:

@@ -24,6 +24,14 @@ class ServerError(CrossprefError):
     """A model server does not answer, does not serve the model, or gives no answer that can be used."""
 
 
+class RefusedError(ServerError):
+    """A model server answered that it will not do what it was asked (HTTP 400, 413 or 422)."""
+
+
+class BudgetError(CrossprefError):
+    """Going on would cost more than was allowed."""
+
+
 class RunError(CrossprefError):
     """A run directory belongs to other settings or inputs, or its files are damaged."""
 

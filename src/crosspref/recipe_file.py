@@ -11,7 +11,7 @@ import copy
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -41,6 +41,8 @@ _CONSUMED = ("extends", "preset")
 
 _Layers = list[tuple[str, dict[str, Any]]]
 """What each part of a recipe is called and says, the undermost first."""
+
+_Kind = TypeVar("_Kind", bound=Settings)
 
 
 class _Loader(yaml.SafeLoader):
@@ -118,7 +120,16 @@ def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
     """Return the layers of a file, and of what it extends; ``above`` are the files that extend it."""
     if path.resolve() in [other.resolve() for other in above]:
         raise RecipeError(f"Recipes extend each other in a circle: {' extends '.join(map(str, (*above, path)))}.")
-    where = f"The recipe {path}" + (f", which {above[-1]} extends," if above else "")
+    content = _mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
+    own, base = _own_layers(content, str(path)), content.get("extends")
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise _faulty(str(path), [f"extends: must be the path of a recipe file, but it is {base!r}"])
+    return [*_file_layers(path.parent / base, (*above, path)), *own]
+
+
+def _mapping(path: Path, where: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -127,12 +138,20 @@ def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
         raise RecipeError(f"{where} must be a mapping of sections, but it is {found}.")
-    own, base = _own_layers(content, str(path)), content.get("extends")
-    if base is None:
-        return own
-    if not isinstance(base, str):
-        raise _faulty(str(path), [f"extends: must be the path of a recipe file, but it is {base!r}"])
-    return [*_file_layers(path.parent / base, (*above, path)), *own]
+    return content
+
+
+def load_settings(kind: type[_Kind], path: str | Path | None, overrides: list[str]) -> _Kind:
+    """Read settings that are no recipe from a YAML file, if there is one, and apply overrides as to a recipe.
+
+    Raises:
+        RecipeError: the file cannot be read; or it lists every fault with its key, its value and what is allowed.
+    """
+    content = {} if path is None else _mapping(Path(path), f"The file {path}")
+    for change in overrides:
+        override(content, change)
+    where = "What was given with --set" if path is None else str(path)
+    return _validate(kind, content, where, [])
 
 
 def _own_layers(content: dict[str, Any], name: str) -> _Layers:
@@ -203,13 +222,17 @@ def _refuse_extends(content: dict[str, Any], where: str) -> None:
 
 
 def _check(content: dict[str, Any], where: str, layers: _Layers) -> Recipe:
+    return _validate(Recipe, content, where, layers)
+
+
+def _validate(kind: type[_Kind], content: dict[str, Any], where: str, layers: _Layers) -> _Kind:
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         lines = []
         for fault in error.errors():
             origin = next((name for name, layer in reversed(layers) if _decides(layer, fault["loc"])), where)
-            lines.append(_explain(dict(fault)) + (f" (from {origin})" if origin != where else ""))
+            lines.append(_explain(dict(fault), kind) + (f" (from {origin})" if origin != where else ""))
         raise _faulty(where, lines) from error
 
 
@@ -246,9 +269,9 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return walk("", recipe.model_dump(mode="json"))
 
 
-def _section(keys: tuple[int | str, ...]) -> type[Settings]:
+def _section(keys: tuple[int | str, ...], root: type[Settings]) -> type[Settings]:
     """Return the settings class in which a key path ends."""
-    section: type[Settings] = Recipe
+    section = root
     for key in keys:
         field = section.model_fields.get(str(key))
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
@@ -256,18 +279,19 @@ def _section(keys: tuple[int | str, ...]) -> type[Settings]:
     return section
 
 
-def _explain(fault: dict[str, Any]) -> str:
+def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = [*_section(fault["loc"][:-1]).model_fields, *(_CONSUMED if len(fault["loc"]) == 1 else ())]
+        own = _CONSUMED if root is Recipe and len(fault["loc"]) == 1 else ()
+        known = [*_section(fault["loc"][:-1], root).model_fields, *own]
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{key}: unknown setting (value {fault['input']!r}); {hint}Allowed here: {', '.join(known)}"
     if fault["type"] == "missing":
-        field = _section(fault["loc"][:-1]).model_fields[str(fault["loc"][-1])]
+        field = _section(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]
         return f"{key}: is missing. {field.description}"
     if fault["type"] == "model_type":
-        settings = ", ".join(_section(fault["loc"]).model_fields)
+        settings = ", ".join(_section(fault["loc"], root).model_fields)
         return f"{key}: must be a section with any of {settings}, but it is {fault['input']!r}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":

@@ -80,18 +80,19 @@ class ServerSettings(Settings):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        return _checked_address(url)
+        return checked_address(url)
 
     @field_validator("urls")
     @classmethod
     def _are_addresses(cls, urls: dict[str, str]) -> dict[str, str]:
-        return {role: _checked_address(url) for role, url in urls.items()}
+        return {role: checked_address(url) for role, url in urls.items()}
 
 
-def _checked_address(url: str) -> str:
+def checked_address(url: str) -> str:
+    """Return the address of a server, or raise ValueError if it is none, or holds a secret."""
     parts = urlsplit(url)
     if parts.password is not None or parts.username is not None:  # which is not repeated here
-        raise ValueError("the address holds a user or password, and is stored with the run: use server.key_variable")
+        raise ValueError("the address holds a user or password, and is stored with the run: use key_variable")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no address of a server, such as http://localhost:8000/v1")
     return url

@@ -12,8 +12,11 @@ from crosspref.recipe_file import PRESETS
 from crosspref.sections import Settings
 
 
-def describe_settings() -> Iterator[str]:
-    """Yield the lines of a commented recipe that holds every setting with its default."""
+def describe_settings(kind: type[Settings] = Recipe) -> Iterator[str]:
+    """Yield the lines of a commented file, such as a recipe, that holds every setting with its default."""
+    if kind is not Recipe:
+        yield from _describe(kind, 0)
+        return
     yield "# A recipe file may also have `extends: FILE` (relative to itself): it is merged over that recipe."
     yield f"# It may have `preset: NAME`, settings that go together, under its own. Known: {', '.join(PRESETS)}."
     yield from _describe(Recipe, 0)

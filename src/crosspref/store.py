@@ -26,6 +26,7 @@ from crosspref.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
+EVALUATION = "evaluation"  # where the results of suites lie in a run, under a lock of their own
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -292,7 +293,7 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
-        for leftover in list(self.root.rglob(".*.tmp")):
+        for leftover in {*self.root.rglob(".*.tmp")} - {*(self.root / EVALUATION).rglob(".*.tmp")}:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:

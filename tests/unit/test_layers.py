@@ -17,7 +17,7 @@ SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
-    *("vllm", "openai", "ray", "deepspeed", "bitsandbytes"),
+    *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn"),
 )
 LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
@@ -45,15 +45,15 @@ LAYERS = (
     ("changes", "comparability", "status"),
     ("api",),
     ("auditing", "checking", "comparison"),
-    ("lab", "plan"),
-    ("cli_audit", "cli_canary", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
+    ("lab", "plan", "suites"),
+    ("cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
     *("", "algorithm", "api", "auditing", "changes", "checking", "children"),
-    *("cli", "cli_audit", "cli_canary", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
+    *("cli", "cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
     *(
         "comparability",
         "comparison",
@@ -70,7 +70,7 @@ LIGHT = (
         "recipe",
         "recipe_file",
     ),
-    *("lab", "plan", "records", "resources", "sections", "settings", "stages", "status", "store", "tables"),
+    *("lab", "plan", "records", "resources", "sections", "settings", "stages", "status", "store", "suites", "tables"),
     "tokenizer_files",
 )
 """What must import nothing heavy; "" is crosspref itself."""

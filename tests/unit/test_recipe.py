@@ -281,7 +281,7 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
         ),
         (
             {"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}},
-            "server.urls: the address holds a user or password, and is stored with the run: use server.key_variable",
+            "server.urls: the address holds a user or password, and is stored with the run: use key_variable",
         ),
         # Language imbalance.
         (

@@ -278,3 +278,14 @@ def test_logs_grow_by_lines(tmp_path: Path) -> None:
     run.append("phases.jsonl", {"phase": "score"})
     lines = (tmp_path / "phases.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["sample", "score"]
+
+
+def test_an_evaluation_under_way_keeps_its_temporary_files_when_the_run_goes_on(tmp_path: Path) -> None:
+    ours, left = tmp_path / "evaluation" / ".a.parquet.1.tmp", tmp_path / "iteration_1" / "evaluation" / ".b.1.tmp"
+    for path in (ours, left):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    with RunDirectory(tmp_path).locked():
+        assert (ours.exists(), left.exists()) == (True, False)
+    with RunDirectory(tmp_path / "evaluation").locked():
+        assert not ours.exists()

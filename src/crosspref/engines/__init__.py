@@ -37,6 +37,8 @@ ENGINES: dict[str, dict[str, str]] = {
         "server": "crosspref.engines.server_scorer:ServerScorer",
         "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
     },
+    "client": {"server": "crosspref.engines.server_client:ServerClient"},
+    "fit": {"liblinear": "crosspref.engines.liblinear:fit_by_cross_validation"},
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
     "executor": {
@@ -68,7 +70,8 @@ def find_engine(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         library = error.name or name
-        install = "pip install 'crosspref[ray]'" if library == "ray" else f"pip install {library}"
+        extras = {"ray": "pip install 'crosspref[ray]'", "openai": "pip install 'crosspref[server]'"}
+        install = extras.get(library, f"pip install {library}")
         raise MissingLibraryError(library, f"The {kind} {name!r}", install) from error
 
 

@@ -19,7 +19,7 @@ import openai
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
-from crosspref.errors import ServerError
+from crosspref.errors import RefusedError, ServerError
 from crosspref.resources import ServerSettings
 
 LOOK_UP = {"timeout": 5.0, "max_retries": 2}
@@ -102,6 +102,10 @@ class ServerClient:
             )
         return ServedModel(role, url, name, served[name])
 
+    def unlisted(self, role: str, name: str) -> ServedModel:
+        """Return a model without asking whether the server lists it, as hosted ones need not."""
+        return ServedModel(role, self.settings.url, name, None)
+
     def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Run jobs side by side and return their results; the first error stops them all."""
 
@@ -128,12 +132,17 @@ class ServerClient:
             self._of_this_model(model, read),
         )
 
-    async def chat(self, model: ServedModel, read: Callable[[bytes], T], **request: Any) -> T:
-        """Ask for the next message of a chat; ``read`` turns the body into what is wanted, or raises ValueError."""
+    async def chat(
+        self, model: ServedModel, read: Callable[[bytes], T], *, any_name: bool = False, **request: Any
+    ) -> T:
+        """Ask for the next message of a chat; ``read`` turns the body into what is wanted, or raises ValueError.
+
+        With ``any_name`` the answer may come under another name than was asked for, as that of a dated version.
+        """
         return await self._ask(
             model,
             lambda client: client.chat.completions.with_raw_response.create(model=model.name, **request),
-            self._of_this_model(model, read),
+            read if any_name else self._of_this_model(model, read),
         )
 
     def close(self) -> None:
@@ -167,7 +176,8 @@ class ServerClient:
                 try:
                     response = await send(client)
                 except openai.APIStatusError as error:
-                    raise ServerError(self._refusal(model, error, advice)) from None
+                    kind = RefusedError if error.status_code in (400, 413, 422) else ServerError
+                    raise kind(self._refusal(model, error, advice)) from None
                 except openai.APIConnectionError as error:
                     why = error.__cause__ or error
                     raise ServerError(f"{model} does not answer: {why} ({type(why).__name__}). {advice}") from None

@@ -1,0 +1,264 @@
+"""Win rates of AlpacaEval 2: plain, and with the length of the answers held equal.
+
+Source: Dubois et al., "Length-Controlled AlpacaEval" (2024), as version 0.6.6 of the package alpaca-eval computes it.
+The chance that a model beats the baseline on an item is
+
+    sigma(a tanh(D / sd(D)) + b difficulty + c [the answer is not a gamed one])
+
+where D = characters of the baseline's answer - characters of the model's. The length-controlled rate is the mean of it
+at D = 0. The weights are fitted to every model by itself, together with the verdicts on answers that were made long or
+short on purpose ("gamed"), which keep a and b in place. Without those the result is another one, named "LC-noreg";
+without difficulties either, "LC-minimal".
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+Floats = NDArray[np.float64]
+
+Fit = Callable[[Floats, Floats, Floats], tuple[Floats, float]]
+"""From a design (rows, features), outcomes (rows,) in [0, 1] and weights (rows,): the weights (features,) that minimise
+||w||_1 + C sum weight * cross-entropy, and the C that cross-validation chose. ``engines.liblinear`` has the one that
+alpaca-eval uses."""
+
+GAMED_WEIGHT = 0.1
+"""What the verdict on a gamed answer weighs beside one on the model's: 0.2, shared by the two gamed models."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gamed:
+    """Verdicts on gamed answers, a row each; the table ``df_gamed`` of AlpacaEval has 2 models x 805 items.
+
+    ``items`` (rows) are ids in the table's own numbering; ``outcomes`` (rows,) are preference - 1, in [0, 1];
+    ``lengths`` (rows,) are D / sd(D) within the model of the row; ``difficulty`` (rows,) is the item's.
+    """
+
+    items: tuple[Hashable, ...]
+    outcomes: Floats
+    lengths: Floats
+    difficulty: Floats
+
+    def __post_init__(self) -> None:
+        """Check the columns."""
+        for name in ("outcomes", "lengths", "difficulty"):
+            column = getattr(self, name)
+            if column.shape != (len(self.items),) or not np.isfinite(column).all():
+                raise ValueError(f"The gamed table has {len(self.items)} items but no finite {name} of each.")
+        if ((self.outcomes < 0) | (self.outcomes > 1)).any():
+            raise ValueError("The gamed table has outcomes outside [0, 1]. Pass preference - 1.")
+
+    def difficulties(self) -> dict[Hashable, float]:
+        """Return the difficulty of every item, in the order in which items first appear."""
+        found: dict[Hashable, float] = {}
+        for item, difficulty in zip(self.items, self.difficulty, strict=True):
+            found.setdefault(item, float(difficulty))
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparisons:
+    """One model against one baseline in one language, an item each; made by ``comparisons``.
+
+    ``outcomes`` (n,) are 1 where the model wins surely and 0 where the baseline does, nan where the judge gave no
+    verdict; lengths (n,) are in characters; ``difficulty`` (n,) has no unit.
+    """
+
+    items: tuple[Hashable, ...]
+    outcomes: Floats
+    model_lengths: Floats
+    baseline_lengths: Floats
+    difficulty: Floats | None
+    gamed: Gamed | None
+
+
+@dataclass(frozen=True, slots=True)
+class WinRates:
+    """What a row of a leaderboard needs. Rates and the standard error are in percent, lengths in characters.
+
+    ``n`` items were judged and ``missing`` have no verdict. ``standard_error`` is the plain win rate's. ``lc`` and what
+    belongs to it is None where it was not asked for; ``lc_name`` says which model it is. ``weights`` names the fitted
+    weights. Mean lengths are over all items, judged or not.
+    """
+
+    n: int
+    missing: int
+    wins: int
+    losses: int
+    ties: int
+    win_rate: float
+    standard_error: float
+    lc: float | None
+    lc_name: str
+    weights: dict[str, float]
+    C: float | None
+    model_length: float
+    baseline_length: float
+
+
+def comparisons(
+    items: Iterable[Hashable],
+    preferences: Iterable[float | None],
+    model_lengths: ArrayLike,
+    baseline_lengths: ArrayLike,
+    *,
+    gamed: Gamed | None = None,
+    difficulty: Mapping[Hashable, float] | None = None,
+    by_position: bool = False,
+) -> Comparisons:
+    """Check the verdicts (n,) of one model and find the difficulty of their items.
+
+    A preference is in [1, 2]: 2 where the model wins surely; 0 and 1.5 are ties; None and nan say that there is no
+    verdict. Lengths (n,) are in characters. ``difficulty`` is by item and by default that of the gamed table.
+    ``by_position`` takes the difficulties in their own order instead of by item (the paper's variant; it is wrong when
+    an item in between is left out). Without ``gamed`` and ``difficulty`` there is no difficulty.
+
+    Raises ValueError when sizes differ, an item comes twice or has no difficulty, a preference is out of range, or a
+    length is not a finite number of at least zero.
+    """
+    names = tuple(items)
+    outcomes = preference_outcomes(preferences)
+    ours, theirs = (np.asarray(given, dtype=np.float64) for given in (model_lengths, baseline_lengths))
+    shapes = [column.shape for column in (outcomes, ours, theirs)]
+    if any(shape != (len(names),) for shape in shapes):
+        raise ValueError(f"There are {len(names)} items, but preferences and both lengths have the shapes {shapes}.")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"The item {twice!r} comes more than once. Keep one verdict per item.")
+    for column in (ours, theirs):
+        if not (np.isfinite(column) & (column >= 0)).all():
+            position = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))[0]
+            raise ValueError(f"The length of an answer to item {names[position]!r} is {column[position]}.")
+    if difficulty is None and gamed is not None:
+        difficulty = gamed.difficulties()
+    return Comparisons(names, outcomes, ours, theirs, _difficulty_of(names, difficulty, by_position), gamed)
+
+
+def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
+    """Return preference - 1 (n,), in [0, 1]: 0.5 for a tie (0 or 1.5), nan where there is no verdict (None or nan).
+
+    Raises ValueError for another number outside [1, 2].
+    """
+    given = np.array([math.nan if one is None else one for one in preferences], dtype=np.float64)
+    wrong = ~np.isnan(given) & (given != 0) & ((given < 1) | (given > 2))
+    if wrong.any():
+        position = np.flatnonzero(wrong)[0]
+        raise ValueError(
+            f"The preference at position {position} is {given[position]}. Pass a number from 1 (the baseline wins) to "
+            "2 (the model wins), 0 or 1.5 for a tie, or None where there is no verdict."
+        )
+    return np.where(given == 0, 1.5, given) - 1
+
+
+def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
+    """Return the win rate, and with a ``fit`` the length-controlled win rate.
+
+    WR = 100 mean(outcome); its standard error is 100 sd(outcome, ddof=1) / sqrt(n), nan for a single verdict. An item
+    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. LC is nan where every
+    row to fit is a sure win or every one a sure loss: no finite weights fit best. Raises ValueError when there is no
+    verdict at all, or for LC fewer than five rows to fit.
+    """
+    judged = compared.outcomes[~np.isnan(compared.outcomes)]
+    if not judged.size:
+        raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
+    lc, weights, penalty = (None, {}, None) if fit is None else _length_controlled(compared, fit)
+    return WinRates(
+        n=judged.size,
+        missing=compared.outcomes.size - judged.size,
+        wins=int((judged > 0.5).sum()),
+        losses=int((judged < 0.5).sum()),
+        ties=int((judged == 0.5).sum()),
+        win_rate=100 * float(judged.mean()),
+        standard_error=100 * float(judged.std(ddof=1)) / math.sqrt(judged.size) if judged.size > 1 else math.nan,
+        lc=lc,
+        lc_name=lc_name(compared),
+        weights=weights,
+        C=penalty,
+        model_length=float(compared.model_lengths.mean()),
+        baseline_length=float(compared.baseline_lengths.mean()),
+    )
+
+
+def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str, float], float | None]:
+    """Return LC in percent, its weights by name, and C."""
+    design, outcomes, weights = _training_rows(compared)
+    if outcomes[0] in (0.0, 1.0) and (outcomes == outcomes[0]).all():
+        return math.nan, {}, None
+    found, penalty = fit(design, outcomes, weights)
+    named = dict(zip(feature_names(compared), found.tolist(), strict=True))
+    difficulty = np.zeros(1) if compared.difficulty is None else compared.difficulty
+    return length_controlled_rate(difficulty, named.get("difficulty", 0.0), named["not_gamed"]), named, penalty
+
+
+def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gamed_weight: float) -> float:
+    """Return LC, in percent, of given weights: 100 mean sigma(b d + c) over the items' difficulties d (n,).
+
+    With weights that someone published, it checks the rate that they published.
+    """
+    return 100 * float(expit(difficulty_weight * difficulty + not_gamed_weight).mean())
+
+
+def lc_name(compared: Comparisons) -> str:
+    """Return which length-controlled win rate these verdicts allow: "LC", "LC-noreg" or "LC-minimal"."""
+    if compared.difficulty is None:
+        return "LC-minimal"
+    return "LC" if compared.gamed is not None else "LC-noreg"
+
+
+def feature_names(compared: Comparisons) -> tuple[str, ...]:
+    """Return the names of the fitted weights, in order."""
+    return ("length", "not_gamed") if compared.difficulty is None else ("length", "difficulty", "not_gamed")
+
+
+def length_feature(differences: Floats, spread: Floats | float) -> Floats:
+    """Return tanh(D / sd(D)) (..., n), and 0 where there is no spread: equal differences explain nothing.
+
+    ``differences`` (..., n) and ``spread`` (..., 1) are in the same unit.
+    """
+    known = np.asarray(spread) > 0
+    return np.tanh(np.where(known, differences, 0.0) / np.where(known, spread, 1.0))
+
+
+def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
+    """Return design, outcomes and weights of the rows to fit: the gamed ones first, then the judged items."""
+    differences = compared.baseline_lengths - compared.model_lengths
+    spread = float(differences.std(ddof=1)) if differences.size > 1 else 0.0
+    columns = [length_feature(differences, spread), np.ones(differences.size)]
+    if compared.difficulty is not None:
+        columns.insert(1, compared.difficulty)
+    design = np.stack(columns, axis=1)
+    judged = ~np.isnan(compared.outcomes)
+    design, outcomes, weights = design[judged], compared.outcomes[judged], np.ones(int(judged.sum()))
+    if (gamed := compared.gamed) is not None:
+        rows = np.stack([np.tanh(gamed.lengths), gamed.difficulty, np.zeros(len(gamed.items))], axis=1)
+        design = np.concatenate([rows, design])
+        outcomes = np.concatenate([gamed.outcomes, outcomes])
+        weights = np.concatenate([np.full(len(rows), GAMED_WEIGHT), weights])
+    if len(design) < 5:
+        raise ValueError(
+            f"The length-controlled win rate needs five verdicts for its five folds; there are {len(design)}."
+        )
+    return design, outcomes, weights
+
+
+def _difficulty_of(
+    items: Sequence[Hashable], difficulty: Mapping[Hashable, float] | None, by_position: bool
+) -> Floats | None:
+    """Return the difficulty (n,) of every item, by its id or by its position; None when there are no difficulties."""
+    if difficulty is None:
+        return None
+    if by_position:
+        if len(items) > len(difficulty):
+            raise ValueError(f"There are {len(items)} items but only {len(difficulty)} difficulties to take in order.")
+        return np.fromiter(difficulty.values(), dtype=np.float64)[: len(items)]
+    unknown = [item for item in items if item not in difficulty]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(items)} items have no difficulty, the first is {unknown[0]!r}. "
+            f"Difficulties are of items such as {next(iter(difficulty), None)!r}: use the same numbering."
+        )
+    return np.array([difficulty[item] for item in items], dtype=np.float64)

@@ -1,0 +1,168 @@
+"""Intervals of win rates by bootstrap over items: of one model, of a difference, and of the mean over languages.
+
+All models and languages of a table are resampled together: in a resample an item is there equally often in every one of
+them. So a difference is over the same items, and what makes an item hard in all languages does not average out. The
+intervals cover the sampling of items, given the judge and the trained model; neither another judgement of the same
+answers, nor another sampling of answers, nor another training seed.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from crosspref.maths.alpaca import Comparisons, Floats, WinRates
+from crosspref.maths.refit import length_controlled_rates
+from crosspref.maths.statistics import Interval
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """A statistic, its value (resamples,) in every resample, in the same unit, and the number of its items.
+
+    Draws of one call of ``resample`` belong together: their differences and means are paired by resample.
+    """
+
+    point: float
+    values: Floats
+    n: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RateDraws:
+    """The draws of one model in one language, in percent; ``lc`` is None where none was measured."""
+
+    win_rate: Draws
+    lc: Draws | None
+
+
+def resample(
+    cells: Mapping[Key, tuple[Comparisons, WinRates]], resamples: int = 2000, seed: int = 0
+) -> dict[Key, RateDraws]:
+    """Return the win rate and LC of every cell in every resample of the items; a cell is a model in a language.
+
+    Items are joined over cells by id and drawn with equal chances from all that any cell has. LC is refitted at the C
+    of the cell's ``WinRates``; its point is the LC given there. The same arguments give the same draws. Raises
+    ValueError for fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
+    places: dict[Hashable, int] = {}
+    for compared, _ in cells.values():
+        for item in compared.items:
+            places.setdefault(item, len(places))
+    drawn = np.random.default_rng(seed).integers(len(places), size=(resamples, len(places))) if places else None
+    found = {}
+    for key, (compared, rates) in cells.items():
+        counts = _counts(drawn, [places[item] for item in compared.items])
+        judged = ~np.isnan(compared.outcomes)
+        of_judged = counts[:, judged]
+        with np.errstate(invalid="ignore"):
+            values = 100 * (of_judged @ compared.outcomes[judged]) / of_judged.sum(axis=1)
+        lc = None
+        if rates.lc is not None and rates.C is not None:
+            lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
+        found[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
+    return found
+
+
+def difference(left: Draws, right: Draws) -> Draws:
+    """Return left - right, resample by resample."""
+    return Draws(left.point - right.point, left.values - right.values, min(left.n, right.n))
+
+
+def mean_over(draws: Iterable[Draws]) -> Draws:
+    """Return the plain mean of several statistics, such as one per language, resample by resample.
+
+    ``n`` is the sum of theirs. Raises ValueError when there are none.
+    """
+    given = list(draws)
+    if not given:
+        raise ValueError("There is nothing to take the mean of. Pass the draws of at least one language.")
+    values = np.mean([one.values for one in given], axis=0)
+    return Draws(float(np.mean([one.point for one in given])), values, sum(one.n for one in given))
+
+
+def percentile_interval(draws: Draws, confidence: float = 0.95) -> Interval:
+    """Return the statistic and its percentile interval; without width where all draws are equal.
+
+    The ends are nan for fewer than two items, or when a resample in more than a hundred has no value. Raises ValueError
+    for a confidence not between 0 and 1.
+    """
+    _check_confidence(confidence)
+    known = draws.values[np.isfinite(draws.values)]
+    if draws.n < 2 or known.size < 0.99 * draws.values.size:
+        return Interval(draws.point, math.nan, math.nan, draws.n)
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(draws.point, float(low), float(high), draws.n)
+
+
+def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, of one model in one language.
+
+    ``outcomes`` (n,) are in [0, 1] and nan where there is no verdict, as ``preference_outcomes`` returns them. The ends
+    are nan for a single verdict. Raises ValueError when there is none, or for a confidence not between 0 and 1.
+    """
+    _check_confidence(confidence)
+    judged = outcomes[~np.isnan(outcomes)]
+    if not judged.size:
+        raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
+    mean = 100 * float(judged.mean())
+    if judged.size == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if (judged == judged[0]).all():
+        return Interval(mean, mean, mean, judged.size)
+    found = bootstrap(
+        (judged,),
+        np.mean,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="BCa",
+        random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
+    ).confidence_interval
+    return Interval(mean, 100 * float(found.low), 100 * float(found.high), judged.size)
+
+
+def shared_items(*compared: Comparisons) -> tuple[Comparisons, ...]:
+    """Return each restricted to the items on which all have a verdict, in the first one's order: a fair comparison.
+
+    Lengths of the restricted items give another sd(D): measure ``win_rates`` anew. May return none at all.
+    """
+    known = [{item for item, one in zip(each.items, each.outcomes, strict=True) if one == one} for each in compared]
+    kept = [item for item in compared[0].items if all(item in names for names in known)] if compared else []
+    return tuple(_restricted(each, kept) for each in compared)
+
+
+def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons:
+    places = {item: place for place, item in enumerate(compared.items)}
+    rows = np.array([places[item] for item in items], dtype=np.intp)
+    difficulty = None if compared.difficulty is None else compared.difficulty[rows]
+    return Comparisons(
+        tuple(items),
+        compared.outcomes[rows],
+        compared.model_lengths[rows],
+        compared.baseline_lengths[rows],
+        difficulty,
+        compared.gamed,
+    )
+
+
+def _counts(drawn: np.ndarray | None, places: Sequence[int]) -> Floats:
+    """Return how often (resamples, n) each of some items was drawn; ``drawn`` is (resamples, all items)."""
+    if drawn is None:
+        return np.empty((0, 0))
+    resamples, total = drawn.shape
+    flat = drawn + total * np.arange(resamples)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total)
+    return counts[:, places].astype(np.float64)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")

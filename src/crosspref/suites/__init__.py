@@ -1,0 +1,46 @@
+"""Suites of evaluations: ``crosspref evaluate RUN_OR_MODEL --suite NAME``.
+
+A suite is one function ``evaluate(work: Evaluation) -> list[Report]``, named in ``SUITES``, and a section of settings,
+a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.Evaluation``):
+
+- ``work.settings``: all settings, its own section among them;
+- ``work.target``: what is measured. ``target.models`` are the candidates (pi_I, pi_0, pi_1 ..., or one model),
+  ``target.folder`` is where results go: write them to ``target.folder / "NAME"``;
+- ``work.languages``: the languages that were asked for on the command line, or None for all that there are;
+- ``work.judge``: asks a judge. Gather the questions of all models and languages first and call ``judge.ask`` once, so
+  that the price estimate covers everything. A ``questions.Question`` is messages, decoding, and what reads the answer;
+  what comes back for each is a ``verdicts.Verdict``, or None where a replayed file has none. Nothing that was judged
+  before, for whichever model or suite, is asked again; an answer that cannot be read is a verdict with a ``failure``;
+- ``work.reporter``: says lines and shows progress.
+
+``answers.answer_prompts`` (``work.answers``) answers prompts with a candidate, in shards that are resumed. Touch
+``work.judge`` before models answer, so that a judge without a name shows early. ``results.results_table`` makes tables
+of flat rows. A suite returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``.
+Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has them.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from crosspref.errors import RecipeError
+
+if TYPE_CHECKING:
+    from crosspref.stages.report import Report
+    from crosspref.suites.work import Evaluation
+
+SUITES: dict[str, str] = {"xalpaca": "crosspref.suites.xalpaca:evaluate"}
+"""Every suite by name, as module:function."""
+
+
+def find_suite(name: str) -> "Callable[[Evaluation], list[Report]]":
+    """Import and return a suite.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if name not in SUITES:
+        raise RecipeError(f"There is no suite {name!r}. Known: {', '.join(SUITES)}")
+    module, _, function = SUITES[name].partition(":")
+    found: Callable[[Evaluation], list[Report]] = getattr(importlib.import_module(module), function)
+    return found

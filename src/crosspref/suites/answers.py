@@ -1,0 +1,82 @@
+"""The answers of the measured models: tables in shards, each with its done-marker, so that a kill loses at most one."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from crosspref.engines import RecipeEngines
+from crosspref.engines.protocols import Advance, Sampler
+from crosspref.errors import ModelError, RunError
+from crosspref.job import Job, Shard, digest_rows, fill, settings_of
+from crosspref.progress import Reporter
+from crosspref.records import Prompt, Response
+from crosspref.stages import sample as sampling
+from crosspref.store import Fingerprint, RunDirectory, Unit
+from crosspref.suites.targets import Candidate, Target
+from crosspref.tables import SPEED
+
+
+def answer_prompts(
+    target: Target, candidate: Candidate, suite: str, prompts: Sequence[Prompt], seed: int, reporter: Reporter,
+    *, greedy: bool = False,
+) -> list[Response]:  # fmt: skip
+    """Return a candidate's answers, one to each prompt; those that are stored already are not made again.
+
+    The seed of an answer derives from the prompt's id and language alone, so it is the same for every model. A prompt
+    that is too long for the model has no answer. Shards are named by their prompts, so that other items, or fewer, are
+    other shards.
+
+    Raises:
+        ModelError: answers are missing, and the model is not on this machine.
+        RunError: stored answers were made with other settings, or by another model.
+    """
+    folder = target.folder / "answers" / suite / candidate.slug
+    greedy = greedy or target.greedy
+    job = Job(target.recipe, RunDirectory(target.folder), RecipeEngines(target.recipe), reporter)
+    shards = [
+        shard
+        for language in dict.fromkeys(prompt.language for prompt in prompts)
+        for shard in _shards(
+            job, folder / language, candidate, [row for row in prompts if row.language == language], seed, greedy
+        )
+    ]
+
+    def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:
+        return sampling.sample(shard.prompts, sampler, n=1, seed=seed, iteration=0, advance=advance)
+
+    try:
+        todo = [shard for shard in shards if not shard.unit.finished(shard.fingerprint)]
+    except RunError as error:
+        raise RunError(f"{error}\nTo have {candidate.name} answer anew: rm -r {folder}") from error
+    if todo and candidate.files is None:
+        raise ModelError(f"{candidate.name} is to answer, but is not here. {candidate.missing}")
+    if todo and candidate.files is not None:
+        build = partial(job.engines.sampler, candidate.files, greedy=greedy)
+        with job.engines.cluster():
+            fill(job, f"{candidate.name} answers {suite}", shards, Response, 1, build, work)
+    return [row for shard in shards for row in shard.unit.rows(Response)]
+
+
+def _shards(
+    job: Job, folder: Path, candidate: Candidate, prompts: Sequence[Prompt], seed: int, greedy: bool
+) -> list[Shard]:
+    """Return the shards of one language, done or not."""
+    settings = {**settings_of("sample", job.recipe.sample, without=("n", *SPEED)), "seed": seed, "greedy": greedy}
+    if job.recipe.sample.engine == "server":
+        settings["server.protocol"] = job.recipe.server.protocol
+    found = []
+    size = job.recipe.resources.shard_prompts
+    for start in range(0, len(prompts), size):
+        part = list(prompts[start : start + size])
+        digest = digest_rows(part)
+        unit = Unit(folder / f"{start:08d}-{digest[:8]}.parquet")
+        inputs = {"policy": _identity(candidate, unit), "prompts": digest}
+        found.append(Shard(unit, Fingerprint(settings, inputs), part))
+    return found
+
+
+def _identity(candidate: Candidate, unit: Unit) -> str:
+    """Return what identifies the model that answers: of one that is not here, what answered before."""
+    if candidate.files is not None:
+        return candidate.files.identity
+    return str(unit.read_marker()["parts"].get("policy")) if unit.marker.exists() else "not here"

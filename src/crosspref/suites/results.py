@@ -1,0 +1,72 @@
+"""What suites measure, as rows of tables."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+MEAN = "mean"
+"""Stands in the place of the language for the plain mean over languages."""
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often a judge prefers a model's answers to a baseline's, in one language, or as the mean of languages.
+
+    Rates are percentages with 95% intervals, nan where there are none. ``lc_kind`` is ``LC``, ``LC-noreg`` for a fit
+    without the gamed rows, or ``none``. ``n`` are the preferences, ``ties`` those that are ties; ``failed`` answers of
+    the judge could not be read, ``lacking`` ones are not in the replayed file; ``no_answer`` and ``no_baseline`` items
+    have no answer of the model, of the baseline. Lengths are means in characters over the items that count.
+    """
+
+    model: str
+    language: str
+    items: int
+    n: int
+    ties: int
+    failed: int
+    lacking: int
+    no_answer: int
+    no_baseline: int
+    wr: float
+    wr_low: float
+    wr_high: float
+    lc: float
+    lc_low: float
+    lc_high: float
+    lc_kind: str
+    length: float
+    baseline_length: float
+    baseline: str
+    judge: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items judged of both.
+
+    ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
+    interval and it say so. ``rate`` is WR or LC.
+    """
+
+    model: str
+    other: str
+    language: str
+    rate: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    verdict: str
+    n: int
+
+
+_KINDS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
+
+
+def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
+    """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
+    schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)

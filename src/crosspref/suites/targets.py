@@ -1,0 +1,120 @@
+"""What is measured: the models of a run, or any model by its name."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosspref.engines import RecipeEngines
+from crosspref.errors import ModelError, RecipeError, RunError
+from crosspref.job import Job, policy
+from crosspref.languages import ENGLISH
+from crosspref.models import ModelFiles, locate_model
+from crosspref.progress import Reporter
+from crosspref.recipe import Recipe
+from crosspref.recipe_file import load_recipe, make_recipe
+from crosspref.store import EVALUATION, RunDirectory
+from crosspref.suites.settings import EvaluationSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model that is measured; ``files`` is None where it is not on this machine, and ``missing`` says why."""
+
+    name: str
+    files: ModelFiles | None
+    missing: str = ""
+
+    @property
+    def slug(self) -> str:
+        """Its name as that of a folder."""
+        return re.sub(r"[^\w.-]+", "_", self.name).strip("_.") or "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a person named: its models, and the folder of the results.
+
+    ``recipe`` builds the engines that answer; ``greedy`` tells that they take the likeliest token.
+    """
+
+    folder: Path
+    models: list[Candidate]
+    recipe: Recipe
+    greedy: bool = False
+
+
+def find_target(name: str, out: str | None, settings: EvaluationSettings, reporter: Reporter) -> Target:
+    """Find a run or a model.
+
+    Raises:
+        RecipeError: a model needs ``out``, or a model of a run is named that it has not.
+    """
+    run = RunDirectory(name)
+    if run.recipe.is_file():
+        recipe = load_recipe(run.recipe)
+        models = _of_run(run, recipe, settings.models, reporter)
+        folder = Path(out) if out else run.root / EVALUATION
+        roles = recipe.models.initial, recipe.models.policy
+        return Target(folder, models, _answering(settings, *roles), settings.answers.temperature == 0)
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
+        raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
+    if out is None:
+        raise RecipeError(f"{name} is no run, so the results of this model need a place: name one with --out DIR.")
+    if settings.models is not None:
+        raise RecipeError("models chooses among the models of a run, and one model was named.")
+    try:
+        models = [Candidate(name, locate_model(name))]
+    except ModelError as error:  # its answers may be stored, or judged elsewhere
+        models = [Candidate(name, None, str(error))]
+    return Target(Path(out), models, _answering(settings, None, None), settings.answers.temperature == 0)
+
+
+def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:
+    """Return pi_I where there is one, pi_0, and the policy of each iteration that is done."""
+    known = [*(["pi_I"] if recipe.models.initial else []), *(f"pi_{t}" for t in range(recipe.iterations + 1))]
+    unknown = [name for name in chosen or [] if name not in known]
+    if unknown:
+        raise RecipeError(f"models: {run.root} has no {', '.join(unknown)}. It has {', '.join(known)}.")
+    found = []
+    for name in [name for name in known if chosen is None or name in chosen]:
+        number = None if name == "pi_I" else int(name.removeprefix("pi_"))
+        trained = number is not None and (number > 0 or recipe.models.policy is None)
+        if trained and number is not None and not run.policy(number).marker.exists():
+            reporter.say(f"{name} is not measured: it has not been trained yet.")
+            continue
+        try:
+            if number is None:
+                files = locate_model(recipe.models.initial or "")
+            else:
+                files = policy(Job(recipe, run, RecipeEngines(recipe), reporter), number)
+            found.append(Candidate(name, files))
+        except ModelError as error:
+            found.append(Candidate(name, None, str(error)))
+    if not found:
+        raise RunError(f"No model of {run.root} is there to be measured yet.")
+    return found
+
+
+def _answering(settings: EvaluationSettings, initial: str | None, aligned: str | None) -> Recipe:
+    """Return a recipe whose sections say how the measured models answer; nothing else of it counts."""
+    own = settings.answers
+    sections = {name: getattr(settings, name).model_dump() for name in ("resources", "vllm", "server", "ray")}
+    sample = own.model_dump(exclude={"trust_remote_code"}) | {"n": 2}  # which is not read: there is one answer
+    if own.temperature == 0:
+        sample["temperature"] = 1.0  # a greedy sampler does not read it
+    return make_recipe(
+        {
+            "models": {
+                "initial": initial or "none",
+                "policy": aligned or "none",
+                "trust_remote_code": own.trust_remote_code,
+            },
+            "languages": [ENGLISH],
+            "prompts": {"source": "none"},
+            "seed": settings.seed,
+            "sample": sample,
+            **sections,
+        },
+        "The settings of the evaluation",
+    )

@@ -1,0 +1,248 @@
+"""`crosspref evaluate RUN_OR_MODEL --suite xalpaca`: tiny models answer, and a fake judge over a real socket judges."""
+
+import csv
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_judge import FakeJudge
+from running import ForkServer, Run, assert_one_message, crosspref
+
+from crosspref.store import Unit
+from crosspref.suites.results import WinRate
+
+pytest.importorskip("openai")
+
+TEXTS = {
+    "en": ["Name a river.", "Say why the sky is blue.", "Greet a friend.", "Count to three.", "Describe snow."],
+    "es": ["Nombra un río.", "Di por qué el cielo es azul.", "Saluda a un amigo.",
+           "Cuenta hasta tres.", "Describe la nieve."],
+}  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Items and a baseline's answers, made up here, and the settings that name them."""
+    for language, texts in TEXTS.items():
+        write(tmp_path / "items" / f"{language}.json", [{"id": n, "instruction": t} for n, t in enumerate(texts, 1)])
+        outputs = [{"instruction": t, "output": f"Answer to: {t}", "generator": "turbo"} for t in texts]
+        write(tmp_path / "baseline" / f"{language}.json", outputs)
+    settings = {
+        "judge": {"model": "judge-1", "concurrency": 2},
+        "answers": {"max_new_tokens": 8},
+        "xalpaca": {"items": str(tmp_path / "items"), "baseline": str(tmp_path / "baseline")},
+        "resources": {"device": "cpu", "dtype": "float32", "threads": 1, "shard_prompts": 2},
+        "resamples": 100,
+    }
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return tmp_path
+
+
+def table(folder: Path) -> list[WinRate]:
+    rows: list[WinRate] = Unit(folder / "xalpaca" / "win_rates.parquet").rows(WinRate)
+    return rows
+
+
+def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:
+    return ["evaluate", model, "--suite", "xalpaca", "--with", place / "evaluation.yaml", *more]
+
+
+def test_a_run_from_answers_to_the_table_and_again_by_replay(command: Run, done: Path, place: Path) -> None:
+    run = place / "run"
+    shutil.copytree(done, run)
+    with FakeJudge() as judge:
+        code, output, errors = command(*arguments(place, run, "--judge", judge.url))
+        assert code == 0, errors
+        asked = len(judge.asked)
+        assert asked == len(set(judge.questions())) <= 3 * 10
+        again, same, errors = command(*arguments(place, run, "--judge", judge.url))
+        assert (again, same) == (0, output), errors
+        assert len(judge.asked) == asked
+    folder = run / "evaluation"
+    rows = table(folder)
+    assert [(row.model, row.language) for row in rows] == [
+        (model, language) for model in ("pi_I", "pi_0", "pi_1") for language in ("en", "es", "mean")
+    ]
+    for english, spanish, mean in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert (english.n, english.failed, english.judge, english.baseline) == (5, 0, "judge-1", "turbo")
+        assert mean.wr == pytest.approx((english.wr + spanish.wr) / 2)
+    for text in ("X-AlpacaEval: against turbo, judged by judge-1", "pi_1", "do not cover the judge"):
+        assert text in output
+    annotations = json.loads((folder / "xalpaca" / "pi_0" / "es" / "annotations.json").read_text(encoding="utf-8"))
+    assert [row["id"] for row in annotations] == ["1", "2", "3", "4", "5"]
+    wins = [100 * (row["preference"] - 1) for row in annotations]
+    assert rows[4].wr == pytest.approx(sum(wins) / 5)
+    assert {row["generator_1"] for row in annotations} == {"turbo"}
+    outputs = json.loads((folder / "xalpaca" / "pi_0" / "es" / "model_outputs.json").read_text(encoding="utf-8"))
+    assert rows[4].length == pytest.approx(sum(len(row["output"]) for row in outputs) / 5)
+    with (folder / "xalpaca" / "win_rates.csv").open(encoding="utf-8") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == [row.model for row in rows]
+    assert (folder / "xalpaca.md").read_text(encoding="utf-8").startswith("# X-AlpacaEval")
+
+    # Somebody without a key, and without the models, checks it.
+    replay = place / "verdicts.jsonl"
+    (folder / "verdicts.jsonl").rename(replay)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["models"] = {"initial": "nowhere/pi_I", "policy": "nowhere/pi_0"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    code, replayed, errors = command(*arguments(place, run, "--judge", "replay", replay))
+    assert (code, replayed) == (0, output), errors
+    assert repr(table(folder)) == repr(rows)
+
+    # And the annotations alone give the same rates.
+    given = folder / "xalpaca" / "pi_0"
+    code, _, errors = command(*arguments(place, "pi_0", "--annotations", given, "--out", place / "annotated"))
+    assert code == 0, errors
+    found = table(place / "annotated")
+    assert [(row.language, row.wr, row.wr_low, row.n, row.length) for row in found] == [
+        (row.language, row.wr, row.wr_low, row.n, row.length) for row in rows[3:6]
+    ]
+
+
+def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(
+    command: Run, models: tuple[Path, Path], place: Path
+) -> None:
+    spanish = json.loads((place / "baseline" / "es.json").read_text(encoding="utf-8"))
+    write(place / "baseline" / "es.json", [*spanish[:3], spanish[0]])  # two fewer, and one twice
+    items = [{"id": n, "instruction": t} for n, t in enumerate(TEXTS["en"], 1)]
+    write(place / "items" / "en.json", [*items, items[1], {"id": 3, "instruction": "Something else."}])
+    write(place / "items" / "ja.json", [{"id": 1, "instruction": "川の名前を一つ挙げてください。"}])
+    prose = {TEXTS["en"][3]: "Both are fine, I think."}
+    out = place / "out"
+    with FakeJudge(logprobs=False, odd=prose) as judge:
+        code, output, errors = command(*arguments(place, models[1], "--out", out, "--judge", judge.url))
+    assert code == 0, errors
+    assert "gives no log-probabilities" in errors
+    assert "xalpaca ja: the baseline has no answers" in errors
+    assert "the baseline answers 3 of 5 items" in errors
+    rows = {row.language: row for row in table(out)}
+    assert list(rows) == ["en", "es", "mean"]
+    assert (rows["en"].items, rows["en"].n, rows["en"].failed, rows["en"].no_baseline) == (4, 3, 1, 0)
+    assert (rows["es"].items, rows["es"].n, rows["es"].failed, rows["es"].no_baseline) == (5, 3, 0, 2)
+    flat = " ".join(output.split())
+    for text in ("1 no label", "2 duplicated ids", "1 duplicated rows", "1 language without baseline"):
+        assert text in flat, output
+
+
+def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(
+    forks: ForkServer, models: tuple[Path, Path], place: Path
+) -> None:
+    out = place / "out"
+    with FakeJudge(delay=0.15) as judge:
+        command = arguments(place, models[1], "--out", out, "--judge", judge.url)
+        process = forks.spawn(*command, log=place / "log")
+        end = time.monotonic() + 60
+        while len(judge.asked) < 5:
+            assert process.poll() is None, process.output()
+            assert time.monotonic() < end, process.output()
+            time.sleep(0.005)
+        process.signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        log = out / "verdicts.jsonl"
+        kept = log.read_text(encoding="utf-8").splitlines()
+        assert 0 < len(kept) < 10
+        # As a kill in the middle of a line would leave it: that one is judged again.
+        log.write_text("\n".join([*kept[:-1], kept[-1][: len(kept[-1]) // 2]]), encoding="utf-8")
+        whole, before = {json.loads(line)["messages"] for line in kept[:-1]}, len(judge.asked)
+        judge.delay = 0.0
+        process = forks.spawn(*command, log=place / "log")
+        assert process.wait() == 0, process.output()
+        assert len(judge.asked) - before == 10 - len(whole)
+    assert "1 lines are cut or damaged" in process.output()
+    assert [row.n for row in table(out)] == [5, 5, 10]
+
+
+def test_the_budget_stops_the_command_and_a_larger_one_goes_on(
+    command: Run, models: tuple[Path, Path], place: Path
+) -> None:
+    out = place / "out"
+    with FakeJudge() as judge:
+        prices = ("--set", "judge.price_in=1000", "--set", "judge.price_out=0", "--judge", judge.url, "--out", out)
+        code, _, errors = command(*arguments(place, models[1], *prices, "--set", "judge.budget=0.55"))
+        message = errors[errors.index("\ncrosspref: ") + 1 :]
+        assert_one_message(code, message, "budget of 0.55 would be exceeded", "judge.budget", "Every verdict is kept")
+        assert 1 <= len(judge.asked) <= 5
+        assert "10 questions, about" in errors
+        code, _, errors = command(*arguments(place, models[1], *prices, "--set", "judge.budget=5"))
+        assert code == 0, errors
+        assert len(judge.asked) == len(set(judge.questions())) == 10
+
+
+def test_only_the_shard_that_is_missing_is_answered_again(command: Run, models: tuple[Path, Path], place: Path) -> None:
+    out = place / "out"
+    with FakeJudge() as judge:
+        given = arguments(place, models[1], "--out", out, "--judge", judge.url)
+        assert command(*given)[0] == 0
+        asked, shards = len(judge.asked), sorted(out.rglob("answers/xalpaca/*/*/*.parquet"))
+        assert len(shards) == 6  # of five items in shards of two, in two languages
+        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards}
+        marker = shards[3].with_name(f"{shards[3].name}.done.json")
+        marker.unlink()  # as a kill before the marker leaves it
+        code, _, errors = command(*given)
+    assert code == 0, errors
+    assert marker.exists()
+    assert [path for path in shards if path.stat().st_mtime_ns != before[path][0]] == [shards[3]]
+    assert shards[3].read_bytes() == before[shards[3]][1]
+    assert len(judge.asked) == asked  # the same answer, since its seed is its own
+
+
+def test_changed_settings_do_not_mix_with_stored_answers(command: Run, models: tuple[Path, Path], place: Path) -> None:
+    out = ("--out", place / "out")
+    with FakeJudge() as judge:
+        assert command(*arguments(place, models[1], *out, "--judge", judge.url, "--set", "xalpaca.limit=2"))[0] == 0
+        code, _, errors = command(*arguments(place, models[1], *out, "--judge", judge.url))  # more items are no change
+        assert code == 0, errors
+        hotter = ("--set", "answers.temperature=0")
+        code, _, errors = command(*arguments(place, models[1], *out, "--judge", judge.url, *hotter))
+    assert code == 1
+    assert "sample.temperature" in errors or "greedy" in errors
+    assert "rm -r" in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("evaluate",), "required without RUN_OR_MODEL: --responses, --out"),
+        (("evaluate", "--suite", "xalpaca"), "needs a run or a model"),
+        (("evaluate", "m"), "name a suite"),
+        (("evaluate", "m", "--suite", "xalpaca", "--responses", "r.jsonl"), "--responses: files are evaluated without"),
+        (("evaluate", "m", "--suite", "xalpaca", "--judge", "replay"), "or: replay FILE"),
+        (("evaluate", "--responses", "r.jsonl", "--out", "o.csv"), "must end with .parquet or .jsonl"),
+    ],
+)
+def test_wrong_usage(command: Run, given: tuple[str, ...], said: str) -> None:
+    code, _, errors = command(*given)
+    assert code == 2
+    assert said in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("nowhere", "--suite", "xalpaca"), "--out DIR"),
+        (("nowhere", "--suite", "mmlu"), "There is no suite 'mmlu'. Known: xalpaca"),
+        (("nowhere", "--suite", "xalpaca", "--out", "{out}"), "set xalpaca.items"),
+        (("nowhere", "--suite", "xalpaca", "--out", "{out}", "--languages", "xx"), "xx"),
+        (("nowhere", "--suite", "xalpaca", "--out", "{out}", "--set", "judge.modell=x"), "did you mean model"),
+    ],
+)
+def test_what_is_wrong_is_said(command: Run, tmp_path: Path, given: tuple[str, ...], said: str) -> None:
+    code, _, errors = command("evaluate", *(part.format(out=tmp_path / "out") for part in given))
+    assert_one_message(code, errors, said)
+
+
+def test_help_names_both_ways() -> None:
+    done = crosspref("evaluate", "--help")
+    assert done.returncode == 0, done.stderr
+    for text in ("RUN_OR_MODEL", "--suite", "--judge", "--responses"):
+        assert text in done.stdout

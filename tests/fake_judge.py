@@ -1,0 +1,122 @@
+"""A fake judge: OpenAI's chat protocol over a real socket, and no model behind it.
+
+Its opinion is a number that follows from the question alone, so that two runs agree. It stands in for a hosted judge;
+what it says of an answer means nothing.
+"""
+
+import hashlib
+import json
+import math
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+TOKENS_IN, TOKENS_OUT = 100, 1
+"""What every answer is said to have taken."""
+
+
+class FakeJudge:
+    """Answers until it is closed; ``asked`` has every body that it was sent.
+
+    Args:
+        logprobs: whether it gives log-probabilities; ``refuses`` says that it answers 400 when it is asked for them.
+        odd: what it says where a text stands in the question, in the place of a label.
+        usage: whether it reports tokens.
+        delay: seconds that every answer takes.
+        known_as: the name that its answers bear, if it is another one than it was asked by.
+    """
+
+    def __init__(
+        self,
+        *,
+        logprobs: bool = True,
+        refuses: bool = False,
+        odd: dict[str, str] | None = None,
+        usage: bool = True,
+        delay: float = 0.0,
+        known_as: str | None = None,
+    ) -> None:
+        self.logprobs, self.refuses, self.odd, self.usage = logprobs, refuses, odd or {}, usage
+        self.delay, self.known_as = delay, known_as
+        self.asked: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.lock = threading.Lock()
+        owner = self
+
+        class Handler(_Handler):
+            judge = owner
+
+        self.http = _Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def questions(self) -> list[str]:
+        """What it was asked, a text each, without what only asks whether it gives log-probabilities."""
+        return [json.dumps(body["messages"]) for body in self.asked]
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        question = json.dumps(body["messages"], ensure_ascii=False)
+        odd = next((said for text, said in self.odd.items() if text in question), None)
+        first = opinion(body["messages"])
+        label = "m" if first >= 0.5 else "M"
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": label if odd is None else odd},
+            "finish_reason": "stop",
+        }
+        if body.get("logprobs") and self.logprobs:
+            chances = {"m": first, "M": 1 - first, "Both": 1e-6} if odd is None else {"I": 0.9, "The": 0.05}
+            tokens = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]
+            choice["logprobs"] = {"content": [{**tokens[0], "top_logprobs": tokens}]}
+        answer = {"id": "fake", "object": "chat.completion", "model": self.known_as or body["model"]}
+        usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": TOKENS_OUT, "total_tokens": TOKENS_IN + TOKENS_OUT}
+        return {**answer, "choices": [choice], **({"usage": usage} if self.usage else {})}
+
+
+def opinion(messages: list[dict[str, str]]) -> float:
+    """The probability of the first label."""
+    text = "\n".join(message["content"] for message in messages)
+    return 0.05 + 0.9 * int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed is no fault."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    judge: FakeJudge
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.judge.lock:
+            self.judge.asked.append(body)
+            self.judge.keys.add(self.headers.get("Authorization"))
+        time.sleep(self.judge.delay)
+        if self.judge.refuses and body.get("logprobs"):
+            self._send(400, {"error": {"message": "logprobs are not supported"}})
+        else:
+            self._send(200, self.judge.answer(body))
+
+    def _send(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass

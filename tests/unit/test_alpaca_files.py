@@ -1,0 +1,111 @@
+"""Instructions, outputs and annotations in alpaca_eval's formats: joined by item, and what is wrong is counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosspref.errors import DataError
+from crosspref.stages.prompt_files import Row
+from crosspref.suites.alpaca_files import Item, Problems, join, read_items, read_languages, read_preference, write_json
+
+
+def rows(*values: dict[str, Any]) -> list[Row]:
+    return [Row("file.json", number, value) for number, value in enumerate(values, start=1)]
+
+
+def test_a_directory_of_languages_in_any_layout(tmp_path: Path) -> None:
+    write_json(tmp_path / "es.json", [{"id": 1, "instruction": "Hola"}])
+    (tmp_path / "de.jsonl").write_text(json.dumps({"id": 1, "instruction": "Hallo"}) + "\n")
+    write_json(tmp_path / "fr" / "model_outputs.json", [{"instruction": "Salut", "output": "!"}])
+    write_json(tmp_path / "notes.json", [])
+    found = read_languages(str(tmp_path), "items", None)
+    assert {language: len(own) for language, own in found.items()} == {"es": 1, "de": 1, "fr": 1}
+    assert list(read_languages(str(tmp_path), "items", ["es", "ja"])) == ["es"]
+
+
+def test_a_file_names_languages_or_is_of_the_one_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "items.json"
+    write_json(file, [{"id": 1, "instruction": "Hola", "language": "es"}, {"id": 1, "instruction": "Hi", "lang": "en"}])
+    assert {language: len(own) for language, own in read_languages(str(file), "items", None).items()} == {
+        "es": 1,
+        "en": 1,
+    }
+    write_json(file, [{"id": 1, "instruction": "Hola"}])
+    assert list(read_languages(str(file), "items", ["es"])) == ["es"]
+    with pytest.raises(DataError, match="names no language"):
+        read_languages(str(file), "items", None)
+    with pytest.raises(DataError, match="no file or directory"):
+        read_languages(str(tmp_path / "none"), "items", None)
+    with pytest.raises(DataError, match="no file of a language"):
+        read_languages(str(tmp_path), "items", None)
+
+
+def test_duplicated_ids_are_counted_and_ambiguous_ones_left_out() -> None:
+    problems = Problems()
+    found = read_items(
+        rows(
+            {"id": 1, "instruction": "a"},
+            {"id": 2, "instruction": "b"},
+            {"id": 1, "instruction": "a"},
+            {"id": 2, "instruction": "c"},
+            {"id": 3, "instruction": " "},
+            {"instruction": "d"},
+            {"id": 4.0, "instruction": "e"},
+        ),
+        problems,
+    )
+    assert [(item.item_id, item.place) for item in found] == [("1", 0), ("4", 6)]
+    assert problems.counts == {"duplicated ids": 2, "items without id or text": 2}
+    assert str(problems) == "2 duplicated ids, 2 items without id or text"
+
+
+ITEMS = [Item("1", 0, "a"), Item("2", 1, "same"), Item("3", 2, "same"), Item("4", 3, "b")]
+
+
+def outputs(found: dict[str, Row]) -> dict[str, object]:
+    return {item_id: row.values["output"] for item_id, row in found.items()}
+
+
+def test_rows_are_joined_by_id_wherever_they_stand() -> None:
+    problems = Problems()
+    found = join(rows({"id": 4, "output": "D"}, {"id": "1", "output": "A"}, {"id": 9, "output": "?"}), ITEMS, "output",
+                 problems)  # fmt: skip
+    assert outputs(found) == {"4": "D", "1": "A"}
+    assert not problems.counts
+
+
+def test_rows_without_ids_are_joined_by_instruction_the_kth_to_the_kth() -> None:
+    problems = Problems()
+    given = rows(
+        {"instruction": "b", "output": "D"},
+        {"instruction": "same", "output": "B"},
+        {"instruction": "unknown", "output": "?"},
+        {"instruction": "same", "output": "C"},
+        {"instruction": "a ", "output": "A"},
+    )
+    assert outputs(join(given, ITEMS, "output", problems)) == {"4": "D", "2": "B", "3": "C", "1": "A"}
+    assert problems.counts == {"rows without item or output": 1}
+
+
+def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:
+    problems = Problems()
+    given = rows(
+        {"id": 1, "output": "A"},
+        {"id": 1, "output": "A"},
+        {"instruction": "b", "output": "D"},
+        {"instruction": "b", "output": "other"},
+        {"id": 2},
+    )
+    assert outputs(join(given, ITEMS, "output", problems)) == {"1": "A"}
+    assert problems.counts == {"duplicated rows": 2, "rows without item or output": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1, 1.0), (2.0, 2.0), (1.25, 1.25), (0, 1.5), (1.5, 1.5), (None, None), (float("nan"), None), ("m", None),
+     (3, None), (0.5, None), (True, None)],
+)  # fmt: skip
+def test_preferences(value: object, expected: float | None) -> None:
+    assert read_preference(value) == expected

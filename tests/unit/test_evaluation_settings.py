@@ -1,0 +1,70 @@
+"""The settings of suites: read from YAML and --set, and faults named by their keys, as those of a recipe are."""
+
+from pathlib import Path
+
+import pytest
+
+from crosspref.errors import RecipeError
+from crosspref.recipe_file import load_settings
+from crosspref.settings import describe_settings
+from crosspref.suites import SUITES, find_suite
+from crosspref.suites.settings import EvaluationSettings
+
+
+def test_defaults_are_the_papers_decoding() -> None:
+    answers = load_settings(EvaluationSettings, None, []).answers
+    assert (answers.temperature, answers.top_p, answers.max_new_tokens) == (0.6, 0.9, 2048)
+
+
+def test_a_file_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.yaml"
+    file.write_text("judge:\n  model: gpt\n  price_in: 2.5\nxalpaca: {items: items}\n")
+    found = load_settings(EvaluationSettings, file, ["judge.price_out=10", "judge.budget=1.5", "judge.url=http://h/v1"])
+    assert (found.judge.model, found.judge.price_in, found.judge.price_out, found.judge.budget) == ("gpt", 2.5, 10, 1.5)
+    assert found.judge.transport().url == "http://h/v1"
+    assert found.judge.transport().protocol == "chat"
+
+
+def test_every_fault_is_named_by_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.yaml"
+    file.write_text("judge: {modell: gpt, budget: 1, retries: -1}\nxalpaca: 3\nanswers: {engine: tgi}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_settings(EvaluationSettings, file, [])
+    message = str(caught.value)
+    assert message.startswith(f"{file} has 5 faults:")
+    for part in (
+        "judge.modell: unknown setting (value 'gpt'); did you mean model?",
+        "judge.budget: needs judge.price_in and judge.price_out",
+        "judge.retries:",
+        "xalpaca: must be a section with any of items",
+        "answers.engine:",
+    ):
+        assert part in message
+
+
+def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(RecipeError, match=r"judge\.url: the address holds a user or password") as caught:
+        load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])
+    assert "sesame" not in str(caught.value)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_settings(EvaluationSettings, tmp_path / "none.yaml", [])
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(RecipeError, match="must be a mapping of sections, but it is a list"):
+        load_settings(EvaluationSettings, tmp_path / "list.yaml", [])
+
+
+def test_every_suite_is_there_and_others_are_named() -> None:
+    for name in SUITES:
+        assert callable(find_suite(name))
+    with pytest.raises(RecipeError, match=r"no suite 'alpaca'\. Known: xalpaca"):
+        find_suite("alpaca")
+
+
+def test_every_setting_is_listed() -> None:
+    lines = list(describe_settings(EvaluationSettings))
+    for line in ("judge:", "  budget: null", "  max_new_tokens: 2048", "xalpaca:", "  paper_compat: false"):
+        assert line in lines
+    assert not any("extends" in line for line in lines)

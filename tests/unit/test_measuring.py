@@ -1,0 +1,199 @@
+"""From verdicts to the rates of X-AlpacaEval: what the settings and files make of the mathematics."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alpaca_world import draw_comparisons, draw_gamed
+from scipy.special import expit
+
+from crosspref.engines import find_engine
+from crosspref.errors import DataError, MissingLibraryError
+from crosspref.maths.alpaca import Comparisons, Gamed, win_rates
+from crosspref.suites import measuring
+from crosspref.suites.measuring import NO_DIFFERENCE, measure, pairs_of
+from crosspref.suites.rates import Compared, Controls, Measured, read_controls
+from crosspref.suites.results import MEAN
+from crosspref.suites.settings import XAlpacaSettings
+
+ITEMS = 200
+GAMED = draw_gamed(ITEMS)
+
+
+def rows(given: Comparisons) -> list[Compared]:
+    """The same comparisons with the ids and places that items of X-AlpacaEval have: from 1, and from 0."""
+    columns = zip(given.items, given.outcomes, given.model_lengths, given.baseline_lengths, strict=True)
+    return [Compared(str(item + 1), item, float(y) + 1, int(ours), int(theirs)) for item, y, ours, theirs in columns]
+
+
+def table(path: Path, gamed: Gamed = GAMED) -> Path:
+    """alpaca_eval's gamed table as a file."""
+    columns = zip(gamed.items, gamed.outcomes, gamed.lengths, gamed.difficulty, strict=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "preference", "std_delta_len", "instruction_difficulty", "model"])
+        writer.writerows([[item, repr(float(y)), repr(float(d)), repr(float(h)), "g"] for item, y, d, h in columns])
+    return path
+
+
+def with_difficulty_of(gamed: Gamed, given: Comparisons, *, held: bool) -> Comparisons:
+    difficulty = np.array([gamed.difficulties()[item] for item in given.items])
+    parts = given.items, given.outcomes, given.model_lengths, given.baseline_lengths
+    return Comparisons(*parts, difficulty, gamed if held else None)
+
+
+def drawn(seed: int, *skills: float) -> list[Comparisons]:
+    return draw_comparisons(np.random.default_rng(seed), ITEMS, skills)
+
+
+def by_difficulty(seed: int = 0) -> Comparisons:
+    """Verdicts that follow the difficulty of the gamed table's items, and the answers' lengths."""
+    draw = np.random.default_rng(seed)
+    lengths = [np.floor(np.exp(draw.normal(mean, 0.6, ITEMS))) for mean in (7.5, 7.3)]
+    difficulty = np.array([*GAMED.difficulties().values()])
+    logits = 0.7 + 1.5 * difficulty - 1.2 * np.tanh((lengths[1] - lengths[0]) / 1000)
+    return Comparisons(tuple(range(ITEMS)), expit(logits + draw.normal(0, 0.5, ITEMS)), *lengths, None, None)
+
+
+def measured(
+    cells: dict[tuple[str, str], Sequence[Compared]], controls: Controls, said: list[str] | None = None
+) -> Measured:
+    return measure(cells, controls, resamples=100, seed=1, say=[].append if said is None else said.append)
+
+
+def test_lc_is_that_of_the_mathematics_with_the_files_joined_by_place(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    given = by_difficulty()
+    fit = find_engine("fit", "liblinear")
+    controls = read_controls(XAlpacaSettings(gamed=str(table(tmp_path / "gamed.csv"))))
+    found = measured({("m", "en"): rows(given)}, controls).rates["m", "en"]
+    expected = win_rates(with_difficulty_of(GAMED, given, held=True), fit)
+    assert found.lc_kind == "LC"
+    assert (found.wr, found.lc) == pytest.approx((expected.win_rate, expected.lc), abs=1e-9)
+    assert found.lc_low < found.lc < found.lc_high
+
+    difficulty = tmp_path / "difficulty.json"
+    content = [{"id": item + 1, "instruction_difficulty": value} for item, value in GAMED.difficulties().items()]
+    difficulty.write_text(json.dumps(content))
+    controls = read_controls(XAlpacaSettings(difficulty=str(difficulty)))
+    found = measured({("m", "en"): rows(given)}, controls).rates["m", "en"]
+    expected = win_rates(with_difficulty_of(GAMED, given, held=False), fit)
+    assert found.lc_kind == "LC-noreg"
+    assert found.lc == pytest.approx(expected.lc, abs=1e-9)
+
+
+def test_an_item_less_moves_difficulties_only_where_the_paper_had_it_so(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    given = rows(by_difficulty())
+    path = str(table(tmp_path / "gamed.csv"))
+    found = {
+        compat: measured({("m", "en"): given[1:]}, read_controls(XAlpacaSettings(gamed=path, paper_compat=compat)))
+        for compat in (False, True)
+    }
+    whole = measured({("m", "en"): given}, read_controls(XAlpacaSettings(gamed=path, paper_compat=True)))
+    assert whole == measured({("m", "en"): given}, read_controls(XAlpacaSettings(gamed=path)))
+    by_item, by_position = (found[compat].rates["m", "en"].lc for compat in (False, True))
+    moved = [Compared(row.item_id, place, row.preference, row.length, row.baseline_length)
+             for place, row in enumerate(given[1:])]  # fmt: skip
+    same = measured({("m", "en"): moved}, read_controls(XAlpacaSettings(gamed=path))).rates["m", "en"].lc
+    assert by_position == pytest.approx(same, abs=1e-9)
+    assert abs(by_item - by_position) > 0.01
+
+
+def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
+    pytest.importorskip("sklearn")
+    controls = Controls(by_place=GAMED.difficulties())
+    even = [Compared(str(n + 1), n, 1.5, 5 + n % 7, 9) for n in range(ITEMS)]
+    found = measured({("a", "en"): even, ("b", "en"): rows(by_difficulty())}, controls)
+    rates = found.rates["a", "en"]
+    assert (rates.lc, rates.lc_kind) == (50, "LC-noreg")
+    assert (math.isnan(rates.lc_low), math.isnan(rates.lc_high)) == (True, True)
+    assert [row.verdict for row in found.changes if row.rate == "LC"] == [NO_DIFFERENCE]
+    assert found.rates["b", "en"].lc_low < found.rates["b", "en"].lc_high
+
+
+def test_without_difficulties_there_is_a_win_rate_and_no_lc() -> None:
+    given = rows(drawn(0, 0.3)[0])
+    unknown = Controls(by_place={0: 1.0})  # of one item alone
+    for controls in (Controls(), unknown):
+        found = measured({("m", "en"): given}, controls).rates["m", "en"]
+        assert (found.lc_kind, math.isnan(found.lc)) == ("none", True)
+        assert found.wr == pytest.approx(np.mean([100 * (row.preference - 1) for row in given if row.preference]))
+
+
+def test_a_missing_library_costs_the_lc_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> Any:
+        raise MissingLibraryError("scikit-learn", "The length-controlled win rate", "pip install 'crosspref[eval]'")
+
+    monkeypatch.setattr(measuring, "find_engine", lambda *_: missing)
+    controls, said = read_controls(XAlpacaSettings(gamed=str(table(tmp_path / "gamed.csv")))), list[str]()
+    found = measured({("m", "en"): rows(drawn(0, 0.3)[0])}, controls, said)
+    assert found.rates["m", "en"].lc_kind == "none"
+    assert found.rates["m", "en"].wr > 0
+    assert "pip install 'crosspref[eval]'" in said[0]
+    assert "Every verdict is kept" in said[0]
+
+
+def test_better_stands_only_where_the_interval_says_so() -> None:
+    worse, same, better = drawn(3, -2.0, -1.9, 2.0)
+    cells = {
+        (model, language): rows(given)
+        for model, given in (("pi_I", worse), ("pi_0", worse), ("pi_1", same), ("pi_2", better))
+        for language in ("en", "es")
+    }
+    found = measured(cells, Controls())
+    assert [(row.model, row.other) for row in found.changes[::3]] == [
+        ("pi_0", "pi_I"), ("pi_1", "pi_0"), ("pi_2", "pi_1"), ("pi_2", "pi_0"),
+    ]  # fmt: skip
+    assert [row.language for row in found.changes[:3]] == ["en", "es", MEAN]
+    verdicts = {(row.model, row.other): set() for row in found.changes}
+    for row in found.changes:
+        verdicts[row.model, row.other].add(row.verdict)
+        assert row.rate == "WR"
+        assert row.low <= row.difference <= row.high
+        assert row.verdict != "better" or (row.low > 0 and row.p_value <= 0.05)
+        ours, theirs = (found.rates[name, "en"].wr for name in (row.model, row.other))
+        assert row.difference == pytest.approx(ours - theirs)
+    assert verdicts["pi_0", "pi_I"] == {NO_DIFFERENCE}
+    assert verdicts["pi_2", "pi_1"] == verdicts["pi_2", "pi_0"] == {"better"}
+
+
+def test_changes_are_over_the_items_that_both_were_judged_on() -> None:
+    first, second = ([Compared(str(n), n, y, 5, 5) for n, y in enumerate(ys)]
+                     for ys in ([1.0, 2.0, None, 1.0, 1.5], [2.0, 2.0, 2.0, None, 1.5]))  # fmt: skip
+    found = measured({("a", "en"): first, ("b", "en"): second}, Controls())
+    [change] = found.changes
+    assert (change.n, change.difference) == (3, pytest.approx(100 / 3))
+    assert found.rates["a", "en"].wr == pytest.approx(100 * 1.5 / 4)
+
+
+def test_the_mean_is_the_plain_one_over_languages_that_were_judged() -> None:
+    few = [Compared("1", 0, 2.0, 5, 5), Compared("2", 1, 2.0, 5, 5)]
+    many = [Compared(str(n), n, 1.0, 5, 5) for n in range(10)]
+    none = [Compared("1", 0, None, 5, 5)]
+    found = measured({("m", "en"): few, ("m", "es"): many, ("m", "de"): none}, Controls())
+    assert found.means["m"].wr == pytest.approx(50)
+    assert math.isnan(found.rates["m", "de"].wr)
+
+
+def test_pairs() -> None:
+    assert pairs_of(["a"]) == []
+    assert pairs_of(["pi_0", "pi_1", "pi_2"]) == [("pi_1", "pi_0"), ("pi_2", "pi_1"), ("pi_2", "pi_0")]
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps([{"index": 0, "preference": 0.5}]))
+    with pytest.raises(DataError, match="has no column std_delta_len, instruction_difficulty"):
+        read_controls(XAlpacaSettings(gamed=str(file)))
+    file.write_text(json.dumps([{"instruction_difficulty": 0.5}]))
+    with pytest.raises(DataError, match="neither an id nor an index"):
+        read_controls(XAlpacaSettings(difficulty=str(file)))
+    file.write_text(json.dumps([{"id": 1, "instruction_difficulty": "hard"}]))
+    with pytest.raises(DataError, match="'hard' stands where a number is expected"):
+        read_controls(XAlpacaSettings(difficulty=str(file)))

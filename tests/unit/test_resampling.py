@@ -1,0 +1,164 @@
+"""Intervals of win rates: joint over models and languages, and how often they hold what they should."""
+
+import dataclasses
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from alpaca_world import draw_comparisons, draw_gamed
+
+from crosspref.maths.alpaca import Comparisons, WinRates, preference_outcomes, win_rates
+from crosspref.maths.refit import length_controlled_rates
+from crosspref.maths.resampling import (
+    Draws,
+    difference,
+    mean_over,
+    percentile_interval,
+    resample,
+    shared_items,
+    win_rate_interval,
+)
+from crosspref.maths.statistics import Interval
+
+C = 20.0
+
+
+def measured(compared: Comparisons) -> tuple[Comparisons, WinRates]:
+    rate = length_controlled_rates(compared, C, np.ones((1, len(compared.items))))[0]
+    return compared, dataclasses.replace(win_rates(compared), lc=float(rate), C=C)
+
+
+def plain(outcomes: list[float], items: str = "abcdefgh") -> tuple[Comparisons, WinRates]:
+    size = len(outcomes)
+    compared = Comparisons(tuple(items[:size]), np.array(outcomes), np.ones(size), np.ones(size), None, None)
+    return compared, win_rates(compared)
+
+
+def test_every_cell_sees_the_same_items() -> None:
+    outcomes = [1.0, 0.5, 0.25]
+    found = resample({"x": plain(outcomes), "y": plain([1 - one for one in outcomes])}, 50)
+    assert found["x"].win_rate.values + found["y"].win_rate.values == pytest.approx(np.full(50, 100.0))
+    possible = {round(100 * sum(drawn) / 3, 9) for drawn in product(outcomes, repeat=3)}
+    assert set(np.round(found["x"].win_rate.values, 9).tolist()) <= possible
+    assert found["x"].lc is None
+
+
+def test_items_are_joined_by_id_and_not_by_place() -> None:
+    found = resample({"x": plain([1.0, 0.0, 0.5], "abc"), "y": plain([0.5, 1.0, 0.0], "cab")}, 50)
+    assert found["x"].win_rate.values.tolist() == found["y"].win_rate.values.tolist()
+    gap = percentile_interval(difference(found["x"].win_rate, found["y"].win_rate))
+    assert gap == Interval(0.0, 0.0, 0.0, 3)
+
+
+def test_all_resamples_are_equally_likely() -> None:
+    # Two items: both the first, both the second, or one of each in half of the cases.
+    values = resample({1: plain([1.0, 0.0])}, 4000)[1].win_rate.values
+    assert [(values == rate).mean() for rate in (0, 50, 100)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+def test_draws_of_lc_are_refits() -> None:
+    compared, rates = measured(draw_comparisons(np.random.default_rng(0), 30, [0.0], draw_gamed(30))[0])
+    found = resample({"x": (compared, rates)}, 20, seed=3)["x"]
+    assert found.lc is not None
+    assert (found.lc.point, found.win_rate.point) == (rates.lc, rates.win_rate)
+    drawn = np.random.default_rng(3).integers(30, size=(20, 30))
+    counts = np.stack([np.bincount(rows, minlength=30) for rows in drawn]).astype(float)
+    assert found.lc.values == pytest.approx(length_controlled_rates(compared, C, counts))
+    assert found.win_rate.values == pytest.approx(100 * compared.outcomes[drawn].mean(axis=1))
+
+
+def test_a_verdict_that_is_missing_is_not_counted() -> None:
+    found = resample({"x": plain([1.0, math.nan, math.nan, 1.0])}, 200)["x"].win_rate
+    assert found.n == 2
+    known = found.values[np.isfinite(found.values)]
+    assert set(known.tolist()) == {100.0}
+    # Two of four items have no verdict, so one resample in sixteen has none at all: no interval.
+    assert math.isnan(percentile_interval(found).low)
+
+
+def test_only_shared_items_are_compared() -> None:
+    first, second = plain([1.0, 0.0, math.nan, 0.5], "abcd")[0], plain([0.5, 1.0, 0.25], "dca")[0]
+    left, right = shared_items(first, second)
+    assert left.items == right.items == ("a", "d")
+    assert (left.outcomes.tolist(), right.outcomes.tolist()) == ([1.0, 0.5], [0.25, 0.5])
+
+
+def test_mean_over_languages() -> None:
+    draws = [Draws(10.0, np.array([1.0, 2.0]), 5), Draws(20.0, np.array([3.0, 6.0]), 7)]
+    found = mean_over(draws)
+    assert (found.point, found.values.tolist(), found.n) == (15.0, [2.0, 4.0], 12)
+    with pytest.raises(ValueError, match="nothing to take the mean of"):
+        mean_over([])
+
+
+def test_interval_of_a_win_rate() -> None:
+    found = win_rate_interval(preference_outcomes([2, 1, 0, None, 1.9, 1.2] * 20), resamples=4000)
+    spread = np.std([1, 0, 0.5, 0.9, 0.2] * 20)
+    assert (found.mean, found.n) == (pytest.approx(52.0), 100)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 100 * spread / 10, rel=0.05)
+    assert win_rate_interval(np.ones(4)) == Interval(100.0, 100.0, 100.0, 4)
+    assert math.isnan(win_rate_interval(np.array([0.5, math.nan])).low)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="No item has a verdict"):
+        win_rate_interval(np.array([math.nan]))
+    with pytest.raises(ValueError, match="confidence is 95"):
+        win_rate_interval(np.ones(3), confidence=95)
+    with pytest.raises(ValueError, match="confidence is 0"):
+        percentile_interval(Draws(0.0, np.zeros(3), 3), 0)
+    with pytest.raises(ValueError, match="resamples is 0"):
+        resample({}, 0)
+    assert resample({}) == {}
+
+
+def covered(hits: list[bool]) -> float:
+    return float(np.mean(hits))
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    return interval.low <= truth <= interval.high
+
+
+@pytest.mark.slow
+def test_coverage() -> None:
+    """95% intervals of WR, LC, their paired differences and joint means hold the truth 93% to 97% of the time."""
+    items, skills, gamed = 150, (-1.0, -0.7), draw_gamed(50)
+    population = draw_comparisons(np.random.default_rng(1), 100_000, skills, gamed)
+    true_rates = [100 * compared.outcomes.mean() for compared in population]
+    weights = np.full((1, 100_000), items / 100_000)
+    true_lc = [length_controlled_rates(compared, C, weights)[0] for compared in population]
+    draw = np.random.default_rng(2)
+    hits: dict[str, list[bool]] = {}
+    apart = []
+    for repetition in range(600):
+        cells = dict(enumerate(map(measured, draw_comparisons(draw, items, skills, gamed))))
+        found = resample(cells, 400, repetition)
+        for name, draws, truth in (
+            ("WR", [found[0].win_rate, found[1].win_rate], true_rates),
+            ("LC", [found[0].lc, found[1].lc], true_lc),
+        ):
+            hits.setdefault(name, []).append(holds(percentile_interval(draws[0]), truth[0]))
+            hits.setdefault(f"{name} gap", []).append(
+                holds(percentile_interval(difference(*draws)), truth[0] - truth[1])
+            )
+            hits.setdefault(f"{name} mean", []).append(holds(percentile_interval(mean_over(draws)), np.mean(truth)))
+        separately = resample({1: cells[1]}, 400, repetition + 1000)[1].win_rate
+        apart.append(holds(percentile_interval(mean_over([found[0].win_rate, separately])), np.mean(true_rates)))
+    shares = {name: covered(each) for name, each in hits.items()}
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+    # Languages resampled by themselves forget that an item is hard in all of them.
+    assert covered(apart) < shares["WR mean"] - 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skill", [-1.0, -4.5])
+def test_coverage_of_a_single_win_rate(skill: float) -> None:
+    truth = 100 * draw_comparisons(np.random.default_rng(3), 400_000, [skill])[0].outcomes.mean()
+    draw = np.random.default_rng(4)
+    outcomes = [draw_comparisons(draw, 300, [skill])[0].outcomes for _ in range(1500)]
+    share = covered(
+        [holds(win_rate_interval(each, resamples=400, seed=one), truth) for one, each in enumerate(outcomes)]
+    )
+    assert 0.93 <= share <= 0.97
