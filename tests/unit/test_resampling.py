@@ -132,7 +132,7 @@ def test_coverage() -> None:
     draw = np.random.default_rng(2)
     hits: dict[str, list[bool]] = {}
     apart = []
-    for repetition in range(600):
+    for repetition in range(500):
         cells = dict(enumerate(map(measured, draw_comparisons(draw, items, skills, gamed))))
         found = resample(cells, 400, repetition)
         for name, draws, truth in (
