@@ -156,8 +156,10 @@ def test_difficulty_by_item_and_by_position() -> None:
 def test_leaving_an_item_out_matters_by_position_only() -> None:
     gamed = draw_gamed(200)
     draw = np.random.default_rng(5)
-    outcomes = 1 / (1 + np.exp(-2 * gamed.difficulty[:200] - draw.normal(0, 1, 200)))
-    lengths = draw.integers(100, 900, (2, 200))
+    # The model writes more, most of all where it loses: only who knows the difficulty can tell it from length.
+    difficulty = gamed.difficulty[:200]
+    outcomes = 1 / (1 + np.exp(-2 * difficulty - draw.normal(0, 1, 200)))
+    lengths = np.stack([np.exp(6.5 - 0.3 * difficulty + draw.normal(0, 0.2, 200)), np.full(200, 500.0)])
     rates = {}
     for by_position in (False, True):
         for first in (0, 1):
