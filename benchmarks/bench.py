@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {told(key, line)}; {seconds} s", flush=True)
     everything = page.load(docs / "performance.json")
     page.write(docs, everything)
-    print("\n".join(told(key, everything[key]) for key in LINES if key in everything))
+    print("\n".join([*(told(key, everything[key]) for key in LINES if key in everything), *page.places(everything)]))
 
 
 def parse(arguments: Sequence[str] | None) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def measure_memory(work: Prepared) -> dict[str, dict[str, Any]]:
     """Measure what scoring takes beside weights, with a large vocabulary and on the workload."""
     model = locate_model(str(large_vocabulary(work)))
     of_logits = RESPONSES * TOKENS * VOCABULARY * 4 / 1e6
-    values = [in_child(scoring_long, work, model, TOKENS) for _ in range(min(work.options.rounds, 3))]
+    values = [in_child(scoring_long, work, model, TOKENS) for _ in range(work.options.rounds)]
     longest = max(len(prompt) + len(ids) for prompt, rows in work.rows() for ids in rows)
     vocabulary = json.loads((work.policy.directory / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    own = [in_child(scoring, work) for _ in range(min(work.options.rounds, 3))]
+    own = [in_child(scoring, work) for _ in range(work.options.rounds)]
     full = work.options.responses * longest * vocabulary * 4 / 1e6
     return {
         "memory": reached("memory", values, **{"float32 logits of all of it, MB": of_logits}),

@@ -90,7 +90,7 @@ def measure_adapter(work: Prepared) -> Found:
     names = {"adapter": work.adapter, "two models": work.policy}
     # In fresh processes, where it hardly varies.
     grown = {
-        name: [in_child(weights_of, work, files, work.initial) for _ in range(min(work.options.rounds, 3))]
+        name: [in_child(weights_of, work, files, work.initial) for _ in range(work.options.rounds)]
         for name, files in names.items()
     }
     scorers = {name: work.engines().scorer(files, work.initial) for name, files in names.items()}
