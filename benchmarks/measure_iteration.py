@@ -24,7 +24,7 @@ Drawn = list[Response]
 
 def measure_sampling(work: Prepared) -> dict[str, dict[str, Any]]:
     """Sample by crosspref, against one generate per prompt; both must draw from the same distribution."""
-    part = work.first(work.options.sample_prompts)
+    part = work.short().first(work.options.sample_prompts)
     sampler, model = work.engines().sampler(work.policy), rivals.load(readable_directory(work.policy), _dtype(work))
     turns = {"crosspref": partial(draw, sampler), "generate": partial(by_generate, model)}
     for run in turns.values():
@@ -50,7 +50,7 @@ def measure_sampling(work: Prepared) -> dict[str, dict[str, Any]]:
 
 def measure_iteration(work: Prepared) -> dict[str, dict[str, Any]]:
     """Sample, score, select and train, against the same chain of what people run now; both load their models in it."""
-    part = work.first(work.options.iteration_prompts)
+    part = work.short().first(work.options.iteration_prompts)
     chains = {"crosspref": own_iteration, "what people run": their_iteration}
     for chain in chains.values():
         chain(part.first(1), 0)

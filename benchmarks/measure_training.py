@@ -73,6 +73,7 @@ def trl_trainer(work: Prepared, output: Path, callbacks: list[TrainerCallback], 
 
 def measure_training(work: Prepared) -> dict[str, dict[str, Any]]:
     """Measure optimizer steps on the same pairs, policy and reference pass, forward, backward and update."""
+    work = work.short()
     rounds, pairs = work.options.rounds, work.options.pairs
     with tempfile.TemporaryDirectory() as folder:
         given = (work, rounds + 1, folder)

@@ -26,6 +26,10 @@ RANK, SIZE = 16, 0.02
 """Rank of the policy's adapter, and the standard deviation of its made-up weights: a policy some nats from pi_I."""
 
 
+SHORT = 512
+"""Tokens of a prompt, for the lines that would take too long or too much memory with longer ones."""
+
+
 def quiet(*_: Any) -> None:
     """Show no progress."""
 
@@ -39,8 +43,6 @@ class Options:
     prompts: int
     responses: int
     new_tokens: int
-    longest_prompt: int
-    """Tokens: longer prompts are left out, as the released scripts' padding would make all of a batch as long."""
     rounds: int
     sample_prompts: int
     iteration_prompts: int
@@ -92,6 +94,16 @@ class Prepared:
             self, prompts=prompts, responses=[row for row in self.responses if row.prompt_id in ids]
         )
 
+    def short(self) -> "Prepared":
+        """Return the workload without its longest prompts, behind which TRL's logits would not fit into memory."""
+        tokenizer = self.tokenizer()
+        ids = {row.prompt_id for row in self.prompts if len(tokenizer.prompt_ids(row.instruction)) <= SHORT}
+        return dataclasses.replace(
+            self,
+            prompts=[row for row in self.prompts if row.prompt_id in ids],
+            responses=[row for row in self.responses if row.prompt_id in ids],
+        )
+
     def with_responses(self, responses: list[Response]) -> "Prepared":
         """Return the workload with other responses to its prompts."""
         return dataclasses.replace(self, responses=responses)
@@ -139,10 +151,7 @@ def prepare(options: Options) -> Prepared:
     # As a plain directory, which the adapter names as its base, too: else they would not share it.
     initial = locate_model(str(readable_directory(locate_model(options.model))))
     adapter, policy = make_policy(initial, options.cache)
-    tokenizer = load_tokenizer(readable_directory(initial))
-    loaded = workload.english(options.prompts_from, 4 * options.prompts)
-    fitting = [row for row in loaded if len(tokenizer.prompt_ids(row.instruction)) <= options.longest_prompt]
-    prompts = fitting[: options.prompts]
+    prompts = workload.english(options.prompts_from, options.prompts)
     work = Prepared(options, initial, adapter, policy, prompts, [])
     return dataclasses.replace(work, responses=drawn(work, options.cache / "workload.json"))
 
