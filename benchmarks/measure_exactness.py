@@ -29,8 +29,8 @@ BATCHES = (1, 8, 64)
 def measure_exactness(work: Prepared) -> Found:
     """Compare log-ratios in the workload's number format with those in float32, in nats."""
     short = work.short()
-    cut = [replace(row, token_ids=(row.token_ids or [])[:TOKENS], finish_reason="length") for row in short.responses]
-    part = short.with_responses(cut)
+    begun = [replace(row, token_ids=(row.token_ids or [])[:TOKENS], finish_reason="length") for row in short.responses]
+    part = short.with_responses(begun)
     models = (work.policy, work.initial)
     exact = log_ratios(*(naive(part, files, torch.float32) for files in models))
     plain = log_ratios(*(naive(part, files, work.options.torch_dtype) for files in models))

@@ -16,7 +16,6 @@ from crosspref.errors import CrossprefError, RunError
 from crosspref.recipe import Recipe
 from crosspref.resources import RaySettings
 
-
 PATIENCE = 5.0
 """Seconds between two looks at what nodes there are, while training waits for its places."""
 
