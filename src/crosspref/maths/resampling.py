@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap
 
 from crosspref.maths.alpaca import Comparisons, Floats, WinRates
 from crosspref.maths.refit import length_controlled_rates
@@ -23,15 +23,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """A statistic over n items, its value in every resample (resamples,) and with each item left out (items,).
+    """A statistic, its value (resamples,) in every resample, in the same unit, and the number of its items.
 
-    All are in the same unit. Draws of one call of ``resample`` belong together: their differences and means are paired
-    by resample.
+    Draws of one call of ``resample`` belong together: their differences and means are paired by resample.
     """
 
     point: float
     values: Floats
-    left_out: Floats
     n: int
 
 
@@ -58,27 +56,24 @@ def resample(
     for compared, _ in cells.values():
         for item in compared.items:
             places.setdefault(item, len(places))
-    total = len(places)
-    weights = np.empty((0, 0)) if not total else _weights(np.random.default_rng(seed), resamples, total)
+    drawn = np.random.default_rng(seed).integers(len(places), size=(resamples, len(places))) if places else None
     found = {}
     for key, (compared, rates) in cells.items():
-        counts = weights[:, [places[item] for item in compared.items]]
+        counts = _counts(drawn, [places[item] for item in compared.items])
         judged = ~np.isnan(compared.outcomes)
         of_judged = counts[:, judged]
         with np.errstate(invalid="ignore"):
             values = 100 * (of_judged @ compared.outcomes[judged]) / of_judged.sum(axis=1)
         lc = None
         if rates.lc is not None and rates.C is not None:
-            refits = length_controlled_rates(compared, rates.C, counts)
-            lc = Draws(rates.lc, refits[:resamples], refits[resamples:], rates.n)
-        found[key] = RateDraws(Draws(rates.win_rate, values[:resamples], values[resamples:], rates.n), lc)
+            lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
+        found[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
     return found
 
 
 def difference(left: Draws, right: Draws) -> Draws:
     """Return left - right, resample by resample."""
-    size = min(left.n, right.n)
-    return Draws(left.point - right.point, left.values - right.values, left.left_out - right.left_out, size)
+    return Draws(left.point - right.point, left.values - right.values, min(left.n, right.n))
 
 
 def mean_over(draws: Iterable[Draws]) -> Draws:
@@ -89,34 +84,21 @@ def mean_over(draws: Iterable[Draws]) -> Draws:
     given = list(draws)
     if not given:
         raise ValueError("There is nothing to take the mean of. Pass the draws of at least one language.")
-    return Draws(
-        float(np.mean([one.point for one in given])),
-        np.mean([one.values for one in given], axis=0),
-        np.mean([one.left_out for one in given], axis=0),
-        sum(one.n for one in given),
-    )
+    values = np.mean([one.values for one in given], axis=0)
+    return Draws(float(np.mean([one.point for one in given])), values, sum(one.n for one in given))
 
 
-def interval(draws: Draws, confidence: float = 0.95) -> Interval:
-    """Return the statistic and its BCa interval (Efron 1987), in its unit; without width where all draws are equal.
+def percentile_interval(draws: Draws, confidence: float = 0.95) -> Interval:
+    """Return the statistic and its percentile interval; without width where all draws are equal.
 
-    The ends are nan for fewer than two items, or when a resample in more than a hundred has no value. Rates near 0 or
-    100 are skewed, and a percentile interval misses them four times as often on one side as on the other. Raises
-    ValueError for a confidence not between 0 and 1.
+    The ends are nan for fewer than two items, or when a resample in more than a hundred has no value. Raises ValueError
+    for a confidence not between 0 and 1.
     """
     _check_confidence(confidence)
     known = draws.values[np.isfinite(draws.values)]
-    if draws.n < 2 or known.size < 0.99 * draws.values.size or not np.isfinite(draws.left_out).all():
+    if draws.n < 2 or known.size < 0.99 * draws.values.size:
         return Interval(draws.point, math.nan, math.nan, draws.n)
-    if (known == known[0]).all():
-        return Interval(draws.point, float(known[0]), float(known[0]), draws.n)
-    below = (np.mean(known < draws.point) + np.mean(known <= draws.point)) / 2
-    bias = norm.ppf(np.clip(below, 0.5 / known.size, 1 - 0.5 / known.size))
-    influence = draws.left_out.mean() - draws.left_out
-    scale = (influence**2).sum() ** 1.5
-    acceleration = (influence**3).sum() / (6 * scale) if scale > 0 else 0.0
-    reach = bias + norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(known, norm.cdf(bias + reach / (1 - acceleration * reach)))
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(draws.point, float(low), float(high), draws.n)
 
 
@@ -171,14 +153,14 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
     )
 
 
-def _weights(random: np.random.Generator, resamples: int, total: int) -> Floats:
-    """Return how often each of the items counts in each resample, and then with one item after the other left out.
-
-    The shape is (resamples + total, total).
-    """
-    drawn = random.integers(total, size=(resamples, total)) + total * np.arange(resamples)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=resamples * total).reshape(resamples, total)
-    return np.concatenate([counts.astype(np.float64), 1 - np.eye(total)])
+def _counts(drawn: np.ndarray | None, places: Sequence[int]) -> Floats:
+    """Return how often (resamples, n) each of some items was drawn; ``drawn`` is (resamples, all items)."""
+    if drawn is None:
+        return np.empty((0, 0))
+    resamples, total = drawn.shape
+    flat = drawn + total * np.arange(resamples)[:, None]
+    counts = np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total)
+    return counts[:, places].astype(np.float64)
 
 
 def _check_confidence(confidence: float) -> None:
