@@ -47,7 +47,7 @@ $(DEEPSPEED)/ready: .venv/ready constraints.txt
 # writes into its own package.
 ALPACA := .venv/alpaca
 test-alpaca: $(ALPACA)/ready
-	PYTHONPATH=$(ALPACA) $(BIN)/python -m pytest tests/golden/test_alpaca_eval.py
+	PYTHONPATH=$(CURDIR)/$(ALPACA) $(BIN)/python -m pytest tests/golden/test_alpaca_eval.py
 
 $(ALPACA)/ready: .venv/ready constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
