@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = getattr(importlib.import_module(module), name)(work)
         gc.collect()
         seconds = round(time.monotonic() - started)
-        store(docs / "performance.json", found, {**where, "seconds": seconds})
+        store(docs / "performance.json", found, {**where, "seconds": round(seconds / len(found))})
         for key, line in found.items():
             print(f"  {told(key, line)}; {seconds} s", flush=True)
     everything = page.load(docs / "performance.json")

@@ -19,7 +19,7 @@ from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, add_pair, plan_work, rows_beside
 from crosspref.recipe import Recipe
 from crosspref.recipe_file import load_recipe
-from crosspref.records import Response
+from crosspref.records import Prompt, Response
 from crosspref.sections import LoraSettings, SampleSettings, TrainSettings
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -126,6 +126,13 @@ def test_memory_by_hand(recipe: Recipe) -> None:
     assert training_memory(work, lora, SHAPE, 2) == 2 * 1000 + 16 * 120 + activations + 3 * LOGITS_BYTES
 
 
+def scored_prompt(recipe: Recipe, row: Prompt, prompts: list[Prompt]) -> float:
+    """Return the tokens of what a response is conditioned on: by R_c the English prompt."""
+    assert recipe.reward.names == ["crosslingual"]
+    english = next(other for other in prompts if (other.prompt_id, other.language) == (row.prompt_id, "en"))
+    return Lengths().prompt(english.instruction, "en")
+
+
 def test_the_work_of_the_quickstart(recipe: Recipe, phases: list[PhaseWork]) -> None:
     names = ["prompts", "align_english", "evaluate", "sample", "score", "select", "train", "evaluate"]
     assert [row.phase for row in phases] == names
@@ -141,7 +148,10 @@ def test_the_work_of_the_quickstart(recipe: Recipe, phases: list[PhaseWork]) -> 
     assert scoring.written == sampling.written
     prompts = [prompt for prompt in Texts(recipe).training if prompt.language in recipe.languages]
     assert sampling.read == pytest.approx(sum(Lengths().prompt(row.instruction, row.language) for row in prompts))
-    assert scoring.read > 0
+    # Four responses of 32 tokens see their prompt, which sees itself once.
+    sizes = [scored_prompt(recipe, row, prompts) for row in prompts]
+    assert scoring.read == pytest.approx(sum(sizes))
+    assert scoring.squares == pytest.approx(sum(4 * (size + 32) ** 2 - 3 * size**2 for size in sizes))
     training = part(phases, "train", "train")
     assert training.units == 96
     assert training.written == 96 * 2 * 32

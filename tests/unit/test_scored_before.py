@@ -68,6 +68,12 @@ def test_the_nearest_values_do_not_hide_older_ones(run: Path) -> None:
     assert known == [(None, -4.0), (None, -9.0)]
 
 
+def test_each_model_of_a_pair_is_found_where_it_was(run: Path) -> None:
+    store(shard(run, 2, "pi_1", "another"), [(response(0, [5, 2]), -8.0, -9.0)])
+    assert found(shard(run, 3, "pi_1", "pi_I"), response(4, [5, 2])) == [(-8.0, -4.0)]
+    assert found(shard(run, 3, "pi_0", "another"), response(4, [5, 2])) == [(-3.0, -9.0)]
+
+
 def test_other_models_prompts_or_settings_know_nothing(run: Path) -> None:
     assert scored_before(shard(run, 2, "pi_1", "another")) == {}
     assert scored_before(shard(run, 2, "pi_1", "pi_I", prompts="others")) == {}

@@ -17,6 +17,7 @@ from crosspref.maths.resampling import (
     percentile_interval,
     resample,
     shared_items,
+    win_rate_interval,
 )
 from crosspref.maths.significance import holm, sign_flip_test, verdict
 from crosspref.maths.statistics import Interval
@@ -58,7 +59,11 @@ def measure(
         fit = None
         both = {key: (one, _win_rates(one, fit)) for key, one in compared.items()}
     draws = _resampled(both, resamples, seed)
-    rates = {key: _rates(draws[key], both[key][1]) if key in draws else Rates() for key in cells}
+    rates = dict.fromkeys(cells, Rates())
+    for key, (one, measured) in both.items():
+        # Alone a win rate has a bootstrap that allows for skewness; what is paired or joint needs the common draws.
+        wr = win_rate_interval(one.outcomes, resamples=resamples, seed=seed)
+        rates[key] = _rates(wr, draws[key], measured)
     models = list(dict.fromkeys(model for model, _ in cells))
     means = {
         model: _mean(
@@ -128,8 +133,7 @@ def _resampled(cells: Mapping[Key, tuple[Comparisons, WinRates]], resamples: int
     return found
 
 
-def _rates(draws: RateDraws, measured: WinRates) -> Rates:
-    wr = percentile_interval(draws.win_rate)
+def _rates(wr: Interval, draws: RateDraws, measured: WinRates) -> Rates:
     if measured.lc is None or math.isnan(measured.lc):
         return Rates(wr.mean, wr.low, wr.high)
     lc = percentile_interval(draws.lc) if draws.lc is not None else Interval(measured.lc, math.nan, math.nan, wr.n)
