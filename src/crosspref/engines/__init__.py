@@ -1,6 +1,7 @@
 """The libraries that do the heavy work, one file each, found by name in one dictionary."""
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,9 @@ from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.recipe import Recipe
 from crosspref.sections import TrainSettings
+
+# On a processor with bfloat16 it says in each process that imports peft that a kernel of the hub is missing.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 ENGINES: dict[str, dict[str, str]] = {
     "sampler": {
