@@ -127,7 +127,7 @@ def fill(
     kind: type,
     per_prompt: int,
     build: Callable[[], Any],
-    work: Callable[[Any, Shard, Advance], list[Any]],
+    work: Callable[[Any, Any, Advance], list[Any]],
 ) -> None:
     """Do the shards that are not done, here or on workers; the model is loaded only if there are any.
 

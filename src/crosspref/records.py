@@ -18,6 +18,9 @@ FinishReason = Literal["stop", "length"]
 Message = dict[str, str]
 """One chat message, ``{"role": ..., "content": ...}``."""
 
+Instruction = str | list[Message]
+"""What a model is asked: what a user says first, or a conversation whose last message is the user's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -26,6 +29,23 @@ class Prompt:
     prompt_id: str
     language: str
     instruction: str
+
+    @property
+    def asked(self) -> Instruction:
+        """What a model gets to answer."""
+        return self.instruction
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp(Prompt):
+    """What a user says next in a conversation; ``before`` are its messages so far, the model's answer last."""
+
+    before: list[Message]
+
+    @property
+    def asked(self) -> Instruction:
+        """The whole conversation."""
+        return [*self.before, *as_messages(self.instruction)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +283,11 @@ def from_table(table: pa.Table, kind: type) -> list[Any]:
     names = [field.name for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
     columns = [table.column(name).to_pylist() for name in names]
     return [kind(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def as_messages(instruction: Instruction) -> list[Message]:
+    """Return an instruction as chat messages; a text is one of the user's."""
+    return [{"role": "user", "content": instruction}] if isinstance(instruction, str) else instruction
 
 
 def derive_seed(seed: int, iteration: int, prompt_id: str, language: str, sample: int) -> int:

@@ -59,12 +59,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_every_suite_is_there_and_others_are_named() -> None:
     for name in SUITES:
         assert callable(find_suite(name))
-    with pytest.raises(RecipeError, match=r"no suite 'alpaca'\. Known: xalpaca"):
+    with pytest.raises(RecipeError, match=r"no suite 'alpaca'\. Known: xalpaca, mtbench"):
         find_suite("alpaca")
 
 
 def test_every_setting_is_listed() -> None:
     lines = list(describe_settings(EvaluationSettings))
-    for line in ("judge:", "  budget: null", "  max_new_tokens: 2048", "xalpaca:", "  paper_compat: false"):
+    for line in ("judge:", "  budget: null", "  max_new_tokens: 2048", "xalpaca:", "  paper_compat: false", "mtbench:", "  references: null"):
         assert line in lines
     assert not any("extends" in line for line in lines)

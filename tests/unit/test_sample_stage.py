@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from crosspref.engines.protocols import Advance, Sampled
-from crosspref.records import Prompt, Response, derive_seed
+from crosspref.records import FollowUp, Instruction, Prompt, Response, derive_seed
 from crosspref.stages.sample import sample
 
 PROMPTS = [
@@ -22,9 +23,16 @@ class FakeSampler:
 
     def __init__(self, too_long: str | None = None, extra: int = 0) -> None:
         self.too_long, self.extra = too_long, extra
-        self.requests: list[tuple[str, list[int]]] = []
+        self.requests: list[tuple[Instruction, list[int]]] = []
+        self.temperatures: list[float | None] = []
 
-    def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
+        self.temperatures.append(temperature)
         self.requests += [(instruction, list(seeds)) for instruction, seeds in requests]
         answers = [[self._answer(instruction, seed) for seed in seeds] for instruction, seeds in requests]
         advance(sum(len(row) for row in answers), sum(len(answer.token_ids) for row in answers for answer in row))
@@ -33,7 +41,7 @@ class FakeSampler:
             [] if instruction == self.too_long else row for (instruction, _), row in zip(requests, answers, strict=True)
         ]
 
-    def _answer(self, instruction: str, seed: int) -> Sampled:
+    def _answer(self, instruction: Instruction, seed: int) -> Sampled:
         return Sampled(f"{instruction} {seed}", [seed % 97, 2], "stop" if seed % 2 else "length")
 
     def close(self) -> None:
@@ -110,8 +118,8 @@ def test_an_engine_that_answers_too_much_or_too_little_is_an_error() -> None:
         drawn(PROMPTS, FakeSampler(extra=1))
 
     class Forgetful(FakeSampler):
-        def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
-            return super().sample(requests, advance)[1:]
+        def sample(self, *given: Any) -> list[list[Sampled]]:
+            return super().sample(*given)[1:]
 
     with pytest.raises(ValueError, match="zip"):
         drawn(PROMPTS, Forgetful())

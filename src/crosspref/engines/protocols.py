@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crosspref.models import ModelFiles
-from crosspref.records import FinishReason, Pair, Response
+from crosspref.records import FinishReason, Instruction, Pair, Response
 from crosspref.sections import TrainSettings
 
 Advance = Callable[[int, int], None]
@@ -63,8 +63,16 @@ Known = tuple[float | None, float | None]
 class Sampler(Protocol):
     """Draws responses from one policy."""
 
-    def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
-        """Answer each (instruction, seeds) with one response per seed; a response depends on its own seed only."""
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
+        """Answer each (instruction, seeds) with one response per seed; a response depends on its own seed only.
+
+        An instruction may be a conversation. ``temperature`` takes the place of the recipe's; 0 is the likeliest token.
+        """
         ...
 
     def close(self) -> None:

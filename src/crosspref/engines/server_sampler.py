@@ -16,6 +16,7 @@ from crosspref.engines.transformers_models import (
 )
 from crosspref.errors import ServerError
 from crosspref.models import ModelFiles
+from crosspref.records import Instruction, as_messages
 from crosspref.resources import ServerSettings
 from crosspref.sections import SampleSettings
 
@@ -73,7 +74,7 @@ class ServerSampler:
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
         self.ends = sorted({*stop_ids(stored, self.tokenizer), self.tokenizer.tokenizer.eos_token_id} - {None})
         self.vocabulary = stored.config.get_text_config().vocab_size
-        self.greedy, self.as_tokens = greedy, server.protocol == "tokens"
+        self.temperature, self.as_tokens = 0.0 if greedy else settings.temperature, server.protocol == "tokens"
         self.client = ServerClient(server)
         try:
             self.model = self.client.find(role, directory)
@@ -83,7 +84,12 @@ class ServerSampler:
         context = min(context_length(stored.config), self.model.context or context_length(stored.config))
         self.longest_prompt = min(settings.max_prompt_tokens, context - settings.max_new_tokens)
 
-    def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
         """Answer each (instruction, seeds) with one response per seed.
 
         A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
@@ -92,6 +98,7 @@ class ServerSampler:
         Raises:
             ServerError: the server gave no usable answer to one of them, after all retries.
         """
+        chosen = self.temperature if temperature is None else temperature
         prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
         asked = [
             seeds if len(prompt) <= self.longest_prompt else ()
@@ -99,7 +106,7 @@ class ServerSampler:
         ]
         advance(sum(len(seeds) for _, seeds in requests) - sum(map(len, asked)), 0)
         jobs = [
-            self._answer(instruction, prompt, seed, advance)
+            self._answer(instruction, prompt, seed, chosen, advance)
             for (instruction, _), prompt, seeds in zip(requests, prompts, asked, strict=True)
             for seed in seeds
         ]
@@ -110,12 +117,14 @@ class ServerSampler:
         """Close the connections."""
         self.client.close()
 
-    async def _answer(self, instruction: str, prompt: list[int], seed: int, advance: Advance) -> Sampled:
+    async def _answer(
+        self, instruction: Instruction, prompt: list[int], seed: int, temperature: float, advance: Advance
+    ) -> Sampled:
         settings = self.settings
         asked: dict[str, Any] = {
             "max_tokens": settings.max_new_tokens,
-            "temperature": 0.0 if self.greedy else settings.temperature,
-            "top_p": 1.0 if self.greedy else settings.top_p,
+            "temperature": temperature,
+            "top_p": 1.0 if temperature == 0 else settings.top_p,
             "seed": seed,
         }
         answer: Coroutine[Any, Any, tuple[Sampled, int]]
@@ -125,7 +134,7 @@ class ServerSampler:
             extra = {**own, "return_token_ids": True}
             answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **asked, extra_body=extra)
         else:
-            messages = [{"role": "user", "content": instruction}]
+            messages = as_messages(instruction)
             answer = self.client.chat(self.model, self._read_text, messages=messages, **asked)
         sampled, tokens = await answer
         advance(1, tokens)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models import ModelFiles, cache_directory, locate_model
 from crosspref.ranks import processes
-from crosspref.records import Message
+from crosspref.records import Instruction, Message, as_messages
 from crosspref.resources import ResourceSettings
 from crosspref.tokenizer_files import require_tokenizer_of_base
 
@@ -191,9 +191,9 @@ class ChatTokenizer:
         self.end_of_turn = self._find_end_of_turn()
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
 
-    def prompt_ids(self, instruction: str) -> list[int]:
-        """Return the ids of one user turn up to where the answer begins."""
-        return self.chat_ids([{"role": "user", "content": instruction}])
+    def prompt_ids(self, instruction: Instruction) -> list[int]:
+        """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
+        return self.chat_ids(as_messages(instruction))
 
     def chat_ids(self, messages: list[Message], finished: bool = False) -> list[int]:
         """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.

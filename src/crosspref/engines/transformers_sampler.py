@@ -23,6 +23,7 @@ from crosspref.engines.transformers_models import (
     stop_ids,
 )
 from crosspref.models import ModelFiles
+from crosspref.records import Instruction
 from crosspref.resources import ResourceSettings
 from crosspref.sections import SampleSettings
 
@@ -132,7 +133,7 @@ class TransformersSampler:
         greedy: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        self.greedy = greedy
+        self.temperature = 0.0 if greedy else settings.temperature
         directory = readable_directory(policy)
         device = pick_device(resources)
         self.model: Any = load_files(policy, pick_dtype(resources, device), device, trust_remote_code)
@@ -148,12 +149,18 @@ class TransformersSampler:
         # As many tokens as a prompt and its longest response may have for the decoder; none if it cannot be used.
         self.decodable = even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
 
-    def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
         """Answer each (instruction, seeds) with one response per seed, the longest prompts first.
 
         A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
         no responses.
         """
+        chosen = self.temperature if temperature is None else temperature
         prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
         fits = [len(prompt) <= self.longest_prompt for prompt in prompts]
         jobs = [(index, seed) for index, (_, seeds) in enumerate(requests) for seed in seeds if fits[index]]
@@ -167,8 +174,8 @@ class TransformersSampler:
             advance(1, len(answers[job].token_ids or ()))
 
         longest = self.decodable - self.settings.max_new_tokens
-        self._decode([job for job in jobs if len(prompts[job[0]]) <= longest], prompts, ended)
-        self._generate_all([job for job in jobs if len(prompts[job[0]]) > longest], prompts, ended)
+        self._decode([job for job in jobs if len(prompts[job[0]]) <= longest], prompts, chosen, ended)
+        self._generate_all([job for job in jobs if len(prompts[job[0]]) > longest], prompts, chosen, ended)
         return [
             [answers[index, seed] for seed in seeds] if fit else []
             for index, ((_, seeds), fit) in enumerate(zip(requests, fits, strict=True))
@@ -179,34 +186,44 @@ class TransformersSampler:
         self.model = None
         free_memory()
 
-    def _decode(self, jobs: Sequence[Job], prompts: list[list[int]], ended: Callable[[Job, list[int]], None]) -> None:
+    def _decode(
+        self,
+        jobs: Sequence[Job],
+        prompts: list[list[int]],
+        temperature: float,
+        ended: Callable[[Job, list[int]], None],
+    ) -> None:
         settings, steps = self.settings, self.settings.max_new_tokens
         shared = {index: Prompt(prompts[index]) for index, _ in jobs}
         rows = [Row(shared[job[0]], steps, (job, uniforms_of(job[1], steps))) for job in jobs]
 
         def choose(logits: torch.Tensor, live: Sequence[Row]) -> torch.Tensor:
-            if self.greedy:
+            if temperature == 0:
                 return logits.float().argmax(-1)
             uniforms = np.array([row.tag[1][len(row.ids)] for row in live])
-            return draw(logits, uniforms, settings.temperature, settings.top_p)[:, 0]
+            return draw(logits, uniforms, temperature, settings.top_p)[:, 0]
 
         decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
         decoder.run(rows, choose, lambda row: ended(row.tag[0], row.ids))
 
     def _generate_all(
-        self, jobs: Sequence[Job], prompts: list[list[int]], ended: Callable[[Job, list[int]], None]
+        self,
+        jobs: Sequence[Job],
+        prompts: list[list[int]],
+        temperature: float,
+        ended: Callable[[Job, list[int]], None],
     ) -> None:
         """Do the same with the model's own generate, batch by batch; each runs until its longest response ends."""
         while jobs:
             width = len(prompts[jobs[0][0]]) + self.settings.max_new_tokens
             rows = max(1, min(self.settings.batch_size, self.settings.batch_tokens // width))
             batch, jobs = jobs[:rows], jobs[rows:]
-            found = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch])
+            found = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch], temperature)
             for job, ids in zip(batch, found, strict=True):
                 ended(job, ids)
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
+    def _generate(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.full((len(prompts), width), self.tokenizer.pad)
         mask = torch.zeros_like(ids)
@@ -214,7 +231,7 @@ class TransformersSampler:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         settings = self.settings
-        choices = [SeededChoice(seeds, settings.max_new_tokens, settings.temperature, settings.top_p)]
+        choices = [SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)]
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
@@ -224,7 +241,7 @@ class TransformersSampler:
                 eos_token_id=self.stops,
                 pad_token_id=self.tokenizer.pad,
             ),
-            logits_processor=LogitsProcessorList([] if self.greedy else choices),
+            logits_processor=LogitsProcessorList([] if temperature == 0 else choices),
         )
         found: list[list[int]] = output[:, width:].tolist()
         return found

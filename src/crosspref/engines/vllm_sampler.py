@@ -30,6 +30,7 @@ from crosspref.engines.transformers_models import (
 )
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models import ModelFiles
+from crosspref.records import Instruction
 from crosspref.resources import ResourceSettings, VllmSettings
 from crosspref.sections import SampleSettings
 
@@ -67,7 +68,7 @@ class VllmSampler:
             raise RecipeError(f"sample.temperature is {settings.temperature}, but vLLM takes at most 2.")
         device = _require_device(pick_device(resources))
         directory = readable_directory(policy)
-        self.settings, self.greedy = settings, greedy
+        self.settings, self.temperature = settings, 0.0 if greedy else settings.temperature
         self.tokenizer = load_tokenizer(directory, trust_remote_code)
         stored = read_configuration(directory, trust_remote_code)
         self.stops = stop_ids(stored, self.tokenizer)
@@ -97,12 +98,18 @@ class VllmSampler:
         if self.longest_prompt > 0:
             self.llm = _load(policy.name, options)
 
-    def sample(self, requests: Sequence[tuple[str, Sequence[int]]], advance: Advance) -> list[list[Sampled]]:
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
         """Answer each (instruction, seeds) with one response per seed.
 
         A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
         no responses.
         """
+        chosen = self.temperature if temperature is None else temperature
         answers: list[list[Sampled]] = [[] for _ in requests]
         left_out = 0
         for index, (instruction, seeds) in enumerate(requests):
@@ -111,14 +118,17 @@ class VllmSampler:
                 left_out += len(seeds)
                 continue
             self.llm.llm_engine.add_request(
-                str(index), TokensPrompt(prompt_token_ids=prompt), self._parameters(seeds), lora_request=self.adapter
+                str(index),
+                TokensPrompt(prompt_token_ids=prompt),
+                self._parameters(seeds, chosen),
+                lora_request=self.adapter,
             )
         advance(left_out, 0)
         while self.llm is not None and self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
                 index, found = int(output.request_id), [self._answer(answer) for answer in output.outputs]
                 seeds = requests[index][1]
-                answers[index] = found * len(seeds) if self.greedy else found
+                answers[index] = found * len(seeds) if chosen == 0 else found
                 advance(len(seeds), sum(len(answer.token_ids or ()) for answer in found))
         return answers
 
@@ -130,12 +140,12 @@ class VllmSampler:
             torch.set_num_threads = set_threads  # which vLLM takes away on a CPU
         free_memory()
 
-    def _parameters(self, seeds: Sequence[int]) -> SamplingParams:
+    def _parameters(self, seeds: Sequence[int], temperature: float) -> SamplingParams:
         """Return what one request asks for: one response per seed; a single one where all would be the same."""
         return SamplingParams(
-            n=1 if self.greedy else len(seeds),
+            n=1 if temperature == 0 else len(seeds),
             seed=seeds[0] % 2**62,  # so that the seeds of the further responses fit into 63 bits, too
-            temperature=0.0 if self.greedy else self.settings.temperature,
+            temperature=temperature,
             top_p=self.settings.top_p,
             max_tokens=self.settings.max_new_tokens,
             stop_token_ids=self.stops,

@@ -1,4 +1,4 @@
-"""Intervals of win rates by bootstrap over items: of one model, of a difference, and of the mean over languages.
+"""Intervals of win rates and scores by bootstrap over items: of a model, of a difference, of the mean over languages.
 
 All models and languages of a table are resampled together: in a resample an item is there equally often in every one of
 them. So a difference is over the same items, and what makes an item hard in all languages does not average out. The
@@ -7,7 +7,7 @@ answers, nor another sampling of answers, nor another training seed.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,16 +50,10 @@ def resample(
     of the cell's ``WinRates``; its point is the LC given there. The same arguments give the same draws. Raises
     ValueError for fewer than one resample.
     """
-    if resamples < 1:
-        raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
-    places: dict[Hashable, int] = {}
-    for compared, _ in cells.values():
-        for item in compared.items:
-            places.setdefault(item, len(places))
-    drawn = np.random.default_rng(seed).integers(len(places), size=(resamples, len(places))) if places else None
+    counts_of = _draw((compared.items for compared, _ in cells.values()), resamples, seed)
     found = {}
     for key, (compared, rates) in cells.items():
-        counts = _counts(drawn, [places[item] for item in compared.items])
+        counts = counts_of(compared.items)
         judged = ~np.isnan(compared.outcomes)
         of_judged = counts[:, judged]
         with np.errstate(invalid="ignore"):
@@ -68,6 +62,26 @@ def resample(
         if rates.lc is not None and rates.C is not None:
             lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
         found[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
+    return found
+
+
+def resample_means(
+    cells: Mapping[Key, Mapping[Hashable, Sequence[float]]], resamples: int = 2000, seed: int = 0
+) -> dict[Key, Draws]:
+    """Return the mean of each cell's values, in their unit, in every resample of the items; a cell must have values.
+
+    A cell has for each item one or more values, such as the scores of a question's turns. An item is drawn with all of
+    its values, and with equal chances from all that any cell has; a mean is over values, and ``n`` counts items. The
+    same arguments give the same draws. Raises ValueError for fewer than one resample.
+    """
+    counts_of = _draw(cells.values(), resamples, seed)
+    found = {}
+    for key, items in cells.items():
+        counts = counts_of(items)
+        sums, sizes = (np.array([float(f(values)) for values in items.values()]) for f in (sum, len))
+        with np.errstate(invalid="ignore"):  # of a small cell's items a resample may have none
+            values = (counts @ sums) / (counts @ sizes)
+        found[key] = Draws(float(sums.sum() / sizes.sum()), values, len(items))
     return found
 
 
@@ -153,14 +167,16 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
     )
 
 
-def _counts(drawn: np.ndarray | None, places: Sequence[int]) -> Floats:
-    """Return how often (resamples, n) each of some items was drawn; ``drawn`` is (resamples, all items)."""
-    if drawn is None:
-        return np.empty((0, 0))
-    resamples, total = drawn.shape
+def _draw(cells: Iterable[Iterable[Hashable]], resamples: int, seed: int) -> Callable[[Iterable[Hashable]], Floats]:
+    """Draw the items of all cells, and return what tells how often (resamples, n) each of some items was drawn."""
+    if resamples < 1:
+        raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
+    places = {item: place for place, item in enumerate(dict.fromkeys(item for cell in cells for item in cell))}
+    total = len(places)
+    drawn = np.random.default_rng(seed).integers(max(total, 1), size=(resamples, total))
     flat = drawn + total * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total)
-    return counts[:, places].astype(np.float64)
+    return lambda items: counts[:, [places[item] for item in items]].astype(np.float64)
 
 
 def _check_confidence(confidence: float) -> None:

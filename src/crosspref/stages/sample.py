@@ -7,19 +7,26 @@ from crosspref.records import Prompt, Response, derive_seed
 
 
 def sample(
-    prompts: Sequence[Prompt], sampler: Sampler, *, n: int, seed: int, iteration: int, advance: Advance
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    *,
+    n: int,
+    seed: int,
+    iteration: int,
+    advance: Advance,
+    temperature: float | None = None,
 ) -> list[Response]:
     """Draw ``n`` responses to each prompt, y_1..n ~ pi(x) (Eq. 7).
 
     The seed of a response derives from what identifies it, so it does not depend on which prompts are drawn with it. A
-    prompt that is too long for the model has no responses.
+    prompt that is too long for the model has no responses. ``temperature`` takes the place of the recipe's.
     """
     seeds = [
         [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(n)]
         for prompt in prompts
     ]
-    requests = [(prompt.instruction, own) for prompt, own in zip(prompts, seeds, strict=True)]
-    answers = sampler.sample(requests, advance)
+    requests = [(prompt.asked, own) for prompt, own in zip(prompts, seeds, strict=True)]
+    answers = sampler.sample(requests, advance, temperature)
     return [
         Response(
             prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, own_seed

@@ -13,10 +13,12 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
   before, for whichever model or suite, is asked again; an answer that cannot be read is a verdict with a ``failure``;
 - ``work.reporter``: says lines and shows progress.
 
-``answers.answer_prompts`` (``work.answers``) answers prompts with a candidate, in shards that are resumed. Touch
-``work.judge`` before models answer, so that a judge without a name shows early. ``results.results_table`` makes tables
-of flat rows. A suite returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``.
-Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has them.
+``answers.answer_prompts`` (``work.answers``) answers prompts with a candidate, in shards that are resumed; a prompt may
+be a ``records.FollowUp``, which brings the conversation so far. Touch ``work.judge`` before models answer, so that a
+judge without a name shows early. ``results.write_table`` writes tables of flat rows; ``differences`` and ``reports``
+have what is said of models beside each other. A suite returns reports: they are printed, and their Markdown is written
+to ``target.folder / "NAME.md"``. Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has
+them.
 """
 
 import importlib
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from crosspref.stages.report import Report
     from crosspref.suites.work import Evaluation
 
-SUITES: dict[str, str] = {"xalpaca": "crosspref.suites.xalpaca:evaluate"}
+SUITES: dict[str, str] = {
+    "xalpaca": "crosspref.suites.xalpaca:evaluate",
+    "mtbench": "crosspref.suites.mtbench:evaluate",
+}
 """Every suite by name, as module:function."""
 
 

@@ -7,9 +7,10 @@ counted, and the rest is used.
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
@@ -17,6 +18,8 @@ from crosspref.stages.prompt_files import READERS, Row, read_file, read_id
 from crosspref.stages.prompt_sources import as_tag
 from crosspref.stages.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
 from crosspref.store import write_text
+
+T = TypeVar("T")
 
 OUTPUTS, ANNOTATIONS = "model_outputs", "annotations"
 """Names of a language's file where each language has a folder."""
@@ -45,8 +48,8 @@ class Problems:
 def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: str = OUTPUTS) -> dict[str, list[Row]]:
     """Return the rows of each language: of ``DIR/es.json``, ``DIR/es/model_outputs.json``, or by a column language.
 
-    ``inside`` is what a language's file is called in a folder of its own. A file without such a column is taken for the
-    one language that is asked for.
+    ``inside`` is what a language's file, or a folder with this one file in it, is called in a folder of its own. A file
+    without such a column is taken for the one language that is asked for.
 
     Raises:
         DataError: there is nothing to read, or a file cannot be read.
@@ -74,6 +77,9 @@ def _files(directory: Path, name: str) -> dict[str, Path]:
             found[tag] = entry
         elif entry.is_dir():
             existing = [file for suffix in READERS if (file := entry / f"{name}{suffix}").is_file()]
+            existing = existing or [file for file in sorted((entry / name).glob("*")) if file.suffix in READERS]
+            if len(existing) > 1 and existing[0].parent != entry:
+                raise DataError(f"{entry / name} has several files: {', '.join(f.name for f in existing)}. Leave one.")
             if existing:
                 found[tag] = existing[0]
     return found
@@ -87,7 +93,7 @@ def _rows(file: Path) -> list[Row]:
 def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str] | None) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
-        value = _first(row, LANGUAGE_COLUMNS)
+        value = first_of(row, LANGUAGE_COLUMNS)
         if isinstance(value, str):
             found.setdefault(as_tag(value), []).append(row)
         elif asked is not None and len(asked) == 1:
@@ -100,25 +106,42 @@ def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str]
     return found
 
 
-def _first(row: Row, columns: Sequence[str]) -> object:
+def first_of(row: Row, columns: Sequence[str]) -> object:
+    """Return the first of some columns that is there and not empty."""
     return next((row.values[column] for column in columns if row.values.get(column) is not None), None)
 
 
 def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
     """Return the instructions of one language; of an id that has two different ones, neither."""
-    found: dict[str, Item] = {}
+
+    def items() -> Iterator[tuple[str, str, Item]]:
+        for place, row in enumerate(rows):
+            item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
+            if item_id is None or not isinstance(text, str) or not text.strip():
+                problems.counts["items without id or text"] += 1
+            else:
+                yield item_id, text, Item(item_id, place, text)
+
+    return unique(items(), problems)
+
+
+def id_of(row: Row) -> str | None:
+    """Return the id that a row names."""
+    return read_id(first_of(row, ID_COLUMNS))
+
+
+def unique(given: Iterable[tuple[str, object, T]], problems: Problems) -> list[T]:
+    """Return the first of each (id, content, value); of an id with two different contents, none."""
+    found: dict[str, tuple[object, T]] = {}
     ambiguous = set()
-    for place, row in enumerate(rows):
-        item_id, text = read_id(_first(row, ID_COLUMNS)), _first(row, TEXT_COLUMNS)
-        if item_id is None or not isinstance(text, str) or not text.strip():
-            problems.counts["items without id or text"] += 1
-            continue
-        first = found.setdefault(item_id, Item(item_id, place, text))
-        if first.place != place:
+    for name, content, value in given:
+        if name in found:
             problems.counts["duplicated ids"] += 1
-            if first.instruction != text:
-                ambiguous.add(item_id)
-    return [item for item in found.values() if item.item_id not in ambiguous]
+            if found[name][0] != content:
+                ambiguous.add(name)
+        else:
+            found[name] = content, value
+    return [value for name, (_, value) in found.items() if name not in ambiguous]
 
 
 def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Problems) -> dict[str, Row]:
@@ -136,7 +159,7 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
     found: dict[str, Row] = {}
     ambiguous, met = set(), Counter[str]()
     for row in rows:
-        item_id, text = read_id(_first(row, ID_COLUMNS)), _first(row, TEXT_COLUMNS)
+        item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
         if item_id is None and isinstance(text, str):
             item_id = by_text.get((text.strip(), met[text.strip()]))
             if seen[text.strip()] > 1:

@@ -1,6 +1,7 @@
 """The answers of the measured models: tables in shards, each with its done-marker, so that a kill loses at most one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,22 @@ from crosspref.suites.targets import Candidate, Target
 from crosspref.tables import SPEED
 
 
+@dataclass(frozen=True, slots=True)
+class _Shard(Shard):
+    """Prompts that are answered at one temperature; None is that of the settings."""
+
+    temperature: float | None = None
+
+
 def answer_prompts(
     target: Target, candidate: Candidate, suite: str, prompts: Sequence[Prompt], seed: int, reporter: Reporter,
-    *, greedy: bool = False,
+    *, greedy: bool = False, temperatures: Sequence[float] | None = None,
 ) -> list[Response]:  # fmt: skip
     """Return a candidate's answers, one to each prompt; those that are stored already are not made again.
 
     The seed of an answer derives from the prompt's id and language alone, so it is the same for every model. A prompt
     that is too long for the model has no answer. Shards are named by their prompts, so that other items, or fewer, are
-    other shards.
+    other shards. ``temperatures``, one per prompt, take the place of the settings' and of ``greedy``; 0 is greedy.
 
     Raises:
         ModelError: answers are missing, and the model is not on this machine.
@@ -33,16 +41,20 @@ def answer_prompts(
     folder = target.folder / "answers" / suite / candidate.slug
     greedy = greedy or target.greedy
     job = Job(target.recipe, RunDirectory(target.folder), RecipeEngines(target.recipe), reporter)
+    given: Sequence[float | None] = [None] * len(prompts) if temperatures is None else temperatures
+    groups: dict[tuple[str, float | None], list[Prompt]] = {}
+    for prompt, temperature in zip(prompts, given, strict=True):
+        groups.setdefault((prompt.language, temperature), []).append(prompt)
     shards = [
         shard
-        for language in dict.fromkeys(prompt.language for prompt in prompts)
-        for shard in _shards(
-            job, folder / language, candidate, [row for row in prompts if row.language == language], seed, greedy
-        )
+        for (language, temperature), own in groups.items()
+        for shard in _shards(job, folder / language, candidate, own, seed, greedy, temperature)
     ]
 
-    def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:
-        return sampling.sample(shard.prompts, sampler, n=1, seed=seed, iteration=0, advance=advance)
+    def work(sampler: Sampler, shard: _Shard, advance: Advance) -> list[Response]:
+        return sampling.sample(
+            shard.prompts, sampler, n=1, seed=seed, iteration=0, advance=advance, temperature=shard.temperature
+        )
 
     try:
         todo = [shard for shard in shards if not shard.unit.finished(shard.fingerprint)]
@@ -58,10 +70,13 @@ def answer_prompts(
 
 
 def _shards(
-    job: Job, folder: Path, candidate: Candidate, prompts: Sequence[Prompt], seed: int, greedy: bool
-) -> list[Shard]:
-    """Return the shards of one language, done or not."""
+    job: Job, folder: Path, candidate: Candidate, prompts: Sequence[Prompt], seed: int, greedy: bool,
+    temperature: float | None,
+) -> list[_Shard]:  # fmt: skip
+    """Return the shards of one language and temperature, done or not."""
     settings = {**settings_of("sample", job.recipe.sample, without=("n", *SPEED)), "seed": seed, "greedy": greedy}
+    if temperature is not None:
+        settings |= {"sample.temperature": temperature, "greedy": temperature == 0}
     if job.recipe.sample.engine == "server":
         settings["server.protocol"] = job.recipe.server.protocol
     found = []
@@ -71,7 +86,7 @@ def _shards(
         digest = digest_rows(part)
         unit = Unit(folder / f"{start:08d}-{digest[:8]}.parquet")
         inputs = {"policy": _identity(candidate, unit), "prompts": digest}
-        found.append(Shard(unit, Fingerprint(settings, inputs), part))
+        found.append(_Shard(unit, Fingerprint(settings, inputs), part, temperature=temperature))
     return found
 
 

@@ -52,11 +52,16 @@ def read_label(text: str, labels: tuple[str, str]) -> float:
     bare = text.strip(DECORATION)
     if bare in labels:
         return 1.0 if bare == labels[0] else 0.0
+    raise unreadable(text, "no label")
+
+
+def unreadable(text: str, kind: str) -> UnreadableError:
+    """Return the error of an answer without what was asked for; ``kind`` is said where nothing else can be."""
     if not text.strip():
-        raise UnreadableError("empty")
+        return UnreadableError("empty")
     if text.lstrip().startswith(("{", "[", "```")):
-        raise UnreadableError("JSON" if _is_json(text) else "half JSON")
-    raise UnreadableError("no label")
+        return UnreadableError("JSON" if _is_json(text) else "half JSON")
+    return UnreadableError(kind)
 
 
 def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, str]) -> float:

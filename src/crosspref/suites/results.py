@@ -1,10 +1,15 @@
 """What suites measure, as rows of tables."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from crosspref.store import Unit, write_text
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -44,11 +49,69 @@ class WinRate:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How a judge grades a model's answers in MT-Bench, from 1 to 10, in one language, or as the mean of languages.
+
+    ``category`` is one of the questions', or ``all``. Of turns 1 and 2 the score is the mean over ``n_1`` and ``n_2``
+    judgements, overall over both; with 95% intervals over questions, nan where there are none. Of the turns of
+    ``questions``, ``failed`` ones have a judgement without a score, ``lacking`` ones are not in the replayed file,
+    ``no_answer`` have no answer of the model, and ``no_reference`` were not judged for want of a reference answer;
+    ``plain`` ones are among those judged, but without the reference that their category needs.
+    """
+
+    model: str
+    language: str
+    category: str
+    questions: int
+    n_1: int
+    n_2: int
+    failed: int
+    lacking: int
+    no_answer: int
+    no_reference: int
+    plain: int
+    turn_1: float
+    turn_1_low: float
+    turn_1_high: float
+    turn_2: float
+    turn_2_low: float
+    turn_2_high: float
+    overall: float
+    overall_low: float
+    overall_high: float
+    judge: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One turn of one question, answered by a model and graded by a judge.
+
+    ``prompt`` names the prompt that the judge got; ``score`` is from 1 to 10, or nan, and then ``failure`` is why.
+    ``key`` is the verdict's in the file of verdicts.
+    """
+
+    model: str
+    language: str
+    question_id: str
+    category: str
+    turn: int
+    answer: str
+    prompt: str
+    score: float
+    failure: str
+    judgement: str
+    judge: str
+    date: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items judged of both.
 
     ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
-    interval and it say so. ``rate`` is WR or LC.
+    interval and it say so. ``rate`` is what was measured: WR, LC, or the scores of turn 1, of turn 2, or overall.
     """
 
     model: str
@@ -70,3 +133,18 @@ def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
     schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+
+
+def as_json(row: Any) -> dict[str, Any]:
+    """Return a row's columns; what is nan is None."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
+    """Write rows of one kind as ``path`` with the endings .parquet and .csv."""
+    Unit(path.with_name(f"{path.name}.parquet")).write_table(results_table(rows, kind))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value is None else value for name, value in as_json(row).items()} for row in rows)
+    write_text(path.with_name(f"{path.name}.csv"), text.getvalue())

@@ -113,6 +113,27 @@ class XAlpacaSettings(Settings):
     limit: Positive | None = Field(None, description="Use only the first so many items of each language.")
 
 
+class MtBenchSettings(Settings):
+    """Multilingual MT-Bench: two turns, graded from 1 to 10 by a judge; each category has its temperature."""
+
+    questions: str | None = Field(
+        None,
+        description="The questions in FastChat's format (question_id, category, turns, and reference where there is "
+        "one): a directory with a file per language (es.jsonl, or es/question.jsonl), or a file with a column "
+        "language.",
+    )
+    references: str | None = Field(
+        None,
+        description="Reference answers in FastChat's format (question_id, choices), likewise (es.jsonl, or the one "
+        "file in es/reference_answer). They go before the questions' own column reference.",
+    )
+    without_reference: Literal["leave_out", "judge"] = Field(
+        "leave_out",
+        description="What becomes of math, reasoning and coding where a reference answer is missing: leave_out does "
+        "not judge these turns, judge grades them by the prompt without reference; both are counted.",
+    )
+
+
 class EvaluationSettings(Settings):
     """What ``crosspref evaluate --suite`` can be told."""
 
@@ -124,6 +145,7 @@ class EvaluationSettings(Settings):
     judge: JudgeSettings = Field(JudgeSettings(), description="Who judges.")
     answers: AnswerSettings = Field(AnswerSettings(), description="How the measured models answer.")
     xalpaca: XAlpacaSettings = Field(XAlpacaSettings(), description="The suite xalpaca.")
+    mtbench: MtBenchSettings = Field(MtBenchSettings(), description="The suite mtbench.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the measured models run.")
     vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for answers.engine vllm.")
     server: ServerSettings = Field(ServerSettings(), description="A model server, for answers.engine server.")

@@ -39,11 +39,12 @@ class Evaluation:
         return Judge(self.settings.judge, log, self.reporter, replayed=replayed)
 
     def answers(
-        self, suite: str, candidate: Candidate, prompts: Sequence[Prompt], *, greedy: bool = False
-    ) -> list[Response]:
-        """Return a candidate's answers to prompts, made now or before."""
-        seed = self.settings.seed
-        return answer_prompts(self.target, candidate, suite, prompts, seed, self.reporter, greedy=greedy)
+        self, suite: str, candidate: Candidate, prompts: Sequence[Prompt],
+        *, greedy: bool = False, temperatures: Sequence[float] | None = None,
+    ) -> list[Response]:  # fmt: skip
+        """Return a candidate's answers to prompts, made now or before; see ``answers.answer_prompts``."""
+        given = self.target, candidate, suite, prompts, self.settings.seed, self.reporter
+        return answer_prompts(*given, greedy=greedy, temperatures=temperatures)
 
 
 def run_suite(

@@ -14,7 +14,7 @@ BY_LOGPROBS = Decoding(temperature=1.0, max_tokens=1)
 BY_TEXT = Decoding(temperature=0.0, max_tokens=16)
 
 PARTS = ("instruction", "output_1", "output_2")
-_PART = re.compile(r"\{(instruction|output_1|output_2)\}")
+_PART = re.compile(r"\{(\w+)\}")
 _CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 SYSTEM = (
@@ -45,14 +45,15 @@ explanation."""
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A judge's prompt: roles and texts, in which {instruction}, {output_1} and {output_2} stand for what is judged."""
+    """A judge's prompt: roles and texts, in which parts in braces, such as {instruction}, stand for what is judged."""
 
     messages: tuple[tuple[str, str], ...] = (("system", SYSTEM), ("user", ASKED))
 
     def fill(self, **parts: str) -> list[Message]:
         """Return the messages; all at once, since an answer may itself hold braces."""
         return [
-            {"role": role, "content": _PART.sub(lambda found: parts[found[1]], text)} for role, text in self.messages
+            {"role": role, "content": _PART.sub(lambda found: parts.get(found[1], found[0]), text)}
+            for role, text in self.messages
         ]
 
 

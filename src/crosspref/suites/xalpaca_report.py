@@ -4,14 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crosspref.languages import LANGUAGES
 from crosspref.stages.report import Report
-from crosspref.suites.results import MEAN, Change, WinRate
+from crosspref.suites.reports import INTERVALS, about_notes, by_language, with_range
+from crosspref.suites.results import WinRate
 
-INTERVALS = (
-    "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
-    "come out otherwise another time, nor the sampling of the answers, nor the seed of a training."
-)
 KINDS = {
     "LC": "LC: the win rate with the influence of length taken out (a logistic regression over items, with "
     "alpaca_eval's gamed rows).",
@@ -19,24 +15,14 @@ KINDS = {
     "and is not to be compared with published ones.",
 }
 SHRUNK = "A 50.0 without interval is no measurement: the fit kept nothing, as it does where verdicts are few or alike."
-CHANGES = (
-    "Differences in points, over the items that both were judged on, with 95% bootstrap intervals that resample items "
-    "jointly for both models and all languages. p: two-sided, for the win rate of a language by sign flips and else "
-    "from the resamples, adjusted over languages by Holm. better and worse stand only where the "
-    "interval and p (at most 0.05) say so."
-)
 
 
 def make_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
     """Return the table: languages in the order they come in, within each the models, the mean last."""
-    languages = [*dict.fromkeys(row.language for row in rows if row.language != MEAN), MEAN]
-    ordered = sorted(rows, key=lambda row: languages.index(row.language))
     kinds = list(dict.fromkeys(row.lc_kind for row in rows if row.lc_kind != "none"))
     cells = []
-    for number, row in enumerate(ordered):
-        first = number == 0 or ordered[number - 1].language != row.language
-        name = f"{row.language} {LANGUAGES.get(row.language, '')}".strip() if first else ""
-        rate = [_rate(row.lc, row.lc_low, row.lc_high), _rate(row.wr, row.wr_low, row.wr_high)]
+    for name, row in by_language(rows):
+        rate = [with_range(row.lc, row.lc_low, row.lc_high), with_range(row.wr, row.wr_low, row.wr_high)]
         left_out = row.items - row.n
         length = "" if math.isnan(row.length) else f"{row.length:.0f}/{row.baseline_length:.0f}"
         cells.append([name, row.model, *(rate if kinds else rate[1:]), length, str(row.n), str(left_out)])
@@ -56,44 +42,4 @@ def _notes(kinds: Sequence[str], about: Mapping[str, Any]) -> list[str]:
         "length: mean characters of the model's and of the baseline's answers. n: items with a verdict; left out: "
         "items without a readable verdict, or without an answer of either. The mean is the plain mean of languages.",
     ]
-    notes = [
-        " ".join(sentences),
-        INTERVALS,
-    ]
-    judge = about["judge"]
-    if "decoding" in judge:
-        decodings = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge["decoding"])
-        names = [name for name in judge["answered_as"] if name != judge["judge"]]
-        answered = f" (which answered as {', '.join(names)})" if names else ""
-        dates = " to ".join(dict.fromkeys(judge["dates"]))
-        notes.append(f"Judge: {judge['judge']}{answered}, {decodings}, {dates}; {judge['failed']} verdicts failed.")
-    for where, failures in about["failures"].items():
-        notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in failures.items()))
-    for language, counts in about["problems"].items():
-        notes.append(f"{language}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
-    return notes
-
-
-def _rate(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.1f}" if math.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def make_changes_report(changes: Sequence[Change]) -> Report:
-    """Return what differs between models: languages in the order they come in, the mean last."""
-    cells = []
-    for number, row in enumerate(changes):
-        pair = f"{row.model} - {row.other}"
-        before = changes[number - 1] if number else None
-        first = before is None or (before.model, before.other, before.rate) != (row.model, row.other, row.rate)
-        gap = f"{row.difference:+.1f}"
-        if not math.isnan(row.low):
-            gap += f" [{row.low:+.1f}, {row.high:+.1f}]"
-        cells.append([pair if first else "", row.rate, row.language, gap, _p(row.p_value), str(row.n), row.verdict])
-    header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
-    return Report("X-AlpacaEval: what differs between models", header, cells, [CHANGES], left=3)
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return [" ".join(sentences), INTERVALS, *about_notes(about)]
