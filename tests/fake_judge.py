@@ -21,7 +21,7 @@ class FakeJudge:
 
     Args:
         logprobs: whether it gives log-probabilities; ``refuses`` says that it answers 400 when it is asked for them.
-        odd: what it says where a text stands in the question, in the place of a label.
+        odd: what it says where a text stands in the question, in the place of a label or a grade.
         usage: whether it reports tokens.
         delay: seconds that every answer takes.
         known_as: the name that its answers bear, if it is another one than it was asked by.
@@ -67,6 +67,8 @@ class FakeJudge:
         odd = next((said for text, said in self.odd.items() if text in question), None)
         first = opinion(body["messages"])
         label = "m" if first >= 0.5 else "M"
+        if "[[" in question:
+            label = f"It could be shorter. Grade: [[{grade(body['messages'])}]]"
         choice: dict[str, Any] = {
             "index": 0,
             "message": {"role": "assistant", "content": label if odd is None else odd},
@@ -85,6 +87,11 @@ def opinion(messages: list[dict[str, str]]) -> float:
     """The probability of the first label."""
     text = "\n".join(message["content"] for message in messages)
     return 0.05 + 0.9 * int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
+
+
+def grade(messages: list[dict[str, str]]) -> int:
+    """What it gives an answer, from 1 to 10, where the question asks for a grade in double brackets."""
+    return round(1 + 9 * opinion(messages))
 
 
 class _Quiet(ThreadingHTTPServer):

@@ -65,6 +65,14 @@ def test_every_suite_is_there_and_others_are_named() -> None:
 
 def test_every_setting_is_listed() -> None:
     lines = list(describe_settings(EvaluationSettings))
-    for line in ("judge:", "  budget: null", "  max_new_tokens: 2048", "xalpaca:", "  paper_compat: false", "mtbench:", "  references: null"):
+    for line in (
+        "judge:",
+        "  budget: null",
+        "  max_new_tokens: 2048",
+        "xalpaca:",
+        "  paper_compat: false",
+        "mtbench:",
+        "  references: null",
+    ):
         assert line in lines
     assert not any("extends" in line for line in lines)

@@ -108,6 +108,19 @@ def test_the_engine_gets_all_prompts_at_once_and_reports_progress() -> None:
     assert seen == [(8, 16)]
 
 
+def test_a_follow_up_is_asked_as_a_conversation_at_the_temperature_that_is_given() -> None:
+    before = [{"role": "user", "content": "¿Uno?"}, {"role": "assistant", "content": "1"}]
+    prompts = [PROMPTS[0], FollowUp("q1.2", "es", "¿Dos?", before)]
+    sampler = FakeSampler()
+    rows = sample(prompts, sampler, n=1, seed=7, iteration=0, advance=lambda *_: None, temperature=0.1)
+    asked = [instruction for instruction, _ in sampler.requests]
+    assert asked == ["¿Uno?", [*before, {"role": "user", "content": "¿Dos?"}]]
+    assert sampler.temperatures == [0.1]
+    assert [row.seed for row in rows] == [derive_seed(7, 0, name, "es", 0) for name in ("q1", "q1.2")]
+    drawn(PROMPTS, sampler)
+    assert sampler.temperatures == [0.1, None]
+
+
 def test_a_prompt_that_is_too_long_has_no_responses() -> None:
     rows = drawn(PROMPTS, FakeSampler(too_long="¿Dos?"))
     assert rows == [row for row in drawn(PROMPTS) if row.prompt_id != "q2"]

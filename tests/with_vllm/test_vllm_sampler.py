@@ -60,7 +60,7 @@ def reported_logprobs(sampler: VllmSampler) -> list[tuple[str, list[int], str, f
     """(instruction, ids, finish reason, vLLM's own log-probability of the ids) of each response to REQUESTS."""
     found = []
     for instruction, seeds in REQUESTS:
-        parameters = sampler._parameters(seeds)
+        parameters = sampler._parameters(seeds, SETTINGS.temperature)
         parameters.logprobs = 0  # of the sampled token alone
         prompt = {"prompt_token_ids": sampler.tokenizer.prompt_ids(instruction)}
         for output in sampler.llm.generate([prompt], parameters, use_tqdm=False)[0].outputs:
@@ -132,7 +132,9 @@ def test_its_logprobs_are_those_of_transformers(sampler: VllmSampler, smollm2: P
 def test_greedy_responses_are_those_of_transformers(smollm2: Path) -> None:
     model = locate_model(str(smollm2))
     settings = SETTINGS.model_copy(update={"max_new_tokens": 24})
-    requests = [(instruction, seeds[:1]) for instruction, seeds in REQUESTS]
+    talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
+    conversation = [*talk, {"role": "user", "content": "Name a river."}]
+    requests = [*((instruction, seeds[:1]) for instruction, seeds in REQUESTS), (conversation, [1])]
     other = TransformersSampler(model, settings, resources(), greedy=True)
     expected = other.sample(requests, silent)
     other.close()

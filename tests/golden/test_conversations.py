@@ -1,0 +1,105 @@
+"""A request that carries the turns before it, and a temperature of its own: the same for every sampler."""
+
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from fake_openai_server import FakeOpenAIServer
+from tiny import talker
+from transformers import AutoTokenizer
+
+from crosspref.engines.protocols import Sampled
+from crosspref.engines.server_sampler import ServerSampler
+from crosspref.engines.transformers_sampler import TransformersSampler
+from crosspref.models import locate_model
+from crosspref.records import FollowUp, Instruction, Prompt
+from crosspref.resources import ResourceSettings, ServerSettings
+from crosspref.sections import SampleSettings
+
+FIRST, ANSWER, NEXT = "¿Qué es un volcán?", "A hill that burns.", "And why so?"
+MESSAGES = [
+    {"role": "user", "content": FIRST},
+    {"role": "assistant", "content": ANSWER},
+    {"role": "user", "content": NEXT},
+]
+PROMPTS = [Prompt("81.1", "es", FIRST), FollowUp("81.2", "es", NEXT, MESSAGES[:2])]
+REQUESTS: list[tuple[Instruction, list[int]]] = [(prompt.asked, [7, 8]) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talker(tiny_models["llama"][1], tmp_path_factory.mktemp("talker") / "model")
+
+
+def make_sampler(model: Path, temperature: float = 0.9, **given: Any) -> TransformersSampler:
+    settings = SampleSettings(max_new_tokens=12, temperature=temperature)
+    return TransformersSampler(
+        locate_model(str(model)), settings, ResourceSettings(device="cpu", dtype="float32"), **given
+    )
+
+
+def draw(sampler: Any, temperature: float | None = None) -> list[list[Sampled]]:
+    found: list[list[Sampled]] = sampler.sample(REQUESTS, lambda *_: None, temperature)
+    return found
+
+
+def spelled_out(model: Path) -> list[list[int]]:
+    """The ids of both requests, from the chat template written out."""
+    begun = f"<|bos|><|user|>{FIRST}<|end|><|assistant|>"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [begun, f"{begun}{ANSWER}<|end|><|user|>{NEXT}<|end|><|assistant|>"]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def test_what_is_asked_in_both_turns() -> None:
+    assert [prompt.asked for prompt in PROMPTS] == [FIRST, MESSAGES]
+
+
+def test_the_likeliest_answer_is_the_naive_one_behind_the_whole_conversation(model: Path) -> None:
+    plain = naive.load(model)
+    sampler = make_sampler(model)
+    for prompt, answers in zip(spelled_out(model), draw(sampler, 0.0), strict=True):
+        ids: list[int] = []
+        while len(ids) < 12 and not {1, 2} & set(ids):
+            ids.append(int(plain(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax()))
+        assert [answer.token_ids for answer in answers] == [ids, ids]
+    assert draw(sampler, 0.0) == draw(make_sampler(model, greedy=True))
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_temperature_of_its_own_is_as_if_the_sampler_had_it(model: Path, decoder: bool) -> None:
+    samplers = [make_sampler(model), make_sampler(model, temperature=1.7), make_sampler(model, greedy=True)]
+    for sampler in samplers:
+        sampler.decodable = sampler.decodable if decoder else 0  # or by the model's own generate
+    warm, hot, greedy = map(draw, samplers)
+    assert len({repr(found) for found in (warm, hot, greedy)}) == 3
+    for sampler in samplers:
+        assert [draw(sampler, temperature) for temperature in (0.9, 1.7, 0.0)] == [warm, hot, greedy]
+
+
+@pytest.mark.parametrize("protocol", ["tokens", "chat"])
+def test_a_server_gets_the_conversation_and_answers_as_transformers(model: Path, protocol: Any) -> None:
+    pytest.importorskip("openai")
+    server = FakeOpenAIServer({"pi_0": model})
+    settings = SampleSettings(max_new_tokens=12)
+    sampler = ServerSampler(
+        locate_model(str(model)), "pi_0", settings, ServerSettings(url=server.url, protocol=protocol)
+    )
+    try:
+        for temperature in (None, 1.7, 0.0):
+            expected = [
+                [(one.text, one.finish_reason) for one in row] for row in draw(make_sampler(model), temperature)
+            ]
+            found = [[(one.text, one.finish_reason) for one in row] for row in draw(sampler, temperature)]
+            assert found == expected
+    finally:
+        sampler.close()
+        server.close()
+    given = {(body["temperature"], body["top_p"]) for body in server.asked}
+    assert given == {(0.9, 1.0), (1.7, 1.0), (0.0, 1.0)}
+    if protocol == "chat":
+        assert [body["messages"] for body in server.asked if len(body["messages"]) == 3] == [MESSAGES] * 6
+    else:
+        assert {tuple(body["prompt"]) for body in server.asked} == set(map(tuple, spelled_out(model)))
