@@ -1,4 +1,4 @@
-"""`crosspref evaluate RUN_OR_MODEL --suite mtbench`: tiny models answer twice, and a fake judge over a socket grades."""
+"""`crosspref evaluate RUN_OR_MODEL --suite mtbench`: tiny models answer twice, and a fake judge grades."""
 
 import csv
 import json

@@ -89,10 +89,8 @@ def test_a_server_gets_the_conversation_and_answers_as_transformers(model: Path,
     )
     try:
         for temperature in (None, 1.7, 0.0):
-            expected = [
-                [(one.text, one.finish_reason) for one in row] for row in draw(make_sampler(model), temperature)
-            ]
-            found = [[(one.text, one.finish_reason) for one in row] for row in draw(sampler, temperature)]
+            rows = [draw(one, temperature) for one in (sampler, make_sampler(model))]
+            found, expected = ([[(one.text, one.finish_reason) for one in row] for row in each] for each in rows)
             assert found == expected
     finally:
         sampler.close()

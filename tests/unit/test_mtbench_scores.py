@@ -13,7 +13,7 @@ from crosspref.suites.mtbench_turn import NO_ANSWER, Turn
 from crosspref.suites.results import MEAN, Change, Scores
 from crosspref.suites.verdicts import Verdict
 
-Given = Mapping[str, Sequence[float | None | str]]
+Given = Mapping[str, Sequence[float | str | None]]
 """By question id the grades of both turns; None is one that could not be read, and a text why there was none."""
 
 
@@ -112,7 +112,7 @@ def test_differences_are_over_the_turns_that_both_were_graded_on() -> None:
 
 def test_signs_are_flipped_by_question_and_adjusted_over_languages() -> None:
     low = {str(place): (3.0, 3.0) for place in range(8)}
-    high = {name: (6.0, 5.0) for name in low}
+    high = dict.fromkeys(low, (6.0, 5.0))
     odd = {name: (3.0 + (-1) ** int(name), 3.0) for name in low}
     turns = [*graded("pi_0", "de", low), *graded("pi_0", "fr", low)]
     turns += [*graded("pi_1", "de", high), *graded("pi_1", "fr", odd)]

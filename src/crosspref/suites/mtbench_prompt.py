@@ -4,8 +4,7 @@ import re
 
 from crosspref.store import digest_of
 from crosspref.suites.mtbench_files import TwoTurns
-from crosspref.suites.questions import Decoding, Question, UnreadableError, unreadable
-from crosspref.suites.xalpaca_prompt import Template
+from crosspref.suites.questions import Decoding, Question, Template, UnreadableError, unreadable
 
 DECODING = Decoding(temperature=0.0, max_tokens=2048)
 OUT_OF_RANGE = "grade out of 1..10"

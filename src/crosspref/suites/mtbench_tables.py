@@ -17,10 +17,10 @@ from crosspref.suites.mtbench_files import TEMPERATURES, WITH_REFERENCE
 from crosspref.suites.mtbench_prompt import describe_prompts
 from crosspref.suites.mtbench_report import make_category_report, make_report
 from crosspref.suites.mtbench_turn import NO_ANSWER, NO_REFERENCE, Turn
+from crosspref.suites.questions import LACKING
 from crosspref.suites.reports import make_changes_report
 from crosspref.suites.results import MEAN, Change, Judgement, Scores, as_json, write_table
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca_cell import LACKING
 
 ALL = "all"
 RATES = {"turn 1": (1,), "turn 2": (2,), "overall": (1, 2)}

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from crosspref.suites.mtbench_files import TwoTurns
 from crosspref.suites.mtbench_prompt import ask_about
-from crosspref.suites.questions import Question
+from crosspref.suites.questions import LACKING, Question
 from crosspref.suites.results import Judgement
 from crosspref.suites.verdicts import Verdict
-from crosspref.suites.xalpaca_cell import LACKING
 
 NO_ANSWER, NO_REFERENCE = "no answer", "no reference"
 

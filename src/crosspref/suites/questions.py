@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,26 @@ DECORATION = " \t\r\n\"'`*.()[]"
 REFUSAL, REFUSED, NO_LOGPROBS = "refusal", "refused by the server", "no log-probabilities"
 NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS)
 """Failures that an answer comes with, and that are not found by reading it."""
+
+
+LACKING = "not in the replayed file"
+"""Why a question has no verdict where nobody is asked."""
+
+_PART = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A judge's prompt: roles and texts, in which parts in braces, such as {instruction}, stand for what is judged."""
+
+    messages: tuple[tuple[str, str], ...]
+
+    def fill(self, **parts: str) -> list[Message]:
+        """Return the messages; all at once, since an answer may itself hold braces."""
+        return [
+            {"role": role, "content": _PART.sub(lambda found: parts.get(found[1], found[0]), text)}
+            for role, text in self.messages
+        ]
 
 
 class UnreadableError(ValueError):

@@ -20,12 +20,13 @@ from crosspref.suites.alpaca_files import (
     write_json,
 )
 from crosspref.suites.judge import Judge
+from crosspref.suites.questions import LACKING, Template
 from crosspref.suites.rates import read_controls
 from crosspref.suites.targets import Candidate
 from crosspref.suites.verdicts import Verdict
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca_cell import LACKING, Baseline, Cell
-from crosspref.suites.xalpaca_prompt import Template, ask_about, preference, read_template
+from crosspref.suites.xalpaca_cell import Baseline, Cell
+from crosspref.suites.xalpaca_prompt import ask_about, preference, read_template
 from crosspref.suites.xalpaca_tables import write_results
 
 NAME = "xalpaca"

@@ -9,8 +9,6 @@ from crosspref.suites.questions import Question
 from crosspref.suites.rates import Compared
 from crosspref.suites.verdicts import Verdict
 
-LACKING = "not in the replayed file"
-
 
 @dataclass(frozen=True, slots=True)
 class Baseline:

@@ -2,19 +2,16 @@
 
 import random
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import RecipeError
-from crosspref.records import Message
-from crosspref.suites.questions import Decoding, Question, read_label
+from crosspref.suites.questions import Decoding, Question, Template, read_label
 
 LABELS = ("m", "M")
 BY_LOGPROBS = Decoding(temperature=1.0, max_tokens=1)
 BY_TEXT = Decoding(temperature=0.0, max_tokens=16)
 
 PARTS = ("instruction", "output_1", "output_2")
-_PART = re.compile(r"\{(\w+)\}")
 _CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 SYSTEM = (
@@ -43,21 +40,7 @@ Which model gave the better answer? Reply with its name alone, m or M, and with 
 explanation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A judge's prompt: roles and texts, in which parts in braces, such as {instruction}, stand for what is judged."""
-
-    messages: tuple[tuple[str, str], ...] = (("system", SYSTEM), ("user", ASKED))
-
-    def fill(self, **parts: str) -> list[Message]:
-        """Return the messages; all at once, since an answer may itself hold braces."""
-        return [
-            {"role": role, "content": _PART.sub(lambda found: parts.get(found[1], found[0]), text)}
-            for role, text in self.messages
-        ]
-
-
-OWN = Template()
+OWN = Template((("system", SYSTEM), ("user", ASKED)))
 
 
 def read_template(path: str | None) -> Template:

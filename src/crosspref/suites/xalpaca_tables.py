@@ -10,11 +10,12 @@ from crosspref.stages.report import Report
 from crosspref.store import write_text
 from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.measuring import measure
+from crosspref.suites.questions import LACKING
 from crosspref.suites.rates import Controls, Rates
 from crosspref.suites.reports import make_changes_report
 from crosspref.suites.results import MEAN, Change, WinRate, as_json, write_table
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca_cell import LACKING, Cell
+from crosspref.suites.xalpaca_cell import Cell
 from crosspref.suites.xalpaca_prompt import read_template
 from crosspref.suites.xalpaca_report import make_report
 
