@@ -1,10 +1,15 @@
-"""What suites measure, as rows of tables."""
+"""What suites measure, as rows of tables, and how these are written."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from crosspref.store import Unit, write_text
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -70,3 +75,18 @@ def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
     schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+
+
+def jsonable(row: Any) -> dict[str, Any]:
+    """Return a row as a dictionary; what has no value (nan) is None."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+def write_rows(path: Path, rows: Sequence[Any], kind: type) -> None:
+    """Write rows of one kind as ``path`` with the endings ``.parquet`` and ``.csv``."""
+    Unit(path.with_suffix(".parquet")).write_table(results_table(rows, kind))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value is None else value for name, value in jsonable(row).items()} for row in rows)
+    write_text(path.with_suffix(".csv"), text.getvalue())

@@ -14,7 +14,7 @@ BY_LOGPROBS = Decoding(temperature=1.0, max_tokens=1)
 BY_TEXT = Decoding(temperature=0.0, max_tokens=16)
 
 PARTS = ("instruction", "output_1", "output_2")
-_PART = re.compile(r"\{(instruction|output_1|output_2)\}")
+_PART = re.compile(r"\{(\w+)\}")
 _CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 SYSTEM = (
@@ -50,31 +50,34 @@ class Template:
     messages: tuple[tuple[str, str], ...] = (("system", SYSTEM), ("user", ASKED))
 
     def fill(self, **parts: str) -> list[Message]:
-        """Return the messages; all at once, since an answer may itself hold braces."""
+        """Return the messages; all at once, since an answer may itself hold braces. Other braces stay as they are."""
         return [
-            {"role": role, "content": _PART.sub(lambda found: parts[found[1]], text)} for role, text in self.messages
+            {"role": role, "content": _PART.sub(lambda found: parts.get(found[1], found[0]), text)}
+            for role, text in self.messages
         ]
 
 
 OWN = Template()
 
 
-def read_template(path: str | None) -> Template:
+def read_template(path: str | None, setting: str = "xalpaca.prompt", own: Template = OWN) -> Template:
     """Read a prompt from a file: chat messages between <|im_start|> and <|im_end|>, or one user's message.
+
+    ``setting`` names the file in messages; ``own`` is what stands for none.
 
     Raises:
         RecipeError: it cannot be read, or a part is missing.
     """
     if path is None:
-        return OWN
+        return own
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"xalpaca.prompt: {path} cannot be read: {error}") from error
+        raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
     found = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)
     missing = [part for part in PARTS if not any(f"{{{part}}}" in content for _, content in found)]
     if missing:
-        raise RecipeError(f"xalpaca.prompt: {path} has no {', '.join(f'{{{part}}}' for part in missing)} in it.")
+        raise RecipeError(f"{setting}: {path} has no {', '.join(f'{{{part}}}' for part in missing)} in it.")
     return Template(found)
 
 
