@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SUITES = ("xalpaca", "mtbench")
 FORMATS = ("terminal", "markdown", "csv", "latex")
 
 
@@ -13,16 +14,17 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "leaderboard",
         help="show what suites measured in several runs as one table, beside the paper's",
-        description="One table of models by language, with LC, WR and length, from what the suite xalpaca measured.",
+        description="One table of models by language: LC, WR and length from X-AlpacaEval, or the score of MT-Bench.",
     )
     parser.add_argument("places", nargs="+", metavar="RUN", help="run directories, or folders of `evaluate --out`")
+    parser.add_argument("--suite", choices=SUITES, default="xalpaca", help="whose results are shown (xalpaca)")
     parser.add_argument(
         "--format",
         choices=FORMATS,
         help="how it is written; if left out, by FILE's ending (.md, .csv, .tex), else for the terminal",
     )
     parser.add_argument("--out", metavar="FILE", help="write it there instead of showing it")
-    parser.add_argument("--quoted", action="store_true", help="add the paper's Table 2, marked as quoted")
+    parser.add_argument("--quoted", action="store_true", help="add the paper's Table 2 (mtbench: 3), marked as quoted")
     parser.add_argument("--intervals", action="store_true", help="add 95%% intervals (CSV always has them)")
     parser.set_defaults(command=_leaderboard)
 
@@ -35,7 +37,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     from crosspref.suites.leaderboard import leaderboard
     from crosspref.suites.leaderboard_formats import ENDINGS, comma_separated, latex, markdown, terminal
 
-    board = leaderboard(options.places, quoted=options.quoted)
+    board = leaderboard(options.places, options.suite, quoted=options.quoted)
     ending = Path(options.out).suffix.lower() if options.out else ""
     form = options.format or ENDINGS.get(ending, "terminal")
     if form == "terminal":

@@ -31,7 +31,8 @@ def write_sheet(path: Path, pairs: Iterable[Comparison]) -> bool:
     if path.exists() and _is_begun(path):
         return False
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # All of it quoted: a carriage return in an answer would end the row otherwise.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for pair in sorted(pairs, key=lambda pair: (pair.language, pair.pair_id)):
         texts = (harmless(value) for value in (pair.instruction, pair.answer_a, pair.answer_b))

@@ -1,4 +1,4 @@
-"""One table of models by language, as Table 2 of the paper: from the results of any number of runs and models."""
+"""One table of models by language, as Tables 2 and 3 of the paper, from the results of any number of runs."""
 
 import csv
 import hashlib
@@ -16,17 +16,54 @@ from crosspref.languages import LANGUAGES
 from crosspref.store import EVALUATION, RunDirectory
 from crosspref.suites.results import MEAN
 
-RATES = ("lc", "wr")
-COLUMNS = {"lc": "LC", "wr": "WR", "length": "length"}
-"""What the table has of each language, and its name."""
+ALL = "all"
+"""The category of MT-Bench that holds all of them."""
 
 NOREG = "LC-noreg"
-PAPER = "quoted from the paper (Table 2), not measured here"
-ABOUT_PAPER = (
-    "quoted: from Table 2 of the paper, whose judge is gpt-4-1106-preview with a prompt of its own and whose baseline "
-    "are answers of gpt-4-turbo-2024-04-09 in each language; its lengths are not published. Such rows give an idea, and "
-    "no difference from the others can be read off."
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a suite's results are made into: ``columns`` of each language with their names, out of ``file``.
+
+    ``alike`` are columns of the results that must be the same for two lines to be comparable. ``paper`` is the file of
+    the paper's own table, and ``quoted`` what is to be known of it.
+    """
+
+    title: str
+    file: str
+    columns: Mapping[str, str]
+    alike: Sequence[str]
+    meaning: str
+    paper: str
+    quoted: str
+
+
+TABLES = {
+    "xalpaca": Table(
+        "X-AlpacaEval",
+        "xalpaca/win_rates.json",
+        {"lc": "LC", "wr": "WR", "length": "length"},
+        ("baseline", "items"),
+        "LC and WR: length-controlled and standard win rate over the baseline, in percent; length: mean characters of "
+        "the answers.",
+        "paper_table_2.csv",
+        "quoted: from Table 2 of the paper, whose judge is gpt-4-1106-preview with a prompt of its own and whose "
+        "baseline are answers of gpt-4-turbo-2024-04-09 in each language; its lengths are not published. Such rows "
+        "give an idea, and no difference from the others can be read off.",
+    ),
+    "mtbench": Table(
+        "MT-Bench",
+        "mtbench/scores.json",
+        {"overall": "score"},
+        ("questions",),
+        "score: mean grade of both turns, from 1 to 10.",
+        "paper_table_3.csv",
+        "quoted: from Table 3 of the paper, whose judge is gpt-4o-2024-08-06 with a prompt and references of its own. "
+        "Such rows give an idea, and no difference from the others can be read off.",
+    ),
+}
+"""The tables by the suite whose results they show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +95,18 @@ class Line:
 class Leaderboard:
     """The lines of a table, its languages, the mean among them, and what is said below it."""
 
+    table: Table
     languages: Sequence[str]
     lines: Sequence[Line]
     notes: Sequence[str] = field(default=())
 
 
-def leaderboard(places: Sequence[str | Path], *, quoted: bool = False) -> Leaderboard:
-    """Return one table of what the suite xalpaca measured in runs and folders of results.
+def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted: bool = False) -> Leaderboard:
+    """Return one table of what a suite measured in runs and folders of results.
 
     Args:
         places: run directories, or folders that ``crosspref evaluate --out`` wrote.
+        suite: which suite, one of ``TABLES``.
         quoted: whether the paper's rows stand below, marked as quoted.
 
     Raises:
@@ -80,89 +119,87 @@ def leaderboard(places: Sequence[str | Path], *, quoted: bool = False) -> Leader
             raise RunError(f"{places[number]} is no directory. Name runs, or folders that crosspref evaluate wrote.")
         if path in paths[:number]:
             raise RunError(f"{places[number]} is given twice. Name each place once.")
-    lines: list[Line] = []
-    empty = []
+    table, lines, empty = TABLES[suite], list[Line](), []
     for place, path, name in zip(places, paths, run_names(paths), strict=True):
         run = RunDirectory(path)
-        file = (run.root / EVALUATION if run.recipe.is_file() else path) / "xalpaca" / "win_rates.json"
+        file = (run.root / EVALUATION if run.recipe.is_file() else path) / table.file
         if file.is_file():
-            lines += _read(file, name, of_run=run.recipe.is_file() and len(paths) > 1)
+            lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)
         else:
-            empty.append(f"{place} has no results of the suite xalpaca.")
+            empty.append(f"{place} has no results of the suite {suite}.")
     if not lines:
-        raise RunError("\n".join([*empty, "Measure a run first: crosspref evaluate RUN --suite xalpaca"]))
+        raise RunError("\n".join([*empty, f"Measure a run first: crosspref evaluate RUN --suite {suite}"]))
     lines, notes = _marked(_told_apart(lines))
     if quoted:
-        lines += paper_lines()
-        notes.append(ABOUT_PAPER)
+        lines += paper_lines(table)
+        notes.append(table.quoted)
     languages = list(dict.fromkeys(language for line in lines for language, _ in line.numbers if language != MEAN))
     if any(number.kind == NOREG for line in lines for number in line.numbers.values()):
         notes.insert(0, f"* {NOREG}: fitted without alpaca_eval's gamed rows; not comparable with other LC.")
-    return Leaderboard([*languages, MEAN], lines, [*_meaning(lines), *notes, *empty])
+    return Leaderboard(table, [*languages, MEAN], lines, [*_meaning(table, lines), *notes, *empty])
 
 
-def _meaning(lines: Sequence[Line]) -> list[str]:
-    rates = [
-        "LC and WR: length-controlled and standard win rate over the baseline, in percent; length: mean characters of "
-        f"the answers. {MEAN}: the plain mean of a row's languages."
-    ]
+def _meaning(table: Table, lines: Sequence[Line]) -> list[str]:
+    found = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
     sets = {tuple(sorted({language for language, _ in line.numbers} - {MEAN})) for line in lines}
     if len(sets) > 1:
-        rates.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
-    return rates
+        found.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
+    return found
 
 
-def _read(file: Path, source: str, *, of_run: bool) -> list[Line]:
+def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         by_model: dict[str, list[dict[str, Any]]] = {}
         for row in content["rows"]:
             if row["language"] not in (*LANGUAGES, MEAN):
                 raise ValueError(f"there is no language {row['language']!r}")
-            by_model.setdefault(str(row["model"]), []).append(row)
+            if row.get("category", ALL) == ALL:
+                by_model.setdefault(str(row["model"]), []).append(row)
         return [
             Line(
                 f"{model} ({source})" if of_run else model,
                 source,
-                {(row["language"], column): _number(row, column) for row in rows for column in COLUMNS},
-                _judged(content, rows),
+                {(row["language"], column): _number(row, column) for row in rows for column in table.columns},
+                _judged(table, content, rows),
             )
             for model, rows in by_model.items()
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file} cannot be read as results of the suite xalpaca: {error!r}\nTo write it anew, give the command "
-            "again that made it; no verdict is asked for twice."
+            f"{file} cannot be read as results: {error!r}\nTo write it anew, give the command again that made it; no "
+            "verdict is asked for twice."
         ) from error
 
 
 def _number(row: Mapping[str, Any], column: str) -> Number:
-    value, low, high = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
-    known = [math.nan if one is None else float(one) for one in (value, low, high)]
-    return Number(*known, kind=row["lc_kind"] if column == "lc" and value is not None else "")
+    found = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
+    value, low, high = (math.nan if one is None else float(one) for one in found)
+    return Number(value, low, high, row["lc_kind"] if column == "lc" and not math.isnan(value) else "")
 
 
-def _judged(content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return what decides whether two lines can be compared, by name."""
     languages = [row for row in rows if row["language"] != MEAN]
 
     def every(name: str) -> str:
         return ", ".join(dict.fromkeys(str(row[name]) for row in languages))
 
-    judge = content["judge"]
+    judge, prompt = content["judge"], content["prompt" if "prompt" in content else "prompts"]
     by_file = "annotations" in judge
     answered = ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
     decoding = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
-    prompt = hashlib.sha256(json.dumps(content["prompt"]).encode()).hexdigest()[:8]
-    settings = content["settings"]
-    return {
+    digest = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:8]
+    found = {
         "judge": every("judge") + (f" (answered as {answered})" if answered else ""),
         "decoding": "unknown" if by_file else decoding,
-        "prompt": "unknown" if by_file else prompt,
-        "baseline": every("baseline"),
-        "difficulty": "by position (paper_compat)" if settings.get("paper_compat") else "by item",
-        "items": every("items"),
+        "prompt": "unknown" if by_file else digest,
+        **{name: every(name) for name in table.alike},
     }
+    if "paper_compat" in content["settings"]:
+        compat = content["settings"]["paper_compat"]
+        found["difficulty"] = "by position (paper_compat)" if compat else "by item"
+    return found
 
 
 def _told_apart(lines: Sequence[Line]) -> list[Line]:
@@ -198,15 +235,16 @@ def _letters(number: int) -> str:
     return (_letters(more - 1) if more else "") + chr(ord("a") + last)
 
 
-def paper_lines() -> list[Line]:
-    """Return Table 2 of the paper as it is printed."""
-    text = files("crosspref").joinpath("data", "paper_table_2.csv").read_text(encoding="utf-8")
+def paper_lines(table: Table) -> list[Line]:
+    """Return a table of the paper as it is printed."""
+    text = files("crosspref").joinpath("data", table.paper).read_text(encoding="utf-8")
     lines = []
     for row in csv.DictReader(text.splitlines()):
         numbers = {}
         for name, value in row.items():
-            language, _, rate = name.rpartition("_")
-            if rate in RATES:
-                numbers[language, rate] = Number(float(value), kind="LC" if rate == "lc" else "")
-        lines.append(Line(row["model"], PAPER, numbers, {}, quoted=True, mark="quoted"))
+            language, _, column = name.partition("_")
+            if name != "model":
+                known = column or next(iter(table.columns))
+                numbers[language, known] = Number(float(value), kind="LC" if known == "lc" else "")
+        lines.append(Line(row["model"], "the paper", numbers, {}, quoted=True, mark="quoted"))
     return lines

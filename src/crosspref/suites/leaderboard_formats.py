@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from crosspref.stages.report import Report, printable
-from crosspref.suites.leaderboard import COLUMNS, NOREG, Leaderboard, Line, Number
+from crosspref.suites.leaderboard import NOREG, Leaderboard, Line, Number
 from crosspref.suites.spreadsheets import harmless
 
 DASH = "\N{EN DASH}"
@@ -31,9 +31,9 @@ def terminal(board: Leaderboard, *, intervals: bool = False, width: int = 0) -> 
     """Return the table for a screen of ``width`` columns, which it runs over rather than be cut, and the notes."""
     header = ["model", *(f"{language}\n{name}" for language, name in _heads(board))]
     rows = [[_name(line), *_cells(board, line, intervals=intervals, between="\n")] for line in board.lines]
-    report = Report("X-AlpacaEval", header, rows, list(board.notes), left=1)
+    report = Report(board.table.title, header, rows, list(board.notes), left=1)
     table = report.table()
-    needed = Console(width=10_000).measure(table).maximum
+    needed = Console(width=10_000).measure(table).minimum
     text = io.StringIO()
     Console(file=text, width=max(width, needed)).print(table)
     for note in report.notes:
@@ -57,7 +57,7 @@ def markdown(board: Leaderboard, *, intervals: bool = False) -> str:
 
 def latex(board: Leaderboard, *, intervals: bool = False) -> str:
     """Return the table as LaTeX, for booktabs, with the notes below it."""
-    each = len(COLUMNS)
+    each = len(board.table.columns)
     over = " & ".join(rf"\multicolumn{{{each}}}{{c}}{{{escape_latex(language)}}}" for language in board.languages)
     lines = [
         "% \\usepackage{booktabs}",
@@ -80,8 +80,8 @@ def latex(board: Leaderboard, *, intervals: bool = False) -> str:
 def comma_separated(board: Leaderboard) -> str:
     """Return the table as CSV, unrounded: how each row was judged is in columns, and what is not known is empty."""
     ways = list(dict.fromkeys(name for line in board.lines for name in line.judged))
-    heads = [(language, column) for language in board.languages for column in COLUMNS]
-    ends = {"lc": ("", "_low", "_high", "_kind"), "wr": ("", "_low", "_high"), "length": ("",)}
+    heads = [(language, column) for language in board.languages for column in board.table.columns]
+    ends = dict.fromkeys(board.table.columns, ("", "_low", "_high")) | {"lc": ("", "_low", "_high", "_kind")}
     names = [f"{language}_{column}{end}" for language, column in heads for end in ends[column]]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -112,7 +112,7 @@ def escape_markdown(text: str) -> str:
 
 
 def _heads(board: Leaderboard) -> list[tuple[str, str]]:
-    return [(language, name) for language in board.languages for name in COLUMNS.values()]
+    return [(language, name) for language in board.languages for name in board.table.columns.values()]
 
 
 def _name(line: Line) -> str:
@@ -122,7 +122,7 @@ def _name(line: Line) -> str:
 def _cells(board: Leaderboard, line: Line, *, intervals: bool, between: str = " ") -> Sequence[str]:
     found = []
     for language in board.languages:
-        for column in COLUMNS:
+        for column in board.table.columns:
             one = line.numbers.get((language, column), Number(math.nan))
             if math.isnan(one.value):
                 found.append(DASH)

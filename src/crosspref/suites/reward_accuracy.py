@@ -99,9 +99,8 @@ def _about(
     }
     agreements = []
     for left, right in combinations(judged, 2):
-        both = [pair_id for pair_id in left.outcomes if pair_id in right.outcomes]
-        votes = [[one.value for judge in (left, right) if (one := judge.outcomes[pair_id])] for pair_id in both]
-        known = [[value for value in pair if value is not None] for pair in votes]
+        both = [(left.outcomes[pair_id], right.outcomes[pair_id]) for pair_id in left.outcomes.keys() & right.outcomes]
+        known = [[outcome.value for outcome in pair if outcome.value is not None] for pair in both]
         names = [f"{one.kind} {one.name}" for one in (left, right)]
         agreements.append({"judges": names, **agreement(known)})
     alike = {f"{one.reward}, iteration {one.iteration}, {one.language}": one.alike for one in samples if one.alike}
