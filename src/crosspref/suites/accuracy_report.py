@@ -70,8 +70,9 @@ def _notes(rows: Sequence[Accuracy], about: Mapping[str, Any]) -> list[str]:
     rated = about["settings"]["reward_model"]
     if rated is not None and rated == about["reward_model_of_the_run"]:
         notes.append(f"{rated} made the pairs of R_n itself: that it agrees with them says nothing.")
-    for where, failures in about["failures"].items():
-        notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in failures.items()))
+    for name, failures in about["failures"].items():
+        said = [f"{tag} {', '.join(f'{n} {why}' for why, n in counts.items())}" for tag, counts in failures.items()]
+        notes.append(f"Pairs without an outcome, {name}: {'; '.join(said)}.")
     for where, count in about["alike"].items():
         notes.append(f"{where}: {count} pairs have twice the same answer, and are not drawn.")
     return notes

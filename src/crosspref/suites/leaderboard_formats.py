@@ -5,14 +5,21 @@ import io
 import math
 from collections.abc import Sequence
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from crosspref.stages.report import Report, printable
+from crosspref.stages.report import printable
 from crosspref.suites.leaderboard import NOREG, Leaderboard, Line, Number
 from crosspref.suites.spreadsheets import harmless
 
 DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
+
+NAMES = 30
+"""Columns of the screen that names get; longer ones are broken."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,16 +36,21 @@ _MARKDOWN = "\\`*_{}[]<>#|~!"
 
 def terminal(board: Leaderboard, *, intervals: bool = False, width: int = 0) -> str:
     """Return the table for a screen of ``width`` columns, which it runs over rather than be cut, and the notes."""
-    header = ["model", *(f"{language}\n{name}" for language, name in _heads(board))]
-    rows = [[_name(line), *_cells(board, line, intervals=intervals, between="\n")] for line in board.lines]
-    report = Report(board.table.title, header, rows, list(board.notes), left=1)
-    table = report.table()
-    needed = Console(width=10_000).measure(table).minimum
+    table = Table(title=board.table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for language, name in _heads(board):
+        table.add_column(f"{language}\n{name}", justify="right", no_wrap=True)
+    for line, below in zip(board.lines, [*board.lines[1:], None], strict=True):
+        cells = [printable(_name(line)), *_cells(board, line, intervals=intervals, between="\n")]
+        last = below is not None and below.quoted != line.quoted
+        table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
+    longest = max(cell_len(_name(line)) for line in board.lines)
+    needed = Console(width=10_000).measure(table).maximum - max(0, longest - NAMES)
     text = io.StringIO()
     Console(file=text, width=max(width, needed)).print(table)
-    for note in report.notes:
+    for note in board.notes:
         Console(file=text, width=max(width, 80)).print(printable(note), markup=False, highlight=False)
-    return text.getvalue()
+    return "\n".join(row.rstrip() for row in text.getvalue().split("\n"))
 
 
 def markdown(board: Leaderboard, *, intervals: bool = False) -> str:
@@ -81,7 +93,8 @@ def comma_separated(board: Leaderboard) -> str:
     """Return the table as CSV, unrounded: how each row was judged is in columns, and what is not known is empty."""
     ways = list(dict.fromkeys(name for line in board.lines for name in line.judged))
     heads = [(language, column) for language in board.languages for column in board.table.columns]
-    ends = dict.fromkeys(board.table.columns, ("", "_low", "_high")) | {"lc": ("", "_low", "_high", "_kind")}
+    ends = dict.fromkeys(board.table.columns, ("", "_low", "_high"))
+    ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
     names = [f"{language}_{column}{end}" for language, column in heads for end in ends[column]]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

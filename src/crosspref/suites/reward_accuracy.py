@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -92,11 +93,11 @@ def _about(
             first, decided = one.shown_first()
             about |= {"shown_first": first, "decided": decided}
         own[f"{one.kind} {one.name}"] = about
-    failures = {
-        f"{cell.judged.kind} {cell.judged.name}: {cell.reward}, iteration {cell.iteration}, {cell.language}": found
-        for cell in cells
-        if cell.language != ALL and (found := dict(cell.failures()))
-    }
+    failures: dict[str, dict[str, Counter[str]]] = {}
+    for cell in cells:
+        if cell.language != ALL and cell.failures():
+            by_language = failures.setdefault(f"{cell.judged.kind} {cell.judged.name}", {})
+            by_language.setdefault(cell.language, Counter()).update(cell.failures())
     agreements = []
     for left, right in combinations(judged, 2):
         both = [(left.outcomes[pair_id], right.outcomes[pair_id]) for pair_id in left.outcomes.keys() & right.outcomes]
