@@ -257,6 +257,7 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
     ("given", "said"),
     [
         (("--annotations", "a.json"), "--annotations is for xalpaca"),
+        (("--judge", "http://127.0.0.1:9/v1", "--set", "judge.model=null"), "set judge.model"),
         (("--languages", "de"), "has pairs in en, es"),
         (("--set", "models=[pi_2]"), "no pairs to be judged yet"),
         (("--set", "reward_accuracy.votes=none.csv"), "is no file"),

@@ -107,7 +107,7 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     recipe = load_recipe(run.recipe)
     job = Job(recipe, run, RecipeEngines(recipe), work.reporter)
     languages = [language for language in recipe.languages if work.languages is None or language in work.languages]
-    for language in set(work.languages or ()) - set(languages):
+    for language in sorted(set(work.languages or ()) - set(languages)):
         work.reporter.say(f"reward_accuracy {language}: the run has no pairs in this language.")
     if not languages:
         raise RecipeError(f"--languages: {run.root} has pairs in {', '.join(recipe.languages)}.")

@@ -27,6 +27,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "[": "{[}",  # after a line's end it would begin an option
     DASH: "--",
     **{character: f"\\{character}" for character in "{}$&#_%"},
@@ -36,7 +37,9 @@ _MARKDOWN = "\\`*_{}[]<>#|~!"
 
 def terminal(board: Leaderboard, *, intervals: bool = False, width: int = 0) -> str:
     """Return the table for a screen of ``width`` columns, which it runs over rather than be cut, and the notes."""
-    table = Table(title=board.table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=board.table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     table.add_column("model", overflow="fold")
     for language, name in _heads(board):
         table.add_column(f"{language}\n{name}", justify="right", no_wrap=True)
@@ -93,7 +96,7 @@ def comma_separated(board: Leaderboard) -> str:
     """Return the table as CSV, unrounded: how each row was judged is in columns, and what is not known is empty."""
     ways = list(dict.fromkeys(name for line in board.lines for name in line.judged))
     heads = [(language, column) for language in board.languages for column in board.table.columns]
-    ends = dict.fromkeys(board.table.columns, ("", "_low", "_high"))
+    ends: dict[str, tuple[str, ...]] = dict.fromkeys(board.table.columns, ("", "_low", "_high"))
     ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
     names = [f"{language}_{column}{end}" for language, column in heads for end in ends[column]]
     text = io.StringIO()

@@ -41,7 +41,9 @@ def evaluate(work: Evaluation) -> list[Report]:
     model = None if asked.reward_model is None else locate_model(asked.reward_model)
     if model is not None:
         require_one_output(model)
-    judge = work.judge if work.settings.judge.model is not None or work.replay is not None else None
+    named = work.settings.judge.model is not None or work.replay is not None
+    # A judge whose address alone is given is meant to be asked, and its missing name an error.
+    judge = work.judge if named or "url" in work.settings.judge.model_fields_set else None
     samples = draw_samples(work)
     pairs = list({row.comparison.pair_id: row.comparison for sample in samples for row in sample.sampled}.values())
     _write_sheet(work, pairs)
