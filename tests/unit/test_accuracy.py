@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
@@ -15,16 +16,22 @@ from crosspref.errors import DataError
 from crosspref.maths.significance import newcombe_interval, wilson_interval
 from crosspref.maths.statistics import nominal_alpha
 from crosspref.progress import Reporter
+from crosspref.recipe_file import dump_recipe, load_recipe, make_recipe
+from crosspref.records import Pair
 from crosspref.stages.prompt_files import Row, read_file
+from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
 from crosspref.suites.accuracy_judges import Judged, Outcome, ask_judge
-from crosspref.suites.accuracy_pairs import Comparison, Sample, Sampled, compare, stratified_sample
+from crosspref.suites.accuracy_pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
 from crosspref.suites.accuracy_prompt import OWN, ask_about, read_choice
 from crosspref.suites.accuracy_rates import ALL, cells_of, changes_of
+from crosspref.suites.accuracy_report import make_sheet_report
 from crosspref.suites.accuracy_votes import Votes, write_sheet
 from crosspref.suites.judge import Judge
 from crosspref.suites.questions import UnreadableError
-from crosspref.suites.settings import JudgeSettings
+from crosspref.suites.settings import EvaluationSettings, JudgeSettings, RewardAccuracySettings
+from crosspref.suites.targets import Candidate, Target
 from crosspref.suites.verdicts import VerdictLog, messages_digest
+from crosspref.suites.work import Evaluation
 
 
 def pair(number: int, gap: float | None = 0.0, language: str = "es") -> Sampled:
@@ -350,3 +357,83 @@ def test_the_sheet_computes_nothing_and_comes_back_as_it_was(tmp_path: Path) -> 
     assert {name: one.value for name, one in Votes(str(sheet)).judged(pairs).outcomes.items()} == {"p0": 0.5}
     sheet.write_text("id;choice\np1;a\n", encoding="utf-8")  # as some spreadsheets save it
     assert not write_sheet(sheet, pairs)
+
+
+# A run's own pairs
+
+
+def make_run(root: Path, iterations: dict[int, dict[str, list[Pair]]], **sections: Any) -> RunDirectory:
+    """Write a run that has nothing but a recipe and these pairs."""
+    run = RunDirectory(root)
+    recipe = make_recipe(
+        {
+            "models": {"initial": "pi_I", "policy": "pi_0"},
+            "languages": ["en", "es"],
+            "prompts": {"source": "none"},
+            "iterations": 3,
+            **sections,
+        },
+        "a recipe",
+    )
+    write_text(run.recipe, dump_recipe(recipe))
+    for iteration, by_language in iterations.items():
+        for language, rows in by_language.items():
+            unit = Unit(run.iteration(iteration) / "pairs" / f"{language}.parquet")
+            unit.write_rows(rows, Pair)
+            unit.finish(Fingerprint({}), len(rows))
+    return run
+
+
+def stored(number: int, language: str, rewards: tuple[float, float] | tuple[None, None], chosen: str = "yes") -> Pair:
+    roles = (("user", "?"), ("assistant", chosen), ("assistant", f"no {number}"))
+    chats = [[{"role": role, "content": text}] for role, text in roles]
+    return Pair(f"q{number}", language, *chats, 0, 1, None, None, *rewards, 0.0)
+
+
+def work_on(run: RunDirectory, models: list[str], said: io.StringIO, **settings: Any) -> Evaluation:
+    found = EvaluationSettings(reward_accuracy=RewardAccuracySettings(**settings))
+    candidates = [Candidate(name, None) for name in models]
+    target = Target(run.root / "evaluation", candidates, load_recipe(run.recipe), run=run)
+    return Evaluation(found, target, Reporter(Console(file=said, width=200)))
+
+
+def test_samples_of_a_run_that_is_not_done(tmp_path: Path) -> None:
+    pairs = {tag: [stored(number, tag, (2.0 * number, 0.0)) for number in range(9)] for tag in ("en", "es")}
+    pairs["es"].append(stored(99, "es", (1.0, 0.0), chosen="no 99"))
+    run = make_run(tmp_path / "run", {1: pairs, 2: {"en": pairs["en"]}})
+    said = io.StringIO()
+    found = draw_samples(work_on(run, ["pi_I", "pi_0", "pi_1"], said, pairs=4))
+    assert [(one.reward, one.iteration, one.language, one.pairs, one.alike) for one in found] == [
+        ("crosslingual", 1, "en", 9, 0),
+        ("crosslingual", 1, "es", 9, 1),
+        ("crosslingual", 2, "en", 9, 0),
+    ]
+    assert [len(one.sampled) for one in found] == [4, 4, 4]
+    assert "reward_accuracy es: iteration 2 has no pairs yet." in said.getvalue()
+    for one in found:
+        for row in one.sampled:
+            assert row.gap == 2.0 * int(row.prompt_id[1:])
+            assert (row.comparison.answer_a if row.chosen_is_a else row.comparison.answer_b) == "yes"
+    # What comes later, or before, changes nothing.
+    assert draw_samples(work_on(run, ["pi_1"], io.StringIO(), pairs=4)) == found[2:]
+
+
+def test_pairs_by_language_imbalance_have_no_gaps(tmp_path: Path) -> None:
+    pairs = [stored(number % 7, "en", (None, None), chosen=f"yes {number}") for number in range(30)]
+    run = make_run(tmp_path / "run", {1: {"en": pairs, "es": pairs[:0]}}, language_imbalance={})
+    found = draw_samples(work_on(run, ["pi_0"], io.StringIO(), pairs=10))
+    assert [(one.reward, one.language, one.pairs, len(one.sampled)) for one in found] == [
+        ("language_imbalance", "en", 30, 10),
+        ("language_imbalance", "es", 0, 0),
+    ]
+    assert {row.gap for row in found[0].sampled} == {None}
+    judge = Judged("judge", "j", {row.comparison.pair_id: Outcome(1.0) for row in found[0].sampled})
+    english, spanish, pooled = (cell.row() for cell in cells_of(judge, found))
+    assert (english.n, spanish.n, pooled.n) == (10, 0, 10)
+    assert "LIDR, pi_0" in make_sheet_report(found).markdown()
+
+
+def test_a_run_without_pairs_says_what_to_do(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {})
+    with pytest.raises(DataError, match=r"no pairs to be judged yet.*crosspref status"):
+        draw_samples(work_on(run, ["pi_0"], io.StringIO()))

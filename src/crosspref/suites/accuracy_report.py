@@ -102,18 +102,25 @@ def _alpha(one: Mapping[str, Any]) -> str:
 def make_changes_report(changes: Sequence[AccuracyChange]) -> Report:
     """Return what differs between rewards, over all languages together or in the only one."""
     several = any(row.language == ALL for row in changes)
-    cells = []
+    cells: list[list[str]] = []
+    above = ""
     for row in [row for row in changes if not several or row.language == ALL]:
+        who = f"{row.kind}\n{row.judge}"
         pair = f"{named(row.reward, row.iteration)} - {named(row.other_reward, row.other_iteration)}"
         gap = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-        cells.append([f"{row.kind} {row.judge}", pair, row.language, gap, str(row.n), row.verdict])
+        cells.append(["" if who == above else who, pair, row.language, gap, str(row.n), row.verdict])
+        above = who
     header = ["judged by", "rewards", "language", "difference", "n", "verdict"]
     return Report("Reward accuracy: what differs between rewards", header, cells, [CHANGES], left=3)
 
 
 def make_sheet_report(samples: Sequence[Sample]) -> Report:
     """Return what was drawn, where nobody has judged yet."""
-    cells = [[named(one.reward, one.iteration), one.language, str(one.pairs), str(len(one.sampled))] for one in samples]
+    names = [named(one.reward, one.iteration) for one in samples]
+    cells = [
+        ["" if name == above else name, one.language, str(one.pairs), str(len(one.sampled))]
+        for above, name, one in zip(["", *names], names, samples, strict=False)
+    ]
     note = (
         "Nobody has judged yet. Name a judge (judge.model), a reward model (reward_accuracy.reward_model), or votes "
         "(reward_accuracy.votes): people fill in the column choice of reward_accuracy/sheet.csv with a, b or tie."

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class Leaderboard:
     table: Table
     languages: Sequence[str]
     lines: Sequence[Line]
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str]
 
 
 def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted: bool = False) -> Leaderboard:
@@ -206,10 +206,7 @@ def _told_apart(lines: Sequence[Line]) -> list[Line]:
     """Return the lines, with the source in the names that more than one has."""
     names = [line.model for line in lines]
     return [
-        Line(f"{line.model} ({line.source})", line.source, line.numbers, line.judged)
-        if names.count(line.model) > 1
-        else line
-        for line in lines
+        replace(line, model=f"{line.model} ({line.source})") if names.count(line.model) > 1 else line for line in lines
     ]
 
 
@@ -221,10 +218,7 @@ def _marked(lines: Sequence[Line]) -> tuple[list[Line], list[str]]:
         return list(lines), [f"Judged with: {said[0]}."]
     marks = {way: _letters(number) for number, way in enumerate(ways)}
     differing = [name for name in dict(ways[0]) if len({dict(way)[name] for way in ways}) > 1]
-    marked = [
-        Line(line.model, line.source, line.numbers, line.judged, mark=marks[tuple(line.judged.items())])
-        for line in lines
-    ]
+    marked = [replace(line, mark=marks[tuple(line.judged.items())]) for line in lines]
     warning = f"Rows with different letters are not to be compared: they differ in {', '.join(differing)}."
     return marked, [warning, *(f"[{marks[way]}] {text}." for way, text in zip(ways, said, strict=True))]
 
