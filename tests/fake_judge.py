@@ -9,6 +9,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ class FakeJudge:
         usage: whether it reports tokens.
         delay: seconds that every answer takes.
         known_as: the name that its answers bear, if it is another one than it was asked by.
+        says: what it says of messages, in the place of a label.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class FakeJudge:
         usage: bool = True,
         delay: float = 0.0,
         known_as: str | None = None,
+        says: Callable[[list[dict[str, str]]], str] | None = None,
     ) -> None:
         self.logprobs, self.refuses, self.odd, self.usage = logprobs, refuses, odd or {}, usage
-        self.delay, self.known_as = delay, known_as
+        self.delay, self.known_as, self.says = delay, known_as, says
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
@@ -66,7 +69,7 @@ class FakeJudge:
         question = json.dumps(body["messages"], ensure_ascii=False)
         odd = next((said for text, said in self.odd.items() if text in question), None)
         first = opinion(body["messages"])
-        label = "m" if first >= 0.5 else "M"
+        label = self.says(body["messages"]) if self.says else "m" if first >= 0.5 else "M"
         if "[[" in question:
             label = f"It could be shorter. Grade: [[{grade(body['messages'])}]]"
         choice: dict[str, Any] = {

@@ -78,10 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     settings.set_defaults(command=_settings)
 
-    from crosspref import cli_audit, cli_canary, cli_lab, cli_plan, cli_stages
+    from crosspref import cli_audit, cli_canary, cli_lab, cli_leaderboard, cli_plan, cli_stages
 
     cli_stages.add_commands(commands, _add_set)
     cli_plan.add_command(commands, _add_set)
+    cli_leaderboard.add_command(commands)
     cli_audit.add_command(commands)
     cli_lab.add_command(commands)
     cli_canary.add_command(commands, _add_set)

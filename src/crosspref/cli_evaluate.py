@@ -4,13 +4,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from crosspref.suites import SUITES
+
 WIDTH = 100
 """Columns of the screen that the tables need."""
 
 TABLE = "(.parquet or .jsonl)"
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
-SUITES = ("suite", "file", "judge", "annotations", "languages")
+OF_SUITES = ("suite", "file", "judge", "annotations", "languages")
 """Options of suites, which need a target."""
 
 
@@ -32,7 +34,7 @@ def add_command(
     files.add_argument("--scores", help=f"their scores {TABLE}")
     files.add_argument("--baseline-scores", help=f"scores of another model's responses to the same prompts {TABLE}")
     suites = parser.add_argument_group("suites, for RUN_OR_MODEL")
-    suites.add_argument("--suite", metavar="NAME", help="by which suite: xalpaca, mtbench")
+    suites.add_argument("--suite", metavar="NAME", help=f"by which suite: {', '.join(SUITES)}")
     suites.add_argument("--with", dest="file", metavar="FILE", help="the settings of judge, answers and suite (YAML)")
     suites.add_argument(
         "--judge",
@@ -55,7 +57,7 @@ def add_command(
 
 
 def _check_alone(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if any(getattr(options, name) is not None for name in SUITES):
+    if any(getattr(options, name) is not None for name in OF_SUITES):
         parser.error("a suite needs a run or a model: crosspref evaluate RUN_OR_MODEL --suite NAME")
     missing = [f"--{name}" for name in ("responses", "out") if getattr(options, name) is None]
     if missing:

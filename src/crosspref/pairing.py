@@ -129,7 +129,8 @@ def _columns(units: Sequence[Unit], names: list[str]) -> pa.Table:
         return pa.concat_tables([unit.table().select(names) for unit in units])
 
 
-def _pairs(job: Job, folder: Path, language: str, reward: RewardName) -> list[Pair]:
+def pairs_by(job: Job, folder: Path, language: str, reward: RewardName) -> list[Pair]:
+    """Return the pairs that one of the recipe's rewards makes of an iteration's responses, as selecting makes them."""
     pairs: list[Pair] = []
     _select(job, folder, language, reward, lambda table: pairs.extend(from_table(table, Pair)))
     return pairs
@@ -156,8 +157,8 @@ def _compare(job: Job, iteration: int, folder: Path, reward: RewardName, other: 
             other,
             rows_of(folder / "scores" / reward / language, Score),
             rows_of(folder / "scores" / other / language, Score),
-            _pairs(job, folder, language, reward),
-            _pairs(job, folder, language, other),
+            pairs_by(job, folder, language, reward),
+            pairs_by(job, folder, language, other),
             **options,
         )
         for language in recipe.languages

@@ -134,6 +134,29 @@ def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(
         assert text in flat, output
 
 
+def test_results_of_several_commands_in_one_leaderboard(command: Run, models: tuple[Path, Path], place: Path) -> None:
+    places = [place / "one", place / "two"]
+    with FakeJudge() as judge:
+        for model, out, name in zip(models, places, ("judge-1", "judge-2"), strict=True):
+            given = ("--out", out, "--judge", judge.url, "--set", f"judge.model={name}")
+            code, _, errors = command(*arguments(place, model, *given))
+            assert code == 0, errors
+    code, text, errors = command("leaderboard", *places, "--format", "csv")
+    assert code == 0, errors
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [(row["model"], row["judge"]) for row in rows] == [(str(models[0]), "judge-1"), (str(models[1]), "judge-2")]
+    for row, out in zip(rows, places, strict=True):
+        for found in table(out):
+            assert float(row[f"{found.language}_wr"]) == found.wr
+            assert float(row[f"{found.language}_length"]) == found.length
+            assert row[f"{found.language}_lc"] == ""  # there were no difficulties
+    code, text, errors = command("leaderboard", *places, "--quoted")
+    assert code == 0, errors
+    flat = " ".join(text.split())
+    for part in ("[a]", "[b] judge judge-2", "they differ in judge.", "gpt-4o-mini [quoted]", "48.20"):
+        assert part in flat, text
+
+
 def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(
     forks: ForkServer, models: tuple[Path, Path], place: Path
 ) -> None:

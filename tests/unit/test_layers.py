@@ -46,14 +46,15 @@ LAYERS = (
     ("api",),
     ("auditing", "checking", "comparison"),
     ("lab", "plan", "suites"),
-    ("cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
+    ("cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_leaderboard", "cli_plan", "cli_score", "cli_stages"),
     ("cli",),
 )
 """From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
 
 LIGHT = (
     *("", "algorithm", "api", "auditing", "changes", "checking", "children"),
-    *("cli", "cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_plan", "cli_score", "cli_stages"),
+    *("cli", "cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_leaderboard", "cli_plan", "cli_score"),
+    "cli_stages",
     *(
         "comparability",
         "comparison",

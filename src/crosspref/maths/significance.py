@@ -92,6 +92,19 @@ def wilson_interval(
     return Interval(mean, max(0.0, middle - reach), min(1.0, middle + reach), given.size)
 
 
+def newcombe_interval(left: Interval, right: Interval) -> Interval:
+    """Return the difference of two independent shares, left - right, and its interval from both of theirs.
+
+    By Newcombe (1998), method 10, where theirs are Wilson's: the distances from each share to the end of its interval
+    are added as if they were standard errors. Where the two are on some of the same items and rise and fall together,
+    it is too wide. ``n`` is that of both.
+    """
+    gap = left.mean - right.mean
+    low = gap - math.hypot(left.mean - left.low, right.high - right.mean)
+    high = gap + math.hypot(left.high - left.mean, right.mean - right.low)
+    return Interval(gap, low, high, left.n + right.n)
+
+
 def _independent_outcomes(outcomes: Floats, clusters: list[Hashable]) -> float:
     """Return how many independent outcomes would say as much about the mean as these in clusters do."""
     if len(clusters) != outcomes.size:

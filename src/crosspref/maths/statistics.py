@@ -5,7 +5,8 @@ prompts as clusters, and all values of a prompt are drawn together.
 """
 
 import math
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,28 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
     if any(numbers.size < 2 or (numbers == numbers[0]).all() for numbers in (left, right)):
         return math.nan
     return float(kendalltau(left, right, variant="b").statistic)
+
+
+def nominal_alpha(units: Iterable[Sequence[Hashable]]) -> tuple[float, float]:
+    """Return the share of agreeing pairs of votes, and Krippendorff's alpha for nominal data, over units.
+
+    A unit has the votes of all who judged it, any number; one with a single vote says nothing. alpha is 1 where all
+    agree, 0 where they agree as often as by chance, and nan where all votes are the same. Raises ValueError where no
+    unit has two votes. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
+    """
+    shared = [list(votes) for votes in units if len(votes) > 1]
+    if not shared:
+        raise ValueError("No unit has two votes, so nothing can agree. Pass the votes of at least two people.")
+    total = sum(map(len, shared))
+    every = Counter(vote for votes in shared for vote in votes)
+    apart = sum(_differing(Counter(votes)) / (len(votes) - 1) for votes in shared)
+    by_chance = _differing(every) / (total - 1)
+    return 1 - apart / total, 1 - apart / by_chance if by_chance else math.nan
+
+
+def _differing(counts: Counter[Hashable]) -> int:
+    """Return how many ordered pairs of votes are different ones."""
+    return counts.total() ** 2 - sum(count**2 for count in counts.values())
 
 
 def _ratio_of_sums(sums: NDArray[np.number], counts: NDArray[np.number], axis: int = -1) -> Floats:

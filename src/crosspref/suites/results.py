@@ -1,4 +1,4 @@
-"""What suites measure, as rows of tables."""
+"""What suites measure, as rows of tables, and how these are written."""
 
 import csv
 import io

@@ -134,6 +134,23 @@ class MtBenchSettings(Settings):
     )
 
 
+class RewardAccuracySettings(Settings):
+    """Reward accuracy: how often a judge prefers what a reward has chosen (section 4.2, Table 1)."""
+
+    pairs: Positive = Field(100, description="Pairs per language that are drawn for each reward and iteration.")
+    prompt: str | None = Field(
+        None,
+        description="A prompt of your own: a text with {instruction}, {output_1}, {output_2} and, where wanted, "
+        "{language}, whose answers end with a line answer1, answer2 or tie.",
+    )
+    reward_model: str | None = Field(
+        None, description="A sequence-classification model that judges, too: the answer that it rates higher wins."
+    )
+    votes: str | None = Field(
+        None, description="Votes of people (columns id, choice: a, b or tie, and annotator), such as the filled sheet."
+    )
+
+
 class EvaluationSettings(Settings):
     """What ``crosspref evaluate --suite`` can be told."""
 
@@ -146,6 +163,7 @@ class EvaluationSettings(Settings):
     answers: AnswerSettings = Field(AnswerSettings(), description="How the measured models answer.")
     xalpaca: XAlpacaSettings = Field(XAlpacaSettings(), description="The suite xalpaca.")
     mtbench: MtBenchSettings = Field(MtBenchSettings(), description="The suite mtbench.")
+    reward_accuracy: RewardAccuracySettings = Field(RewardAccuracySettings(), description="The suite reward_accuracy.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the measured models run.")
     vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for answers.engine vllm.")
     server: ServerSettings = Field(ServerSettings(), description="A model server, for answers.engine server.")

@@ -43,22 +43,24 @@ explanation."""
 OWN = Template((("system", SYSTEM), ("user", ASKED)))
 
 
-def read_template(path: str | None) -> Template:
+def read_template(path: str | None, setting: str = "xalpaca.prompt", own: Template = OWN) -> Template:
     """Read a prompt from a file: chat messages between <|im_start|> and <|im_end|>, or one user's message.
+
+    ``setting`` names the file in messages; ``own`` is what stands for none.
 
     Raises:
         RecipeError: it cannot be read, or a part is missing.
     """
     if path is None:
-        return OWN
+        return own
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"xalpaca.prompt: {path} cannot be read: {error}") from error
+        raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
     found = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)
     missing = [part for part in PARTS if not any(f"{{{part}}}" in content for _, content in found)]
     if missing:
-        raise RecipeError(f"xalpaca.prompt: {path} has no {', '.join(f'{{{part}}}' for part in missing)} in it.")
+        raise RecipeError(f"{setting}: {path} has no {', '.join(f'{{{part}}}' for part in missing)} in it.")
     return Template(found)
 
 

@@ -1,0 +1,244 @@
+"""One table of models by language, as Tables 2 and 3 of the paper, from the results of any number of runs."""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from crosspref.comparison import run_names
+from crosspref.errors import DataError, RunError
+from crosspref.languages import LANGUAGES
+from crosspref.store import EVALUATION, RunDirectory
+from crosspref.suites.results import MEAN
+
+ALL = "all"
+"""The category of MT-Bench that holds all of them."""
+
+NOREG = "LC-noreg"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a suite's results are made into: ``columns`` of each language with their names, out of ``file``.
+
+    ``alike`` are columns of the results that must be the same for two lines to be comparable. ``paper`` is the file of
+    the paper's own table, and ``quoted`` what is to be known of it.
+    """
+
+    title: str
+    file: str
+    columns: Mapping[str, str]
+    alike: Sequence[str]
+    meaning: str
+    paper: str
+    quoted: str
+
+
+TABLES = {
+    "xalpaca": Table(
+        "X-AlpacaEval",
+        "xalpaca/win_rates.json",
+        {"lc": "LC", "wr": "WR", "length": "length"},
+        ("baseline", "items"),
+        "LC and WR: length-controlled and standard win rate over the baseline, in percent; length: mean characters of "
+        "the answers.",
+        "paper_table_2.csv",
+        "quoted: from Table 2 of the paper, whose judge is gpt-4-1106-preview with a prompt of its own and whose "
+        "baseline are answers of gpt-4-turbo-2024-04-09 in each language; its lengths are not published. Such rows "
+        "give an idea, and no difference from the others can be read off.",
+    ),
+    "mtbench": Table(
+        "MT-Bench",
+        "mtbench/scores.json",
+        {"overall": "score"},
+        ("questions",),
+        "score: mean grade of both turns, from 1 to 10.",
+        "paper_table_3.csv",
+        "quoted: from Table 3 of the paper, whose judge is gpt-4o-2024-08-06 with a prompt and references of its own. "
+        "Such rows give an idea, and no difference from the others can be read off.",
+    ),
+}
+"""The tables by the suite whose results they show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number with its interval, nan where there is none; ``kind`` is LC or LC-noreg for the rate LC, and else ""."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One model: its numbers by language and column, where they come from, and how it was judged.
+
+    ``mark`` is the letter of the footnote that says how it was judged, where not all lines were judged alike.
+    """
+
+    model: str
+    source: str
+    numbers: Mapping[tuple[str, str], Number]
+    judged: Mapping[str, str]
+    quoted: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """The lines of a table, its languages, the mean among them, and what is said below it."""
+
+    table: Table
+    languages: Sequence[str]
+    lines: Sequence[Line]
+    notes: Sequence[str]
+
+
+def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted: bool = False) -> Leaderboard:
+    """Return one table of what a suite measured in runs and folders of results.
+
+    Args:
+        places: run directories, or folders that ``crosspref evaluate --out`` wrote.
+        suite: which suite, one of ``TABLES``.
+        quoted: whether the paper's rows stand below, marked as quoted.
+
+    Raises:
+        RunError: a place is not there or given twice, or none has results.
+        DataError: results cannot be read.
+    """
+    paths = [Path(place).expanduser().resolve() for place in places]
+    for number, path in enumerate(paths):
+        if not path.is_dir():
+            raise RunError(f"{places[number]} is no directory. Name runs, or folders that crosspref evaluate wrote.")
+        if path in paths[:number]:
+            raise RunError(f"{places[number]} is given twice. Name each place once.")
+    table, lines, empty = TABLES[suite], list[Line](), []
+    for place, path, name in zip(places, paths, run_names(paths), strict=True):
+        run = RunDirectory(path)
+        file = (run.root / EVALUATION if run.recipe.is_file() else path) / table.file
+        if file.is_file():
+            lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)
+        else:
+            empty.append(f"{place} has no results of the suite {suite}.")
+    if not lines:
+        raise RunError("\n".join([*empty, f"Measure a run first: crosspref evaluate RUN --suite {suite}"]))
+    lines, notes = _marked(_told_apart(lines))
+    if quoted:
+        lines += paper_lines(table)
+        notes.append(table.quoted)
+    languages = list(dict.fromkeys(language for line in lines for language, _ in line.numbers if language != MEAN))
+    if any(number.kind == NOREG for line in lines for number in line.numbers.values()):
+        notes.insert(0, f"* {NOREG}: fitted without alpaca_eval's gamed rows; not comparable with other LC.")
+    return Leaderboard(table, [*languages, MEAN], lines, [*_meaning(table, lines), *notes, *empty])
+
+
+def _meaning(table: Table, lines: Sequence[Line]) -> list[str]:
+    found = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
+    sets = {tuple(sorted({language for language, _ in line.numbers} - {MEAN})) for line in lines}
+    if len(sets) > 1:
+        found.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
+    return found
+
+
+def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        by_model: dict[str, list[dict[str, Any]]] = {}
+        for row in content["rows"]:
+            if row["language"] not in (*LANGUAGES, MEAN):
+                raise ValueError(f"there is no language {row['language']!r}")
+            if row.get("category", ALL) == ALL:
+                by_model.setdefault(str(row["model"]), []).append(row)
+        return [
+            Line(
+                f"{model} ({source})" if of_run else model,
+                source,
+                {(row["language"], column): _number(row, column) for row in rows for column in table.columns},
+                _judged(table, content, rows),
+            )
+            for model, rows in by_model.items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{file} cannot be read as results: {error!r}\nTo write it anew, give the command again that made it; no "
+            "verdict is asked for twice."
+        ) from error
+
+
+def _number(row: Mapping[str, Any], column: str) -> Number:
+    found = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
+    value, low, high = (math.nan if one is None else float(one) for one in found)
+    return Number(value, low, high, row["lc_kind"] if column == "lc" and not math.isnan(value) else "")
+
+
+def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what decides whether two lines can be compared, by name."""
+    languages = [row for row in rows if row["language"] != MEAN]
+
+    def every(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(row[name]) for row in languages))
+
+    judge, prompt = content["judge"], content["prompt" if "prompt" in content else "prompts"]
+    by_file = "annotations" in judge
+    answered = ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
+    decoding = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
+    digest = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:8]
+    found = {
+        "judge": every("judge") + (f" (answered as {answered})" if answered else ""),
+        "decoding": "unknown" if by_file else decoding,
+        "prompt": "unknown" if by_file else digest,
+        **{name: every(name) for name in table.alike},
+    }
+    if "paper_compat" in content["settings"]:
+        compat = content["settings"]["paper_compat"]
+        found["difficulty"] = "by position (paper_compat)" if compat else "by item"
+    return found
+
+
+def _told_apart(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines, with the source in the names that more than one has."""
+    names = [line.model for line in lines]
+    return [
+        replace(line, model=f"{line.model} ({line.source})") if names.count(line.model) > 1 else line for line in lines
+    ]
+
+
+def _marked(lines: Sequence[Line]) -> tuple[list[Line], list[str]]:
+    """Return the lines with a letter each where they were judged otherwise, and the notes that say how."""
+    ways = list(dict.fromkeys(tuple(line.judged.items()) for line in lines))
+    said = [", ".join(f"{name} {value}" for name, value in way) for way in ways]
+    if len(ways) == 1:
+        return list(lines), [f"Judged with: {said[0]}."]
+    marks = {way: _letters(number) for number, way in enumerate(ways)}
+    differing = [name for name in dict(ways[0]) if len({dict(way)[name] for way in ways}) > 1]
+    marked = [replace(line, mark=marks[tuple(line.judged.items())]) for line in lines]
+    warning = f"Rows with different letters are not to be compared: they differ in {', '.join(differing)}."
+    return marked, [warning, *(f"[{marks[way]}] {text}." for way, text in zip(ways, said, strict=True))]
+
+
+def _letters(number: int) -> str:
+    """Return a, b ... z, aa, ab ..."""
+    more, last = divmod(number, 26)
+    return (_letters(more - 1) if more else "") + chr(ord("a") + last)
+
+
+def paper_lines(table: Table) -> list[Line]:
+    """Return a table of the paper as it is printed."""
+    text = files("crosspref").joinpath("data", table.paper).read_text(encoding="utf-8")
+    lines = []
+    for row in csv.DictReader(text.splitlines()):
+        numbers = {}
+        for name, value in row.items():
+            language, _, column = name.partition("_")
+            if name != "model":
+                known = column or next(iter(table.columns))
+                numbers[language, known] = Number(float(value), kind="LC" if known == "lc" else "")
+        lines.append(Line(row["model"], "the paper", numbers, {}, quoted=True, mark="quoted"))
+    return lines

@@ -1,0 +1,281 @@
+"""One table of several runs and models: what stands in it, what it says of them, and its four formats."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosspref.cli import main
+from crosspref.errors import DataError, RunError
+from crosspref.suites.leaderboard import TABLES, leaderboard, paper_lines
+from crosspref.suites.leaderboard_formats import (
+    comma_separated,
+    escape_latex,
+    escape_markdown,
+    latex,
+    markdown,
+    terminal,
+)
+from crosspref.suites.results import MEAN, WinRate, jsonable
+
+NAN = math.nan
+
+
+def rate(model: str, language: str, wr: float, lc: float = NAN, kind: str = "none", **changes: Any) -> WinRate:
+    lows = (NAN, NAN) if math.isnan(lc) else (lc - 2, lc + 2)
+    found = WinRate(
+        model, language, 805, 805, 3, 0, 0, 0, 0, wr, wr - 1.5, wr + 1.5, lc, *lows, kind,
+        1234.5, 2000.0, "turbo", "judge-1", "2025-05-01",
+    )  # fmt: skip
+    return replace(found, **changes)
+
+
+def write(folder: Path, rows: list[WinRate], *, recipe: bool = False, **about: Any) -> Path:
+    """Write results as the suite does, into a run or into a folder of results."""
+    content = {
+        "suite": "xalpaca",
+        "judge": {"judge": rows[0].judge, "answered_as": ["judge-1"], "decoding": [{"temperature": 1.0}]},
+        "prompt": [["user", "Which is better?"]],
+        "settings": {"paper_compat": False},
+        **about,
+        "rows": [jsonable(row) for row in rows],
+    }
+    file = folder / ("evaluation" if recipe else "") / "xalpaca" / "win_rates.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    if recipe:
+        (folder / "recipe.yaml").write_text("")
+    return folder
+
+
+def run_rows(shift: float = 0.0) -> list[WinRate]:
+    found = []
+    for number, model in enumerate(("pi_0", "pi_1")):
+        own = [rate(model, tag, 10.0 + shift + number, 12.0 + shift, "LC") for tag in ("en", "es")]
+        found += [*own, rate(model, MEAN, 10.0 + shift + number, 12.0 + shift, "LC")]
+    return found
+
+
+def test_several_places_in_one_table(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", run_rows(), recipe=True)
+    second = write(tmp_path / "second", run_rows(5), recipe=True)
+    third = write(tmp_path / "third", [rate("owner/name", "en", 20.0, 21.0, "LC")])
+    board = leaderboard([first, second, third])
+    names = ["pi_0 (first)", "pi_1 (first)", "pi_0 (second)", "pi_1 (second)", "owner/name"]
+    assert [line.model for line in board.lines] == names
+    assert board.languages == ["en", "es", MEAN]
+    assert board.lines[3].numbers["es", "wr"].value == 16.0
+    assert board.lines[3].numbers[MEAN, "lc"].low == 15.0
+    assert ("es", "wr") not in board.lines[4].numbers
+    assert not any(line.mark for line in board.lines)
+    assert any(note.startswith("Judged with: judge judge-1, decoding temperature 1.0, prompt ") for note in board.notes)
+    assert any("do not" in note or "Not all rows have the same languages" in note for note in board.notes)
+    assert [line.model for line in leaderboard([first]).lines] == ["pi_0", "pi_1"]
+
+
+def test_one_name_in_two_places_is_told_apart(tmp_path: Path) -> None:
+    places = [write(tmp_path / name / "x", [rate("owner/name", "en", 20.0)]) for name in ("a", "b")]
+    assert [line.model for line in leaderboard(places).lines] == ["owner/name (a/x)", "owner/name (b/x)"]
+
+
+@pytest.mark.parametrize(
+    ("other", "about", "what"),
+    [
+        ({"judge": "judge-2"}, {}, "judge"),
+        ({"baseline": "other"}, {}, "baseline"),
+        ({"items": 10}, {}, "items"),
+        ({}, {"settings": {"paper_compat": True}}, "difficulty"),
+        ({}, {"prompt": [["user", "Another."]]}, "prompt"),
+        ({}, {"judge": {"judge": "judge-1", "answered_as": ["judge-1b"], "decoding": [{"temperature": 1.0}]}}, "judge"),
+        ({}, {"judge": {"judge": "judge-1", "answered_as": [], "decoding": [{"temperature": 0.0}]}}, "decoding"),
+        ({}, {"judge": {"annotations": "a.json"}}, "decoding, prompt"),
+    ],
+)
+def test_rows_that_were_judged_otherwise_say_so(
+    tmp_path: Path, other: dict[str, Any], about: dict[str, Any], what: str
+) -> None:
+    places = [
+        write(tmp_path / "a", [rate("one", "en", 20.0)]),
+        write(tmp_path / "b", [rate("two", "en", 30.0, **other)], **about),
+        write(tmp_path / "c", [rate("three", "en", 30.0)]),
+    ]
+    board = leaderboard(places)
+    assert [line.mark for line in board.lines] == ["a", "b", "a"]
+    assert f"Rows with different letters are not to be compared: they differ in {what}." in board.notes
+    assert sum(note.startswith(("[a] ", "[b] ")) for note in board.notes) == 2
+    for form in (terminal, markdown, latex):
+        assert "not to be compared" in form(board)
+
+
+def test_the_papers_figures_agree_with_themselves() -> None:
+    lines = {line.model: line for line in paper_lines(TABLES["xalpaca"])}
+    assert len(lines) == 18
+    languages = ("en", "es", "ru", "de", "fr")
+    for line in lines.values():
+        assert set(line.numbers) == {(tag, name) for tag in (*languages, MEAN) for name in ("lc", "wr")}
+        for name in ("lc", "wr"):
+            mean = sum(line.numbers[tag, name].value for tag in languages) / 5
+            assert line.numbers[MEAN, name].value == pytest.approx(mean, abs=0.0051), line.model
+    # Section 5.2 says by how much the averages rose, and how English did.
+    before, after = (lines[f"Llama-3-8B-SFT-DPO{end}"].numbers for end in (" (pi_0)", ", iteration 2 (pi_2)"))
+    assert after[MEAN, "lc"].value - before[MEAN, "lc"].value == pytest.approx(5.97, abs=0.001)
+    assert after[MEAN, "wr"].value - before[MEAN, "wr"].value == pytest.approx(12.72, abs=0.001)
+    assert (before["en", "lc"].value, after["en", "lc"].value) == (17.24, 21.19)
+    others = {"Meta-Llama-3-8B-Instruct": 13.74, "Qwen2-7B-Instruct": 18.10, "Mistral-7B-Instruct-v0.3": 17.29}
+    assert {name: lines[name].numbers[MEAN, "lc"].value for name in others} == others
+    grades = paper_lines(TABLES["mtbench"])
+    assert [line.numbers[MEAN, "overall"].value for line in grades] == [6.20, 6.66, 6.77]
+    for line in grades:
+        mean = sum(line.numbers[tag, "overall"].value for tag in languages) / 5
+        assert line.numbers[MEAN, "overall"].value == pytest.approx(mean, abs=0.0051)
+
+
+def test_quoted_rows_are_marked_in_every_format(tmp_path: Path) -> None:
+    board = leaderboard([write(tmp_path / "a", [rate("one", "ja", 20.0)])], quoted=True)
+    assert [line.quoted for line in board.lines] == [False] + [True] * 18
+    assert board.languages == ["ja", "en", "es", "ru", "de", "fr", MEAN]
+    name = "Aya-23-8B"
+    for text in (terminal(board, width=400), markdown(board)):
+        [row] = [line for line in text.splitlines() if name in line]
+        assert "quoted" in row
+        assert "13.86" in row
+    assert name + r"\textsuperscript{quoted}" in latex(board)
+    rows = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    assert [row["quoted"] for row in rows] == ["false"] + ["true"] * 18
+    assert (rows[-1]["mean_lc"], rows[-1]["ja_wr"], rows[0]["ja_wr"], rows[0]["ja_lc"]) == ("13.86", "", "20.0", "")
+    assert any(note.startswith("quoted: from Table 2 of the paper") for note in board.notes)
+
+
+def test_lc_without_the_gamed_rows_is_starred(tmp_path: Path) -> None:
+    rows = [rate("one", "en", 20.0, 18.25, "LC-noreg"), rate("two", "en", 20.0, 19.25, "LC")]
+    board = leaderboard([write(tmp_path / "a", rows)])
+    text = terminal(board)
+    assert "18.25*" in text
+    assert "19.25*" not in text
+    assert "* LC-noreg" in text
+    assert [row["en_lc_kind"] for row in csv.DictReader(io.StringIO(comma_separated(board)))] == ["LC-noreg", "LC"]
+
+
+EVIL = r"a|b_c*d`e [x](y) <i> \z {q} 50% $1 #2 & ~ ^"
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    board = leaderboard([write(tmp_path / "a", [rate(EVIL, "en", 20.0), rate("=1+1\nx", "en", 20.0)])])
+    _, rule, first, second, *_ = markdown(board).splitlines()
+    assert rule == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    unescaped = [part for part in first.replace("\\\\", "").replace("\\|", "").split("|") if part.strip()]
+    assert len(unescaped) == 7
+    assert r"a\|b\_c\*d\`e \[x\]\(y" not in first  # round brackets need none
+    assert r"a\|b\_c\*d\`e \[x\](y) \<i\> \\z \{q\} 50% $1 \#2 & \~ ^" in first
+    assert "\N{REPLACEMENT CHARACTER}x" in second
+    assert escape_latex(EVIL) == (
+        r"a\textbar{}b\_c*d`e {[}x](y) \textless{}i\textgreater{} \textbackslash{}z \{q\} 50\% \$1 \#2 \& "
+        r"\textasciitilde{} \textasciicircum{}"
+    )
+    rows = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    assert [row["model"] for row in rows] == [EVIL, "'=1+1\nx"]
+    assert EVIL in terminal(board, width=400)
+    assert escape_markdown("pi_0") == r"pi\_0"
+
+
+def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
+    board = leaderboard([write(tmp_path / "a", run_rows(), recipe=True)], quoted=True)
+    text = latex(board, intervals=True)
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 20
+    assert {line.count(" & ") for line in rows} == {3 * 6}
+    assert r"\begin{tabular}{l*{18}{r}}" in text
+    assert rows[0].startswith(r"pi\_0 & 12.00 {[}10.0, 14.0] & 10.00 {[}8.5, 11.5] & 1234 & ")
+    assert body.count(r"\midrule") == 1
+    assert rows[-1].endswith(r"13.86 & 16.62 & -- \\")
+
+
+def test_intervals_where_they_are_asked_for(tmp_path: Path) -> None:
+    board = leaderboard([write(tmp_path / "a", run_rows(), recipe=True)])
+    assert "[8.5, 11.5]" not in markdown(board)
+    assert "10.00 \\[8.5, 11.5\\]" in markdown(board, intervals=True)
+    assert "[8.5, 11.5]" in terminal(board, intervals=True)
+    [first, *_] = csv.DictReader(io.StringIO(comma_separated(board)))
+    assert (first["en_wr"], first["en_wr_low"], first["en_wr_high"], first["en_length"]) == (
+        "10.0", "8.5", "11.5", "1234.5",
+    )  # fmt: skip
+    assert first["prompt"] == board.lines[0].judged["prompt"]
+
+
+def test_a_narrow_screen_cuts_nothing(tmp_path: Path) -> None:
+    board = leaderboard([write(tmp_path / "a", run_rows(), recipe=True)], quoted=True)
+    text = terminal(board, width=60)
+    assert "…" not in text
+    for number in ("18.24", "26.43", "13.86"):
+        assert number in text
+
+
+def test_mtbench_shows_the_scores_of_all_categories(tmp_path: Path) -> None:
+    rows = [
+        {"model": "m", "language": language, "category": category, "questions": 80, "judge": "gpt", "overall": score,
+         "overall_low": score - 0.2, "overall_high": score + 0.2}
+        for language, category, score in (
+            ("en", "all", 7.0), ("en", "math", 3.0), ("es", "all", 6.0), (MEAN, "all", 6.5),
+        )
+    ]  # fmt: skip
+    content = {"judge": {"judge": "gpt", "decoding": []}, "prompts": {"single": "x"}, "settings": {}, "rows": rows}
+    file = tmp_path / "mtbench" / "scores.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(content), encoding="utf-8")
+    board = leaderboard([tmp_path], "mtbench", quoted=True)
+    assert [board.lines[0].numbers[tag, "overall"].value for tag in ("en", "es", MEAN)] == [7.0, 6.0, 6.5]
+    first, *_, last = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    assert (first["en_overall"], first["mean_overall_low"], last["mean_overall"], last["ru_overall"]) == (
+        "7.0", "6.3", "6.77", "6.44",
+    )  # fmt: skip
+    assert "7.00" in terminal(board)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    there, empty = write(tmp_path / "there", [rate("one", "en", 20.0)]), tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty} has no results of the suite xalpaca." in leaderboard([there, empty]).notes
+    with pytest.raises(RunError, match="Measure a run first"):
+        leaderboard([empty])
+    with pytest.raises(RunError, match="is no directory"):
+        leaderboard([there, tmp_path / "none"])
+    with pytest.raises(RunError, match="given twice"):
+        leaderboard([there, there / "."])
+    file = there / "xalpaca" / "win_rates.json"
+    for content in ("{", "[]", '{"rows": [{"language": "[/b]"}]}', '{"rows": [{"language": "en", "model": "m"}]}'):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match="cannot be read as results"):
+            leaderboard([there])
+
+
+@pytest.mark.parametrize(("ending", "sign"), [("md", "| model |"), ("csv", "model,source"), ("tex", r"\toprule")])
+def test_the_command_writes_what_the_ending_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, sign: str
+) -> None:
+    place, out = write(tmp_path / "a", run_rows(), recipe=True), tmp_path / "tables" / f"board.{ending}"
+    assert main(["leaderboard", str(place), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"Written: {out}\n"
+    text = out.read_text(encoding="utf-8")
+    assert sign in text
+    form = {"md": "markdown", "csv": "csv", "tex": "latex"}[ending]
+    assert main(["leaderboard", str(place), "--format", form]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == text
+    assert ("Judged with" in shown.err) == (ending == "csv")
+
+
+def test_the_command_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = write(tmp_path / "a", run_rows(), recipe=True)
+    assert main(["leaderboard", str(place), "--quoted"]) == 0
+    output = capsys.readouterr().out
+    for text in ("X-AlpacaEval", "pi_1", "11.00", "1234", "gpt-4o-mini", "Judged with: judge judge-1"):
+        assert text in output
+    assert main(["leaderboard", str(tmp_path / "none")]) == 1
+    assert main(["leaderboard", str(place), "--out", str(tmp_path)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
