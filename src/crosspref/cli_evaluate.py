@@ -32,7 +32,7 @@ def add_command(
     files.add_argument("--scores", help=f"their scores {TABLE}")
     files.add_argument("--baseline-scores", help=f"scores of another model's responses to the same prompts {TABLE}")
     suites = parser.add_argument_group("suites, for RUN_OR_MODEL")
-    suites.add_argument("--suite", metavar="NAME", help="by which suite: xalpaca")
+    suites.add_argument("--suite", metavar="NAME", help="by which suite: xalpaca or nlp")
     suites.add_argument("--with", dest="file", metavar="FILE", help="the settings of judge, answers and suite (YAML)")
     suites.add_argument(
         "--judge",

@@ -16,7 +16,8 @@ from crosspref.engines import find_engine
 from crosspref.errors import DataError, MissingLibraryError
 from crosspref.maths.alpaca import Comparisons, Gamed, win_rates
 from crosspref.suites import measuring
-from crosspref.suites.measuring import NO_DIFFERENCE, measure, pairs_of
+from crosspref.suites.measuring import measure, pairs_of
+from crosspref.suites.paired import NO_DIFFERENCE
 from crosspref.suites.rates import Compared, Controls, Measured, read_controls
 from crosspref.suites.results import MEAN
 from crosspref.suites.settings import XAlpacaSettings

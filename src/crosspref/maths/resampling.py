@@ -19,6 +19,9 @@ from crosspref.maths.refit import length_controlled_rates
 from crosspref.maths.statistics import Interval
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
+_AT_A_TIME = 2**22
+"""Drawn items that are held at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +72,38 @@ def resample(
             lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
         found[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
     return found
+
+
+def resample_means(cells: Mapping[Key, Mapping[Item, float]], resamples: int = 2000, seed: int = 0) -> dict[Key, Draws]:
+    """Return the mean of every cell's values, by item, in every resample of the items; in the unit of the values.
+
+    As in ``resample`` items are joined over cells by id and drawn with equal chances from all that any cell has. A mean
+    over models or languages is one of ``Draws``; a difference on the same items is a cell of the items' differences.
+    The same arguments give the same draws. Raises ValueError for fewer than one resample, or for a cell without items.
+    """
+    if resamples < 1:
+        raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
+    places: dict[Item, int] = {}
+    for key, cell in cells.items():
+        if not cell:
+            raise ValueError(f"{key!r} has no items, so it has no mean. Leave it out.")
+        for item in cell:
+            places.setdefault(item, len(places))
+    values, there = np.zeros((len(places), len(cells))), np.zeros((len(places), len(cells)))
+    for column, cell in enumerate(cells.values()):
+        own = [places[item] for item in cell]
+        values[own, column], there[own, column] = list(cell.values()), 1
+    draw, drawn = np.random.default_rng(seed), np.empty((resamples, len(cells)))
+    size = max(1, _AT_A_TIME // max(1, len(places)))
+    for start in range(0, resamples, size):
+        part = draw.integers(len(places), size=(min(size, resamples - start), len(places)))
+        counts = _counts(part, slice(None))
+        with np.errstate(invalid="ignore"):
+            drawn[start : start + size] = (counts @ values) / (counts @ there)
+    return {
+        key: Draws(float(np.mean(list(cell.values()))), drawn[:, column], len(cell))
+        for column, (key, cell) in enumerate(cells.items())
+    }
 
 
 def difference(left: Draws, right: Draws) -> Draws:
@@ -153,7 +188,7 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
     )
 
 
-def _counts(drawn: np.ndarray | None, places: Sequence[int]) -> Floats:
+def _counts(drawn: np.ndarray | None, places: Sequence[int] | slice) -> Floats:
     """Return how often (resamples, n) each of some items was drawn; ``drawn`` is (resamples, all items)."""
     if drawn is None:
         return np.empty((0, 0))

@@ -15,8 +15,9 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
 
 ``answers.answer_prompts`` (``work.answers``) answers prompts with a candidate, in shards that are resumed. Touch
 ``work.judge`` before models answer, so that a judge without a name shows early. ``results.results_table`` makes tables
-of flat rows. A suite returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``.
-Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has them.
+of flat rows, ``results.write_rows`` writes them, and ``paired`` says by how much models differ on the same items, per
+language and over languages. A suite returns reports: they are printed, and their Markdown is written to
+``target.folder / "NAME.md"``. Names of judges, prompts and dates belong into the rows; ``judge.describe()`` has them.
 """
 
 import importlib
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from crosspref.stages.report import Report
     from crosspref.suites.work import Evaluation
 
-SUITES: dict[str, str] = {"xalpaca": "crosspref.suites.xalpaca:evaluate"}
+SUITES: dict[str, str] = {
+    "xalpaca": "crosspref.suites.xalpaca:evaluate",
+    "nlp": "crosspref.suites.nlp:evaluate",
+}
 """Every suite by name, as module:function."""
 
 

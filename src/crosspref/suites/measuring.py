@@ -19,15 +19,14 @@ from crosspref.maths.resampling import (
     shared_items,
     win_rate_interval,
 )
-from crosspref.maths.significance import holm, sign_flip_test, verdict
+from crosspref.maths.significance import sign_flip_test
 from crosspref.maths.statistics import Interval
+from crosspref.suites.paired import changes_over_languages, two_sided
 from crosspref.suites.rates import DIFFICULTY, GAMED_COLUMNS, Compared, Controls, Key, Measured, Rates, number
-from crosspref.suites.results import MEAN, Change
+from crosspref.suites.results import Change
 
 FEWEST = 5
 """Rows that the five folds of the length-controlled rate need."""
-
-NO_DIFFERENCE = "no difference shown"
 
 Fit = Callable[..., Any] | None
 
@@ -172,12 +171,8 @@ def _changes(
     found = []
     for rate in ("WR", "LC"):
         known = {language: gap[rate] for language, gap in gaps.items() if rate in gap}
-        raw = [flips[language] if rate == "WR" else _two_sided(gap) for language, gap in known.items()]
-        tested = [*zip(known.items(), holm(raw) if raw else [], strict=True)]
-        if len(known) == len(gaps) > 1:
-            mean = mean_over(known.values())
-            tested.append(((MEAN, mean), _two_sided(mean)))
-        found += [_change(model, other, language, rate, gap, float(p)) for (language, gap), p in tested]
+        raw = {language: flips[language] if rate == "WR" else two_sided(gap) for language, gap in known.items()}
+        found += changes_over_languages(model, other, rate, known, raw, mean=len(known) == len(gaps))
     return found
 
 
@@ -186,18 +181,3 @@ def _gaps(left: RateDraws, right: RateDraws) -> dict[str, Draws]:
     if left.lc is not None and right.lc is not None:
         gaps["LC"] = difference(left.lc, right.lc)
     return gaps
-
-
-def _change(model: str, other: str, language: str, rate: str, gap: Draws, p_value: float) -> Change:
-    interval = percentile_interval(gap)
-    said = verdict(interval, p_value) or NO_DIFFERENCE
-    return Change(model, other, language, rate, interval.mean, interval.low, interval.high, p_value, said, interval.n)
-
-
-def _two_sided(draws: Draws) -> float:
-    """Return the bootstrap's two-sided p-value of no difference; 1 where too many resamples have no value."""
-    known = draws.values[np.isfinite(draws.values)]
-    if not known.size or known.size < 0.99 * draws.values.size:
-        return 1.0
-    tail = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (known.size + 1)))

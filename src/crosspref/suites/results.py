@@ -1,10 +1,15 @@
-"""What suites measure, as rows of tables."""
+"""What suites measure, as rows of tables, and how these are written."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from crosspref.store import Unit, write_text
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -45,10 +50,10 @@ class WinRate:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items judged of both.
+    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items known of both.
 
     ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
-    interval and it say so. ``rate`` is WR or LC.
+    interval and it say so. ``rate`` is WR or LC, or a task and its measure, such as ``arc acc_norm``.
     """
 
     model: str
@@ -63,6 +68,32 @@ class Change:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What one item of a task counts by one measure, from 0 to 1."""
+
+    item: str
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """What a model reaches in a task by one measure, in percent with a 95% interval, in a language or as their mean.
+
+    The ends are nan for a single item.
+    """
+
+    model: str
+    language: str
+    task: str
+    measure: str
+    score: float
+    low: float
+    high: float
+    n: int
+
+
 _KINDS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
 
 
@@ -70,3 +101,18 @@ def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
     schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+
+
+def jsonable(row: Any) -> dict[str, Any]:
+    """Return a row as a dictionary; what has no value (nan) is None."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+def write_rows(path: Path, rows: Sequence[Any], kind: type) -> None:
+    """Write rows of one kind as ``path`` with the endings ``.parquet`` and ``.csv``."""
+    Unit(path.with_suffix(".parquet")).write_table(results_table(rows, kind))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value is None else value for name, value in jsonable(row).items()} for row in rows)
+    write_text(path.with_suffix(".csv"), text.getvalue())

@@ -35,13 +35,15 @@ class Candidate:
 class Target:
     """What a person named: its models, and the folder of the results.
 
-    ``recipe`` builds the engines that answer; ``greedy`` tells that they take the likeliest token.
+    ``recipe`` builds the engines that answer; ``greedy`` tells that they take the likeliest token. ``languages`` are
+    those of a run, and None for one model.
     """
 
     folder: Path
     models: list[Candidate]
     recipe: Recipe
     greedy: bool = False
+    languages: Sequence[str] | None = None
 
 
 def find_target(name: str, out: str | None, settings: EvaluationSettings, reporter: Reporter) -> Target:
@@ -56,7 +58,8 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = _of_run(run, recipe, settings.models, reporter)
         folder = Path(out) if out else run.root / EVALUATION
         roles = recipe.models.initial, recipe.models.policy
-        return Target(folder, models, _answering(settings, *roles), settings.answers.temperature == 0)
+        greedy = settings.answers.temperature == 0
+        return Target(folder, models, _answering(settings, *roles), greedy, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
         raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
     if out is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from crosspref.languages import LANGUAGES
 from crosspref.stages.report import Report
-from crosspref.suites.results import MEAN, Change, WinRate
+from crosspref.suites.results import MEAN, WinRate
 
 INTERVALS = (
     "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
@@ -19,6 +19,7 @@ KINDS = {
     "and is not to be compared with published ones.",
 }
 SHRUNK = "A 50.0 without interval is no measurement: the fit kept nothing, as it does where verdicts are few or alike."
+CHANGED = "X-AlpacaEval: what differs between models"
 CHANGES = (
     "Differences in points, over the items that both were judged on, with 95% bootstrap intervals that resample items "
     "jointly for both models and all languages. p: two-sided, for the win rate of a language by sign flips and else "
@@ -78,22 +79,3 @@ def _rate(value: float, low: float, high: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:.1f}" if math.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def make_changes_report(changes: Sequence[Change]) -> Report:
-    """Return what differs between models: languages in the order they come in, the mean last."""
-    cells = []
-    for number, row in enumerate(changes):
-        pair = f"{row.model} - {row.other}"
-        before = changes[number - 1] if number else None
-        first = before is None or (before.model, before.other, before.rate) != (row.model, row.other, row.rate)
-        gap = f"{row.difference:+.1f}"
-        if not math.isnan(row.low):
-            gap += f" [{row.low:+.1f}, {row.high:+.1f}]"
-        cells.append([pair if first else "", row.rate, row.language, gap, _p(row.p_value), str(row.n), row.verdict])
-    header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
-    return Report("X-AlpacaEval: what differs between models", header, cells, [CHANGES], left=3)
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"

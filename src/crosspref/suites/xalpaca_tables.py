@@ -1,23 +1,22 @@
 """The results of X-AlpacaEval: a table of rates, as Parquet, CSV, JSON, and a report for the screen and as Markdown."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from crosspref.stages.report import Report
-from crosspref.store import Unit, write_text
+from crosspref.store import write_text
 from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.measuring import measure
+from crosspref.suites.paired import make_changes_report
 from crosspref.suites.rates import Controls, Rates
-from crosspref.suites.results import MEAN, Change, WinRate, results_table
+from crosspref.suites.results import MEAN, Change, WinRate, jsonable, write_rows
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import LACKING, Cell
 from crosspref.suites.xalpaca_prompt import read_template
-from crosspref.suites.xalpaca_report import make_changes_report, make_report
+from crosspref.suites.xalpaca_report import CHANGED, CHANGES, make_report
 
 
 def write_results(
@@ -33,17 +32,18 @@ def write_results(
         rows += [*own, _mean(own, found.means[model])] if len(own) > 1 else own
     folder = work.target.folder / "xalpaca"
     about = _about(work, cells, problems)
-    Unit(folder / "win_rates.parquet").write_table(results_table(rows, WinRate))
-    Unit(folder / "changes.parquet").write_table(results_table(found.changes, Change))
+    write_rows(folder / "win_rates", rows, WinRate)
+    write_rows(folder / "changes", found.changes, Change)
     content = {
         **about,
-        "rows": [_jsonable(row) for row in rows],
-        "changes": [_jsonable(row) for row in found.changes],
+        "rows": [jsonable(row) for row in rows],
+        "changes": [jsonable(row) for row in found.changes],
     }
     write_text(folder / "win_rates.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    write_text(folder / "win_rates.csv", _csv(rows, WinRate))
-    write_text(folder / "changes.csv", _csv(found.changes, Change))
-    return [make_report(rows, about), *([make_changes_report(found.changes)] if found.changes else [])]
+    return [
+        make_report(rows, about),
+        *([make_changes_report(found.changes, CHANGED, CHANGES)] if found.changes else []),
+    ]
 
 
 def _row(cell: Cell, found: Rates) -> WinRate:
@@ -115,15 +115,3 @@ def _about(work: Evaluation, cells: Sequence[Cell], problems: Mapping[str, Probl
         "failures": failures,
         "problems": {language: dict(found.counts) for language, found in problems.items() if str(found)},
     }
-
-
-def _jsonable(row: WinRate | Change) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in asdict(row).items()}
-
-
-def _csv(rows: Sequence[WinRate | Change], kind: type[WinRate | Change]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in _jsonable(row).items()} for row in rows)
-    return text.getvalue()
