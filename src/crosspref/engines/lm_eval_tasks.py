@@ -127,8 +127,11 @@ class Harness:
 
     def measure(
         self, model: "HarnessModel", tasks: Sequence[Any], limit: int | None, label: str
-    ) -> dict[str, dict[str, float]]:
+    ) -> tuple[dict[str, dict[str, float]], int]:
         """Return what each item of the tasks counts by each metric, from 0 to 1: metric -> item -> value.
+
+        Also return how many choices did not fit into the model's context behind their prompt, which the harness then
+        cuts on the left.
 
         Args:
             model: the model.
@@ -154,7 +157,7 @@ class Harness:
         for item, sample in _named(sample for name in named for sample in samples[name]):
             for metric in sample["metrics"]:
                 found.setdefault(metric, {})[item] = float(sample[metric])
-        return found
+        return found, model.cut
 
     def close(self) -> None:
         """Remove the copies of files that tasks were set up on."""
@@ -181,13 +184,19 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, reporter: Reporter) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self.reporter, self.label = reporter, ""
+        self.reporter, self.label, self.cut = reporter, "", 0
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return the log-probability (nats) of each continuation, and whether it is the likeliest one."""
         with self.reporter.step(self.label, len(requests)) as meter:
             self.set_cache_hook(_Progress(meter))
             found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **named: Any) -> list[tuple[float, bool]]:
+        """Count what is too long, of which the harness would only log a line."""
+        self.cut = sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *given, **named)
         return found
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Multilingual NLP tasks through lm-evaluation-harness: what an alignment costs beside what it gains."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,12 +147,13 @@ def _measure(work: Evaluation, candidate: Candidate, wanted: Sequence[Wanted], s
     """Measure one model on all that is not stored yet; it is loaded only if there is anything."""
     todo = []
     for one in wanted:
-        shard = _shard(work, candidate, one, setups.harness.version)
-        if _finished(*shard):
-            found.add(candidate.name, one.task, one.language, shard[0].rows(ItemScore))
+        unit, fingerprint = _shard(work, candidate, one, setups.harness.version)
+        if _finished(unit, fingerprint):
+            cut = unit.read_marker()["figures"]["cut"]
+            found.add(candidate.name, one.task, one.language, unit.rows(ItemScore), cut)
             continue
         try:
-            todo.append((one, setups.of(one), shard))
+            todo.append((one, setups.of(one), unit, fingerprint))
         except DataError as error:
             found.miss(one.where, str(error), work.reporter.say)
     if not todo:
@@ -168,29 +170,31 @@ def _measure(work: Evaluation, candidate: Candidate, wanted: Sequence[Wanted], s
         found.miss(candidate.name, str(error), work.reporter.say)
         return
     try:
-        for one, tasks, (unit, fingerprint) in todo:
-            label = f"{candidate.name} {one.where}"
+        for one, tasks, unit, fingerprint in todo:
+            label, started = f"{candidate.name} {one.where}", time.monotonic()
             try:
-                rows = _rows(setups.harness, model, one, tasks, settings.nlp.limit, label)
+                rows, cut = _rows(setups.harness, model, one, tasks, settings.nlp.limit, label)
             except (DataError, ModelError) as error:
                 found.miss(label, str(error), work.reporter.say)
                 continue
             unit.write_table(results_table(rows, ItemScore))
-            unit.finish(fingerprint, len(rows))
-            found.add(candidate.name, one.task, one.language, rows)
+            unit.finish(fingerprint, len(rows), seconds=time.monotonic() - started, cut=cut)
+            found.add(candidate.name, one.task, one.language, rows, cut)
     finally:
         model.close()
 
 
 def _rows(
     harness: Any, model: Any, one: Wanted, tasks: dict[str, list[Any]], limit: int | None, label: str
-) -> list[ItemScore]:
-    rows = []
+) -> tuple[list[ItemScore], int]:
+    """Return what each item counts, and how many choices did not fit into the model's context."""
+    rows, cut = [], 0
     for part in one.parts:
-        values = harness.measure(model, tasks[part.name], limit, label)
+        values, too_long = harness.measure(model, tasks[part.name], limit, label)
+        cut += too_long
         for metric, measure in part.measures.items():
             rows += [ItemScore(item, measure, value) for item, value in values[metric].items()]
-    return rows
+    return rows, cut
 
 
 def _shard(work: Evaluation, candidate: Candidate, one: Wanted, version: str) -> tuple[Unit, Fingerprint]:

@@ -200,15 +200,15 @@ def read_items(
     folder = Path(data).expanduser() / EXAMPLES.format(task=task)
     examples, shots = _read(folder, task, language, problems) or [], SHOTS[task]
     if language == ENGLISH:
-        usable = []
+        usable = set()
         for name, own in by_subject(Items(rows, examples)).items():
             if not has_task(name):
                 problems.counts[f"rows of a subject that the harness has not ({name})"] += len(own.rows)
             elif len(own.examples) < shots:
                 problems.counts[f"rows of a subject with fewer than {shots} examples ({name})"] += len(own.rows)
             else:
-                usable += own.rows
-        rows = usable
+                usable.add(name)
+        rows = [row for row in rows if _task_of(row) in usable]
     if not rows or len(examples) < shots:
         each = " of each subject" if language == ENGLISH else ""
         raise DataError(
@@ -220,11 +220,17 @@ def read_items(
 
 def by_subject(items: Items) -> dict[str, Items]:
     """Return the items of English MMLU by the harness's task for their subject."""
-    found = {}
-    for subject in dict.fromkeys(row["subject"] for row in items.rows):
-        rows, examples = ([row for row in own if row["subject"] == subject] for own in (items.rows, items.examples))
-        found[f"{ENGLISH_MMLU}_{subject}"] = Items(rows, examples)
+    found: dict[str, Items] = {}
+    for row in items.rows:
+        found.setdefault(_task_of(row), Items([], [])).rows.append(row)
+    for row in items.examples:
+        if _task_of(row) in found:
+            found[_task_of(row)].examples.append(row)
     return found
+
+
+def _task_of(row: dict[str, Any]) -> str:
+    return f"{ENGLISH_MMLU}_{row['subject']}"
 
 
 def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:

@@ -1,6 +1,8 @@
 """The results of the suite ``nlp``: scores, what an alignment changed, and what is missing."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,11 +56,16 @@ class Found:
     missing: dict[str, str] = field(default_factory=dict)
     problems: dict[str, Problems] = field(default_factory=dict)
 
-    def add(self, model: str, task: TaskName, language: str, rows: Sequence[ItemScore]) -> None:
-        """Take what one model counts on the items of a task in a language."""
+    def add(self, model: str, task: TaskName, language: str, rows: Sequence[ItemScore], cut: int = 0) -> None:
+        """Take what one model counts on the items of a task in a language, and how many choices were cut."""
         own = self.values.setdefault(task, {}).setdefault(language, {}).setdefault(model, {})
+        counts = Counter[str]({"choices longer than the model's context, cut on the left": cut})
         for row in rows:
-            own.setdefault(row.measure, {})[row.item] = 100 * row.value
+            if math.isfinite(row.value):
+                own.setdefault(row.measure, {})[row.item] = 100 * row.value
+            else:  # MC2 where the probability of every choice is too small for a number
+                counts[f"items without a value of {row.measure}"] += 1
+        self.problems[f"{model} {language} {task}"] = Problems(counts)
 
     def miss(self, where: str, reason: str, say: Callable[[str], None]) -> None:
         """Note what could not be measured, and say it once."""
@@ -168,13 +175,15 @@ def _report(task: _Task, rows: Sequence[TaskScore], models: Sequence[str]) -> Re
     for language in [*task.languages, MEAN]:
         there = [model for model in models if any((language, model, measure) in own for measure in measures)]
         for model in there:
-            found = [own[language, model, measure] for measure in measures]
+            found = [own.get((language, model, measure)) for measure in measures]
             name = f"{language} {LANGUAGES.get(language, '')}".strip() if model == there[0] else ""
-            cells.append([name, model, *map(_cell, found), str(found[0].n)])
+            cells.append([name, model, *map(_cell, found), str(max(row.n for row in found if row))])
     return Report(f"NLP tasks: {TITLES[task.name]}", ["language", "model", *measures, "n"], cells, [])
 
 
-def _cell(row: TaskScore) -> str:
+def _cell(row: TaskScore | None) -> str:
+    if row is None:
+        return ""
     return f"{row.score:.1f}" if row.low != row.low else f"{row.score:.1f} [{row.low:.1f}, {row.high:.1f}]"
 
 
