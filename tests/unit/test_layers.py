@@ -17,7 +17,7 @@ SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
-    *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn"),
+    *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn", "lm_eval"),
 )
 LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from alpaca_world import draw_comparisons, draw_gamed
 
+from crosspref.maths import resampling
 from crosspref.maths.alpaca import Comparisons, WinRates, preference_outcomes, win_rates
 from crosspref.maths.refit import length_controlled_rates
 from crosspref.maths.resampling import (
@@ -16,6 +17,7 @@ from crosspref.maths.resampling import (
     mean_over,
     percentile_interval,
     resample,
+    resample_means,
     shared_items,
     win_rate_interval,
 )
@@ -162,3 +164,35 @@ def test_coverage_of_a_single_win_rate(skill: float) -> None:
         [holds(win_rate_interval(each, resamples=400, seed=one), truth) for one, each in enumerate(outcomes)]
     )
     assert 0.93 <= share <= 0.97
+
+
+def test_means_are_resampled_as_win_rates_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = {"x": plain([1.0, 0.0, 0.5], "abc"), "y": plain([0.5, 1.0, 0.0, 1.0], "cbad")}
+    expected = {key: one.win_rate for key, one in resample(outcomes, 40, seed=3).items()}
+    values = {
+        key: {item: 100 * float(value) for item, value in zip(one.items, one.outcomes, strict=True)}
+        for key, (one, _) in outcomes.items()
+    }
+    for at_a_time in (resampling._AT_A_TIME, 28):
+        monkeypatch.setattr(resampling, "_AT_A_TIME", at_a_time)
+        found = resample_means(values, 40, seed=3)
+        for key, draws in found.items():
+            assert (draws.point, draws.n) == (pytest.approx(expected[key].point), expected[key].n)
+            assert draws.values == pytest.approx(expected[key].values, nan_ok=True)
+
+
+def test_a_cell_of_differences_is_the_difference_of_two() -> None:
+    draw = np.random.default_rng(0)
+    left, right = ({item: float(value) for item, value in enumerate(draw.random(30))} for _ in range(2))
+    found = resample_means({"left": left, "right": right, "gap": {i: left[i] - right[i] for i in left}}, 200)
+    gap = difference(found["left"], found["right"])
+    assert found["gap"].values == pytest.approx(gap.values)
+    assert found["gap"].point == pytest.approx(gap.point)
+
+
+def test_no_mean_without_items_or_resamples() -> None:
+    with pytest.raises(ValueError, match="'x' has no items"):
+        resample_means({"x": {}})
+    with pytest.raises(ValueError, match="resamples is 0"):
+        resample_means({"x": {"a": 1.0}}, 0)
+    assert resample_means({}) == {}

@@ -42,6 +42,7 @@ ENGINES: dict[str, dict[str, str]] = {
         "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
     },
     "client": {"server": "crosspref.engines.server_client:ServerClient"},
+    "harness": {"lm_eval": "crosspref.engines.lm_eval_tasks:Harness"},
     "fit": {"liblinear": "crosspref.engines.liblinear:fit_by_cross_validation"},
     "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
@@ -74,8 +75,8 @@ def find_engine(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         library = error.name or name
-        extras = {"ray": "pip install 'crosspref[ray]'", "openai": "pip install 'crosspref[server]'"}
-        install = extras.get(library, f"pip install {library}")
+        extras = {"ray": "ray", "openai": "server", "lm_eval": "eval"}
+        install = f"pip install 'crosspref[{extras[library]}]'" if library in extras else f"pip install {library}"
         raise MissingLibraryError(library, f"The {kind} {name!r}", install) from error
 
 

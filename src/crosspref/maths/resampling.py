@@ -19,6 +19,9 @@ from crosspref.maths.refit import length_controlled_rates
 from crosspref.maths.statistics import Interval
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
+_AT_A_TIME = 2**22
+"""Drawn items that are held at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,23 +69,35 @@ def resample(
 
 
 def resample_means(
-    cells: Mapping[Key, Mapping[Hashable, Sequence[float]]], resamples: int = 2000, seed: int = 0
+    cells: Mapping[Key, Mapping[Item, float | Sequence[float]]], resamples: int = 2000, seed: int = 0
 ) -> dict[Key, Draws]:
-    """Return the mean of each cell's values, in their unit, in every resample of the items; a cell must have values.
+    """Return the mean of each cell's values, in their unit, in every resample of the items.
 
-    A cell has for each item one or more values, such as the scores of a question's turns. An item is drawn with all of
+    A cell has for each item a value, or several, such as the scores of a question's turns. An item is drawn with all of
     its values, and with equal chances from all that any cell has; a mean is over values, and ``n`` counts items. The
-    same arguments give the same draws. Raises ValueError for fewer than one resample.
+    same arguments give the same draws. Raises ValueError for fewer than one resample, or for a cell without items.
     """
-    counts_of = _draw(cells.values(), resamples, seed)
-    found = {}
-    for key, items in cells.items():
-        counts = counts_of(items)
-        sums, sizes = (np.array([float(f(values)) for values in items.values()]) for f in (sum, len))
+    _check_resamples(resamples)
+    for key, cell in cells.items():
+        if not cell:
+            raise ValueError(f"{key!r} has no items, so it has no mean. Leave it out.")
+    places = _places(cells.values())
+    sums, sizes = np.zeros((len(places), len(cells))), np.zeros((len(places), len(cells)))
+    for column, cell in enumerate(cells.values()):
+        for item, value in cell.items():
+            values = np.atleast_1d(value)
+            sums[places[item], column], sizes[places[item], column] = values.sum(), values.size
+    draw, drawn = np.random.default_rng(seed), np.empty((resamples, len(cells)))
+    size = max(1, _AT_A_TIME // max(1, len(places)))
+    for start in range(0, resamples, size):
+        counts = _counts(draw.integers(max(1, len(places)), size=(min(size, resamples - start), len(places))))
         with np.errstate(invalid="ignore"):  # of a small cell's items a resample may have none
-            values = (counts @ sums) / (counts @ sizes)
-        found[key] = Draws(float(sums.sum() / sizes.sum()), values, len(items))
-    return found
+            drawn[start : start + size] = (counts @ sums) / (counts @ sizes)
+    points = sums.sum(axis=0) / sizes.sum(axis=0)
+    return {
+        key: Draws(float(points[column]), drawn[:, column], len(cell))
+        for column, (key, cell) in enumerate(cells.items())
+    }
 
 
 def difference(left: Draws, right: Draws) -> Draws:
@@ -169,14 +184,28 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
 
 def _draw(cells: Iterable[Iterable[Hashable]], resamples: int, seed: int) -> Callable[[Iterable[Hashable]], Floats]:
     """Draw the items of all cells, and return what tells how often (resamples, n) each of some items was drawn."""
+    _check_resamples(resamples)
+    places = _places(cells)
+    drawn = np.random.default_rng(seed).integers(max(len(places), 1), size=(resamples, len(places)))
+    counts = _counts(drawn)
+    return lambda items: counts[:, [places[item] for item in items]]
+
+
+def _places(cells: Iterable[Iterable[Item]]) -> dict[Item, int]:
+    """Return a place for each item that any cell has."""
+    return {item: place for place, item in enumerate(dict.fromkeys(item for cell in cells for item in cell))}
+
+
+def _counts(drawn: np.ndarray) -> Floats:
+    """Return how often (resamples, items) each item is among those drawn, of the same shape."""
+    resamples, total = drawn.shape
+    flat = drawn + total * np.arange(resamples)[:, None]
+    return np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total).astype(np.float64)
+
+
+def _check_resamples(resamples: int) -> None:
     if resamples < 1:
         raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
-    places = {item: place for place, item in enumerate(dict.fromkeys(item for cell in cells for item in cell))}
-    total = len(places)
-    drawn = np.random.default_rng(seed).integers(max(total, 1), size=(resamples, total))
-    flat = drawn + total * np.arange(resamples)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total)
-    return lambda items: counts[:, [places[item] for item in items]].astype(np.float64)
 
 
 def _check_confidence(confidence: float) -> None:

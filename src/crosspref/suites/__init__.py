@@ -5,8 +5,8 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
 
 - ``work.settings``: all settings, its own section among them;
 - ``work.target``: what is measured. ``target.models`` are the candidates (pi_I, pi_0, pi_1 ..., or one model),
-  ``target.folder`` is where results go: write them to ``target.folder / "NAME"``. ``target.run`` is
-  the run, if it is one;
+  ``target.folder`` is where results go: write them to ``target.folder / "NAME"``. ``target.run`` is the
+  run and ``target.languages`` are its languages, if it is one;
 - ``work.languages``: the languages that were asked for on the command line, or None for all that there are;
 - ``work.judge``: asks a judge. Gather the questions of all models and languages first and call ``judge.ask`` once, so
   that the price estimate covers everything. A ``questions.Question`` is messages, decoding, and what reads the answer;
@@ -36,6 +36,7 @@ SUITES: dict[str, str] = {
     "xalpaca": "crosspref.suites.xalpaca:evaluate",
     "mtbench": "crosspref.suites.mtbench:evaluate",
     "reward_accuracy": "crosspref.suites.reward_accuracy:evaluate",
+    "nlp": "crosspref.suites.nlp:evaluate",
 }
 """Every suite by name, as module:function."""
 

@@ -56,18 +56,19 @@ def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: 
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = _files(path, inside)
+        files = language_files(path, inside)
         if not files:
             raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
-        found = {language: _rows(file) for language, file in files.items()}
+        found = {language: rows_of(file) for language, file in files.items()}
     elif path.is_file():
-        found = _by_column(_rows(path), source, what, asked)
+        found = _by_column(rows_of(path), source, what, asked)
     else:
         raise DataError(f"{what}: there is no file or directory {source}.")
     return found if asked is None else {language: rows for language, rows in found.items() if language in asked}
 
 
-def _files(directory: Path, name: str) -> dict[str, Path]:
+def language_files(directory: Path, name: str = OUTPUTS) -> dict[str, Path]:
+    """Return the file of each language that a directory has: ``es.json``, or ``es/NAME.json``."""
     found = {}
     for entry in sorted(directory.iterdir()):
         tag = as_tag(entry.stem if entry.is_file() else entry.name)
@@ -85,7 +86,7 @@ def _files(directory: Path, name: str) -> dict[str, Path]:
     return found
 
 
-def _rows(file: Path) -> list[Row]:
+def rows_of(file: Path) -> list[Row]:
     """Return the rows of a file; a broken line becomes an empty row, which is then counted as unusable."""
     return [row if isinstance(row, Row) else Row(row.file, row.number, {}) for row in read_file(file, str(file))]
 

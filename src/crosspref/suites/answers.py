@@ -85,13 +85,13 @@ def _shards(
         part = list(prompts[start : start + size])
         digest = digest_rows(part)
         unit = Unit(folder / f"{start:08d}-{digest[:8]}.parquet")
-        inputs = {"policy": _identity(candidate, unit), "prompts": digest}
+        inputs = {"policy": identity_of(candidate, unit), "prompts": digest}
         found.append(_Shard(unit, Fingerprint(settings, inputs), part, temperature=temperature))
     return found
 
 
-def _identity(candidate: Candidate, unit: Unit) -> str:
-    """Return what identifies the model that answers: of one that is not here, what answered before."""
+def identity_of(candidate: Candidate, unit: Unit, part: str = "policy") -> str:
+    """Return what identifies a model: of one that is not here, what a unit's marker says of it under ``part``."""
     if candidate.files is not None:
         return candidate.files.identity
-    return str(unit.read_marker()["parts"].get("policy")) if unit.marker.exists() else "not here"
+    return str(unit.read_marker()["parts"].get(part)) if unit.marker.exists() else "not here"

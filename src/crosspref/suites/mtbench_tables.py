@@ -18,7 +18,7 @@ from crosspref.suites.mtbench_prompt import describe_prompts
 from crosspref.suites.mtbench_report import make_category_report, make_report
 from crosspref.suites.mtbench_turn import NO_ANSWER, NO_REFERENCE, Turn
 from crosspref.suites.questions import LACKING
-from crosspref.suites.reports import make_changes_report
+from crosspref.suites.reports import CHANGES, make_changes_report
 from crosspref.suites.results import MEAN, Change, Judgement, Scores, as_json, write_table
 from crosspref.suites.work import Evaluation
 
@@ -45,7 +45,18 @@ def write_results(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str
     content = {**about, "rows": [as_json(row) for row in scores], "changes": [as_json(row) for row in changes]}
     write_text(folder / "scores.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     reports = [make_report(scores, about), make_category_report(scores)]
-    return [*reports, *([make_changes_report("MT-Bench", changes, "a score", digits=2)] if changes else [])]
+    return [
+        *reports,
+        *(
+            [
+                make_changes_report(
+                    "MT-Bench: what differs between models", changes, CHANGES.format(flipped="a score"), digits=2
+                )
+            ]
+            if changes
+            else []
+        ),
+    ]
 
 
 def measure(turns: Sequence[Turn], resamples: int, seed: int) -> list[Scores]:

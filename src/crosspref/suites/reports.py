@@ -62,11 +62,8 @@ def about_notes(about: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def make_changes_report(suite: str, changes: Sequence[Change], flipped: str, digits: int = 1) -> Report:
-    """Return what differs between models: languages in the order they come in, the mean last.
-
-    ``flipped`` names the rates that were tested by sign flips.
-    """
+def make_changes_report(title: str, changes: Sequence[Change], note: str, digits: int = 1) -> Report:
+    """Return what differs between models: languages in the order they come in, the mean last."""
     cells = []
     for number, row in enumerate(changes):
         pair = f"{row.model} - {row.other}"
@@ -77,8 +74,7 @@ def make_changes_report(suite: str, changes: Sequence[Change], flipped: str, dig
             gap += f" [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
         cells.append([pair if first else "", row.rate, row.language, gap, _p(row.p_value), str(row.n), row.verdict])
     header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
-    note = CHANGES.format(flipped=flipped)
-    return Report(f"{suite}: what differs between models", header, cells, [note], left=3)
+    return Report(title, header, cells, [note], left=3)
 
 
 def _p(value: float) -> str:

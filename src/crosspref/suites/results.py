@@ -108,10 +108,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items judged of both.
+    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items known of both.
 
     ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
-    interval and it say so. ``rate`` is what was measured: WR, LC, or the scores of turn 1, of turn 2, or overall.
+    interval and it say so. ``rate`` is what was measured: WR, LC, the scores of turn 1, of turn 2, or overall, or a
+    task and its measure, such as ``arc acc_norm``.
     """
 
     model: str
@@ -123,6 +124,32 @@ class Change:
     high: float
     p_value: float
     verdict: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """What one item of a task counts by one measure, from 0 to 1."""
+
+    item: str
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """What a model reaches in a task by one measure, in percent with a 95% interval, in a language or as their mean.
+
+    The ends are nan for a single item.
+    """
+
+    model: str
+    language: str
+    task: str
+    measure: str
+    score: float
+    low: float
+    high: float
     n: int
 
 

@@ -13,6 +13,7 @@ from crosspref.resources import (
     checked_address,
 )
 from crosspref.sections import Positive, Probability, Seed, Settings
+from crosspref.suites.nlp_tasks import TaskName
 
 
 class JudgeSettings(Settings):
@@ -151,6 +152,23 @@ class RewardAccuracySettings(Settings):
     )
 
 
+class NlpSettings(Settings):
+    """Multilingual NLP tasks through lm-evaluation-harness."""
+
+    tasks: Annotated[list[TaskName], Field(min_length=1)] = Field(
+        ["arc", "hellaswag", "mmlu", "truthfulqa"], description="Which tasks."
+    )
+    data: str | None = Field(
+        None,
+        description="A directory with files of the items, such as arc/es.jsonl, and of MMLU's five examples, such as "
+        "mmlu_examples/es.jsonl. If left out, the harness fetches its data sets from the hub.",
+    )
+    limit: Positive | None = Field(
+        None, description="Use only the first so many items of each task, of English MMLU of each subject."
+    )
+    batch_size: Positive = Field(16, description="Choices that are computed side by side; it bounds the memory.")
+
+
 class EvaluationSettings(Settings):
     """What ``crosspref evaluate --suite`` can be told."""
 
@@ -164,6 +182,7 @@ class EvaluationSettings(Settings):
     xalpaca: XAlpacaSettings = Field(XAlpacaSettings(), description="The suite xalpaca.")
     mtbench: MtBenchSettings = Field(MtBenchSettings(), description="The suite mtbench.")
     reward_accuracy: RewardAccuracySettings = Field(RewardAccuracySettings(), description="The suite reward_accuracy.")
+    nlp: NlpSettings = Field(NlpSettings(), description="The suite nlp.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the measured models run.")
     vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for answers.engine vllm.")
     server: ServerSettings = Field(ServerSettings(), description="A model server, for answers.engine server.")

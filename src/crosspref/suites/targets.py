@@ -36,7 +36,7 @@ class Target:
     """What a person named: its models, and the folder of the results.
 
     ``recipe`` builds the engines that answer; ``greedy`` tells that they take the likeliest token. ``run`` is the run
-    whose models they are, or None for a model alone.
+    whose models they are, and ``languages`` are its languages; None for a model alone.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class Target:
     recipe: Recipe
     greedy: bool = False
     run: RunDirectory | None = None
+    languages: Sequence[str] | None = None
 
 
 def find_target(name: str, out: str | None, settings: EvaluationSettings, reporter: Reporter) -> Target:
@@ -58,7 +59,8 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = _of_run(run, recipe, settings.models, reporter)
         folder = Path(out) if out else run.root / EVALUATION
         roles = recipe.models.initial, recipe.models.policy
-        return Target(folder, models, _answering(settings, *roles), settings.answers.temperature == 0, run)
+        greedy = settings.answers.temperature == 0
+        return Target(folder, models, _answering(settings, *roles), greedy, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
         raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
     if out is None:

@@ -12,7 +12,7 @@ from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.measuring import measure
 from crosspref.suites.questions import LACKING
 from crosspref.suites.rates import Controls, Rates
-from crosspref.suites.reports import make_changes_report
+from crosspref.suites.reports import CHANGES, make_changes_report
 from crosspref.suites.results import MEAN, Change, WinRate, as_json, write_table
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca_cell import Cell
@@ -41,7 +41,15 @@ def write_results(
         "changes": [as_json(row) for row in found.changes],
     }
     write_text(folder / "win_rates.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    changes = [make_changes_report("X-AlpacaEval", found.changes, "the win rate")] if found.changes else []
+    changes = (
+        [
+            make_changes_report(
+                "X-AlpacaEval: what differs between models", found.changes, CHANGES.format(flipped="the win rate")
+            )
+        ]
+        if found.changes
+        else []
+    )
     return [make_report(rows, about), *changes]
 
 
