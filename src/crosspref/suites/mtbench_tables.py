@@ -45,18 +45,10 @@ def write_results(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str
     content = {**about, "rows": [as_json(row) for row in scores], "changes": [as_json(row) for row in changes]}
     write_text(folder / "scores.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     reports = [make_report(scores, about), make_category_report(scores)]
-    return [
-        *reports,
-        *(
-            [
-                make_changes_report(
-                    "MT-Bench: what differs between models", changes, CHANGES.format(flipped="a score"), digits=2
-                )
-            ]
-            if changes
-            else []
-        ),
-    ]
+    if changes:
+        note = CHANGES.format(flipped="a score")
+        reports.append(make_changes_report("MT-Bench: what differs between models", changes, note, digits=2))
+    return reports
 
 
 def measure(turns: Sequence[Turn], resamples: int, seed: int) -> list[Scores]:

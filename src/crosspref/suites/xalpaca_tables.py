@@ -41,16 +41,11 @@ def write_results(
         "changes": [as_json(row) for row in found.changes],
     }
     write_text(folder / "win_rates.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    changes = (
-        [
-            make_changes_report(
-                "X-AlpacaEval: what differs between models", found.changes, CHANGES.format(flipped="the win rate")
-            )
-        ]
-        if found.changes
-        else []
-    )
-    return [make_report(rows, about), *changes]
+    reports = [make_report(rows, about)]
+    if found.changes:
+        note = CHANGES.format(flipped="the win rate")
+        reports.append(make_changes_report("X-AlpacaEval: what differs between models", found.changes, note))
+    return reports
 
 
 def _row(cell: Cell, found: Rates) -> WinRate:
