@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--responses", type=int, default=10, help="per prompt; an even number, for TRL's pairs")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--sample-prompts", type=int, default=4, help="prompts of the line on sampling")
-    parser.add_argument("--iteration-prompts", type=int, default=2, help="prompts of the line on a whole iteration")
+    parser.add_argument("--iteration-prompts", type=int, default=6, help="prompts of the line on a whole iteration")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of a training step; 8 is TRL's default")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
