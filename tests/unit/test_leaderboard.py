@@ -21,7 +21,7 @@ from crosspref.suites.leaderboard_formats import (
     markdown,
     terminal,
 )
-from crosspref.suites.results import MEAN, WinRate, jsonable
+from crosspref.suites.results import MEAN, WinRate, as_json
 
 NAN = math.nan
 
@@ -43,7 +43,7 @@ def write(folder: Path, rows: list[WinRate], *, recipe: bool = False, **about: A
         "prompt": [["user", "Which is better?"]],
         "settings": {"paper_compat": False},
         **about,
-        "rows": [jsonable(row) for row in rows],
+        "rows": [as_json(row) for row in rows],
     }
     file = folder / ("evaluation" if recipe else "") / "xalpaca" / "win_rates.json"
     file.parent.mkdir(parents=True)
