@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from crosspref.maths.significance import holm, sign_flip_test, verdict, wilson_interval
+from crosspref.maths.significance import holm, newcombe_interval, sign_flip_test, verdict, wilson_interval
 from crosspref.maths.statistics import Interval
 
 
@@ -148,3 +148,13 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
 
 def test_one_difference_alone_shows_nothing() -> None:
     assert sign_flip_test([0.0, 0.5, 0.0, math.nan]) == 1.0
+
+
+@pytest.mark.parametrize(("left", "right"), [(0.61, 0.66), (0.5, 0.5), (0.9, 0.8)])
+def test_the_difference_of_two_shares_is_covered(left: float, right: float) -> None:
+    draw, held = np.random.default_rng(8), 0
+    for _ in range(1500):
+        one, other = (wilson_interval((draw.random(100) < share).astype(float)) for share in (left, right))
+        found = newcombe_interval(one, other)
+        held += found.low <= left - right <= found.high
+    assert 0.93 <= held / 1500 <= 0.97
