@@ -1,5 +1,6 @@
 """Multilingual MT-Bench: questions of two turns, each answer graded from 1 to 10 by a judge, per language."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from crosspref.errors import DataError, RecipeError
@@ -37,7 +38,11 @@ def evaluate(work: Evaluation) -> list[Report]:
     for (turn, _), verdict in zip(asked, judge.ask([question for _, question in asked], NAME), strict=True):
         turn.take(verdict)
     if all(turn.grade is None for turn in turns):
-        raise DataError("MT-Bench: no answer of a model has a grade that can be read.")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(turn.failure for turn in turns).items())
+        raise DataError(
+            f"MT-Bench: no answer of a model has a grade that can be read: {reasons}. What the judge said is kept in "
+            "the file of verdicts. Where it is cut off, set a larger judge.max_tokens, else name another judge."
+        )
     return write_results(work, turns, problems)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from crosspref.store import Unit, write_text
+from crosspref.suites.spreadsheets import harmless
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -168,10 +169,12 @@ def as_json(row: Any) -> dict[str, Any]:
 
 
 def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """Write rows of one kind as ``path`` with the endings .parquet and .csv."""
+    """Write rows of one kind as ``path`` with the endings .parquet and .csv, in which texts are no formulas."""
     Unit(path.with_name(f"{path.name}.parquet")).write_table(results_table(rows, kind))
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in as_json(row).items()} for row in rows)
+    for row in rows:
+        cells = {name: harmless(value) if isinstance(value, str) else value for name, value in as_json(row).items()}
+        writer.writerow(cells)  # None is an empty cell
     write_text(path.with_name(f"{path.name}.csv"), text.getvalue())

@@ -1,0 +1,21 @@
+"""The tables that suites write: what is not known is empty, and a text of a model is no formula of a spreadsheet."""
+
+import csv
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from crosspref.suites.results import Judgement, write_table
+
+
+def test_texts_of_models_are_no_formulas(tmp_path: Path) -> None:
+    answer = '=HYPERLINK("http://example.org")'
+    row = Judgement("pi_0", "es", "81", "writing", 1, answer, "plain", math.nan, "prose", "@SUM(A1)", "j", "", "k")
+    write_table(tmp_path / "judgements", [row], Judgement)
+    with (tmp_path / "judgements.csv").open(encoding="utf-8", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["answer"], cells["judgement"], cells["score"]) == (f"'{answer}", "'@SUM(A1)", "")
+    assert (cells["turn"], cells["failure"]) == ("1", "prose")
+    (stored,) = pq.read_table(tmp_path / "judgements.parquet").to_pylist()
+    assert stored["answer"] == answer
