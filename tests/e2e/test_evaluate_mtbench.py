@@ -210,6 +210,20 @@ def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(
     assert rows["en"].plain == 0
 
 
+def test_a_judge_that_never_gives_a_grade_leaves_what_it_said(
+    command: Run, models: tuple[Path, Path], place: Path
+) -> None:
+    out = place / "out"
+    with FakeJudge(odd={"": "A fine answer, I would say."}) as judge:
+        code, output, errors = command(*arguments(place, models[1], "--out", out, "--judge", judge.url))
+    assert (code, output) == (1, "")
+    assert "no answer of a model has a grade that can be read: 20 no grade. What the judge said is in " in errors
+    with (out / "mtbench" / "judgements.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["judgement"], row["failure"]) for row in rows] == [("A fine answer, I would say.", "no grade")] * 20
+    assert not (out / "mtbench" / "scores.csv").exists()
+
+
 def test_killed_while_answering_and_while_judging_it_goes_on_and_asks_nothing_twice(
     forks: ForkServer, models: tuple[Path, Path], place: Path
 ) -> None:

@@ -68,6 +68,23 @@ def test_by_logprobs(path: Path) -> None:
     assert all(math.isclose(sum(map(math.exp, line["logprobs"].values())), 1, abs_tol=1e-5) for line in lines)
 
 
+def test_fields_that_a_server_wants_are_sent_and_are_part_of_the_key(path: Path) -> None:
+    wanted = {"max_tokens": None, "max_completion_tokens": 40, "chat_template_kwargs": {"enable_thinking": False}}
+    with FakeJudge() as server:
+        plain = make_judge(path, server.url, protocol="text").ask(QUESTIONS[:2])
+        judge = make_judge(path, server.url, protocol="text", request=wanted)
+        found = judge.ask(QUESTIONS[:2])
+        assert len(server.asked) == 4
+    assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in server.asked] == [
+        *[(True, None)] * 2, *[(False, 40)] * 2,
+    ]  # fmt: skip
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in server.asked[2:])
+    assert not {verdict.key for verdict in plain if verdict} & {verdict.key for verdict in found if verdict}
+    sent = {"temperature": 0.0, **{name: value for name, value in wanted.items() if value is not None}}
+    assert judge.describe()["decoding"] == [sent]
+    assert make_judge(path, protocol="text", request=wanted, replayed=True).ask(QUESTIONS[:2]) == found
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_by_text_where_there_are_no_logprobs_found_out_by_one_question(path: Path, refuses: bool) -> None:
     with FakeJudge(logprobs=False, refuses=refuses) as server:

@@ -8,7 +8,8 @@ import pytest
 
 from crosspref.errors import DataError
 from crosspref.stages.prompt_files import Row
-from crosspref.suites.alpaca_files import Item, Problems, join, read_items, read_languages, read_preference, write_json
+from crosspref.suites.alpaca_files import OUTPUTS, read_items, read_preference, write_json
+from crosspref.suites.files_by_language import Item, Problems, join, read_languages
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:
@@ -20,26 +21,26 @@ def test_a_directory_of_languages_in_any_layout(tmp_path: Path) -> None:
     (tmp_path / "de.jsonl").write_text(json.dumps({"id": 1, "instruction": "Hallo"}) + "\n")
     write_json(tmp_path / "fr" / "model_outputs.json", [{"instruction": "Salut", "output": "!"}])
     write_json(tmp_path / "notes.json", [])
-    found = read_languages(str(tmp_path), "items", None)
+    found = read_languages(str(tmp_path), "items", None, OUTPUTS)
     assert {language: len(own) for language, own in found.items()} == {"es": 1, "de": 1, "fr": 1}
-    assert list(read_languages(str(tmp_path), "items", ["es", "ja"])) == ["es"]
+    assert list(read_languages(str(tmp_path), "items", ["es", "ja"], OUTPUTS)) == ["es"]
 
 
 def test_a_file_names_languages_or_is_of_the_one_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "items.json"
     write_json(file, [{"id": 1, "instruction": "Hola", "language": "es"}, {"id": 1, "instruction": "Hi", "lang": "en"}])
-    assert {language: len(own) for language, own in read_languages(str(file), "items", None).items()} == {
+    assert {language: len(own) for language, own in read_languages(str(file), "items", None, OUTPUTS).items()} == {
         "es": 1,
         "en": 1,
     }
     write_json(file, [{"id": 1, "instruction": "Hola"}])
-    assert list(read_languages(str(file), "items", ["es"])) == ["es"]
+    assert list(read_languages(str(file), "items", ["es"], OUTPUTS)) == ["es"]
     with pytest.raises(DataError, match="names no language"):
-        read_languages(str(file), "items", None)
+        read_languages(str(file), "items", None, OUTPUTS)
     with pytest.raises(DataError, match="no file or directory"):
-        read_languages(str(tmp_path / "none"), "items", None)
+        read_languages(str(tmp_path / "none"), "items", None, OUTPUTS)
     with pytest.raises(DataError, match="no file of a language"):
-        read_languages(str(tmp_path), "items", None)
+        read_languages(str(tmp_path), "items", None, OUTPUTS)
 
 
 def test_duplicated_ids_are_counted_and_ambiguous_ones_left_out() -> None:

@@ -42,6 +42,13 @@ def test_every_fault_is_named_by_its_key(tmp_path: Path) -> None:
         assert part in message
 
 
+def test_what_answers_are_read_by_is_not_to_be_requested_otherwise() -> None:
+    found = load_settings(EvaluationSettings, None, ["judge.request={max_tokens: null, reasoning_effort: low}"])
+    assert found.judge.request == {"max_tokens": None, "reasoning_effort": "low"}
+    with pytest.raises(RecipeError, match=r"judge\.request: .*cannot hold n, stream"):
+        load_settings(EvaluationSettings, None, ["judge.request={stream: true, n: 2}"])
+
+
 def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
     with pytest.raises(RecipeError, match=r"judge\.url: the address holds a user or password") as caught:
         load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])

@@ -8,7 +8,7 @@ import pytest
 
 from crosspref.errors import DataError
 from crosspref.stages.prompt_files import Row
-from crosspref.suites.alpaca_files import Problems, read_languages
+from crosspref.suites.files_by_language import Problems, read_languages
 from crosspref.suites.mtbench_files import REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench_prompt import TEMPLATES, ask_about, describe_prompts, read_grade
 from crosspref.suites.mtbench_turn import NO_ANSWER, NO_REFERENCE, Turn

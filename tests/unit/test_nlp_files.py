@@ -7,7 +7,7 @@ import pytest
 from nlp_items import make_items, write_items, write_lines
 
 from crosspref.errors import DataError
-from crosspref.suites.alpaca_files import Problems
+from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp_files import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp_tasks import TaskName
 

@@ -1,115 +1,17 @@
-"""Files in the formats of alpaca_eval: instructions, outputs and annotations, one file per language or one for all.
-
-Rows are joined by id where they have one, else by their instruction, and never by position. What cannot be used is
-counted, and the rest is used.
-"""
+"""Files in the formats of alpaca_eval: instructions, outputs and annotations."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from crosspref.errors import DataError
-from crosspref.languages import LANGUAGES
-from crosspref.stages.prompt_files import READERS, Row, read_file, read_id
-from crosspref.stages.prompt_sources import as_tag
-from crosspref.stages.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
+from crosspref.stages.prompt_files import Row
+from crosspref.stages.prompts import TEXT_COLUMNS
 from crosspref.store import write_text
-
-T = TypeVar("T")
+from crosspref.suites.files_by_language import Item, Problems, first_of, id_of, unique
 
 OUTPUTS, ANNOTATIONS = "model_outputs", "annotations"
 """Names of a language's file where each language has a folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One instruction; ``place`` is where it stands in its file, from 0, whatever else is missing."""
-
-    item_id: str
-    place: int
-    instruction: str
-
-
-@dataclass
-class Problems:
-    """What could not be used, counted by reason."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        """Return the counts as words."""
-        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
-
-
-def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: str = OUTPUTS) -> dict[str, list[Row]]:
-    """Return the rows of each language: of ``DIR/es.json``, ``DIR/es/model_outputs.json``, or by a column language.
-
-    ``inside`` is what a language's file, or a folder with this one file in it, is called in a folder of its own. A file
-    without such a column is taken for the one language that is asked for.
-
-    Raises:
-        DataError: there is nothing to read, or a file cannot be read.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = language_files(path, inside)
-        if not files:
-            raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
-        found = {language: rows_of(file) for language, file in files.items()}
-    elif path.is_file():
-        found = _by_column(rows_of(path), source, what, asked)
-    else:
-        raise DataError(f"{what}: there is no file or directory {source}.")
-    return found if asked is None else {language: rows for language, rows in found.items() if language in asked}
-
-
-def language_files(directory: Path, name: str = OUTPUTS) -> dict[str, Path]:
-    """Return the file of each language that a directory has: ``es.json``, or ``es/NAME.json``."""
-    found = {}
-    for entry in sorted(directory.iterdir()):
-        tag = as_tag(entry.stem if entry.is_file() else entry.name)
-        if tag not in LANGUAGES:
-            continue
-        if entry.is_file() and entry.suffix in READERS:
-            found[tag] = entry
-        elif entry.is_dir():
-            existing = [file for suffix in READERS if (file := entry / f"{name}{suffix}").is_file()]
-            existing = existing or [file for file in sorted((entry / name).glob("*")) if file.suffix in READERS]
-            if len(existing) > 1 and existing[0].parent != entry:
-                raise DataError(f"{entry / name} has several files: {', '.join(f.name for f in existing)}. Leave one.")
-            if existing:
-                found[tag] = existing[0]
-    return found
-
-
-def rows_of(file: Path) -> list[Row]:
-    """Return the rows of a file; a broken line becomes an empty row, which is then counted as unusable."""
-    return [row if isinstance(row, Row) else Row(row.file, row.number, {}) for row in read_file(file, str(file))]
-
-
-def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str] | None) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        value = first_of(row, LANGUAGE_COLUMNS)
-        if isinstance(value, str):
-            found.setdefault(as_tag(value), []).append(row)
-        elif asked is not None and len(asked) == 1:
-            found.setdefault(asked[0], []).append(row)
-        elif row.values:
-            raise DataError(
-                f"{what}: row {row.number} of {source} names no language. Add a column language, give a directory with "
-                "a file per language, or choose one with --languages."
-            )
-    return found
-
-
-def first_of(row: Row, columns: Sequence[str]) -> object:
-    """Return the first of some columns that is there and not empty."""
-    return next((row.values[column] for column in columns if row.values.get(column) is not None), None)
 
 
 def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
@@ -124,56 +26,6 @@ def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
                 yield item_id, text, Item(item_id, place, text)
 
     return unique(items(), problems)
-
-
-def id_of(row: Row) -> str | None:
-    """Return the id that a row names."""
-    return read_id(first_of(row, ID_COLUMNS))
-
-
-def unique(given: Iterable[tuple[str, object, T]], problems: Problems) -> list[T]:
-    """Return the first of each (id, content, value); of an id with two different contents, none."""
-    found: dict[str, tuple[object, T]] = {}
-    ambiguous = set()
-    for name, content, value in given:
-        if name in found:
-            problems.counts["duplicated ids"] += 1
-            if found[name][0] != content:
-                ambiguous.add(name)
-        else:
-            found[name] = content, value
-    return [value for name, (_, value) in found.items() if name not in ambiguous]
-
-
-def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Problems) -> dict[str, Row]:
-    """Return the row of each item id: by id where rows have one, else by instruction, the k-th for the k-th.
-
-    Of an item that has two rows with different values in ``column``, there is none.
-    """
-    ids = {item.item_id for item in items}
-    by_text: dict[tuple[str, int], str] = {}
-    seen = Counter[str]()
-    for item in items:
-        instruction = item.instruction.strip()
-        by_text[instruction, seen[instruction]] = item.item_id
-        seen[instruction] += 1
-    found: dict[str, Row] = {}
-    ambiguous, met = set(), Counter[str]()
-    for row in rows:
-        item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
-        if item_id is None and isinstance(text, str):
-            item_id = by_text.get((text.strip(), met[text.strip()]))
-            if seen[text.strip()] > 1:
-                met[text.strip()] += 1
-        if item_id is None or column not in row.values:
-            problems.counts[f"rows without item or {column}"] += 1
-        elif item_id in ids:
-            first = found.setdefault(item_id, row)
-            if first is not row:
-                problems.counts["duplicated rows"] += 1
-                if first.values.get(column) != row.values.get(column):
-                    ambiguous.add(item_id)
-    return {item_id: row for item_id, row in found.items() if item_id not in ambiguous}
 
 
 def read_preference(value: object) -> float | None:

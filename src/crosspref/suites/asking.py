@@ -150,7 +150,7 @@ class Asking:
                 _Reply.model_validate_json,
                 any_name=True,
                 messages=[dict(message) for message in question.messages],
-                **self.judge.request(question, way),
+                extra_body=self.judge.request(question, way),
             )
             usage = reply.usage.model_dump() if reply.usage else costs.expected_usage(question, decoding)
         finally:

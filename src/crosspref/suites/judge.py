@@ -1,5 +1,6 @@
 """The judge: asks many questions side by side, keeps every answer as it comes, and asks nothing twice."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -75,7 +76,7 @@ class Judge:
         return {
             "judge": self.name,
             "answered_as": sorted({verdict.answered_as for verdict in self.used if verdict.answered_as}),
-            "decoding": [dict(pairs) for pairs in dict.fromkeys(tuple(v.decoding.items()) for v in self.used)],
+            "decoding": [json.loads(text) for text in dict.fromkeys(json.dumps(v.decoding) for v in self.used)],
             "dates": [dates[0], dates[-1]] if dates else [],
             "verdicts": len(self.used),
             "failed": sum(verdict.verdict is None for verdict in self.used),
@@ -99,7 +100,7 @@ class Judge:
         request: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_tokens}
         if protocol == "logprobs":
             request |= {"logprobs": True, "top_logprobs": self.settings.top_logprobs}
-        return request
+        return {name: value for name, value in (request | self.settings.request).items() if value is not None}
 
     def key(self, question: Question, protocol: Protocol) -> str:
         """Return the key of a question that is asked so."""

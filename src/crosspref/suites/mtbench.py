@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from crosspref.errors import DataError, RecipeError
 from crosspref.records import FollowUp, Prompt, as_messages
 from crosspref.stages.report import Report
-from crosspref.suites.alpaca_files import Problems, read_languages
+from crosspref.suites.files_by_language import Problems, read_languages
 from crosspref.suites.mtbench_files import QUESTIONS, REFERENCES, TwoTurns, read_questions
-from crosspref.suites.mtbench_tables import write_results
+from crosspref.suites.mtbench_tables import write_judgements, write_results
 from crosspref.suites.mtbench_turn import Turn
 from crosspref.suites.targets import Candidate
 from crosspref.suites.work import Evaluation
@@ -37,11 +37,12 @@ def evaluate(work: Evaluation) -> list[Report]:
     asked = [(turn, turn.asked) for turn in turns if turn.asked is not None]
     for (turn, _), verdict in zip(asked, judge.ask([question for _, question in asked], NAME), strict=True):
         turn.take(verdict)
+    judgements = write_judgements(work, turns)
     if all(turn.grade is None for turn in turns):
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(turn.failure for turn in turns).items())
         raise DataError(
-            f"MT-Bench: no answer of a model has a grade that can be read: {reasons}. What the judge said is kept in "
-            "the file of verdicts. Where it is cut off, set a larger judge.max_tokens, else name another judge."
+            f"MT-Bench: no answer of a model has a grade that can be read: {reasons}. What the judge said is in "
+            f"{judgements}. Where it is cut off, set a larger judge.max_tokens, else name another judge."
         )
     return write_results(work, turns, problems)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crosspref.stages.prompt_files import Row, text_problem
-from crosspref.suites.alpaca_files import Item, Problems, id_of, join, unique
+from crosspref.suites.files_by_language import Item, Problems, id_of, join, unique
 
 QUESTIONS, REFERENCES = "question", "reference_answer"
 """Names of a language's files where each language has a folder."""

@@ -5,14 +5,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from crosspref.maths.resampling import Draws, difference, mean_over, percentile_interval, resample_means
 from crosspref.maths.significance import sign_flip_test
 from crosspref.stages.report import Report
 from crosspref.store import write_text
-from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.differences import changes_of, pairs_of
+from crosspref.suites.files_by_language import Problems
 from crosspref.suites.mtbench_files import TEMPERATURES, WITH_REFERENCE
 from crosspref.suites.mtbench_prompt import describe_prompts
 from crosspref.suites.mtbench_report import make_category_report, make_report
@@ -33,13 +34,19 @@ Grades = dict[Hashable, list[float]]
 """The grades of each question, by id: a question's turns are resampled together."""
 
 
+def write_judgements(work: Evaluation, turns: Sequence[Turn]) -> Path:
+    """Write what the judge said of each answer, and return the file for people."""
+    path = work.target.folder / "mtbench" / "judgements"
+    write_table(path, [turn.row() for turn in turns], Judgement)
+    return path.with_suffix(".csv")
+
+
 def write_results(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str, Problems]) -> list[Report]:
-    """Compute the scores, write the tables, and return the reports."""
+    """Compute the scores, write their tables, and return the reports."""
     settings, folder = work.settings, work.target.folder / "mtbench"
     scores = measure(turns, settings.resamples, settings.seed)
     changes = compare(turns, settings.resamples, settings.seed)
     about = _about(work, turns, problems)
-    write_table(folder / "judgements", [turn.row() for turn in turns], Judgement)
     write_table(folder / "scores", scores, Scores)
     write_table(folder / "changes", changes, Change)
     content = {**about, "rows": [as_json(row) for row in scores], "changes": [as_json(row) for row in changes]}

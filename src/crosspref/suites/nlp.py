@@ -9,8 +9,8 @@ from crosspref.engines import find_engine
 from crosspref.errors import DataError, ModelError, RecipeError, RunError
 from crosspref.stages.report import Report
 from crosspref.store import Fingerprint, Unit
-from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.answers import identity_of
+from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp_files import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp_tables import Found, write_results
 from crosspref.suites.nlp_tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of

@@ -15,7 +15,7 @@ from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.stages.prompt_files import read_id
 from crosspref.store import digest_of
-from crosspref.suites.alpaca_files import Problems, language_files, rows_of
+from crosspref.suites.files_by_language import Problems, language_files, rows_of
 from crosspref.suites.nlp_tasks import ENGLISH_MMLU, SHOTS, TaskName
 
 EXAMPLES = "{task}_examples"

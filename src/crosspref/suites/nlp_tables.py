@@ -12,8 +12,8 @@ from crosspref.maths.resampling import Draws, mean_over, percentile_interval, re
 from crosspref.maths.significance import sign_flip_test
 from crosspref.stages.report import Report
 from crosspref.store import write_text
-from crosspref.suites.alpaca_files import Problems
 from crosspref.suites.differences import changes_of
+from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp_tasks import HUB, SHOTS, TITLES, TaskName, parts_of
 from crosspref.suites.reports import make_changes_report
 from crosspref.suites.results import MEAN, Change, ItemScore, TaskScore, as_json, write_table

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from crosspref.resources import (
     AtLeastZero,
@@ -30,6 +30,11 @@ class JudgeSettings(Settings):
     temperature: AtLeastZero | None = Field(None, description="Temperature; what the suite says if left out.")
     max_tokens: Positive | None = Field(None, description="An answer's most tokens; what the suite says if left out.")
     top_logprobs: Annotated[int, Field(ge=2, le=20)] = Field(5, description="Log-probabilities of how many tokens.")
+    request: dict[str, JsonValue] = Field(
+        {},
+        description="Fields that each request gets, too, in the place of others of that name; null takes one away: "
+        "{max_tokens: null, max_completion_tokens: 4000, reasoning_effort: low}. They stand in the file of verdicts.",
+    )
     price_in: AtLeastZero | None = Field(None, description="Price of a million tokens that the judge reads.")
     price_out: AtLeastZero | None = Field(None, description="Price of a million tokens that the judge writes.")
     budget: Annotated[float, Field(gt=0)] | None = Field(
@@ -48,6 +53,14 @@ class JudgeSettings(Settings):
     @classmethod
     def _is_an_address(cls, url: str) -> str:
         return checked_address(url)
+
+    @field_validator("request")
+    @classmethod
+    def _leaves_the_question(cls, request: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        taken = sorted(request.keys() & {"messages", "model", "n", "stream"})
+        if taken:
+            raise ValueError(f"cannot hold {', '.join(taken)}, on which the reading of answers depends")
+        return request
 
     @field_validator("budget")
     @classmethod

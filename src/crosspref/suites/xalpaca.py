@@ -9,16 +9,8 @@ from crosspref.errors import DataError, RecipeError
 from crosspref.records import Prompt
 from crosspref.stages.prompt_files import Row
 from crosspref.stages.report import Report
-from crosspref.suites.alpaca_files import (
-    ANNOTATIONS,
-    Item,
-    Problems,
-    join,
-    read_items,
-    read_languages,
-    read_preference,
-    write_json,
-)
+from crosspref.suites.alpaca_files import ANNOTATIONS, OUTPUTS, read_items, read_preference, write_json
+from crosspref.suites.files_by_language import Item, Problems, join, read_languages
 from crosspref.suites.judge import Judge
 from crosspref.suites.questions import LACKING, Template
 from crosspref.suites.rates import read_controls
@@ -68,7 +60,7 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
     if settings.items is None:
         raise RecipeError("The suite xalpaca needs its instructions: set xalpaca.items to their file or directory.")
     found = {}
-    for language, rows in read_languages(settings.items, "xalpaca.items", work.languages).items():
+    for language, rows in read_languages(settings.items, "xalpaca.items", work.languages, OUTPUTS).items():
         found[language] = read_items(rows, problems.setdefault(language, Problems()))
     for language in work.languages or ():
         if not found.get(language):
@@ -84,7 +76,7 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
     source = work.settings.xalpaca.baseline
     if source is None:
         raise RecipeError("The suite xalpaca needs a baseline: set xalpaca.baseline to its answers.")
-    every = read_languages(source, "xalpaca.baseline", list(items))
+    every = read_languages(source, "xalpaca.baseline", list(items), OUTPUTS)
     found = {}
     for language, own in items.items():
         joined = join(every.get(language, []), own, "output", problems[language])

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from crosspref.suites.alpaca_files import Item
+from crosspref.suites.files_by_language import Item
 from crosspref.suites.questions import Question
 from crosspref.suites.rates import Compared
 from crosspref.suites.verdicts import Verdict

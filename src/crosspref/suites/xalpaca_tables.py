@@ -8,7 +8,7 @@ from typing import Any
 
 from crosspref.stages.report import Report
 from crosspref.store import write_text
-from crosspref.suites.alpaca_files import Problems
+from crosspref.suites.files_by_language import Problems
 from crosspref.suites.measuring import measure
 from crosspref.suites.questions import LACKING
 from crosspref.suites.rates import Controls, Rates
