@@ -132,6 +132,15 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert len(calls) == 8 if every == 2 else len(calls) < 8
 
 
+@pytest.mark.parametrize(("every", "kept"), [(4, {"checkpoint-4", "checkpoint-8"}), (5, {"checkpoint-5"}), (9, set())])
+def test_no_checkpoint_is_written_only_since_training_ends(
+    every: int, kept: set[str], tiny_models: Models, tmp_path: Path
+) -> None:
+    figures = train(make_trainer(tiny_models["llama"][1], epochs=2, checkpoint_every=every), tmp_path)
+    assert figures["steps"] == 8
+    assert {path.name for path in tmp_path.glob("checkpoints/checkpoint-*")} == kept
+
+
 def test_a_checkpoint_that_was_cut_off_is_removed_and_not_used(
     tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

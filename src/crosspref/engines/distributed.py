@@ -127,12 +127,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.trainer: Any = None
         self.tokens = 0
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Count the pairs and tokens of a step."""
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the pairs and tokens of a step, and save no checkpoint just since it is the last one."""
         assert self.trainer is not None  # noqa: S101 - set right after the trainer is built
         done = min(int(state.global_step * self.pairs_per_step), self.total)
         if state.global_step >= state.max_steps:
             done = self.total
+            if state.global_step % state.save_steps:
+                control.should_save = False  # it is several times the policy, which is written next
         self.advance(done - self.done, self.trainer.seen_tokens - self.tokens)
         self.done, self.tokens = done, self.trainer.seen_tokens
 
