@@ -111,7 +111,8 @@ def test_a_real_judge_is_killed_resumed_and_replayed(
     if form is not None:
         assert all(re.fullmatch(form, row["text"]) for row in verdicts)
     again = crosspref(place, *given, "--out", "again", "--judge", "replay", "out/verdicts.jsonl")
-    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[:-1] == done.stdout.splitlines()[:-1]  # the last one says where it is written
     tables = sorted(path.relative_to(place / "out") for path in (place / "out" / suite).glob("*.csv"))
     assert tables
     for table in tables:
