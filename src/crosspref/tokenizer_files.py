@@ -1,11 +1,17 @@
 """What the files of a tokenizer say, and whether two models have the same one, without loading it."""
 
+import filecmp
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from crosspref.errors import ModelError
+
+VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+"""Files that older tokenizers consist of."""
+
+FILES = ("tokenizer_config.json", "chat_template.jinja", "tokenizer.json", *VOCABULARIES)
 
 
 def tokenizer_identity(directory: Path) -> dict[str, str]:
@@ -24,8 +30,8 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
         content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         content["model"] = _settled(content["model"] or {})
     else:
-        names = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-        content = {name: short_hash((directory / name).read_bytes()) for name in names if (directory / name).is_file()}
+        found = [directory / name for name in VOCABULARIES if (directory / name).is_file()]
+        content = {file.name: short_hash(file.read_bytes()) for file in found}
     return {
         "tokenizer": short_hash(json.dumps(content, sort_keys=True).encode()),
         "end-of-sequence token": short_hash(json.dumps(_token_text(config.get("eos_token"))).encode()),
@@ -43,6 +49,8 @@ def _settled(model: dict[str, Any]) -> dict[str, Any]:
 
 def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]) -> None:
     """Raise ModelError unless both directories turn a conversation into the same token ids."""
+    if _same_files(policy, reference):  # as a trained policy's are, which are copied: no need to read what they say
+        return
     ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
     differing = [part for part in ours if ours[part] != theirs[part]]
     if differing:
@@ -51,6 +59,12 @@ def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]
             "the probabilities of the same token ids, so both need the same tokenizer and chat template. If the "
             "models are the right ones, copy the tokenizer files and chat_template.jinja of one to the other."
         )
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Tell whether two directories have the same files of a tokenizer, to the letter, and any at all."""
+    names = [name for name in FILES if (one / name).is_file() or (other / name).is_file()]
+    return bool(names) and filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
 def _token_text(token: Any) -> Any:

@@ -200,6 +200,15 @@ def test_tokenizers_saved_anew_are_equal(tokenizer: Path, tmp_path: Path) -> Non
     require_same_tokenizer(tokenizer, again, ("a", "b"))
 
 
+def test_copied_files_are_equal_whatever_they_say(tokenizer: Path, tmp_path: Path) -> None:
+    (tokenizer / "tokenizer.json").write_text("{")
+    shutil.copytree(tokenizer, tmp_path / "copied")
+    require_same_tokenizer(tokenizer, tmp_path / "copied", ("a", "b"))
+    (tmp_path / "copied" / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        require_same_tokenizer(tokenizer, tmp_path / "copied", ("a", "b"))
+
+
 def edit(path: Path, change: Callable[[Any], None]) -> None:
     content = json.loads(path.read_text())
     change(content)

@@ -46,6 +46,7 @@ class ModelScorer:
         self.budget = settings.logits_megabytes << 20
         self.even_length = even_length(model.config.get_text_config())
         self.tiled = self.packed = False
+        self._own: dict[tuple[int, ...], float] = {}
         with use():
             self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
             self.packed = self.tiled and self._agrees(self._pack, "a prompt cannot be shared by its responses")
@@ -105,6 +106,14 @@ class ModelScorer:
         logits: torch.Tensor = self.model(input_ids=row.to(self.model.device), use_cache=False).logits
         return logits
 
+    def _own_logprob(self, prompt: list[int], response: list[int]) -> float:
+        """Return what the model's own logits give a made-up response, nats; each path is compared with it."""
+        if tuple(response) not in self._own:
+            own = self._own_logits(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
+            value = token_logprobs(own, torch.tensor(response, device=own.device)).sum()
+            self._own[tuple(response)] = float(value)
+        return self._own[tuple(response)]
+
     @torch.inference_mode()
     def _agrees(self, path: Any, otherwise: str) -> bool:
         """Compare a path with the model's own logits on a few made-up tokens."""
@@ -114,9 +123,7 @@ class ModelScorer:
         was, self.tiled = self.tiled, True
         try:
             for response, value in zip(responses, path(prompt, responses), strict=True):
-                own = self._own_logits(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
-                expected = float(token_logprobs(own, torch.tensor(response, device=own.device)).sum())
-                if abs(float(value.sum()) - expected) > tolerance * len(response):
+                if abs(float(value.sum()) - self._own_logprob(prompt, response)) > tolerance * len(response):
                     break
             else:
                 return True
