@@ -27,6 +27,7 @@ class FakeJudge:
         delay: seconds that every answer takes.
         known_as: the name that its answers bear, if it is another one than it was asked by.
         says: what it says of messages, in the place of a label.
+        unwilling: it answers 400 where this text stands in the question.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class FakeJudge:
         delay: float = 0.0,
         known_as: str | None = None,
         says: Callable[[list[dict[str, str]]], str] | None = None,
+        unwilling: str | None = None,
     ) -> None:
         self.logprobs, self.refuses, self.odd, self.usage = logprobs, refuses, odd or {}, usage
-        self.delay, self.known_as, self.says = delay, known_as, says
+        self.delay, self.known_as, self.says, self.unwilling = delay, known_as, says, unwilling
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
@@ -115,8 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.judge.asked.append(body)
             self.judge.keys.add(self.headers.get("Authorization"))
         time.sleep(self.judge.delay)
-        if self.judge.refuses and body.get("logprobs"):
+        if not self.path.startswith("/v1/"):
+            self._send(404, {"error": {"message": "there is nothing here"}})
+        elif self.judge.refuses and body.get("logprobs"):
             self._send(400, {"error": {"message": "logprobs are not supported"}})
+        elif self.judge.unwilling is not None and self.judge.unwilling in json.dumps(body["messages"]):
+            self._send(400, {"error": {"message": "the prompt is too long"}})
         else:
             self._send(200, self.judge.answer(body))
 

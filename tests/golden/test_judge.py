@@ -236,3 +236,64 @@ def test_the_key_reaches_the_server_and_nothing_else(
     assert server.keys == {f"Bearer {KEY}"}
     for text in (path.read_text(encoding="utf-8"), said(judge), caplog.text, json.dumps(judge.describe())):
         assert KEY not in text
+
+
+@pytest.mark.parametrize("protocol", ["auto", "logprobs", "text"])
+def test_a_question_that_the_server_refuses_is_counted_also_when_it_is_the_first(path: Path, protocol: str) -> None:
+    with FakeJudge(unwilling="theirs 0") as server:
+        judge = make_judge(path, server.url, protocol=protocol)
+        found = judge.ask(QUESTIONS)
+        assert [number for number, verdict in enumerate(found) if verdict and verdict.failure] == [0]
+        assert "Its choices are read from its text" not in said(judge)
+        asked = len(server.asked)
+        assert make_judge(path, server.url, protocol=protocol).ask(QUESTIONS) == found
+        assert len(server.asked) == asked
+        # Alone in a later round, it is known that others were taken.
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["text"]]
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        assert make_judge(path, server.url, protocol=protocol).ask(QUESTIONS)[0] == found[0]
+
+
+def test_a_server_that_refuses_every_question_is_an_error(path: Path) -> None:
+    with FakeJudge(unwilling="Instruction") as server:
+        with pytest.raises(ServerError, match="the prompt is too long"):
+            make_judge(path, server.url, protocol="text").ask(QUESTIONS)
+        assert len(server.asked) == 5
+    assert not path.exists()
+
+
+def test_what_is_asked_beside_the_question_counts_for_the_budget(path: Path) -> None:
+    judge = make_judge(path, request={"max_tokens": None, "max_completion_tokens": 4000}, **PRICES)
+    assert judge.most_written(QUESTIONS[0], "text") == 4000
+    assert judge.costs.expected(QUESTIONS[0], 4000) > 4000 * PRICES["price_out"] / 1e6
+
+
+def test_an_error_in_between_keeps_what_was_paid_for(path: Path) -> None:
+    broken = ask_about("Half a character", "\ud83d", "ours")
+    with FakeJudge(delay=0.1) as server:
+        with pytest.raises(UnicodeEncodeError):
+            make_judge(path, server.url, concurrency=4).ask([*QUESTIONS[:4], broken])
+        assert len(VerdictLog.open(path).verdicts) == len(server.asked) >= 1
+
+
+@pytest.mark.parametrize("key", ["sk-secret\u201d", "sk-sec\nret"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("MY_JUDGE_KEY", key)
+    with pytest.raises(ServerError, match="MY_JUDGE_KEY has characters that no key has") as caught:
+        make_judge(path, key_variable="MY_JUDGE_KEY").ask(QUESTIONS[:1])
+    assert key not in str(caught.value)
+    monkeypatch.setenv("MY_JUDGE_KEY", f"{KEY}\r\n")
+    with FakeJudge() as server:
+        make_judge(path, server.url, key_variable="MY_JUDGE_KEY").ask(QUESTIONS[:1])
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_what_goes_wrong_names_the_settings_of_the_judge(path: Path) -> None:
+    with FakeJudge() as server, pytest.raises(ServerError) as caught:
+        make_judge(path, server.url.removesuffix("/v1"), retries=0).ask(QUESTIONS)
+    said = str(caught.value)
+    assert "Check judge.url" in said
+    assert f"--judge replay {path} for the tables of what there is" in said
+    assert "shards" not in said

@@ -110,3 +110,31 @@ def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:
 )  # fmt: skip
 def test_preferences(value: object, expected: float | None) -> None:
     assert read_preference(value) == expected
+
+
+def test_a_broken_row_keeps_the_place_of_those_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "items.jsonl"
+    given = [{"id": n, "instruction": f"Hi {n}", "language": tag} for n, tag in enumerate(["en", "en", "en", "es"])]
+    lines = [json.dumps(row) for row in given]
+    file.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]))
+    for asked in (None, ["en"]):
+        problems = Problems()
+        found = read_languages(str(file), "items", asked, OUTPUTS)
+        assert [(item.item_id, item.place) for item in read_items(found["en"], problems)] == [("0", 0), ("2", 2)]
+        assert problems.counts["items without id or text"] == 1
+    file.write_text("\n".join([*lines[:2], lines[2][:-9], lines[3]]))
+    with pytest.raises(DataError, match=r"row 3 of .* is broken, and its language cannot be told: it is en before"):
+        read_languages(str(file), "items", None, OUTPUTS)
+
+
+def test_a_language_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "items.json"
+    write_json(file, [{"id": 1, "instruction": "Hi", "language": "English"}])
+    with pytest.raises(DataError, match=r"row 1 of .*unknown language 'english': did you mean en"):
+        read_languages(str(file), "items", None, OUTPUTS)
+
+
+def test_half_a_character_is_no_text() -> None:
+    problems = Problems()
+    assert read_items(rows({"id": 1, "instruction": "a \ud83d"}), problems) == []
+    assert problems.counts["items without id or text"] == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crosspref.cli import main
-from crosspref.errors import DataError, RunError
+from crosspref.errors import RunError
 from crosspref.suites.leaderboard import TABLES, leaderboard, paper_lines
 from crosspref.suites.leaderboard_formats import (
     comma_separated,
@@ -174,7 +174,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert r"a\|b\_c\*d\`e \[x\](y) \<i\> \\z \{q\} 50% $1 \#2 & \~ ^" in first
     assert "\N{REPLACEMENT CHARACTER}x" in second
     assert escape_latex(EVIL) == (
-        r"a\textbar{}b\_c*d`e {[}x](y) \textless{}i\textgreater{} \textbackslash{}z \{q\} 50\% \$1 \#2 \& "
+        r"a\textbar{}b\_c*d{`}e {[}x](y) \textless{}i\textgreater{} \textbackslash{}z \{q\} 50\% \$1 \#2 \& "
         r"\textasciitilde{} \textasciicircum{}"
     )
     rows = list(csv.DictReader(io.StringIO(comma_separated(board))))
@@ -250,11 +250,45 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     file = there / "xalpaca" / "win_rates.json"
     for content in ("{", "[]", '{"rows": [{"language": "[/b]"}]}', '{"rows": [{"language": "en", "model": "m"}]}'):
         file.write_text(content, encoding="utf-8")
-        with pytest.raises(DataError, match="cannot be read as results"):
+        with pytest.raises(RunError, match="cannot be read as results"):
             leaderboard([there])
+    other = write(tmp_path / "other", [rate("two", "en", 20.0)])
+    board = leaderboard([there, other])
+    assert [line.model for line in board.lines] == ["two"]
+    assert "cannot be read as results" in board.notes[-1]
 
 
-@pytest.mark.parametrize(("ending", "sign"), [("md", "| model |"), ("csv", "model,source"), ("tex", r"\toprule")])
+def test_a_language_without_figures_counts_as_none_and_not_as_another_judge(tmp_path: Path) -> None:
+    whole = [rate("one", tag, 20.0) for tag in ("en", "ru")]
+    less = [rate("two", "en", 20.0), rate("two", "ru", NAN, n=0, judge="")]
+    board = leaderboard([write(tmp_path / "a", whole), write(tmp_path / "b", less)])
+    assert not any(line.mark for line in board.lines)
+    assert any("Not all rows have the same languages" in note for note in board.notes)
+
+
+def test_scores_without_references_are_not_compared_with_others(tmp_path: Path) -> None:
+    def scores(name: str, no_reference: int) -> Path:
+        row = {"model": name, "language": "en", "overall": 6.77, "overall_low": 6.75, "overall_high": 6.84}
+        row |= {"questions": 80, "judge": "j", "no_reference": no_reference, "plain": 0}
+        file = tmp_path / name / "mtbench" / "scores.json"
+        file.parent.mkdir(parents=True)
+        content = {"judge": {"judge": "j"}, "prompts": {}, "settings": {}, "rows": [row]}
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path / name
+
+    board = leaderboard([scores("a", 0), scores("b", 60)], "mtbench")
+    assert [line.mark for line in board.lines] == ["a", "b"]
+    assert any("they differ in without reference" in note for note in board.notes)
+    assert "6.77 [6.75, 6.84]" in markdown(board, intervals=True).replace("\\", "")
+
+
+def test_latex_says_what_it_needs_and_changes_no_sign() -> None:
+    assert escape_latex("models--a---b") == "models-{}-a-{}-{}-b"
+    assert escape_latex("*a") == "{}*a"
+    assert escape_latex("a\N{REPLACEMENT CHARACTER}") == "a?"
+
+
+@pytest.mark.parametrize(("ending", "sign"), [("md", "| model |"), ("csv", '"model","source"'), ("tex", r"\toprule")])
 def test_the_command_writes_what_the_ending_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, sign: str
 ) -> None:

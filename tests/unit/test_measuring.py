@@ -196,5 +196,33 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither an id nor an index"):
         read_controls(XAlpacaSettings(difficulty=str(file)))
     file.write_text(json.dumps([{"id": 1, "instruction_difficulty": "hard"}]))
-    with pytest.raises(DataError, match="'hard' stands where a number is expected"):
+    with pytest.raises(DataError, match=r"row 1 of .*'hard' stands where a number is expected, in the column"):
         read_controls(XAlpacaSettings(difficulty=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"preference": 2.0}, "preference is 2, and not from 0 to 1"),
+        ({"std_delta_len": "nan"}, "'nan' stands where a number is expected, in the column std_delta_len"),
+        ({"index": None}, "None stands where a number is expected, in the column index"),
+    ],
+)
+def test_a_gamed_table_is_checked_before_anything_is_judged(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    row = {"index": 0, "preference": 0.5, "std_delta_len": 0.1, "instruction_difficulty": 0.2}
+    file = tmp_path / "gamed.jsonl"
+    file.write_text(f"{json.dumps(row)}\n{json.dumps(row | change)}\n")
+    with pytest.raises(DataError, match=f"row 2 of .*{said}"):
+        read_controls(XAlpacaSettings(gamed=str(file)))
+    file.write_text(f"{json.dumps(row)}\n{{\n")
+    with pytest.raises(DataError, match="row 2 of "):
+        read_controls(XAlpacaSettings(gamed=str(file)))
+
+
+def test_items_without_a_difficulty_are_said(tmp_path: Path) -> None:
+    given, said = rows(by_difficulty()), list[str]()
+    measured({("m", "en"): given}, Controls(by_place={row.place: 0.1 for row in given[1:]}), said)
+    assert said[0].startswith(f"xalpaca en: 1 of {ITEMS} items of m have no difficulty, such as '1'")
+    file = tmp_path / "difficulty.json"
+    file.write_text(json.dumps([{"id": 1.0, "instruction_difficulty": 0.5}]))
+    assert read_controls(XAlpacaSettings(difficulty=str(file))).difficulty == {"1": 0.5}

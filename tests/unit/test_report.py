@@ -80,6 +80,15 @@ def test_cells_are_not_taken_for_markup() -> None:
     assert {line.replace("\\|", "").count("|") for line in table} == {8}
 
 
+def test_a_title_is_not_taken_for_markup_and_moves_no_cursor() -> None:
+    text = io.StringIO()
+    report = Report("against [/INST] v2\x1b[2J\nx", ["a" * 60, "b"], [["1", "2"]], [])
+    Console(file=text, width=100).print(report.table())
+    shown = "against [/INST] v2\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}x"
+    assert shown in text.getvalue()
+    assert report.markdown().splitlines()[0] == f"# {shown}"
+
+
 def test_a_win_rate_without_an_interval_shows_none() -> None:
     rows = [*ROWS[:4], Measure(1, "es", WIN_RATE, 0.5, math.nan, math.nan, 4, 1)]
     assert make_report(rows).rows[1][-1] == "50%"

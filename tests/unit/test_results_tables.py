@@ -10,7 +10,7 @@ from crosspref.suites.results import Judgement, write_table
 
 
 def test_texts_of_models_are_no_formulas(tmp_path: Path) -> None:
-    answer = '=HYPERLINK("http://example.org")'
+    answer = '=HYPERLINK("http://example.org")\r'  # and no row ends at a lone carriage return
     row = Judgement("pi_0", "es", "81", "writing", 1, answer, "plain", math.nan, "prose", "@SUM(A1)", "j", "", "k")
     write_table(tmp_path / "judgements", [row], Judgement)
     with (tmp_path / "judgements.csv").open(encoding="utf-8", newline="") as file:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from crosspref.maths.resampling import resample_means
 from crosspref.maths.significance import holm, newcombe_interval, sign_flip_test, verdict, wilson_interval
 from crosspref.maths.statistics import Interval
+from crosspref.suites.differences import NO_DIFFERENCE, changes_of, two_sided
+from crosspref.suites.results import MEAN
 
 
 def test_sign_flips_by_hand() -> None:
@@ -158,3 +161,13 @@ def test_the_difference_of_two_shares_is_covered(left: float, right: float) -> N
         found = newcombe_interval(one, other)
         held += found.low <= left - right <= found.high
     assert 0.93 <= held / 1500 <= 0.97
+
+
+def test_of_few_items_a_mean_over_languages_shows_no_difference() -> None:
+    cells = {name: {item: 1.0 + item / 10 for item in range(3)} for name in ("de", "fr")}
+    gaps = resample_means(cells, 2000)
+    *_, mean = changes_of("a", "b", "overall", gaps, [0.25, 0.25])
+    assert (mean.language, mean.p_value, mean.verdict) == (MEAN, 0.25, NO_DIFFERENCE)
+    many = resample_means({name: dict.fromkeys(range(9), 1.0) for name in cells}, 2000)
+    assert changes_of("a", "b", "overall", many, [0.004, 0.004])[-1].verdict == "better"
+    assert two_sided(many["de"]) == pytest.approx(2**-8)

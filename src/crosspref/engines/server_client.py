@@ -27,6 +27,8 @@ LOOK_UP = {"timeout": 5.0, "max_retries": 2}
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
+KEPT = "Finished shards are kept: give the same command again when the server is well."
+
 T = TypeVar("T")
 
 
@@ -62,11 +64,19 @@ class ServerClient:
     """Asks the servers of a run, many requests at a time.
 
     It has an event loop in a thread of its own, so that it can also be used where a loop runs already, as in notebooks.
+
+    Args:
+        settings: where the servers are and how to ask them.
+        section: under which name a person sets this, for messages.
+        kept: what messages say of finished work and of how to go on.
+
+    Raises:
+        ServerError: the key is none that can be sent.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
-        self.key = os.environ.get(settings.key_variable) or "none"
+    def __init__(self, settings: ServerSettings, section: str = "server", kept: str = KEPT) -> None:
+        self.settings, self.section, self.kept = settings, section, kept
+        self.key = _read_key(settings.key_variable)
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.next_turn = 0.0
         self.clients: dict[str, openai.AsyncOpenAI] = {}
@@ -166,10 +176,10 @@ class ServerClient:
         model: ServedModel,
         send: Callable[[openai.AsyncOpenAI], Awaitable[Any]],
         read: Callable[[bytes], T],
-        advice: str = "Finished shards are kept: give the same command again when the server is well.",
+        advice: str | None = None,
     ) -> T:
         """Send a request until its answer can be read, at most ``retries`` times more."""
-        used, fault = 0, ""
+        used, fault, advice = 0, "", advice or self.kept
         async with self.slots:
             while used <= self.settings.retries:
                 client = self._client(model.url).with_options(max_retries=self.settings.retries - used)
@@ -180,7 +190,8 @@ class ServerClient:
                     raise kind(self._refusal(model, error, advice)) from None
                 except openai.APIConnectionError as error:
                     why = error.__cause__ or error
-                    raise ServerError(f"{model} does not answer: {why} ({type(why).__name__}). {advice}") from None
+                    text = f"{model} does not answer: {why} ({type(why).__name__}). {advice}"
+                    raise ServerError(self._hidden(text)) from None
                 used += response.retries_taken + 1
                 try:
                     return read(response.content)
@@ -216,16 +227,29 @@ class ServerClient:
     def _refusal(self, model: ServedModel, error: openai.APIStatusError, advice: str) -> str:
         if error.status_code in (401, 403):
             variable = self.settings.key_variable
-            advice = f"The key is taken from the environment variable {variable}, which is " + (
-                "not set." if self.key == "none" else "set."
+            advice = (
+                f"The key is taken from the environment variable {variable}, which is "
+                + ("not set." if self.key == "none" else "set.")
+                + f" {self.kept}"
             )
         elif error.status_code == 404:
-            advice = f"Check server.url (the version belongs to it: http://localhost:8000/v1). {advice}"
+            advice = f"Check {self.section}.url (the version belongs to it: http://localhost:8000/v1). {advice}"
         return self._hidden(f"{model} answered {error.status_code}: {error.message[:500]} {advice}")
 
     def _hidden(self, text: str) -> str:
         """Take the key out of what a server said; some repeat it when they refuse it."""
         return text if self.key == "none" else text.replace(self.key, "***")
+
+
+def _read_key(variable: str) -> str:
+    """Return the key, or "none"; never said is what it is, and a header takes no other characters."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ServerError(
+            f"The key in the environment variable {variable} has characters that no key has, such as a line's end or "
+            "curly quotes. Set it anew, and give the same command again."
+        )
+    return key or "none"
 
 
 def _close(portal: BlockingPortal, clients: dict[str, openai.AsyncOpenAI], stack: contextlib.ExitStack) -> None:

@@ -211,7 +211,7 @@ def read_id(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)
-    return text if text.strip() and _is_unicode(text) else None
+    return text if text.strip() and is_unicode(text) else None
 
 
 def text_problem(value: object) -> tuple[str, str] | None:
@@ -220,7 +220,7 @@ def text_problem(value: object) -> tuple[str, str] | None:
         return "not text", f"the value is {type(value).__name__}, not text: {str(value)[:60]}"
     if not value.strip():
         return "empty text", "the text is only white space" if value else "the text is empty"
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return "broken text", "the text holds half of a surrogate pair, which is no character"
     return None
 
@@ -234,5 +234,6 @@ def describe_problems(what: str, problems: Sequence[Problem], how_to_go_on: str)
     return "\n".join([*lines, how_to_go_on])
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Tell whether a text holds no half of a surrogate pair, which nothing can write or send."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

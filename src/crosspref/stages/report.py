@@ -54,7 +54,11 @@ class Report:
     def table(self) -> Table:
         """Return the table for the screen; where that is narrow, the first column's text breaks and nothing else."""
         table = Table(
-            title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+            title=Text(printable(self.title)),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
         for index, name in enumerate(self.header):
             text = index < self.left
@@ -71,7 +75,7 @@ class Report:
         escaped = [[printable(cell.replace("\n", " ")).replace("|", r"\|") for cell in line] for line in lines]
         table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         notes = "\n\n".join(printable(note).replace("*", r"\*") for note in self.notes)
-        return f"# {self.title}\n\n{table}\n\n{notes}\n"
+        return f"# {printable(self.title)}\n\n{table}\n\n{notes}\n"
 
 
 def print_reports(reports: Sequence[Report], width: int = 0) -> None:

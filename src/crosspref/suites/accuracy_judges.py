@@ -7,6 +7,7 @@ from typing import Any
 
 from crosspref.engines import RecipeEngines
 from crosspref.engines.protocols import Advance, RewardModel
+from crosspref.errors import RunError
 from crosspref.job import Job, Shard, digest_rows, fill
 from crosspref.models import ModelFiles
 from crosspref.records import Prompt, Response, Score
@@ -116,7 +117,10 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
         return rate(rows, shard.prompts, engine, advance=advance)
 
     with job.engines.cluster():
-        fill(job, f"reward_accuracy by {name}", shards, Score, 1, partial(job.engines.reward_model, model), score)
+        try:
+            fill(job, f"reward_accuracy by {name}", shards, Score, 1, partial(job.engines.reward_model, model), score)
+        except RunError as error:
+            raise RunError(f"{error}\nTo have {name} rate anew: rm -r {folder}") from error
     ratings: dict[str, list[float | None]] = {}
     for row in [row for shard in shards for row in shard.unit.rows(Score)]:
         ratings.setdefault(row.prompt_id, [None, None])[row.sample] = row.implicit_reward

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from crosspref.stages.prompt_files import Row
+from crosspref.stages.prompt_files import Row, text_problem
 from crosspref.stages.prompts import TEXT_COLUMNS
 from crosspref.store import write_text
 from crosspref.suites.files_by_language import Item, Problems, first_of, id_of, unique
@@ -20,7 +20,7 @@ def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
     def items() -> Iterator[tuple[str, str, Item]]:
         for place, row in enumerate(rows):
             item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
-            if item_id is None or not isinstance(text, str) or not text.strip():
+            if item_id is None or not isinstance(text, str) or text_problem(text):
                 problems.counts["items without id or text"] += 1
             else:
                 yield item_id, text, Item(item_id, place, text)

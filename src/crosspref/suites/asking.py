@@ -1,11 +1,12 @@
 """One round of asking a judge over HTTP: many questions side by side, each answer kept as it comes."""
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from crosspref.errors import BudgetError, RefusedError, ServerError
 from crosspref.progress import Meter
@@ -16,6 +17,9 @@ from crosspref.suites.verdicts import Verdict, key_of, messages_digest
 if TYPE_CHECKING:
     from crosspref.engines.server_client import ServerClient
     from crosspref.suites.judge import Judge, Protocol
+
+REFUSALS = 5
+"""How many questions a server may refuse before it has taken any, until it is the request that it does not like."""
 
 
 class _Token(BaseModel):
@@ -47,6 +51,10 @@ class _Usage(BaseModel):
     completion_tokens: int = 0
 
 
+class _Billed(BaseModel):
+    usage: _Usage
+
+
 class _Reply(BaseModel):
     model: str | None = None
     choices: tuple[_Choice]
@@ -65,6 +73,8 @@ class Asking:
         self.served = client.unlisted("the judge", judge.name)
         self.way: Protocol | None = None
         self.ready = False
+        self.refused: list[Question] = []
+        self.refusal: RefusedError | None = None
         self.stopped: Exception | None = None
         self.left = 0
 
@@ -76,8 +86,18 @@ class Asking:
             ServerError: the server gave no answer to a question.
         """
         waiting = sorted(questions, key=lambda question: len(self.judge.allowed(question)), reverse=True)
-        while waiting and not self.ready and self.stopped is None:
+        while waiting and not self.ready and self.stopped is None and len(self.refused) < REFUSALS:
             self._gather([waiting.pop(0)])
+            if self.refused:  # perhaps it was too long
+                waiting.sort(key=lambda question: (-len(self.judge.allowed(question)), size_of(question)))
+        if self.refused and not self.ready:
+            self.way = self._way_before(self.refused[0])
+            self.ready = self.way is not None
+        if self.ready:
+            for question in self.refused:
+                self._keep_refused(question)
+        elif self.refused:
+            self.stopped = self.stopped or self.refusal
         self._gather(waiting)
         if isinstance(self.stopped, BudgetError):
             raise BudgetError(
@@ -97,7 +117,7 @@ class Asking:
             if self.stopped is None:
                 try:
                     await self._answer(question)
-                except (BudgetError, ServerError) as error:
+                except Exception as error:  # noqa: BLE001 - raised once what is on its way, and paid for, is kept
                     self.stopped = self.stopped or error
                 else:
                     return
@@ -107,17 +127,20 @@ class Asking:
         ways = self.judge.allowed(question)
         if len(ways) > 1 and self.way is not None:
             ways = [self.way]
+        why = ""
         for way in ways:
             other = way != ways[-1]
             try:
                 verdict = await self._send(question, way)
             except RefusedError as error:
                 if self.ready:
-                    self._keep(self._verdict(question, way, {"failure": REFUSED, "usage": {}}))
+                    self._keep_refused(question)
                     return
                 if not other:
-                    raise
-                self._take_text(f"refuses to give log-probabilities: {str(error)[:300]}")
+                    self.refused.append(question)
+                    self.refusal = error
+                    return
+                why = f"refuses to give log-probabilities: {str(error)[:300]}"
                 continue
             if verdict.failure == NO_LOGPROBS and not self.ready:
                 if not other:
@@ -125,20 +148,31 @@ class Asking:
                         f"{self.served} gives no log-probabilities, for which judge.protocol asks: set it to auto or "
                         "text."
                     )
-                self._take_text("gives no log-probabilities")
+                why = "gives no log-probabilities"
                 continue
+            if why:
+                self.judge.reporter.say(f"The judge {why}. Its choices are read from its text, as 1 or 0.")
             self._keep(verdict)
             if verdict.failure != REFUSAL:
                 self.way, self.ready = way, True
             return
 
-    def _take_text(self, why: str) -> None:
-        self.judge.reporter.say(f"The judge {why}. Its choices are read from its text, as 1 or 0.")
+    def _way_before(self, question: Question) -> "Protocol | None":
+        """Return in which way the judge has answered others in an earlier round, if it has."""
+        judge = self.judge
+        answered = [one.decoding for one in judge.log.verdicts.values() if one.judge == judge.name and one.text]
+        return next((way for way in judge.allowed(question) if judge.request(question, way) in answered), None)
+
+    def _keep_refused(self, question: Question) -> None:
+        """Keep that the server refuses a question, as asked in the way that it takes others."""
+        ways = self.judge.allowed(question)
+        way = self.way if self.way in ways else ways[-1]
+        self._keep(self._verdict(question, way, {"failure": REFUSED, "usage": {}}))
 
     async def _send(self, question: Question, way: "Protocol") -> Verdict:
         """Ask once, and count what that took."""
-        costs, decoding, size = self.judge.costs, self.judge.decoding(question, way), size_of(question)
-        cost = costs.expected(question, decoding)
+        costs, most, size = self.judge.costs, self.judge.most_written(question, way), size_of(question)
+        cost = costs.expected(question, most)
         while not costs.reserve(cost):
             if costs.reserved < 1e-9:
                 raise BudgetError
@@ -147,12 +181,12 @@ class Asking:
         try:
             reply = await self.client.chat(
                 self.served,
-                _Reply.model_validate_json,
+                self._read,
                 any_name=True,
                 messages=[dict(message) for message in question.messages],
                 extra_body=self.judge.request(question, way),
             )
-            usage = reply.usage.model_dump() if reply.usage else costs.expected_usage(question, decoding)
+            usage = reply.usage.model_dump() if reply.usage else costs.expected_usage(question, most)
         finally:
             costs.settle(cost, usage, size)
         [choice] = reply.choices
@@ -168,6 +202,15 @@ class Asking:
             about["logprobs"] = first and {place.token: place.logprob for place in [first, *first.top_logprobs]}
             about["failure"] = about["failure"] or (None if first else NO_LOGPROBS)
         return self._verdict(question, way, about)
+
+    def _read(self, body: bytes) -> _Reply:
+        """Return the reply in a body. What cannot be used may have its price all the same."""
+        try:
+            return _Reply.model_validate_json(body)
+        except ValidationError:
+            with contextlib.suppress(ValidationError):
+                self.judge.costs.count(_Billed.model_validate_json(body).usage.model_dump())
+            raise
 
     def _verdict(self, question: Question, way: "Protocol", about: dict[str, Any]) -> Verdict:
         request, messages = self.judge.request(question, way), messages_digest(question.messages)

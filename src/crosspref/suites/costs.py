@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from crosspref.suites.questions import Decoding, Question
+from crosspref.suites.questions import Question
 from crosspref.suites.settings import JudgeSettings
 from crosspref.suites.verdicts import Verdict
 
@@ -29,9 +29,9 @@ class Costs:
         """Return what tokens cost; 0 where no price is known."""
         return (tokens_in * (self.settings.price_in or 0.0) + tokens_out * (self.settings.price_out or 0.0)) / 1e6
 
-    def expected(self, question: Question, decoding: Decoding) -> float:
+    def expected(self, question: Question, most_written: int) -> float:
         """Return the most that a question should cost: by the most tokens per byte seen so far, and a full answer."""
-        return self.price(size_of(question) * self.tokens_per_byte, decoding.max_tokens)
+        return self.price(size_of(question) * self.tokens_per_byte, most_written)
 
     def reserve(self, cost: float) -> bool:
         """Set money aside for a question, and tell whether it is within the budget."""
@@ -58,10 +58,10 @@ class Costs:
             if verdict.judge == self.settings.model:
                 self.count(verdict.usage)
 
-    def expected_usage(self, question: Question, decoding: Decoding) -> dict[str, int]:
+    def expected_usage(self, question: Question, most_written: int) -> dict[str, int]:
         """Return what stands for the usage that a server does not report."""
         read = round(size_of(question) * self.tokens_per_byte)
-        return {"prompt_tokens": read, "completion_tokens": decoding.max_tokens, "estimated": 1}
+        return {"prompt_tokens": read, "completion_tokens": most_written, "estimated": 1}
 
     def estimate(self, questions: Sequence[Question], written: int) -> str:
         """Return the line about what asking these questions will take; ``written`` tokens come back at most."""

@@ -35,7 +35,8 @@ def changes_of(
     tested = [(language, gap, p) for (language, gap), p in zip(gaps.items(), adjusted, strict=True)]
     if with_mean and len(gaps) > 1:
         mean = mean_over(gaps.values())
-        tested.append((MEAN, mean, two_sided(mean)))
+        # Languages may have the same items, of which there are then no more than in the largest.
+        tested.append((MEAN, mean, max(two_sided(mean), _least(max(gap.n for gap in gaps.values())))))
     found = []
     for language, gap, p_value in tested:
         interval = percentile_interval(gap)
@@ -46,9 +47,17 @@ def changes_of(
 
 
 def two_sided(draws: Draws) -> float:
-    """Return the bootstrap's two-sided p-value of no difference; 1 where too many resamples have no value."""
+    """Return the bootstrap's two-sided p-value of no difference; 1 where too many resamples have no value.
+
+    Of few items, all of which may differ in the same way, it is not smaller than sign flips could make it.
+    """
     known = draws.values[np.isfinite(draws.values)]
     if not known.size or known.size < 0.99 * draws.values.size:
         return 1.0
     tail = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (known.size + 1)))
+    return float(min(1.0, max(2 * (tail + 1) / (known.size + 1), _least(draws.n))))
+
+
+def _least(items: int) -> float:
+    """Return the smallest two-sided p-value that flipping the signs of so many items can give."""
+    return 2.0 ** (1 - min(items, 1000))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from crosspref.errors import DataError
-from crosspref.languages import LANGUAGES
+from crosspref.languages import LANGUAGES, language_name
 from crosspref.stages.prompt_files import READERS, Row, read_file, read_id
 from crosspref.stages.prompt_sources import as_tag
 from crosspref.stages.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
@@ -86,10 +86,18 @@ def rows_of(file: Path) -> list[Row]:
 
 def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str] | None) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
-    for row in rows:
-        value = first_of(row, LANGUAGE_COLUMNS)
-        if isinstance(value, str):
-            found.setdefault(as_tag(value), []).append(row)
+    given = list(rows)
+    tags = [as_tag(tag) if isinstance(tag := first_of(row, LANGUAGE_COLUMNS), str) else None for row in given]
+    for place, (row, tag) in enumerate(zip(given, tags, strict=True)):
+        # A broken row is counted in the language that it stands in: items are found by their place there.
+        tag = tag or (None if row.values else _language_around(tags, place, f"{what}: row {row.number} of {source}"))
+        if tag is not None:
+            if asked is None and tag not in LANGUAGES:
+                try:
+                    language_name(tag)
+                except DataError as error:
+                    raise DataError(f"{what}: row {row.number} of {source}: {error}") from None
+            found.setdefault(tag, []).append(row)
         elif asked is not None and len(asked) == 1:
             found.setdefault(asked[0], []).append(row)
         elif row.values:
@@ -98,6 +106,18 @@ def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str]
                 "a file per language, or choose one with --languages."
             )
     return found
+
+
+def _language_around(tags: Sequence[str | None], place: int, where: str) -> str | None:
+    """Return the language of the rows before and after a broken one."""
+    before = next((tag for tag in reversed(tags[:place]) if tag), None)
+    after = next((tag for tag in tags[place + 1 :] if tag), None)
+    if before and after and before != after:
+        raise DataError(
+            f"{where} is broken, and its language cannot be told: it is {before} before it and {after} after it. Mend "
+            "the row or take it out, or give a directory with a file per language."
+        )
+    return before or after
 
 
 def first_of(row: Row, columns: Sequence[str]) -> object:

@@ -94,6 +94,11 @@ class Judge:
             own.max_tokens if asked.max_tokens is None else asked.max_tokens,
         )
 
+    def most_written(self, question: Question, protocol: Protocol) -> int:
+        """Return how many tokens an answer may have at most, by whichever setting says the most."""
+        given = (self.settings.request.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        return max([self.decoding(question, protocol).max_tokens, *(most for most in given if isinstance(most, int))])
+
     def request(self, question: Question, protocol: Protocol) -> dict[str, Any]:
         """Return what a request says beside the judge's name and the messages."""
         decoding = self.decoding(question, protocol)
@@ -132,10 +137,14 @@ class Judge:
         from crosspref.engines import find_engine
         from crosspref.suites.asking import Asking
 
-        ways = [[self.decoding(question, way).max_tokens for way in self.allowed(question)] for question in questions]
+        ways = [[self.most_written(question, way) for way in self.allowed(question)] for question in questions]
         estimate = self.costs.estimate(questions, sum(map(max, ways)))
         self.reporter.say(f"{label}: {self.name} at {self.settings.url}: {estimate}")
-        client = find_engine("client", "server")(self.settings.transport())
+        kept = (
+            f"Every verdict is kept in {self.log.path}: give the same command again when the judge is well, or with "
+            f"--judge replay {self.log.path} for the tables of what there is."
+        )
+        client = find_engine("client", "server")(self.settings.transport(), "judge", kept)
         try:
             with self.reporter.step(label, len(questions)) as meter:
                 Asking(self, client, meter).run(questions)

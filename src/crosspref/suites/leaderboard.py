@@ -110,8 +110,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
         quoted: whether the paper's rows stand below, marked as quoted.
 
     Raises:
-        RunError: a place is not there or given twice, or none has results.
-        DataError: results cannot be read.
+        RunError: a place is not there or given twice, or none has results that can be read.
     """
     paths = [Path(place).expanduser().resolve() for place in places]
     for number, path in enumerate(paths):
@@ -124,7 +123,10 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
         run = RunDirectory(path)
         file = (run.root / EVALUATION if run.recipe.is_file() else path) / table.file
         if file.is_file():
-            lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)
+            try:
+                lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)
+            except DataError as error:
+                empty.append(str(error))
         else:
             empty.append(f"{place} has no results of the suite {suite}.")
     if not lines:
@@ -141,10 +143,18 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
 
 def _meaning(table: Table, lines: Sequence[Line]) -> list[str]:
     found = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
-    sets = {tuple(sorted({language for language, _ in line.numbers} - {MEAN})) for line in lines}
+    sets = {
+        tuple(sorted({language for (language, column), one in line.numbers.items() if _counts(column, one)} - {MEAN}))
+        for line in lines
+    }
     if len(sets) > 1:
         found.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
     return found
+
+
+def _counts(column: str, number: Number) -> bool:
+    """Tell whether a number is part of a mean over verdicts; there are lengths also where there is no verdict."""
+    return column != "length" and not math.isnan(number.value)
 
 
 def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
@@ -183,7 +193,7 @@ def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str
     languages = [row for row in rows if row["language"] != MEAN]
 
     def every(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(row[name]) for row in languages))
+        return ", ".join(dict.fromkeys(str(row[name]) for row in languages if row[name] != ""))
 
     judge, prompt = content["judge"], content["prompt" if "prompt" in content else "prompts"]
     by_file = "annotations" in judge
@@ -196,6 +206,10 @@ def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str
         "prompt": "unknown" if by_file else digest,
         **{name: every(name) for name in table.alike},
     }
+    if any("no_reference" in row for row in languages):
+        said = {"no_reference": "left out", "plain": "judged plainly"}
+        without = [word for name, word in said.items() if any(row[name] for row in languages)]
+        found["without reference"] = ", ".join(without) or "none"
     if "paper_compat" in content["settings"]:
         compat = content["settings"]["paper_compat"]
         found["difficulty"] = "by position (paper_compat)" if compat else "by item"

@@ -29,6 +29,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "[": "{[}",  # after a line's end it would begin an option
+    "`": "{`}",  # two of them would be a quotation mark
+    "\N{REPLACEMENT CHARACTER}": "?",
     DASH: "--",
     **{character: f"\\{character}" for character in "{}$&#_%"},
 }
@@ -89,7 +91,10 @@ def latex(board: Leaderboard, *, intervals: bool = False) -> str:
         cells = [escape_latex(cell) for cell in _cells(board, line, intervals=intervals)]
         lines.append(" & ".join([escape_latex(line.model) + mark, *cells]) + r" \\")
     notes = [f"{escape_latex(note)}\\par" for note in board.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", "", r"\par\footnotesize", *notes]) + "\n"
+    text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", "", r"{\par\footnotesize", *notes, "}"]) + "\n"
+    if not text.isascii():
+        text = f"% Not all is ASCII: compile with XeLaTeX or LuaLaTeX, and a font that has the letters.\n{text}"
+    return text
 
 
 def comma_separated(board: Leaderboard) -> str:
@@ -100,7 +105,7 @@ def comma_separated(board: Leaderboard) -> str:
     ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
     names = [f"{language}_{column}{end}" for language, column in heads for end in ends[column]]
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # for names with a carriage return
     table.writerow(["model", "source", "quoted", *ways, *names])
     for line in board.lines:
         cells: list[object] = []
@@ -119,7 +124,12 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 def escape_latex(text: str) -> str:
     """Return a text as LaTeX that shows it."""
-    return "".join(_LATEX.get(character, character) for character in printable(text))
+    plain = printable(text)
+    shown = "{}" if plain.startswith("*") else ""  # it would be taken for a part of the row's end before it
+    for before, character in zip(f" {plain}", plain, strict=False):
+        shown += "{}" if before == character == "-" else ""  # two of them would be a dash
+        shown += _LATEX.get(character, character)
+    return shown
 
 
 def escape_markdown(text: str) -> str:
@@ -146,6 +156,7 @@ def _cells(board: Leaderboard, line: Line, *, intervals: bool, between: str = " 
             cell = f"{one.value:.0f}" if column == "length" else f"{one.value:.2f}"
             cell += "*" if one.kind == NOREG else ""
             if intervals and not math.isnan(one.low):
-                cell += f"{between}[{one.low:.1f}, {one.high:.1f}]"
+                digits = 2 if column == "overall" else 1  # grades are from 1 to 10, rates from 0 to 100
+                cell += f"{between}[{one.low:.{digits}f}, {one.high:.{digits}f}]"
             found.append(cell)
     return found

@@ -22,7 +22,7 @@ from crosspref.maths.resampling import (
 from crosspref.maths.significance import sign_flip_test
 from crosspref.maths.statistics import Interval
 from crosspref.suites.differences import changes_of, pairs_of, two_sided
-from crosspref.suites.rates import DIFFICULTY, GAMED_COLUMNS, Compared, Controls, Key, Measured, Rates, number
+from crosspref.suites.rates import DIFFICULTY, GAMED_COLUMNS, Compared, Controls, Key, Measured, Rates
 from crosspref.suites.results import Change
 
 FEWEST = 5
@@ -45,6 +45,13 @@ def measure(
     missing, ``say`` says so, and the win rate alone is returned.
     """
     gamed = _gamed(controls.gamed)
+    for (model, language), rows in cells.items():
+        without = [row.item_id for row in rows if controls.of(row) is None]
+        if without and not controls.compat and (controls.difficulty or controls.by_place):
+            say(
+                f"xalpaca {language}: {len(without):,} of {len(rows):,} items of {model} have no difficulty, such as "
+                f"{without[0]!r}, so that there is no LC, nor its mean over languages."
+            )
     compared = {
         key: _comparisons(rows, controls, gamed)
         for key, rows in cells.items()
@@ -76,10 +83,10 @@ def measure(
     return Measured(rates, means, changes)
 
 
-def _gamed(rows: Sequence[Mapping[str, object]] | None) -> Gamed | None:
+def _gamed(rows: Sequence[Mapping[str, float]] | None) -> Gamed | None:
     if rows is None:
         return None
-    columns = {name: np.array([number(row[name]) for row in rows]) for name in GAMED_COLUMNS}
+    columns = {name: np.array([row[name] for row in rows]) for name in GAMED_COLUMNS}
     items = tuple(int(place) for place in columns["index"])
     return Gamed(items, columns["preference"], columns["std_delta_len"], columns[DIFFICULTY])
 

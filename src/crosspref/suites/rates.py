@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import DataError
-from crosspref.stages.prompt_files import Row, read_file
+from crosspref.stages.prompt_files import BrokenRow, Row, read_file, read_id
 from crosspref.suites.results import Change
 from crosspref.suites.settings import XAlpacaSettings
 
@@ -59,7 +59,7 @@ class Controls:
     Difficulties are by item id, or by place (``by_place``). ``compat`` joins them by position among what was judged.
     """
 
-    gamed: Sequence[Mapping[str, object]] | None = None
+    gamed: Sequence[Mapping[str, float]] | None = None
     difficulty: Mapping[str, float] | None = None
     by_place: Mapping[int, float] | None = None
     compat: bool = False
@@ -75,43 +75,67 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
     """Read the gamed table and the difficulties, as far as they are named.
 
     Raises:
-        DataError: a file cannot be read, or lacks a column.
+        DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
     """
-    gamed = _columns(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else None
+    gamed = _table(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else None
+    for row in gamed or ():
+        if not 0 <= row.numbers["preference"] <= 1:
+            wrong = row.numbers["preference"]
+            raise row.error(f"preference is {wrong:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)")
+    rows = gamed or []
     if settings.difficulty is not None:
-        rows = _columns(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
-        if all("id" in row for row in rows):
-            return Controls(
-                gamed, {str(row["id"]): number(row[DIFFICULTY]) for row in rows}, None, settings.paper_compat
-            )
-        source = "xalpaca.difficulty"
-    else:
-        rows, source = gamed or [], "xalpaca.gamed"
+        rows = _table(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
+        if all("id" in row.values for row in rows):
+            by_id = {read_id(row.values["id"]): row.numbers[DIFFICULTY] for row in rows}
+            known = {name: value for name, value in by_id.items() if name is not None}
+            return Controls(_numbers(gamed), known, None, settings.paper_compat)
     by_place: dict[int, float] = {}
     for row in rows:
-        if "index" not in row:
-            raise DataError(f"{source}: a row has neither an id nor an index: {dict(row)!r}")
-        by_place.setdefault(int(number(row["index"])), number(row[DIFFICULTY]))
-    return Controls(gamed, None, by_place or None, settings.paper_compat)
+        if "index" not in row.values:
+            raise row.error("it has neither an id nor an index")
+        by_place.setdefault(int(row.number("index")), row.numbers[DIFFICULTY])
+    return Controls(_numbers(gamed), None, by_place or None, settings.paper_compat)
 
 
-def _columns(path: str, what: str, needed: Sequence[str]) -> list[Mapping[str, object]]:
-    rows = [row.values for row in read_file(Path(path), f"{what} {path}") if isinstance(row, Row)]
-    missing = [name for name in needed if not rows or name not in rows[0]]
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A row of a table, and the numbers in the columns that it needs."""
+
+    values: Mapping[str, object]
+    where: str
+    numbers: dict[str, float]
+
+    def number(self, column: str) -> float:
+        """Return the number in a column."""
+        value = self.values.get(column)
+        try:
+            found = float(str(value))
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found):
+            raise self.error(f"{value!r} stands where a number is expected, in the column {column}")
+        return found
+
+    def error(self, what: str) -> DataError:
+        """Return the error that this row makes."""
+        return DataError(f"{self.where}: {what}. Mend the file and give the same command again; no verdict is lost.")
+
+
+def _table(path: str, what: str, needed: Sequence[str]) -> list[_Line]:
+    given = read_file(Path(path), f"{what} {path}")
+    first = given[0].values if given and isinstance(given[0], Row) else {}
+    missing = [name for name in needed if name not in first]
     if missing:
         raise DataError(f"{what}: {path} has no column {', '.join(missing)}.")
-    return list(rows)
+    found = []
+    for row in given:
+        line = _Line(row.values if isinstance(row, Row) else {}, f"{what}: row {row.number} of {path}", {})
+        if isinstance(row, BrokenRow):
+            raise line.error(row.reason)
+        line.numbers.update({name: line.number(name) for name in needed})
+        found.append(line)
+    return found
 
 
-def number(value: object) -> float:
-    """Return the number that stands in a file.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        return float(str(value))
-    except ValueError as error:
-        raise DataError(
-            f"{value!r} stands where a number is expected in the gamed table or the difficulties."
-        ) from error
+def _numbers(gamed: Sequence[_Line] | None) -> list[dict[str, float]] | None:
+    return None if gamed is None else [line.numbers for line in gamed]

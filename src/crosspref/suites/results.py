@@ -172,7 +172,9 @@ def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
     """Write rows of one kind as ``path`` with the endings .parquet and .csv, in which texts are no formulas."""
     Unit(path.with_name(f"{path.name}.parquet")).write_table(results_table(rows, kind))
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    # All texts in quotes: before Python 3.13 one with a lone carriage return would get none, and end its row there.
+    names = [field.name for field in fields(kind)]
+    writer = csv.DictWriter(text, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     for row in rows:
         cells = {name: harmless(value) if isinstance(value, str) else value for name, value in as_json(row).items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from crosspref.errors import DataError, RecipeError
 from crosspref.records import Prompt
-from crosspref.stages.prompt_files import Row
+from crosspref.stages.prompt_files import Row, is_unicode
 from crosspref.stages.report import Report
 from crosspref.suites.alpaca_files import ANNOTATIONS, OUTPUTS, read_items, read_preference, write_json
 from crosspref.suites.files_by_language import Item, Problems, join, read_languages
@@ -81,7 +81,8 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
     for language, own in items.items():
         joined = join(every.get(language, []), own, "output", problems[language])
         outputs = {key: row.values["output"] for key, row in joined.items()}
-        texts = {key: text for key, text in outputs.items() if isinstance(text, str)}
+        texts = {key: text for key, text in outputs.items() if isinstance(text, str) and is_unicode(text)}
+        problems[language].counts["answers of the baseline that are not text"] += len(outputs) - len(texts)
         if not texts:
             problems[language].counts["language without baseline"] = 1
             work.reporter.say(
@@ -114,6 +115,7 @@ def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Map
 def _judge(judge: Judge, cells: Sequence[Cell], template: Template) -> None:
     """Ask about every model and language at once, so that the estimate is of the whole."""
     for cell in cells:
+        cell.annotator = judge.name
         for item in cell.both():
             outputs = cell.baseline.outputs[item.item_id], cell.outputs[item.item_id]
             cell.questions[item.item_id] = ask_about(item.instruction, *outputs, template)
@@ -122,7 +124,6 @@ def _judge(judge: Judge, cells: Sequence[Cell], template: Template) -> None:
     instructions = {(cell.language, item.item_id): item.instruction for cell in cells for item in cell.items}
     for (cell, item_id), verdict in zip(asked, verdicts, strict=True):
         cell.verdicts[item_id] = verdict
-        cell.annotator = judge.name
         if verdict is None:
             cell.failures[LACKING] += 1
             continue
@@ -155,11 +156,15 @@ def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: M
             cell.annotator = _generator(own, "annotator")
             cell.date = max((str(row.values.get("date") or "") for row in own), default="")
             cells.append(cell)
+    for language in wanted.keys() - {cell.language for cell in cells}:
+        problems[language].counts["language without annotations"] = 1
+        work.reporter.say(f"xalpaca {language}: there are no annotations in this language.")
     return cells
 
 
 def _is_whole(row: Row) -> bool:
-    return all(isinstance(row.values.get(name), str) for name in ("output_1", "output_2"))
+    texts = (row.values.get(name) for name in ("output_1", "output_2"))
+    return all(isinstance(text, str) and is_unicode(text) for text in texts)
 
 
 def _write(work: Evaluation, cell: Cell) -> None:

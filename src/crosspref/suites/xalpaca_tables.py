@@ -83,7 +83,7 @@ def _mean(rows: Sequence[WinRate], found: Rates) -> WinRate:
         length=_average([row.length for row in there]),
         baseline_length=_average([row.baseline_length for row in there]),
         baseline=", ".join(dict.fromkeys(row.baseline for row in rows)),
-        judge=", ".join(dict.fromkeys(row.judge for row in rows)),
+        judge=", ".join(dict.fromkeys(row.judge for row in rows if row.judge)),
         date=max(row.date for row in rows),
     )
 
