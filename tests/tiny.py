@@ -106,16 +106,23 @@ def talker(source: Path, directory: Path) -> Path:
     return directory
 
 
-def make_adapter(base: Path, directory: Path, seed: int = 0, rank: int = 4, size: float = 0.1) -> Path:
+def make_adapter(
+    base: Path,
+    directory: Path,
+    seed: int = 0,
+    rank: int = 4,
+    size: float = 0.1,
+    modules: str | list[str] = "all-linear",
+) -> Path:
     """Write a LoRA adapter of random weights over a model, as peft does: a stand-in for an aligned policy."""
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM"),
     )
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(size * torch.randn_like(parameter))
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, save_embedding_layers=False)
     return directory

@@ -92,6 +92,18 @@ def test_scores_are_those_of_merged_weights(kind: str, four: dict[str, Four], ti
     assert statistics.median(abs(one - other) for one, other in zip(policy, reference, strict=True)) > 1000 * NATS
 
 
+def test_an_adapter_of_the_output_layer_counts(
+    tiny_models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny_models["llama"][0]
+    adapter = make_adapter(base, tmp_path / "adapter", size=0.003, modules=["lm_head", "q_proj"])
+    merged = merge_by_hand(base, adapter, tmp_path / "merged")
+    scorer = make_scorer(adapter, base)
+    assert "an adapter changes its output layer" in caplog.text
+    assert (scorer.policy.tiled, scorer.reference.packed) == (False, True)
+    assert score(scorer) == pytest.approx(score(make_scorer(merged, base)), abs=NATS)
+
+
 def embeddings() -> set[int]:
     """Return where the input embeddings of all living models lie in memory."""
     gc.collect()

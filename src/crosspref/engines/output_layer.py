@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from crosspref.maths.logprobs import tiled_logprobs
 
@@ -21,8 +22,14 @@ def made_up_ids(model: Any, count: int = 16) -> list[int]:
 
 
 def head_logprobs(model: Any, hidden: torch.Tensor, ids: torch.Tensor, budget: int) -> torch.Tensor:
-    """Return log-probabilities (tokens,), nats, of ids (tokens,) from hidden states (tokens, width)."""
+    """Return log-probabilities (tokens,), nats, of ids (tokens,) from hidden states (tokens, width).
+
+    Raises:
+        NotImplementedError: an adapter changes the output layer, which is then more than its weight.
+    """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if isinstance(head, LoraLayer) and not head.disable_adapters and set(head.active_adapters) & set(head.lora_A):
+        raise NotImplementedError("an adapter changes its output layer")
     scale = getattr(config, "logit_scale", None)  # Cohere multiplies its logits, Granite divides them
     if scale is None:
         scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
