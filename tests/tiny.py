@@ -113,6 +113,8 @@ def make_adapter(
     rank: int = 4,
     size: float = 0.1,
     modules: str | list[str] = "all-linear",
+    *,
+    with_base: bool | str = "auto",
 ) -> Path:
     """Write a LoRA adapter of random weights over a model, as peft does: a stand-in for an aligned policy."""
     model = get_peft_model(
@@ -124,5 +126,5 @@ def make_adapter(
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(size * torch.randn_like(parameter))
-    model.save_pretrained(directory, save_embedding_layers=False)
+    model.save_pretrained(directory, save_embedding_layers=with_base)
     return directory

@@ -92,16 +92,24 @@ def test_scores_are_those_of_merged_weights(kind: str, four: dict[str, Four], ti
     assert statistics.median(abs(one - other) for one, other in zip(policy, reference, strict=True)) > 1000 * NATS
 
 
+@pytest.mark.parametrize("with_base", [False, True])
 def test_an_adapter_of_the_output_layer_counts(
-    tiny_models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture, with_base: bool
 ) -> None:
-    base = tiny_models["llama"][0]
-    adapter = make_adapter(base, tmp_path / "adapter", size=0.003, modules=["lm_head", "q_proj"])
+    base, folder = tiny_models["llama"][0], tmp_path / "adapter"
+    adapter = make_adapter(base, folder, size=0.003, modules=["lm_head", "q_proj"], with_base=with_base)
+    assert any("base_layer" in key for key in load_file(folder / "adapter_model.safetensors")) == with_base
     merged = merge_by_hand(base, adapter, tmp_path / "merged")
     scorer = make_scorer(adapter, base)
     assert "an adapter changes its output layer" in caplog.text
     assert (scorer.policy.tiled, scorer.reference.packed) == (False, True)
     assert score(scorer) == pytest.approx(score(make_scorer(merged, base)), abs=NATS)
+    if with_base:
+        weights = load_file(folder / "adapter_model.safetensors")
+        changed = {key: weight + 1 if "base_layer" in key else weight for key, weight in weights.items()}
+        save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match="is not one of its base"):
+            make_scorer(adapter, base)
 
 
 def embeddings() -> set[int]:

@@ -126,12 +126,12 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
         config = peft.LoraConfig.from_pretrained(str(adapter))
         config.lora_dropout = 0.0  # policy and reference must be one model before the first step
         config.inference_mode = not trainable
+        with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:  # before it may go over the base's own weights
+            kept = {key for key in stored.keys() if not _is_of_base(key, stored, model)}  # noqa: SIM118 - no mapping
         if isinstance(model, peft.PeftModel):
             model.load_adapter(str(adapter), name, peft_config=config, **given)
         else:
             model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **given)
-        with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
-            kept = set(stored.keys())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The adapter in {adapter} cannot be loaded over its base: {error}") from error
     wanted = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -142,6 +142,16 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
             f"base_model_name_or_path in {adapter / ADAPTER_CONFIG}."
         )
     return model
+
+
+def _is_of_base(key: str, stored: Any, model: Any) -> bool:
+    """Tell whether a weight is the base's own, which peft writes too where an adapter is on the output layer."""
+    if ".base_layer." not in key:
+        return False
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
+    own = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
+    return own is not None and torch.equal(stored.get_tensor(key).to(own), own)
 
 
 def lora_config(settings: LoraSettings) -> peft.LoraConfig:
