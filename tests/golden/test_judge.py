@@ -263,9 +263,26 @@ def test_a_server_that_refuses_every_question_is_an_error(path: Path) -> None:
 
 
 def test_what_is_asked_beside_the_question_counts_for_the_budget(path: Path) -> None:
-    judge = make_judge(path, request={"max_tokens": None, "max_completion_tokens": 4000}, **PRICES)
-    assert judge.most_written(QUESTIONS[0], "text") == 4000
-    assert judge.costs.expected(QUESTIONS[0], 4000) > 4000 * PRICES["price_out"] / 1e6
+    request, most = {"max_tokens": None, "max_completion_tokens": 4000}, 4000 * PRICES["price_out"] / 1e6
+    with FakeJudge() as server:
+        judge = make_judge(path, server.url, request=request, budget=most, **PRICES)
+        with pytest.raises(BudgetError):
+            judge.ask(QUESTIONS[:2])
+        assert not server.asked
+        assert "at most 8,000 to write" in said(judge)
+        assert None not in make_judge(path, server.url, request=request, budget=2 * most, **PRICES).ask(QUESTIONS[:2])
+
+
+def test_an_answer_that_cannot_be_used_is_paid_for(path: Path) -> None:
+    class Nothing(FakeJudge):
+        def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+            return super().answer(body) | {"choices": []}
+
+    with Nothing() as server:
+        judge = make_judge(path, server.url, retries=1, **PRICES)
+        with pytest.raises(ServerError, match="no answer that can be used in 2 attempts"):
+            judge.ask(QUESTIONS[:1])
+    assert judge.costs.spent == pytest.approx(2 * COST)
 
 
 def test_an_error_in_between_keeps_what_was_paid_for(path: Path) -> None:

@@ -92,7 +92,7 @@ def _by_column(rows: Iterable[Row], source: str, what: str, asked: Sequence[str]
         # A broken row is counted in the language that it stands in: items are found by their place there.
         tag = tag or (None if row.values else _language_around(tags, place, f"{what}: row {row.number} of {source}"))
         if tag is not None:
-            if asked is None and tag not in LANGUAGES:
+            if asked is None:
                 try:
                     language_name(tag)
                 except DataError as error:

@@ -156,7 +156,8 @@ def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: M
             cell.annotator = _generator(own, "annotator")
             cell.date = max((str(row.values.get("date") or "") for row in own), default="")
             cells.append(cell)
-    for language in wanted.keys() - {cell.language for cell in cells}:
+    there = {cell.language for cell in cells}
+    for language in [language for language in wanted if language not in there]:
         problems[language].counts["language without annotations"] = 1
         work.reporter.say(f"xalpaca {language}: there are no annotations in this language.")
     return cells
