@@ -26,9 +26,9 @@ from typing import Any
 import workload
 from timing import alike, machine, mean_per_token, ratios, spread, take_turns, timed, worker
 
+from crosspref.data.records import Prompt, Response
 from crosspref.engines import RecipeEngines
-from crosspref.models import locate_model
-from crosspref.records import Prompt, Response
+from crosspref.models.locate import locate_model
 from crosspref.stages.sample import sample
 from crosspref.stages.score import score
 
@@ -181,7 +181,7 @@ class Server:
 @contextmanager
 def serve(options: argparse.Namespace) -> Iterator[Server]:
     """Serve the model with vLLM as pi_0; it holds the same settings as the engine in process."""
-    from crosspref.engines.transformers_models import readable_directory
+    from crosspref.engines.transformers.models import readable_directory
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

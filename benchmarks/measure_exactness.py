@@ -12,9 +12,9 @@ from lines import reached
 from prepared import Prepared, quiet
 
 from crosspref.engines import RecipeEngines
-from crosspref.engines.transformers_models import readable_directory
-from crosspref.models import ModelFiles
-from crosspref.stages.audit import least_gap
+from crosspref.engines.transformers.models import readable_directory
+from crosspref.models.locate import ModelFiles
+from crosspref.reports.noise import least_gap
 from crosspref.stages.score import score
 
 Found = dict[str, dict[str, Any]]

@@ -14,10 +14,10 @@ from measure_training import micro_batch
 from prepared import Prepared, draw, quiet, rate
 from timing import alike, mean_per_token, ratios, spread, take_turns, timed
 
-from crosspref.engines.transformers_models import ChatTokenizer, free_memory, readable_directory, stop_ids
+from crosspref.data.records import Response
+from crosspref.engines.transformers.models import ChatTokenizer, free_memory, readable_directory, stop_ids
 from crosspref.languages import ENGLISH
-from crosspref.records import Response
-from crosspref.stages.select import select
+from crosspref.stages.select.select import select
 
 Drawn = list[Response]
 

@@ -14,9 +14,9 @@ from lines import reached
 from prepared import Prepared, rate
 from stepping import in_child
 
+from crosspref.data.records import Response
 from crosspref.languages import ENGLISH
-from crosspref.models import ModelFiles, locate_model
-from crosspref.records import Response
+from crosspref.models.locate import ModelFiles, locate_model
 
 VOCABULARY, HIDDEN, RESPONSES, TOKENS = 128_000, 256, 10, 2400
 """A model of a tiny body with a large output layer, and what it scores."""
@@ -67,7 +67,7 @@ def scoring(work: Prepared) -> float:
 
 def weights_of(work: Prepared, policy: ModelFiles, reference: ModelFiles) -> float:
     """Return the megabytes that a scorer of two models holds; what scoring itself takes is not in it."""
-    import crosspref.engines.transformers_scorer  # noqa: F401 - the libraries must not count as weights
+    import crosspref.engines.transformers.scorer  # noqa: F401 - the libraries must not count as weights
 
     before = resident()
     scorer = work.engines().scorer(policy, reference)

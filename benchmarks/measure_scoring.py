@@ -15,13 +15,13 @@ from prepared import Prepared, quiet, rate
 from stepping import in_child
 from timing import ratios, spread, take_turns, timed
 
-from crosspref.engines.transformers_models import free_memory, readable_directory
-from crosspref.job import Shard
+from crosspref.data.records import Response, Score
+from crosspref.engines.transformers.models import free_memory, readable_directory
 from crosspref.languages import ENGLISH
-from crosspref.records import Response, Score
+from crosspref.run.job import Shard
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.score import score
-from crosspref.store import Fingerprint, Unit
-from crosspref.tables import scored_before
+from crosspref.stages.tables import scored_before
 
 Found = dict[str, dict[str, Any]]
 NATS = {"float32": 0.01, "bfloat16": 8.0}

@@ -13,9 +13,9 @@ from stepping import Pause, Stepper
 from timing import ratios, spread, take_turns
 from transformers import TrainerCallback
 
-from crosspref.engines.transformers_models import readable_directory
-from crosspref.engines.trl_trainer import example_of
-from crosspref.sections import TrainSettings
+from crosspref.engines.training.trainer import example_of
+from crosspref.engines.transformers.models import readable_directory
+from crosspref.recipe.sections import TrainSettings
 
 
 def settings(work: Prepared, epochs: int) -> TrainSettings:

@@ -13,12 +13,12 @@ import workload
 from timing import machine
 from transformers import AutoModelForCausalLM
 
+from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.engines import RecipeEngines
-from crosspref.engines.transformers_models import load_tokenizer, readable_directory
+from crosspref.engines.transformers.models import load_tokenizer, readable_directory
 from crosspref.languages import ENGLISH
-from crosspref.models import ModelFiles, locate_model
-from crosspref.recipe import Recipe
-from crosspref.records import Pair, Prompt, Response, Score
+from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.recipe.schema import Recipe
 from crosspref.stages.sample import sample
 from crosspref.stages.score import score
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crosspref.recipe_file import dump_recipe, make_recipe
-from crosspref.records import SCHEMAS, Prompt, Response, Score
-from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
+from crosspref.data.records import SCHEMAS, Prompt, Response, Score
+from crosspref.recipe.files import dump_recipe, make_recipe
+from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
 
 CHARACTERS, TOKENS = 200, 60
 

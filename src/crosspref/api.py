@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from crosspref import algorithm
-from crosspref.changes import settle_recipe
-from crosspref.children import interrupts_held
+from crosspref.data.records import Response
 from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
-from crosspref.job import Job, Phase
 from crosspref.languages import ENGLISH, crosslingual_instruction
-from crosspref.launching import launch_command
 from crosspref.maths.reward import implicit_reward
-from crosspref.models import ModelFiles, locate_model, require_one_output, require_same_lora
-from crosspref.progress import Reporter
-from crosspref.ranks import is_launched
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import load_recipe, make_recipe
-from crosspref.records import Response
-from crosspref.store import RunDirectory
-from crosspref.tokenizer_files import require_same_tokenizer
+from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
+from crosspref.models.tokenizers import require_same_tokenizer
+from crosspref.recipe.files import load_recipe, make_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.changes import settle_recipe
+from crosspref.run.children import interrupts_held
+from crosspref.run.job import Job, Phase
+from crosspref.run.launching import launch_command
+from crosspref.run.progress import Reporter
+from crosspref.run.ranks import is_launched
+from crosspref.run.store import RunDirectory
 
 PHASES_LOG = "phases.jsonl"
 TRAINING = (algorithm.align_english, algorithm.train)

@@ -12,7 +12,7 @@ from crosspref import __version__
 from crosspref.errors import CrossprefError
 
 if TYPE_CHECKING:
-    from crosspref.store import RunDirectory
+    from crosspref.run.store import RunDirectory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     settings.set_defaults(command=_settings)
 
-    from crosspref import cli_audit, cli_canary, cli_lab, cli_leaderboard, cli_plan, cli_stages
+    from crosspref.commands import audit as cli_audit
+    from crosspref.commands import canary as cli_canary
+    from crosspref.commands import lab as cli_lab
+    from crosspref.commands import leaderboard as cli_leaderboard
+    from crosspref.commands import plan as cli_plan
+    from crosspref.commands import stages as cli_stages
 
     cli_stages.add_commands(commands, _add_set)
     cli_plan.add_command(commands, _add_set)
@@ -108,9 +113,9 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from crosspref import api
-    from crosspref.progress import Reporter
-    from crosspref.recipe_file import load_recipe
-    from crosspref.store import RunDirectory
+    from crosspref.recipe.files import load_recipe
+    from crosspref.run.progress import Reporter
+    from crosspref.run.store import RunDirectory
 
     recipe = load_recipe(options.recipe, options.overrides)
     reporter = Reporter()
@@ -123,8 +128,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from crosspref.checking import check_recipe
-    from crosspref.recipe_file import load_recipe
+    from crosspref.commands.checking import check_recipe
+    from crosspref.recipe.files import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     print(f"ok    recipe {options.recipe}")  # noqa: T201
@@ -136,8 +141,8 @@ def _status(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crosspref.status import run_status
-    from crosspref.store import RunDirectory
+    from crosspref.run.status import run_status
+    from crosspref.run.store import RunDirectory
 
     phases = run_status(RunDirectory(options.run))
     table = Table(box=None)
@@ -153,8 +158,8 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> None:
-    from crosspref.recipe import Recipe
-    from crosspref.settings import describe_settings
+    from crosspref.recipe.describe import describe_settings
+    from crosspref.recipe.schema import Recipe
     from crosspref.suites.settings import EvaluationSettings
 
     for line in describe_settings(EvaluationSettings if options.suites else Recipe):
@@ -163,7 +168,7 @@ def _settings(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from crosspref.errors import RunError
-    from crosspref.store import RunDirectory
+    from crosspref.run.store import RunDirectory
 
     if not _show_report(RunDirectory(options.run), options.svg):
         raise RunError(
@@ -178,9 +183,9 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
 
     from rich.console import Console
 
-    from crosspref.records import Agreement, Measure
-    from crosspref.stages.report import make_agreement_report, make_report, print_reports
-    from crosspref.store import Unit, write_text
+    from crosspref.data.records import Agreement, Measure
+    from crosspref.reports.report import make_agreement_report, make_report, print_reports
+    from crosspref.run.store import Unit, write_text
 
     kinds = (
         ("iteration_*/evaluation/measures.parquet", Measure, make_report),
@@ -203,10 +208,10 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from crosspref.comparison import WIDTH, compare_runs
     from crosspref.errors import RunError
-    from crosspref.stages.report import print_reports
-    from crosspref.store import write_text
+    from crosspref.reports.comparison import WIDTH, compare_runs
+    from crosspref.reports.report import print_reports
+    from crosspref.run.store import write_text
 
     comparison = compare_runs(options.runs)
     print_reports([comparison.report(by_language=False)], WIDTH)
@@ -221,8 +226,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _phase(options: argparse.Namespace) -> None:
     from crosspref import api
-    from crosspref.children import end_with_parent
-    from crosspref.progress import Reporter
+    from crosspref.run.children import end_with_parent
+    from crosspref.run.progress import Reporter
 
     end_with_parent()
     api.run_phase(options.run, options.name, options.iteration, Reporter())

@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 
-import crosspref.engines.transformers_sampler
-import crosspref.engines.transformers_scorer
-import crosspref.engines.trl_trainer  # noqa: F401
+import crosspref.engines.training.trainer  # noqa: F401
 from crosspref.cli import main
 from crosspref.engines import langid
 

@@ -11,8 +11,8 @@ from running import Forked, ForkServer
 
 from crosspref.api import PHASES_LOG
 from crosspref.errors import RunError
-from crosspref.status import run_status
-from crosspref.store import RunDirectory
+from crosspref.run.status import run_status
+from crosspref.run.store import RunDirectory
 
 POLL_SECONDS = 0.0005
 

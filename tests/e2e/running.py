@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from crosspref.records import Dropped, Measure, Pair, Prompt, Response, Score
-from crosspref.store import Unit
+from crosspref.data.records import Dropped, Measure, Pair, Prompt, Response, Score
+from crosspref.run.store import Unit
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "src" / "crosspref" / "data"

@@ -8,9 +8,9 @@ import torch
 from running import Run, assert_one_message, rows, small_recipe, times, write_recipe
 from safetensors.torch import load_file
 
-from crosspref.models import locate_model
-from crosspref.records import Score
-from crosspref.stages.files import read_rows
+from crosspref.data.records import Score
+from crosspref.data.tables import read_rows
+from crosspref.models.locate import locate_model
 
 pytestmark = pytest.mark.slow
 

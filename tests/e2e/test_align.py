@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosspref import align, solve_length_penalty
-from crosspref.models import locate_model
-from crosspref.records import Response, Score, derive_seed
+from crosspref.data.records import Response, Score, derive_seed
+from crosspref.models.locate import locate_model
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,11 @@ import pytest
 from running import Run, small_recipe
 
 from crosspref import align
-from crosspref.auditing import audit_run
+from crosspref.data.records import Score
 from crosspref.errors import RunError
-from crosspref.progress import Reporter
-from crosspref.records import Score
-from crosspref.store import Unit
+from crosspref.reports.audit import audit_run
+from crosspref.run.progress import Reporter
+from crosspref.run.store import Unit
 
 
 @pytest.fixture(scope="module")

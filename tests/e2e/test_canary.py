@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from running import Run, assert_one_message, rows, times
 
-from crosspref.lab.traits import TRAITS
-from crosspref.records import Pair, Prompt, Response, Score
-from crosspref.store import Unit
+from crosspref.data.records import Pair, Prompt, Response, Score
+from crosspref.lab.canary.traits import TRAITS
+from crosspref.run.store import Unit
 
 pytestmark = pytest.mark.slow
 

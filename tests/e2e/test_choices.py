@@ -22,9 +22,9 @@ from running import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from crosspref.records import Agreement, Dropped, Pair, Prompt, Response, Score, Translation
+from crosspref.data.records import Agreement, Dropped, Pair, Prompt, Response, Score, Translation
+from crosspref.run.store import RunDirectory, Unit
 from crosspref.stages.evaluate import WIN_RATE
-from crosspref.store import RunDirectory, Unit
 
 pytestmark = pytest.mark.slow
 

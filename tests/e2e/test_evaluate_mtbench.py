@@ -13,8 +13,8 @@ import yaml
 from fake_judge import FakeJudge
 from running import ForkServer, Run, assert_one_message, write_lines
 
-from crosspref.records import Response
-from crosspref.store import Unit
+from crosspref.data.records import Response
+from crosspref.run.store import Unit
 from crosspref.suites.results import Change, Judgement, Scores
 
 pytest.importorskip("openai")

@@ -13,7 +13,7 @@ import yaml
 from fake_judge import FakeJudge
 from running import ForkServer, Run, assert_one_message, crosspref
 
-from crosspref.store import Unit
+from crosspref.run.store import Unit
 from crosspref.suites.results import WinRate
 
 pytest.importorskip("openai")

@@ -16,7 +16,7 @@ from killing import History, Moment, Strike, run_with_kills
 from running import CLI, ForkServer, assert_same_run, environment, small_recipe, times, write_recipe
 
 from crosspref.api import phase_log
-from crosspref.store import RunDirectory
+from crosspref.run.store import RunDirectory
 
 pytestmark = pytest.mark.slow
 

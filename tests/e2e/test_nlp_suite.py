@@ -13,7 +13,7 @@ from nlp_items import SUBJECTS, make_items, write_items, write_lines
 from running import ForkServer, Run, assert_one_message
 from tiny import make_adapter
 
-from crosspref.store import Unit
+from crosspref.run.store import Unit
 from crosspref.suites.results import Change, ItemScore, TaskScore
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -285,6 +285,6 @@ def test_without_the_library_it_is_said_what_installs_it(
     command: Run, models: tuple[Path, Path], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "crosspref.engines.lm_eval_tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "crosspref.engines.lm_eval", raising=False)
     code, _, errors = command(*arguments(place, models[1], "--out", place / "out"))
     assert_one_message(code, errors, "'lm_eval'", "pip install 'crosspref[eval]'")

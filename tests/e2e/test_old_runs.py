@@ -8,8 +8,8 @@ import pytest
 from running import Run, assert_one_message, assert_same_run, files, measures, times, write_recipe
 
 from crosspref.api import phase_log
-from crosspref.recipe_file import load_recipe, make_recipe
-from crosspref.store import RunDirectory
+from crosspref.recipe.files import load_recipe, make_recipe
+from crosspref.run.store import RunDirectory
 
 pytestmark = pytest.mark.slow
 

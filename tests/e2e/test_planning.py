@@ -11,7 +11,7 @@ from running import Run, assert_one_message, write_recipe
 from transformers import AutoModelForCausalLM
 
 from crosspref import align
-from crosspref.models import locate_model
+from crosspref.models.locate import locate_model
 from crosspref.plan.shapes import read_shape, shape_of
 
 

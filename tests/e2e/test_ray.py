@@ -17,15 +17,15 @@ from running import Forked, ForkServer, Run, assert_one_message, content, files,
 from safetensors.torch import load_file
 
 from crosspref.errors import MissingLibraryError, ModelError, RunError
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import make_recipe
+from crosspref.recipe.files import make_recipe
+from crosspref.recipe.schema import Recipe
 
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from crosspref.engines import ray_executor  # noqa: E402
-from crosspref.engines.ray_executor import map_shards  # noqa: E402
+from crosspref.engines.ray import executor as ray_executor  # noqa: E402
+from crosspref.engines.ray.executor import map_shards  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

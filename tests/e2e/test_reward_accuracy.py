@@ -16,13 +16,13 @@ from fake_judge import FakeJudge
 from running import ForkServer, Run, assert_one_message, small_recipe, write_recipe
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from crosspref.engines.transformers_reward_model import TransformersRewardModel
-from crosspref.models import locate_model
-from crosspref.records import Pair
-from crosspref.resources import ResourceSettings
-from crosspref.store import Unit
-from crosspref.suites.accuracy_pairs import compare
-from crosspref.suites.accuracy_rates import Accuracy, AccuracyChange, PairOutcome
+from crosspref.data.records import Pair
+from crosspref.engines.transformers.reward_model import TransformersRewardModel
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.run.store import Unit
+from crosspref.suites.reward_accuracy.pairs import compare
+from crosspref.suites.reward_accuracy.rates import Accuracy, AccuracyChange, PairOutcome
 
 pytest.importorskip("openai")
 

@@ -11,8 +11,8 @@ from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FaultProxy
 from running import Run, assert_one_message, crosspref, head, rows, small_recipe, times, write_recipe
 
-from crosspref.records import Response, Score
-from crosspref.store import Unit
+from crosspref.data.records import Response, Score
+from crosspref.run.store import Unit
 
 pytest.importorskip("openai")
 

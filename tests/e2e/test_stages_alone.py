@@ -11,8 +11,8 @@ from running import ForkServer, Run, assert_one_message, rows, wait_for, write_l
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from crosspref.records import Dropped, Measure, Pair, Response, Score, Translation
-from crosspref.stages.files import read_rows
+from crosspref.data.records import Dropped, Measure, Pair, Response, Score, Translation
+from crosspref.data.tables import read_rows
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from tiny import make_adapter
 from training import LORA, PAIRS, Models, make_trainer, train
 
-from crosspref.engines import adapters
-from crosspref.engines.adapters import load_files
-from crosspref.engines.trl_trainer import TrlTrainer
+from crosspref.engines.training.trainer import TrlTrainer
+from crosspref.engines.transformers import adapters
+from crosspref.engines.transformers.adapters import load_files
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
+from crosspref.models.locate import locate_model
 
 SAVED = LORA.model_copy(update={"save": "adapter"})
 CPU = torch.device("cpu")

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from tiny import make_adapter
 
 from crosspref import ImplicitReward
-from crosspref.engines.adapters import load_files
-from crosspref.engines.released_scorer import ReleasedScorer
-from crosspref.engines.transformers_sampler import TransformersSampler
-from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.data.records import Response
+from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.released_scorer import ReleasedScorer
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
-from crosspref.records import Response
-from crosspref.resources import ResourceSettings
-from crosspref.sections import RewardSettings, SampleSettings
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import RewardSettings, SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

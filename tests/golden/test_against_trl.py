@@ -14,9 +14,9 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from crosspref.engines.kto_trainer import kto_examples
-from crosspref.engines.transformers_models import load_tokenizer
-from crosspref.engines.trl_trainer import example_of
+from crosspref.engines.training.kto import kto_examples
+from crosspref.engines.training.trainer import example_of
+from crosspref.engines.transformers.models import load_tokenizer
 from crosspref.maths.losses import orpo_loss, simpo_loss
 
 TEN = PAIRS[:10]

@@ -10,13 +10,13 @@ from fake_openai_server import FakeOpenAIServer
 from tiny import talker
 from transformers import AutoTokenizer
 
-from crosspref.engines.protocols import Sampled
-from crosspref.engines.server_sampler import ServerSampler
-from crosspref.engines.transformers_sampler import TransformersSampler
-from crosspref.models import locate_model
-from crosspref.records import FollowUp, Instruction, Prompt
-from crosspref.resources import ResourceSettings, ServerSettings
-from crosspref.sections import SampleSettings
+from crosspref.data.records import FollowUp, Instruction, Prompt
+from crosspref.engines.server.sampler import ServerSampler
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.models.locate import locate_model
+from crosspref.protocols import Sampled
+from crosspref.recipe.resources import ResourceSettings, ServerSettings
+from crosspref.recipe.sections import SampleSettings
 
 FIRST, ANSWER, NEXT = "¿Qué es un volcán?", "A hill that burns.", "And why so?"
 MESSAGES = [

@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from crosspref.engines import packed_weights
-from crosspref.engines.decoding import Decoder, Row, can_decode
-from crosspref.engines.decoding_cache import BLOCK, Cache, Prompt, Step
-from crosspref.engines.packed_weights import pack_weights
-from crosspref.engines.transformers_sampler import NUCLEUS, TransformersSampler, nucleus
-from crosspref.models import locate_model
-from crosspref.records import derive_seed
-from crosspref.resources import ResourceSettings
-from crosspref.sections import SampleSettings
+from crosspref.data.records import derive_seed
+from crosspref.engines.packed import weights as packed_weights
+from crosspref.engines.packed.cache import BLOCK, Cache, Prompt, Step
+from crosspref.engines.packed.decoding import Decoder, Row, can_decode
+from crosspref.engines.packed.weights import pack_weights
+from crosspref.engines.transformers.sampler import NUCLEUS, TransformersSampler, nucleus
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 INSTRUCTIONS = ["Hi!", "Explain in three short sentences why the sky is blue.", "¿Qué es un volcán?", "Назови столицы."]

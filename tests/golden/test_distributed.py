@@ -13,10 +13,10 @@ import yaml
 from safetensors.torch import load_file
 from training import LORA, PAIRS, make_trainer, train
 
-from crosspref.engines.distributed import real_items
-from crosspref.engines.trl_trainer import TrlTrainer
+from crosspref.engines.training.distributed import real_items
+from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.errors import MissingLibraryError, ModelError, RecipeError
-from crosspref.references import carrying
+from crosspref.stages.references import carrying
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes" / "distributed"

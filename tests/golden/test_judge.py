@@ -12,12 +12,12 @@ from fault_proxy import FaultProxy
 from rich.console import Console
 
 from crosspref.errors import BudgetError, RecipeError, ServerError
-from crosspref.progress import Reporter
-from crosspref.suites.judge import Judge
-from crosspref.suites.questions import Question
+from crosspref.run.progress import Reporter
+from crosspref.suites.judge.judge import Judge
+from crosspref.suites.judge.questions import Question
+from crosspref.suites.judge.verdicts import Verdict, VerdictLog
 from crosspref.suites.settings import JudgeSettings
-from crosspref.suites.verdicts import Verdict, VerdictLog
-from crosspref.suites.xalpaca_prompt import ask_about
+from crosspref.suites.xalpaca.prompt import ask_about
 
 pytest.importorskip("openai")
 

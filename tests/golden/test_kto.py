@@ -9,11 +9,11 @@ import torch
 from tiny import nudge
 from training import LORA, PAIRS, Models, make_trainer, train, watch
 
-from crosspref.engines import adapters
-from crosspref.engines.kto_trainer import KtoCollator, KtoTrainer, kto_examples
+from crosspref.data.records import Pair
+from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
+from crosspref.engines.transformers import adapters
 from crosspref.errors import DataError, ModelError
-from crosspref.records import Pair
-from crosspref.sections import LoraSettings
+from crosspref.recipe.sections import LoraSettings
 
 SEVEN = PAIRS[2:9]
 FROZEN = 1e-30

@@ -11,12 +11,12 @@ import torch
 from tiny import nudge
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
 
-from crosspref.engines import adapters
-from crosspref.engines.pair_trainer import PairTrainer
-from crosspref.engines.trl_trainer import TrlTrainer
+from crosspref.data.records import Pair
+from crosspref.engines.training.pairs import PairTrainer
+from crosspref.engines.training.trainer import TrlTrainer
+from crosspref.engines.transformers import adapters
 from crosspref.errors import ModelError
-from crosspref.records import Pair
-from crosspref.sections import LoraSettings
+from crosspref.recipe.sections import LoraSettings
 
 METHODS = ["dpo", "ipo", "simpo", "orpo", "kto"]
 BETA, NLL_WEIGHT, GAMMA, DESIRABLE, UNDESIRABLE = 0.3, 0.7, 0.4, 1.3, 0.6

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from crosspref.languages import LANGUAGES
-from crosspref.suites.nlp_tasks import HUB, SHOTS, TITLES, TaskName, parts_of
+from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
 
 pytest.importorskip("lm_eval")
 

@@ -11,10 +11,10 @@ import torch
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train
 from transformers import AutoModelForCausalLM
 
-from crosspref.engines import response_head
-from crosspref.engines.packed_attention import NAME
-from crosspref.engines.pair_trainer import PairTrainer
-from crosspref.engines.response_head import Rows, add_response_head, distinct_tokens, require_known_head
+from crosspref.engines.packed import response_head
+from crosspref.engines.packed.attention import NAME
+from crosspref.engines.packed.response_head import Rows, add_response_head, distinct_tokens, require_known_head
+from crosspref.engines.training.pairs import PairTrainer
 
 NATS = 1e-4
 LONG, SHORT = list(range(10, 40)), [7, 8, 9]

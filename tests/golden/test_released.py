@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from crosspref.engines.protocols import LogProbs
-from crosspref.engines.released_scorer import ReleasedScorer, padded_rows
-from crosspref.engines.transformers_scorer import ModelScorer
+from crosspref.data.records import FinishReason, Response
+from crosspref.engines.transformers.released_scorer import ReleasedScorer, padded_rows
+from crosspref.engines.transformers.scorer import ModelScorer
 from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
-from crosspref.models import locate_model
-from crosspref.records import FinishReason, Response
-from crosspref.resources import ResourceSettings
-from crosspref.sections import RewardSettings
+from crosspref.models.locate import locate_model
+from crosspref.protocols import LogProbs
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence

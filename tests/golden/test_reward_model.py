@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny import SHAPE, make_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from crosspref.engines.transformers_reward_model import TransformersRewardModel
+from crosspref.engines.transformers.reward_model import TransformersRewardModel
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
-from crosspref.resources import ResourceSettings
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
 
 EOS = 1
 TEMPLATE = (

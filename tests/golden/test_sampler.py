@@ -14,12 +14,12 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoTokenizer
 
-from crosspref.engines.protocols import Sampled
-from crosspref.engines.transformers_sampler import SeededChoice, TransformersSampler, _first_above
-from crosspref.models import locate_model
-from crosspref.records import derive_seed
-from crosspref.resources import ResourceSettings
-from crosspref.sections import SampleSettings
+from crosspref.data.records import derive_seed
+from crosspref.engines.transformers.sampler import SeededChoice, TransformersSampler, _first_above
+from crosspref.models.locate import locate_model
+from crosspref.protocols import Sampled
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 EOS, END = 1, 2

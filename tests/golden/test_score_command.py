@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crosspref.cli import main
-from crosspref.records import Response, Score, Translation
-from crosspref.stages.files import read_rows, write_rows
+from crosspref.data.records import Response, Score, Translation
+from crosspref.data.tables import read_rows, write_rows
 
 Models = dict[str, tuple[Path, Path]]
 # Of different lengths, so that rows are padded, and two of them cut.

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from crosspref.engines.protocols import LogProbs
-from crosspref.engines.transformers_scorer import TransformersScorer
-from crosspref.models import locate_model
-from crosspref.records import FinishReason, Response
-from crosspref.resources import ResourceSettings
-from crosspref.sections import RewardSettings
+from crosspref.data.records import FinishReason, Response
+from crosspref.engines.transformers.scorer import TransformersScorer
+from crosspref.models.locate import locate_model
+from crosspref.protocols import LogProbs
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

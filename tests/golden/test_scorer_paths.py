@@ -23,12 +23,12 @@ from transformers import (
     Phi3Config,
 )
 
-from crosspref.engines import adapters
-from crosspref.engines.transformers_scorer import ModelScorer, TransformersScorer
+from crosspref.engines.transformers import adapters
+from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
-from crosspref.resources import ResourceSettings
-from crosspref.sections import RewardSettings
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4

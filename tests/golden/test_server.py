@@ -18,16 +18,16 @@ from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FAULTS, RETRY_AFTER, FaultProxy
 from tiny import talker
 
-from crosspref.engines.protocols import LogProbs, Sampled
-from crosspref.engines.server_sampler import ServerSampler
-from crosspref.engines.server_scorer import ServerScorer
-from crosspref.engines.transformers_sampler import TransformersSampler
-from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.data.records import Response, derive_seed
+from crosspref.engines.server.sampler import ServerSampler
+from crosspref.engines.server.scorer import ServerScorer
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ModelError, ServerError
-from crosspref.models import locate_model
-from crosspref.records import Response, derive_seed
-from crosspref.resources import ResourceSettings, ServerSettings
-from crosspref.sections import RewardSettings, SampleSettings
+from crosspref.models.locate import locate_model
+from crosspref.protocols import LogProbs, Sampled
+from crosspref.recipe.resources import ResourceSettings, ServerSettings
+from crosspref.recipe.sections import RewardSettings, SampleSettings
 
 pytest.importorskip("openai")
 
@@ -347,7 +347,7 @@ def test_a_server_that_is_down(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_server_that_accepts_and_says_nothing(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crosspref.engines.server_client.LOOK_UP", {"timeout": 0.3, "max_retries": 0})
+    monkeypatch.setattr("crosspref.engines.server.client.LOOK_UP", {"timeout": 0.3, "max_retries": 0})
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServerError, match="does not answer"):
         make_sampler(pair, f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
 

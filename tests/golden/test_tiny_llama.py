@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from crosspref.engines.tiny_llama import Muon, make_tokenizer, orthogonal
-from crosspref.engines.transformers_models import load_model, load_tokenizer
-from crosspref.lab.corpus import World, examples
-from crosspref.lab.setup import make_world, spoken_sentences
-from crosspref.lab.world import LANGUAGE_OF, LANGUAGES, SEPARATOR, Answer, ask, draw_meaning, speak, write
+from crosspref.engines.transformers.models import load_model, load_tokenizer
+from crosspref.lab.world.corpus import World, examples
+from crosspref.lab.world.setup import make_world, spoken_sentences
+from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, SEPARATOR, Answer, ask, draw_meaning, speak, write
 from crosspref.languages import crosslingual_instruction, translation_instruction
-from crosspref.progress import Reporter
+from crosspref.run.progress import Reporter
 
 TINY = replace(
     World(),

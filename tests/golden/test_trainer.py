@@ -10,10 +10,10 @@ import pytest
 import torch
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
 
-from crosspref.engines import adapters
+from crosspref.data.records import Pair
+from crosspref.engines.transformers import adapters
 from crosspref.errors import ModelError
-from crosspref.records import Pair
-from crosspref.sections import LoraSettings
+from crosspref.recipe.sections import LoraSettings
 
 
 def naive_terms(policy: Any, reference: Any, directory: Path, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:

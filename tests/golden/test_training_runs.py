@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from crosspref.engines import adapters, distributed
-from crosspref.engines.distributed import WHOLE, last_checkpoint
-from crosspref.engines.transformers_models import load_tokenizer
-from crosspref.engines.trl_trainer import TrlTrainer, example_of
+from crosspref.data.records import Pair
+from crosspref.engines.training import distributed
+from crosspref.engines.training.distributed import WHOLE, last_checkpoint
+from crosspref.engines.training.trainer import TrlTrainer, example_of
+from crosspref.engines.transformers import adapters
+from crosspref.engines.transformers.models import load_tokenizer
 from crosspref.errors import DataError, ModelError
-from crosspref.models import locate_model
-from crosspref.records import Pair
-from crosspref.resources import ResourceSettings
-from crosspref.sections import LoraSettings, TrainSettings
-from crosspref.tokenizer_files import tokenizer_identity
+from crosspref.models.locate import locate_model
+from crosspref.models.tokenizers import tokenizer_identity
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import LoraSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

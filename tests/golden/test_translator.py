@@ -25,13 +25,13 @@ from transformers import (
     NllbTokenizer,
 )
 
-from crosspref.engines import transformers_translator
-from crosspref.engines.protocols import Sampled
-from crosspref.engines.transformers_translator import ChatTranslator, TranslationModel
+from crosspref.engines.transformers import translator as transformers_translator
+from crosspref.engines.transformers.translator import ChatTranslator, TranslationModel
 from crosspref.errors import MissingLibraryError, ModelError
-from crosspref.models import is_encoder_decoder, locate_model
-from crosspref.resources import ResourceSettings
-from crosspref.sections import SampleSettings, TranslateSettings
+from crosspref.models.locate import is_encoder_decoder, locate_model
+from crosspref.protocols import Sampled
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import SampleSettings, TranslateSettings
 
 EOS, END = 1, 2
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

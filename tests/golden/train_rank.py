@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from training import PAIRS, make_trainer, train
 
-from crosspref.ranks import is_main
+from crosspref.run.ranks import is_main
 
 
 def main() -> None:

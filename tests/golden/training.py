@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from crosspref.engines.pair_trainer import PairTrainer
-from crosspref.engines.trl_trainer import TrlTrainer
-from crosspref.models import locate_model
-from crosspref.records import Pair
-from crosspref.resources import ResourceSettings
-from crosspref.sections import LoraSettings, TrainSettings
+from crosspref.data.records import Pair
+from crosspref.engines.training.pairs import PairTrainer
+from crosspref.engines.training.trainer import TrlTrainer
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import LoraSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

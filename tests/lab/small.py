@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 import crosspref
-from crosspref.lab.corpus import World, write_preferences, write_prompts
-from crosspref.lab.experiment import Content, lab_recipe, merged, run
-from crosspref.lab.measure import Measured, means, measure_run, without_english
-from crosspref.lab.setup import WorldFiles
-from crosspref.lab.world import LANGUAGES, WORDS, Answer, ask, draw_meaning, speak
-from crosspref.progress import Reporter
+from crosspref.lab.world.corpus import World, write_preferences, write_prompts
+from crosspref.lab.world.experiment import Content, lab_recipe, merged, run
+from crosspref.lab.world.measure import Measured, means, measure_run, without_english
+from crosspref.lab.world.setup import WorldFiles
+from crosspref.lab.world.world import LANGUAGES, WORDS, Answer, ask, draw_meaning, speak
+from crosspref.run.progress import Reporter
 
 QUIET = Reporter(Console(quiet=True))
 SHIPPED = Path(__file__).parent / "pi_I"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from small import SmallLab, gain
 
-from crosspref.engines import trl_trainer
-from crosspref.engines.transformers_scorer import ModelScorer
-from crosspref.lab.measure import means, without_english
+from crosspref.engines.training import trainer as trl_trainer
+from crosspref.engines.transformers.scorer import ModelScorer
+from crosspref.lab.world.measure import means, without_english
 from crosspref.stages import score as scoring
 
 MULTILINGUAL = {"reward": {"name": "multilingual"}}

@@ -12,25 +12,25 @@ import pytest
 from fake_judge import FakeJudge
 from rich.console import Console
 
+from crosspref.data.records import Pair
+from crosspref.data.rows import Row, read_file
 from crosspref.errors import DataError
 from crosspref.maths.significance import newcombe_interval, wilson_interval
 from crosspref.maths.statistics import nominal_alpha
-from crosspref.progress import Reporter
-from crosspref.recipe_file import dump_recipe, load_recipe, make_recipe
-from crosspref.records import Pair
-from crosspref.stages.prompt_files import Row, read_file
-from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
-from crosspref.suites.accuracy_judges import Judged, Outcome, ask_judge
-from crosspref.suites.accuracy_pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
-from crosspref.suites.accuracy_prompt import OWN, ask_about, read_choice
-from crosspref.suites.accuracy_rates import ALL, cells_of, changes_of
-from crosspref.suites.accuracy_report import make_sheet_report
-from crosspref.suites.accuracy_votes import Votes, write_sheet
-from crosspref.suites.judge import Judge
-from crosspref.suites.questions import UnreadableError
+from crosspref.recipe.files import dump_recipe, load_recipe, make_recipe
+from crosspref.run.progress import Reporter
+from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
+from crosspref.suites.judge.judge import Judge
+from crosspref.suites.judge.questions import UnreadableError
+from crosspref.suites.judge.verdicts import VerdictLog, messages_digest
+from crosspref.suites.reward_accuracy.judges import Judged, Outcome, ask_judge
+from crosspref.suites.reward_accuracy.pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
+from crosspref.suites.reward_accuracy.prompt import OWN, ask_about, read_choice
+from crosspref.suites.reward_accuracy.rates import ALL, cells_of, changes_of
+from crosspref.suites.reward_accuracy.report import make_sheet_report
+from crosspref.suites.reward_accuracy.votes import Votes, write_sheet
 from crosspref.suites.settings import EvaluationSettings, JudgeSettings, RewardAccuracySettings
 from crosspref.suites.targets import Candidate, Target
-from crosspref.suites.verdicts import VerdictLog, messages_digest
 from crosspref.suites.work import Evaluation
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from crosspref.api import check_models
 from crosspref.errors import ModelError, RecipeError
-from crosspref.job import settings_of
-from crosspref.models import locate_model, require_one_output, require_whole
-from crosspref.recipe_file import make_recipe
-from crosspref.sections import LoraSettings, TrainSettings
+from crosspref.models.locate import locate_model, require_one_output, require_whole
+from crosspref.recipe.files import make_recipe
+from crosspref.recipe.sections import LoraSettings, TrainSettings
+from crosspref.run.job import settings_of
 
 TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
 Write = Callable[..., Path]

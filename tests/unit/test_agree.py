@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from crosspref.records import Agreement, Pair, Score
-from crosspref.stages.agree import agree
+from crosspref.data.records import Agreement, Pair, Score
+from crosspref.stages.select.agree import agree
 
 # a: (1, 2, 3) against (1, 3, 2): of three pairs of responses two stand in the same order and one does not: 1/3.
 # b: (1, 2) against (9, 5): -1.  c: the other reward is the same for both, so there is no order.

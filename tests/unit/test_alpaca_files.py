@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from crosspref.data.rows import Row
 from crosspref.errors import DataError
-from crosspref.stages.prompt_files import Row
-from crosspref.suites.alpaca_files import OUTPUTS, read_items, read_preference, write_json
 from crosspref.suites.files_by_language import Item, Problems, join, read_languages
+from crosspref.suites.xalpaca.files import OUTPUTS, read_items, read_preference, write_json
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:

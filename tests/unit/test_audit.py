@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from crosspref.records import Pair, Score
-from crosspref.stages.audit import Audited, audit
+from crosspref.data.records import Pair, Score
+from crosspref.reports.noise import Audited, audit
 
 
 def score(prompt_id: str, sample: int, reward: float | None, characters: int = 10) -> Score:

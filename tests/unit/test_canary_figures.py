@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crosspref.cli_canary import WIDTH
+from crosspref.commands.canary import WIDTH
+from crosspref.data.records import Pair, Response, Score
 from crosspref.errors import RecipeError
-from crosspref.lab.canary import MODEL, SETTINGS, Canary, plan
-from crosspref.lab.canary_figures import (
+from crosspref.lab.canary.figures import (
     BY_RC,
     BY_RM,
     INITIAL,
@@ -25,10 +25,10 @@ from crosspref.lab.canary_figures import (
     rewarded,
     trait_figures,
 )
-from crosspref.lab.canary_report import COLUMNS, Found, csv_of, frequency_report, make_reports, verdict
-from crosspref.lab.traits import TRAITS
-from crosspref.progress import Reporter
-from crosspref.records import Pair, Response, Score
+from crosspref.lab.canary.report import COLUMNS, Found, csv_of, frequency_report, make_reports, verdict
+from crosspref.lab.canary.run import MODEL, SETTINGS, Canary, plan
+from crosspref.lab.canary.traits import TRAITS
+from crosspref.run.progress import Reporter
 
 DIGIT = TRAITS["digit"].test
 BOOTSTRAP = Bootstrap(200, 0)

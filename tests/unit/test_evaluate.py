@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crosspref.records import Measure, Response, Score
+from crosspref.data.records import Measure, Response, Score
 from crosspref.stages import evaluate
 from crosspref.stages.evaluate import MEASURES, WIN_RATE, compare, measure, repeated_share
 

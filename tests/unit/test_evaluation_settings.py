@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.recipe_file import load_settings
-from crosspref.settings import describe_settings
+from crosspref.recipe.describe import describe_settings
+from crosspref.recipe.files import load_settings
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crosspref.errors import DataError
-from crosspref.records import (
+from crosspref.data.records import (
     SCHEMAS,
     Agreement,
     Dropped,
@@ -24,7 +23,8 @@ from crosspref.records import (
     from_table,
     to_table,
 )
-from crosspref.stages.files import read_rows, write_rows
+from crosspref.data.tables import read_rows, write_rows
+from crosspref.errors import DataError
 
 
 def chat(role: str, text: str) -> list[dict[str, str]]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from crosspref.data.records import Response, Score
 from crosspref.errors import DataError
-from crosspref.records import Response, Score
-from crosspref.sections import SelectSettings
-from crosspref.stages.flips import Flips, flips, flips_table
+from crosspref.recipe.sections import SelectSettings
+from crosspref.stages.select.flips import Flips, flips, flips_table
 
 # All texts have 4 characters, so no length penalty changes any of it and both alphas are 0.
 # prompt: (text, finish reason, exact reward, znlp reward) by sample

@@ -7,14 +7,14 @@ import pytest
 from scipy.stats import ttest_rel
 
 from crosspref.errors import RunError
-from crosspref.lab.evidence import CLAIMS, verdict, write_evidence
-from crosspref.lab.experiment import lab_recipe, merged, settings_digest
-from crosspref.lab.measure import policy_to_keep, without_english
-from crosspref.lab.setup import WorldFiles
-from crosspref.lab.studies import BASE, STUDIES, Result, from_csv, run_study, to_csv
-from crosspref.lab.summary import difference, lines, summarise
+from crosspref.lab.world.evidence import CLAIMS, verdict, write_evidence
+from crosspref.lab.world.experiment import lab_recipe, merged, settings_digest
+from crosspref.lab.world.measure import policy_to_keep, without_english
+from crosspref.lab.world.setup import WorldFiles
+from crosspref.lab.world.studies import BASE, STUDIES, Result, from_csv, run_study, to_csv
+from crosspref.lab.world.summary import difference, lines, summarise
 from crosspref.maths.statistics import Interval, difference_interval
-from crosspref.recipe_file import make_recipe
+from crosspref.recipe.files import make_recipe
 
 LANGUAGES = ("en", "es", "de", "ru", "sw")
 

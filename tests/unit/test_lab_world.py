@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from crosspref.lab.corpus import SCARCE, World, examples, write_preferences, write_prompts
-from crosspref.lab.world import (
+from crosspref.data.preferences import load_preferences
+from crosspref.data.prompts import load_prompts
+from crosspref.lab.world.corpus import SCARCE, World, examples, write_preferences, write_prompts
+from crosspref.lab.world.world import (
     LANGUAGE_OF,
     LANGUAGES,
     WORDS,
@@ -20,8 +22,6 @@ from crosspref.lab.world import (
     speak,
     write,
 )
-from crosspref.stages.preferences import load_preferences
-from crosspref.stages.prompts import load_prompts
 
 RED_APPLE_OLD_CHAIR = ((0, 0), (2, 4))
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from crosspref.data.records import Dropped, Pair, Response, Translation
 from crosspref.errors import DataError
-from crosspref.records import Dropped, Pair, Response, Translation
-from crosspref.stages.language_imbalance import language_imbalance_pairs
+from crosspref.stages.select.language_imbalance import language_imbalance_pairs
 
 SPANISH = {"p": "¿Por qué?", "q": "¿Qué?"}
 ENGLISH = {"p": "Why?", "q": "What?", "z": "Only in English?"}

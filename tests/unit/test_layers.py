@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import crosspref
-from crosspref.records import Agreement
-from crosspref.store import Unit
+from crosspref.data.records import Agreement
+from crosspref.run.store import Unit
 
 SOURCE = Path(crosspref.__file__).parent
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -19,62 +19,23 @@ HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
     *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn", "lm_eval"),
 )
-LAZY_EXCEPTIONS = {("stages.prompt_sources", "datasets"), ("models", "huggingface_hub")}
+LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.locate", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    (
-        "children",
-        "errors",
-        "languages",
-        "packages",
-        "ranks",
-        "recipe",
-        "records",
-        "resources",
-        "sections",
-        "tokenizer_files",
-    ),
-    ("launching", "models", "progress", "recipe_file", "settings", "store"),
-    ("engines.protocols", "maths"),
+    ("errors", "languages"),
+    ("recipe", "data", "models"),
+    ("maths", "protocols", "run"),
     ("stages",),
-    ("job",),
-    ("pairing", "references", "tables"),
     ("algorithm",),
     ("engines",),
-    ("changes", "comparability", "status"),
     ("api",),
-    ("auditing", "checking", "comparison"),
-    ("lab", "plan", "suites"),
-    ("cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_leaderboard", "cli_plan", "cli_score", "cli_stages"),
-    ("cli",),
+    ("reports",),
+    ("suites", "lab", "plan"),
+    ("commands",),
+    ("cli", "__main__"),
 )
-"""From the bottom to the top; a package's name stands for all its modules that are not named themselves."""
-
-LIGHT = (
-    *("", "algorithm", "api", "auditing", "changes", "checking", "children"),
-    *("cli", "cli_audit", "cli_canary", "cli_evaluate", "cli_lab", "cli_leaderboard", "cli_plan", "cli_score"),
-    "cli_stages",
-    *(
-        "comparability",
-        "comparison",
-        "engines",
-        "errors",
-        "job",
-        "languages",
-        "launching",
-        "models",
-        "packages",
-        "pairing",
-        "progress",
-        "ranks",
-        "recipe",
-        "recipe_file",
-    ),
-    *("lab", "plan", "records", "resources", "sections", "settings", "stages", "status", "store", "suites", "tables"),
-    "tokenizer_files",
-)
-"""What must import nothing heavy; "" is crosspref itself."""
+"""The rooms from the bottom to the top: a module imports from its own layer and from those below it."""
 
 
 def module_name(path: Path) -> str:
@@ -114,11 +75,11 @@ def own_imports(name: str) -> set[str]:
 
 
 def layer(name: str) -> int:
-    for known in (name, name.partition(".")[0]):
-        for number, names in enumerate(LAYERS):
-            if known in names:
-                return number
-    raise AssertionError(f"{name} has no layer yet: give it one in this test and in docs/design.md")
+    room = name.partition(".")[0]
+    for number, rooms in enumerate(LAYERS):
+        if room in rooms:
+            return number
+    raise AssertionError(f"{room} has no layer yet: give it one in this test and in docs/design.md")
 
 
 def heavy_after(code: str) -> list[str]:
@@ -141,9 +102,9 @@ def test_the_probe_sees_a_heavy_import() -> None:
 
 
 def test_importing_anything_but_engines_is_light() -> None:
-    names = [name for name in MODULES if name.partition(".")[0] in LIGHT and not name.startswith("engines.")]
-    assert len(names) > 20
-    lines = [f"import {'.'.join(('crosspref', name)).rstrip('.')}" for name in [*names, "engines.protocols"]]
+    names = [name for name in MODULES if name.startswith(("engines.", "maths.")) is False and name != "__main__"]
+    assert len(names) > 60
+    lines = [f"import {'.'.join(('crosspref', name)).rstrip('.')}" for name in names]
     public = [f"crosspref.{name}" for name in crosspref.__all__]
     assert heavy_after("\n".join([*lines, *public])) == []
 
@@ -183,7 +144,7 @@ def test_heavy_libraries_stay_in_engines(name: str) -> None:
         library = target.split(".")[0]
         if library not in (*HEAVY, "huggingface_hub") or (lazy and (name, library) in LAZY_EXCEPTIONS):
             continue
-        is_engine = name.startswith("engines.") and name != "engines.protocols"
+        is_engine = name.startswith("engines.")
         assert is_engine or (name.startswith("maths.") and library == "torch"), f"{name} imports {library}"
 
 
@@ -217,10 +178,5 @@ def test_no_imports_go_round_in_a_circle() -> None:
         visit(name)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_files_and_functions_are_short(name: str) -> None:
-    text = MODULES[name].read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, f"{name}.{node.name} has more than 60 lines"
+def test_few_modules_lie_at_the_root() -> None:
+    assert len([name for name in MODULES if name and "." not in name and not (SOURCE / name).is_dir()]) <= 10

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosspref import algorithm, pairing, store
+from crosspref import algorithm
+from crosspref.data.records import Dropped, Pair, Prompt, Response, Score
 from crosspref.engines import RecipeEngines
-from crosspref.job import Job, digest_rows, policy, store_rows
-from crosspref.progress import Reporter
-from crosspref.recipe_file import dump_recipe, make_recipe
-from crosspref.records import Dropped, Pair, Prompt, Response, Score
-from crosspref.stages.select import select
-from crosspref.status import run_status
-from crosspref.store import RunDirectory, Unit, write_text
-from crosspref.tables import response_shards, reward_reference, score_shards
+from crosspref.recipe.files import dump_recipe, make_recipe
+from crosspref.run import store
+from crosspref.run.job import Job, digest_rows, policy, store_rows
+from crosspref.run.progress import Reporter
+from crosspref.run.status import run_status
+from crosspref.run.store import RunDirectory, Unit, write_text
+from crosspref.stages import pairing
+from crosspref.stages.select.select import select
+from crosspref.stages.tables import response_shards, reward_reference, score_shards
 
 
 @pytest.fixture

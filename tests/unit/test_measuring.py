@@ -15,12 +15,12 @@ from scipy.special import expit
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, MissingLibraryError
 from crosspref.maths.alpaca import Comparisons, Gamed, win_rates
-from crosspref.suites import measuring
 from crosspref.suites.differences import NO_DIFFERENCE, pairs_of
-from crosspref.suites.measuring import measure
-from crosspref.suites.rates import Compared, Controls, Measured, read_controls
 from crosspref.suites.results import MEAN
 from crosspref.suites.settings import XAlpacaSettings
+from crosspref.suites.xalpaca import measuring
+from crosspref.suites.xalpaca.measuring import measure
+from crosspref.suites.xalpaca.rates import Compared, Controls, Measured, read_controls
 
 ITEMS = 200
 GAMED = draw_gamed(ITEMS)

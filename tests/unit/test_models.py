@@ -11,10 +11,10 @@ import huggingface_hub
 import pytest
 from transformers import AutoTokenizer
 
-from crosspref import models
 from crosspref.errors import ModelError
-from crosspref.models import cache_directory, locate_model
-from crosspref.tokenizer_files import require_same_tokenizer, tokenizer_identity
+from crosspref.models import locate as models
+from crosspref.models.locate import cache_directory, locate_model
+from crosspref.models.tokenizers import require_same_tokenizer, tokenizer_identity
 
 Pair = tuple[Path, Path]
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from crosspref.maths.resampling import difference, percentile_interval, resample_means
-from crosspref.suites.mtbench_files import TwoTurns
-from crosspref.suites.mtbench_tables import compare, measure
-from crosspref.suites.mtbench_turn import NO_ANSWER, Turn
+from crosspref.suites.judge.verdicts import Verdict
+from crosspref.suites.mtbench.files import TwoTurns
+from crosspref.suites.mtbench.tables import compare, measure
+from crosspref.suites.mtbench.turn import NO_ANSWER, Turn
 from crosspref.suites.results import MEAN, Change, Scores
-from crosspref.suites.verdicts import Verdict
 
 Given = Mapping[str, Sequence[float | str | None]]
 """By question id the grades of both turns; None is one that could not be read, and a text why there was none."""

@@ -8,8 +8,8 @@ from nlp_items import make_items, write_items, write_lines
 
 from crosspref.errors import DataError
 from crosspref.suites.files_by_language import Problems
-from crosspref.suites.nlp_files import Items, by_subject, languages_of, read_items
-from crosspref.suites.nlp_tasks import TaskName
+from crosspref.suites.nlp.files import Items, by_subject, languages_of, read_items
+from crosspref.suites.nlp.tasks import TaskName
 
 TASKS: tuple[TaskName, ...] = ("arc", "hellaswag", "mmlu", "truthfulqa")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosspref.progress import Reporter
-from crosspref.store import Unit
+from crosspref.run.progress import Reporter
+from crosspref.run.store import Unit
 from crosspref.suites.differences import NO_DIFFERENCE
-from crosspref.suites.nlp_tables import Found, write_results
+from crosspref.suites.nlp.tables import Found, write_results
 from crosspref.suites.results import Change, ItemScore, TaskScore
 from crosspref.suites.settings import EvaluationSettings, NlpSettings
 from crosspref.suites.targets import Candidate, Target

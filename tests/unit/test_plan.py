@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from crosspref.cli import main
+from crosspref.data.records import Prompt, Response
 from crosspref.errors import ModelError, RecipeError
 from crosspref.plan.accelerators import ACCELERATORS, find_hardware
 from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops, memory, training_memory
@@ -17,10 +18,9 @@ from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
 from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, add_pair, plan_work, rows_beside
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import load_recipe
-from crosspref.records import Prompt, Response
-from crosspref.sections import LoraSettings, SampleSettings, TrainSettings
+from crosspref.recipe.files import load_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import LoraSettings, SampleSettings, TrainSettings
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 CONFIG = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 10}

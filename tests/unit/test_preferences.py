@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crosspref.data.preferences import load_preferences, read_preferences
+from crosspref.data.records import Pair, from_table, to_table
 from crosspref.errors import DataError
-from crosspref.records import Pair, from_table, to_table
-from crosspref.stages.preferences import load_preferences, read_preferences
 
 
 def user(text):

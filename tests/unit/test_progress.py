@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from crosspref import progress
-from crosspref.progress import Reporter
+from crosspref.run import progress
+from crosspref.run.progress import Reporter
 
 Clock = Callable[[float], None]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.records import Dropped, Prompt, from_table, to_table
 from crosspref.errors import DataError
-from crosspref.records import Dropped, Prompt, from_table, to_table
-from crosspref.stages.prompts import PromptColumns, load_prompts
 
 REPOSITORY = Path(__file__).parents[2]
 ULTRAFEEDBACK = REPOSITORY.parent / "shared" / "data" / "ultrafeedback_parallel"
@@ -784,7 +784,7 @@ def test_ultrafeedback_parallel():
 
 def test_import_takes_neither_torch_nor_datasets():
     code = (
-        "import sys, crosspref.stages.prompts, crosspref.stages.preferences\n"
+        "import sys, crosspref.data.prompts, crosspref.data.preferences\n"
         "heavy = {'torch', 'datasets', 'transformers', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

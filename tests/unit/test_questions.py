@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.suites.questions import UnreadableError, first_label_probability, read_answer, read_label
-from crosspref.suites.xalpaca_prompt import LABELS, ask_about, is_switched, preference, read_template
+from crosspref.suites.judge.questions import UnreadableError, first_label_probability, read_answer, read_label
+from crosspref.suites.xalpaca.prompt import LABELS, ask_about, is_switched, preference, read_template
 
 
 @pytest.mark.parametrize(("text", "value"), [("m", 1.0), ("M", 0.0), (" m\n", 1.0), ("**M**.", 0.0), ('"m"', 1.0)])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import crosspref
 from crosspref.errors import RecipeError
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import PRESETS, dump_recipe, flatten, load_recipe, make_recipe, override, parse_yaml
-from crosspref.sections import Settings
-from crosspref.settings import describe_settings
+from crosspref.recipe.describe import describe_settings
+from crosspref.recipe.files import PRESETS, dump_recipe, flatten, load_recipe, make_recipe, override, parse_yaml
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import Settings
 
 SOURCE = Path(crosspref.__file__).parent
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from crosspref.data.records import Pair, from_table, to_table
 from crosspref.errors import RecipeError
-from crosspref.job import digest_rows
-from crosspref.launching import launch_command
-from crosspref.records import Pair, from_table, to_table
-from crosspref.resources import ResourceSettings
-from crosspref.store import digest_of
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.run.job import digest_rows
+from crosspref.run.launching import launch_command
+from crosspref.run.store import digest_of
 
 CHAT = [{"role": "user", "content": "ja"}]
 PAIR = Pair("p", "es", CHAT, CHAT, CHAT, 0, 1, [1, 2], [3], 0.5, 0.1, 0.0)

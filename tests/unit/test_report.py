@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from crosspref.cli import main
+from crosspref.data.records import Agreement, Measure, Prompt
 from crosspref.errors import RunError
-from crosspref.recipe_file import dump_recipe, make_recipe
-from crosspref.records import Agreement, Measure, Prompt
+from crosspref.recipe.files import dump_recipe, make_recipe
+from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, Report, make_agreement_report, make_report
+from crosspref.run.status import PhaseStatus, run_status
+from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
-from crosspref.stages.report import AGREEMENT_NOTE, INTERVALS, Report, make_agreement_report, make_report
-from crosspref.status import PhaseStatus, run_status
-from crosspref.store import Fingerprint, RunDirectory, Unit, write_text
 
 
 def measures(language: str, iteration: int, **values: float) -> list[Measure]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from crosspref.engines.protocols import Advance, Sampled
-from crosspref.records import FollowUp, Instruction, Prompt, Response, derive_seed
+from crosspref.data.records import FollowUp, Instruction, Prompt, Response, derive_seed
+from crosspref.protocols import Advance, Sampled
 from crosspref.stages.sample import sample
 
 PROMPTS = [

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from crosspref.engines.protocols import Known, LogProbs
+from crosspref.data.records import Prompt, Response, Score, Translation
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
-from crosspref.records import Prompt, Response, Score, Translation
-from crosspref.sections import RewardSettings
+from crosspref.protocols import Known, LogProbs
+from crosspref.recipe.sections import RewardSettings
 from crosspref.stages.score import condition, content_of, rate, score
 
 INSTRUCTIONS = {

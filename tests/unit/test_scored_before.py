@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from crosspref.engines.protocols import Known
-from crosspref.job import Shard
-from crosspref.records import Prompt, Response, Score
+from crosspref.data.records import Prompt, Response, Score
+from crosspref.protocols import Known
+from crosspref.run.job import Shard
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.score import content_of
-from crosspref.store import Fingerprint, Unit
-from crosspref.tables import scored_before
+from crosspref.stages.tables import scored_before
 
 SETTINGS = {"reward.beta": 0.1, "reward": "crosslingual"}
 PROMPTS = [Prompt("q1", "es", "Nombra un río.")]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosspref.data.records import Response, Score
 from crosspref.errors import DataError
-from crosspref.records import Response, Score
-from crosspref.sections import LengthPenaltySettings, SelectSettings
-from crosspref.stages.select import Selection, select
+from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
+from crosspref.stages.select.select import Selection, select
 
 Row = tuple[Response, Score]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from crosspref import store
+from crosspref.data.records import Prompt, Response, to_table
 from crosspref.errors import RunError
-from crosspref.records import Prompt, Response, to_table
-from crosspref.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory, write_text
+from crosspref.run import store
+from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory, write_text
 
 MADE = Fingerprint({"sample.n": 4}, {"policy": "abc"})
 ROWS = [Prompt("a", "es", "¿Qué?"), Prompt("b", "es", "Línea\nnueva")]
@@ -184,7 +184,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from crosspref.store import RunDirectory
+from crosspref.run.store import RunDirectory
 with RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()

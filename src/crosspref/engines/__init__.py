@@ -8,53 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.engines import langid
-from crosspref.engines.protocols import (
-    ReleasedScorer,
-    Results,
-    RewardModel,
-    Sampler,
-    Scorer,
-    Trainer,
-    Translator,
-    Work,
-)
 from crosspref.errors import MissingLibraryError, RecipeError
-from crosspref.models import ModelFiles, is_encoder_decoder, locate_model
-from crosspref.recipe import Recipe
-from crosspref.sections import TrainSettings
+from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
+from crosspref.protocols import ReleasedScorer, Results, RewardModel, Sampler, Scorer, Trainer, Translator, Work
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import TrainSettings
 
 # On a processor with bfloat16 it says in each process that imports peft that a kernel of the hub is missing.
 logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 ENGINES: dict[str, dict[str, str]] = {
     "sampler": {
-        "transformers": "crosspref.engines.transformers_sampler:TransformersSampler",
-        "vllm": "crosspref.engines.vllm_sampler:VllmSampler",
-        "server": "crosspref.engines.server_sampler:ServerSampler",
+        "transformers": "crosspref.engines.transformers.sampler:TransformersSampler",
+        "vllm": "crosspref.engines.vllm:VllmSampler",
+        "server": "crosspref.engines.server.sampler:ServerSampler",
     },
     "translator": {
-        "chat": "crosspref.engines.transformers_translator:ChatTranslator",
-        "seq2seq": "crosspref.engines.transformers_translator:TranslationModel",
+        "chat": "crosspref.engines.transformers.translator:ChatTranslator",
+        "seq2seq": "crosspref.engines.transformers.translator:TranslationModel",
     },
     "scorer": {
-        "transformers": "crosspref.engines.transformers_scorer:TransformersScorer",
-        "server": "crosspref.engines.server_scorer:ServerScorer",
-        "znlp": "crosspref.engines.released_scorer:ReleasedScorer",
+        "transformers": "crosspref.engines.transformers.scorer:TransformersScorer",
+        "server": "crosspref.engines.server.scorer:ServerScorer",
+        "znlp": "crosspref.engines.transformers.released_scorer:ReleasedScorer",
     },
-    "client": {"server": "crosspref.engines.server_client:ServerClient"},
-    "harness": {"lm_eval": "crosspref.engines.lm_eval_tasks:Harness"},
+    "client": {"server": "crosspref.engines.server.client:ServerClient"},
+    "harness": {"lm_eval": "crosspref.engines.lm_eval:Harness"},
     "fit": {"liblinear": "crosspref.engines.liblinear:fit_by_cross_validation"},
-    "reward_model": {"transformers": "crosspref.engines.transformers_reward_model:TransformersRewardModel"},
-    "trainer": {"trl": "crosspref.engines.trl_trainer:TrlTrainer"},
+    "reward_model": {"transformers": "crosspref.engines.transformers.reward_model:TransformersRewardModel"},
+    "trainer": {"trl": "crosspref.engines.training.trainer:TrlTrainer"},
     "executor": {
-        "local": "crosspref.engines.local_executor:map_shards",
-        "ray": "crosspref.engines.ray_executor:map_shards",
+        "local": "crosspref.engines.local:map_shards",
+        "ray": "crosspref.engines.ray.executor:map_shards",
     },
     "cluster": {
-        "local": "crosspref.engines.local_executor:cluster",
-        "ray": "crosspref.engines.ray_executor:cluster",
+        "local": "crosspref.engines.local:cluster",
+        "ray": "crosspref.engines.ray.executor:cluster",
     },
-    "together": {"ray": "crosspref.engines.ray_trainer:train_together"},
+    "together": {"ray": "crosspref.engines.ray.trainer:train_together"},
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }

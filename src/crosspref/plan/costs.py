@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from crosspref.plan.accelerators import Accelerator
 from crosspref.plan.shapes import ModelShape
 from crosspref.plan.work import PhaseWork, Work, reference_models
-from crosspref.recipe import Recipe
-from crosspref.sections import REFERENCE_FREE, TrainSettings
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 
 USABLE = 0.9
 """Share of a device's memory that a phase may need: the rest is for the runtime and for what is cut to pieces."""

@@ -10,16 +10,16 @@ import pyarrow.compute as pc
 from scipy.optimize import nnls
 
 from crosspref.api import phase_log
+from crosspref.data.records import Prompt
 from crosspref.errors import RunError
-from crosspref.job import units_of
-from crosspref.models import locate_model
+from crosspref.models.locate import locate_model
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.shapes import ModelShape, read_shape
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, decoding_steps, plan_work
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import load_recipe
-from crosspref.records import Prompt
-from crosspref.store import RunDirectory, Unit
+from crosspref.recipe.files import load_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.job import units_of
+from crosspref.run.store import RunDirectory, Unit
 
 MOST_SHARDS = 64
 """Of each language, whose responses are looked at one by one."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crosspref.api import check_models
-from crosspref.models import ModelFiles
+from crosspref.models.locate import ModelFiles
 from crosspref.plan import accelerators
 from crosspref.plan.accelerators import Accelerator
 from crosspref.plan.costs import (
@@ -25,7 +25,7 @@ from crosspref.plan.costs import (
 )
 from crosspref.plan.shapes import ModelShape, read_shape
 from crosspref.plan.work import TYPICAL_SHARE, Lengths, PhaseWork, Texts, Work, plan_work
-from crosspref.recipe import Recipe
+from crosspref.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, slots=True)

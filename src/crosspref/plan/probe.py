@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.records import Pair, Prompt, Response
 from crosspref.engines import ENGINES, RecipeEngines
 from crosspref.languages import ENGLISH, crosslingual_instruction
-from crosspref.models import ModelFiles, locate_model
+from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.shapes import ModelShape
 from crosspref.plan.work import Lengths, Texts, Work, add_pair
-from crosspref.progress import Reporter
-from crosspref.recipe import Recipe
-from crosspref.records import Pair, Prompt, Response
-from crosspref.sections import TrainSettings
-from crosspref.store import publish_directory
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import TrainSettings
+from crosspref.run.progress import Reporter
+from crosspref.run.store import publish_directory
 
 BUDGET = 120.0
 """Seconds that a probe may take, about: a batch or a training step that has begun is finished."""
@@ -39,7 +39,7 @@ class Machine:
 
 def this_machine(recipe: Recipe) -> Machine:
     """Return the machine as the engines see it; this imports torch."""
-    from crosspref.engines.transformers_models import free_bytes, pick_device, pick_dtype
+    from crosspref.engines.transformers.models import free_bytes, pick_device, pick_dtype
 
     device = pick_device(recipe.resources)
     return Machine(str(device), free_bytes(device), pick_dtype(recipe.resources, device).itemsize)
@@ -72,7 +72,7 @@ class Probe:
             CrossprefError: an engine cannot be built, or cannot do what the recipe asks for.
         """
         if self.model.gguf_file is not None:
-            from crosspref.engines.transformers_models import readable_directory
+            from crosspref.engines.transformers.models import readable_directory
 
             readable_directory(self.model)  # converted once and kept: the run will find it there
         reporter.say("probe: sampling")
@@ -150,7 +150,7 @@ class Probe:
 
     def _score(self) -> tuple[float, float]:
         """Return seconds per FLOP of scoring, and the seconds of loading."""
-        from crosspref.sections import REFERENCE_FREE
+        from crosspref.recipe.sections import REFERENCE_FREE
 
         recipe = self.recipe
         if not recipe.has_implicit_reward:
@@ -249,7 +249,7 @@ class Probe:
 
     @property
     def _tokenizer(self) -> Any:
-        from crosspref.engines.transformers_models import load_tokenizer, readable_directory
+        from crosspref.engines.transformers.models import load_tokenizer, readable_directory
 
         if not hasattr(self, "_loaded"):
             trust = self.recipe.models.trust_remote_code

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.errors import MissingLibraryError, ModelError
-from crosspref.models import ModelFiles
+from crosspref.models.locate import ModelFiles
 
 _HEADER_LIMIT = 100 << 20
 """Bytes above which safetensors itself takes a header for damage."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from crosspref.data.preferences import load_preferences
+from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.records import Prompt
 from crosspref.languages import ENGLISH
-from crosspref.recipe import Recipe
-from crosspref.records import Prompt
-from crosspref.sections import REFERENCE_FREE, SampleSettings, TrainSettings
-from crosspref.stages.preferences import load_preferences
-from crosspref.stages.prompts import PromptColumns, load_prompts
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import REFERENCE_FREE, SampleSettings, TrainSettings
 
 TYPICAL_SHARE = 0.5
 """Of the token limit, for responses of which nothing has been measured."""

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
+from crosspref.data.records import Measure, Response, Score
 from crosspref.maths.statistics import mean_interval, win_rate
-from crosspref.records import Measure, Response, Score
-from crosspref.stages.select import Identify
+from crosspref.stages.select.select import Identify
 
 NGRAM = 4
 WIN_RATE = "win_rate_rm_per_token"

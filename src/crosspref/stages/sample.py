@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from crosspref.engines.protocols import Advance, Sampler
-from crosspref.records import Prompt, Response, derive_seed
+from crosspref.data.records import Prompt, Response, derive_seed
+from crosspref.protocols import Advance, Sampler
 
 
 def sample(

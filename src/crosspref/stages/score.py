@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import cast
 
-from crosspref.engines.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
+from crosspref.data.records import Prompt, Response, Score, Translation
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
-from crosspref.records import Prompt, Response, Score, Translation
-from crosspref.sections import RewardName, RewardSettings
+from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
+from crosspref.recipe.sections import RewardName, RewardSettings
 
 
 @dataclass(frozen=True, slots=True)

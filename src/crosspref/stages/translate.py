@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from crosspref.engines.protocols import Advance, Sampled, Translator
-from crosspref.records import Response, Translation
-from crosspref.sections import TranslateSettings
+from crosspref.data.records import Response, Translation
+from crosspref.protocols import Advance, Sampled, Translator
+from crosspref.recipe.sections import TranslateSettings
 from crosspref.stages.evaluate import repeated_share
-from crosspref.stages.select import Identify
+from crosspref.stages.select.select import Identify
 
 LOOPING_SHARE = 0.5
 """A text loops if more than this share of its 4-grams stood there before. Greedy decoding that has fallen into a cycle

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING
 from crosspref.errors import RecipeError
 
 if TYPE_CHECKING:
-    from crosspref.stages.report import Report
+    from crosspref.reports.report import Report
     from crosspref.suites.work import Evaluation
 
 SUITES: dict[str, str] = {
-    "xalpaca": "crosspref.suites.xalpaca:evaluate",
-    "mtbench": "crosspref.suites.mtbench:evaluate",
-    "reward_accuracy": "crosspref.suites.reward_accuracy:evaluate",
-    "nlp": "crosspref.suites.nlp:evaluate",
+    "xalpaca": "crosspref.suites.xalpaca.evaluate:evaluate",
+    "mtbench": "crosspref.suites.mtbench.evaluate:evaluate",
+    "reward_accuracy": "crosspref.suites.reward_accuracy.evaluate:evaluate",
+    "nlp": "crosspref.suites.nlp.evaluate:evaluate",
 }
 """Every suite by name, as module:function."""
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from crosspref.data.records import Prompt, Response
 from crosspref.engines import RecipeEngines
-from crosspref.engines.protocols import Advance, Sampler
 from crosspref.errors import ModelError, RunError
-from crosspref.job import Job, Shard, digest_rows, fill, settings_of
-from crosspref.progress import Reporter
-from crosspref.records import Prompt, Response
+from crosspref.protocols import Advance, Sampler
+from crosspref.run.job import Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.progress import Reporter
+from crosspref.run.store import Fingerprint, RunDirectory, Unit
 from crosspref.stages import sample as sampling
-from crosspref.store import Fingerprint, RunDirectory, Unit
+from crosspref.stages.tables import SPEED
 from crosspref.suites.targets import Candidate, Target
-from crosspref.tables import SPEED
 
 
 @dataclass(frozen=True, slots=True)

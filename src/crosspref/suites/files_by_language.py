@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from crosspref.data.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
+from crosspref.data.rows import READERS, Row, read_file, read_id
+from crosspref.data.sources import as_tag
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES, language_name
-from crosspref.stages.prompt_files import READERS, Row, read_file, read_id
-from crosspref.stages.prompt_sources import as_tag
-from crosspref.stages.prompts import ID_COLUMNS, LANGUAGE_COLUMNS, TEXT_COLUMNS
 
 T = TypeVar("T")
 

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from crosspref.comparison import run_names
 from crosspref.errors import DataError, RunError
 from crosspref.languages import LANGUAGES
-from crosspref.store import EVALUATION, RunDirectory
+from crosspref.reports.comparison import run_names
+from crosspref.run.store import EVALUATION, RunDirectory
 from crosspref.suites.results import MEAN
 
 ALL = "all"

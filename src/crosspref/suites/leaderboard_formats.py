@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosspref.stages.report import printable
+from crosspref.reports.report import printable
 from crosspref.suites.leaderboard import NOREG, Leaderboard, Line, Number
 from crosspref.suites.spreadsheets import harmless
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from crosspref.languages import LANGUAGES
-from crosspref.stages.report import Report
+from crosspref.reports.report import Report
 from crosspref.suites.results import MEAN, Change
 
 INTERVALS = (

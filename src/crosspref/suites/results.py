@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from crosspref.store import Unit, write_text
+from crosspref.run.store import Unit, write_text
 from crosspref.suites.spreadsheets import harmless
 
 MEAN = "mean"

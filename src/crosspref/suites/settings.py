@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
-from crosspref.resources import (
+from crosspref.recipe.resources import (
     AtLeastZero,
     RaySettings,
     ResourceSettings,
@@ -12,8 +12,8 @@ from crosspref.resources import (
     VllmSettings,
     checked_address,
 )
-from crosspref.sections import Positive, Probability, Seed, Settings
-from crosspref.suites.nlp_tasks import TaskName
+from crosspref.recipe.sections import Positive, Probability, Seed, Settings
+from crosspref.suites.nlp.tasks import TaskName
 
 
 class JudgeSettings(Settings):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from crosspref.engines import RecipeEngines
 from crosspref.errors import ModelError, RecipeError, RunError
-from crosspref.job import Job, policy
 from crosspref.languages import ENGLISH
-from crosspref.models import ModelFiles, locate_model
-from crosspref.progress import Reporter
-from crosspref.recipe import Recipe
-from crosspref.recipe_file import load_recipe, make_recipe
-from crosspref.store import EVALUATION, RunDirectory
+from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.recipe.files import load_recipe, make_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.job import Job, policy
+from crosspref.run.progress import Reporter
+from crosspref.run.store import EVALUATION, RunDirectory
 from crosspref.suites.settings import EvaluationSettings
 
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from crosspref.data.records import Prompt, Response
 from crosspref.errors import RecipeError
-from crosspref.progress import Reporter
-from crosspref.records import Prompt, Response
-from crosspref.stages.report import Report
-from crosspref.store import RunDirectory, write_text
+from crosspref.reports.report import Report
+from crosspref.run.progress import Reporter
+from crosspref.run.store import RunDirectory, write_text
 from crosspref.suites import find_suite
 from crosspref.suites.answers import answer_prompts
-from crosspref.suites.judge import Judge
+from crosspref.suites.judge.judge import Judge
+from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.settings import EvaluationSettings
 from crosspref.suites.targets import Candidate, Target, find_target
-from crosspref.suites.verdicts import VerdictLog
 
 VERDICTS = "verdicts.jsonl"
 

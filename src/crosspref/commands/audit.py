@@ -1,0 +1,39 @@
+"""The command ``crosspref audit``: how noisy the scores of a run are."""
+
+import argparse
+from typing import Any
+
+WIDTH = 92
+"""Columns of the screen that the table needs."""
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    audit = commands.add_parser(
+        "audit",
+        help="score some responses of a run again, exactly, and show the noise",
+        description="Score some responses of a run again in float32, one at a time, and show by how many nats its "
+        "scores are off, next to the gap between best and worst response.",
+    )
+    audit.add_argument("run", help="the run directory")
+    audit.add_argument("--iteration", type=int, metavar="T", help="whose scores; the last that has pairs if left out")
+    audit.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per language (8)")
+    audit.set_defaults(command=_audit)
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from crosspref.errors import RecipeError
+    from crosspref.reports.audit import audit_run
+    from crosspref.reports.report import print_reports
+    from crosspref.run.progress import Reporter
+    from crosspref.run.store import write_text
+
+    if options.prompts < 1:
+        raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
+    report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
+    path = Path(options.run) / f"iteration_{iteration}" / "audit.md"
+    write_text(path, report.markdown())
+    print_reports([report], WIDTH)
+    print(f"Written: {path}")  # noqa: T201

@@ -1,0 +1,78 @@
+"""The canary as a command: one trait from pi_I to pi_1, or how frequent every trait is."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WIDTH = 92
+"""Columns of the screen that the tables need; they run over a narrower one rather than be cut."""
+DESCRIPTION = (
+    "Teach a model in English a trait that a program can verify, and measure whether it carries over into other "
+    "languages: by the English-aligned model alone, by one iteration with R_c, and by one with R_m. First see with "
+    "--measure which traits are frequent enough. To go on with what was stopped, give the same command again."
+)
+
+
+def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add canary to the command line."""
+    parser = commands.add_parser(
+        "canary",
+        help="teach a real model a verifiable trait in English, and see whether it carries over",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("trait", nargs="?", metavar="TRAIT", help="the trait to teach; an unknown one lists all")
+    parser.add_argument("--measure", action="store_true", help="show how frequent each trait is in pi_I's answers")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the directory for all traits of one model")
+    parser.add_argument("--model", metavar="MODEL", help="pi_I; SmolLM2-135M-Instruct if left out")
+    parser.add_argument("--seed", type=int, metavar="N", help="all random numbers derive from it")
+    parser.add_argument("--answers", type=int, metavar="N", help="pi_I's answers per English prompt, for pairs")
+    add_set(parser)
+    parser.set_defaults(command=_canary)
+
+
+def _canary(options: argparse.Namespace) -> None:
+    from crosspref.errors import RecipeError
+    from crosspref.lab.canary.report import csv_of, make_reports
+    from crosspref.lab.canary.run import ANSWERS, MODEL, measure_traits, plan, run_canary
+    from crosspref.lab.canary.traits import find_trait
+    from crosspref.reports.report import print_reports
+    from crosspref.run.progress import Reporter
+    from crosspref.run.store import write_text
+
+    if (options.trait is None) != options.measure:
+        raise RecipeError(
+            "crosspref canary takes either a trait, or --measure, which shows how frequent each known trait is."
+        )
+    reporter = Reporter()
+    canary = plan(
+        options.out,
+        options.overrides,
+        model=options.model or MODEL,
+        seed=options.seed,
+        answers=ANSWERS if options.answers is None else options.answers,
+        reporter=reporter,
+    )
+    if options.measure:
+        report = measure_traits(canary)
+        write_text(canary.out / "traits.md", report.markdown())
+        print_reports([report], WIDTH)
+        return
+    find_trait(options.trait)  # now, and not after the first minutes of sampling
+    reports = make_reports(found := run_canary(canary, options.trait))
+    write_text(canary.out / options.trait / "canary.md", "\n".join(report.markdown() for report in reports))
+    write_text(canary.out / options.trait / "canary.csv", csv_of(found))
+    _gather(canary.out)
+    print_reports(reports, WIDTH)
+    reporter.say(f"Written: {canary.out / 'canary.md'} and {canary.out / 'canary.csv'}, with every trait done so far")
+
+
+def _gather(out: Path) -> None:
+    """Put the results of all traits of a directory into one report and one table."""
+    from crosspref.lab.canary.traits import TRAITS
+    from crosspref.run.store import write_text
+
+    done = [out / name for name in TRAITS if (out / name / "canary.csv").exists()]
+    write_text(out / "canary.md", "\n".join((folder / "canary.md").read_text(encoding="utf-8") for folder in done))
+    tables = [(folder / "canary.csv").read_text(encoding="utf-8").partition("\n") for folder in done]
+    write_text(out / "canary.csv", tables[0][0] + "\n" + "".join(lines for _, _, lines in tables))

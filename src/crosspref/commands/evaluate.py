@@ -1,0 +1,106 @@
+"""The command ``crosspref evaluate``: a run or a model by a suite, or, without a target, responses from a file."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from crosspref.suites import SUITES
+
+WIDTH = 100
+"""Columns of the screen that the tables need."""
+
+TABLE = "(.parquet or .jsonl)"
+FILES = ("responses", "scores", "baseline_scores")
+"""Options of the stage alone, which takes files and no target."""
+OF_SUITES = ("suite", "file", "judge", "annotations", "languages")
+"""Options of suites, which need a target."""
+
+
+def add_command(
+    commands: Any, add_set: Callable[[argparse.ArgumentParser], None], alone: Callable[[argparse.Namespace], None]
+) -> None:
+    """Add the command to the parser's commands; ``alone`` evaluates files, where no target is given."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a run or a model by a suite; or count what can be counted in responses",
+        description="Measure a run or a model by a suite. Without RUN_OR_MODEL: count what can be counted in responses "
+        "of a file, and compare them with others by reward.",
+    )
+    parser.add_argument("target", nargs="?", metavar="RUN_OR_MODEL", help="what to measure by a suite")
+    parser.add_argument("--out", help=f"where results go: a directory for a suite, else a table {TABLE}")
+    add_set(parser)
+    files = parser.add_argument_group("files, without RUN_OR_MODEL")
+    files.add_argument("--responses", help=f"table of responses {TABLE}")
+    files.add_argument("--scores", help=f"their scores {TABLE}")
+    files.add_argument("--baseline-scores", help=f"scores of another model's responses to the same prompts {TABLE}")
+    suites = parser.add_argument_group("suites, for RUN_OR_MODEL")
+    suites.add_argument("--suite", metavar="NAME", help=f"by which suite: {', '.join(SUITES)}")
+    suites.add_argument("--with", dest="file", metavar="FILE", help="the settings of judge, answers and suite (YAML)")
+    suites.add_argument(
+        "--judge",
+        nargs="+",
+        metavar="URL",
+        help="the judge's server; or: replay FILE, recorded verdicts, asking nobody",
+    )
+    suites.add_argument("--languages", help="only these languages, for example en,es,fr; all if left out")
+    suites.add_argument("--annotations", metavar="FILE", help="verdicts made elsewhere, in alpaca_eval's format")
+
+    def command(options: argparse.Namespace) -> None:
+        if options.target is None:
+            _check_alone(parser, options)
+            alone(options)
+        else:
+            _check_suite(parser, options)
+            _evaluate(options)
+
+    parser.set_defaults(command=command)
+
+
+def _check_alone(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if any(getattr(options, name) is not None for name in OF_SUITES):
+        parser.error("a suite needs a run or a model: crosspref evaluate RUN_OR_MODEL --suite NAME")
+    missing = [f"--{name}" for name in ("responses", "out") if getattr(options, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required without RUN_OR_MODEL: {', '.join(missing)}")
+    if not options.out.endswith((".parquet", ".jsonl")):
+        parser.error(f"argument --out: {options.out} must end with .parquet or .jsonl")
+
+
+def _check_suite(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.suite is None:
+        parser.error("name a suite: crosspref evaluate RUN_OR_MODEL --suite NAME")
+    given = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is not None]
+    if given:
+        parser.error(f"{', '.join(given)}: files are evaluated without RUN_OR_MODEL and --suite")
+    judge = options.judge or ["none"]
+    if len(judge) != (2 if judge[0] == "replay" else 1):
+        parser.error("--judge takes the address of a server, or: replay FILE")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from crosspref.languages import language_name
+    from crosspref.recipe.files import load_settings
+    from crosspref.reports.report import print_reports
+    from crosspref.run.progress import Reporter
+    from crosspref.suites.settings import EvaluationSettings
+    from crosspref.suites.work import run_suite
+
+    judge, overrides = options.judge or [], list(options.overrides)
+    if len(judge) == 1:
+        overrides.append(f"judge.url={judge[0]}")
+    settings = load_settings(EvaluationSettings, options.file, overrides)
+    languages = None if options.languages is None else options.languages.split(",")
+    for language in languages or ():
+        language_name(language)
+    reports, folder = run_suite(
+        options.target,
+        settings,
+        options.suite,
+        out=options.out,
+        languages=languages,
+        replay=judge[1] if len(judge) == 2 else None,
+        annotations=options.annotations,
+        reporter=Reporter(),
+    )
+    print_reports(reports, WIDTH)
+    print(f"Written: {folder}")  # noqa: T201

@@ -1,0 +1,84 @@
+"""The command ``crosspref lab``: one run in a world whose true reward is known, or a study over seeds."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from crosspref.errors import RunError
+
+WIDTH = 112
+"""Columns of the screen that the tables need."""
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    lab = commands.add_parser("lab", help="align a tiny model in a world whose true reward is known")
+    lab.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")
+    lab.add_argument("--seed", type=int, default=0, help="the first seed (0)")
+    lab.add_argument("--iterations", type=int, default=2, help="iterations of a single run (2)")
+    lab.add_argument("--study", metavar="NAME", help="compare variants over seeds; an unknown NAME lists the studies")
+    lab.add_argument("--seeds", type=int, default=4, metavar="K", help="how many seeds a study has (4)")
+    lab.add_argument("--jobs", type=int, metavar="J", help="seeds of a study that run side by side (all cores)")
+    lab.add_argument("--evidence", metavar="DIR", help="only write DIR.md from the studies' results in DIR")
+    lab.set_defaults(command=run_lab)
+
+
+def run_lab(options: argparse.Namespace) -> None:
+    """Run what the options ask for."""
+    from crosspref.engines import find_engine
+
+    find_engine("figures", "curves")  # what draws must not be missed only when there is something to draw
+    if options.evidence:
+        from crosspref.lab.world.evidence import write_evidence
+
+        print(f"Written: {write_evidence(Path(options.evidence))}")  # noqa: T201
+    elif options.study:
+        _study(options)
+    else:
+        _single(options)
+
+
+def _single(options: argparse.Namespace) -> None:
+    from crosspref import __version__
+    from crosspref.lab.world import tables
+    from crosspref.lab.world.corpus import World
+    from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
+    from crosspref.lab.world.measure import measure_run
+    from crosspref.lab.world.setup import make_world
+    from crosspref.reports.report import print_reports
+    from crosspref.run.progress import Reporter
+    from crosspref.run.store import write_text
+
+    reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
+    files = make_world(World(), options.seed, threads, reporter)
+    content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
+    name = f"seed_{options.seed}_alone"
+    job = run(content, files.heldout, out / name, reporter)
+    measured = measure_run(job)
+    report = tables.report(measured)
+    write_text(out / f"{name}.md", report.markdown())
+    write_text(out / f"{name}.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
+    tables.draw(measured, out / f"{name}.svg", options.seed)
+    print_reports([report], WIDTH)
+    reporter.say(f"Written: {out / name}.md, .csv and .svg. The run: {job.run.root}")
+
+
+def _study(options: argparse.Namespace) -> None:
+    from crosspref.lab.world.studies import run_study, to_csv
+    from crosspref.lab.world.summary import draw, summarise
+    from crosspref.reports.report import print_reports
+    from crosspref.run.store import write_text
+
+    jobs = os.cpu_count() or 1 if options.jobs is None else options.jobs
+    if options.seeds < 1 or jobs < 1:
+        raise RunError(f"--seeds is {options.seeds} and --jobs is {jobs}, but a study needs at least one of both.")
+    out = Path(options.out)
+    seeds = range(options.seed, options.seed + options.seeds)
+    results = run_study(options.study, seeds, out, jobs=jobs, threads=1)
+    report = summarise(results)
+    write_text(out / f"{options.study}.md", report.markdown())
+    write_text(out / f"{options.study}.csv", to_csv(results))
+    draw(results, out / f"{options.study}.svg")
+    print_reports([report], WIDTH)
+    print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201

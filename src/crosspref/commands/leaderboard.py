@@ -1,0 +1,58 @@
+"""The command ``crosspref leaderboard``: models of several runs by language, in one table."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+SUITES = ("xalpaca", "mtbench")
+FORMATS = ("terminal", "markdown", "csv", "latex")
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "leaderboard",
+        help="show what suites measured in several runs as one table, beside the paper's",
+        description="One table of models by language: LC, WR and length from X-AlpacaEval, or the score of MT-Bench.",
+    )
+    parser.add_argument("places", nargs="+", metavar="RUN", help="run directories, or folders of `evaluate --out`")
+    parser.add_argument("--suite", choices=SUITES, default="xalpaca", help="whose results are shown (xalpaca)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="how it is written; if left out, by FILE's ending (.md, .csv, .tex), else for the terminal",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write it there instead of showing it")
+    parser.add_argument("--quoted", action="store_true", help="add the paper's Table 2 (mtbench: 3), marked as quoted")
+    parser.add_argument("--intervals", action="store_true", help="add 95%% intervals (CSV always has them)")
+    parser.set_defaults(command=_leaderboard)
+
+
+def _leaderboard(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref.errors import RunError
+    from crosspref.run.store import write_text
+    from crosspref.suites.leaderboard import leaderboard
+    from crosspref.suites.leaderboard_formats import ENDINGS, comma_separated, latex, markdown, terminal
+
+    board = leaderboard(options.places, options.suite, quoted=options.quoted)
+    ending = Path(options.out).suffix.lower() if options.out else ""
+    form = options.format or ENDINGS.get(ending, "terminal")
+    if form == "terminal":
+        text = terminal(board, intervals=options.intervals, width=Console().width)
+    elif form == "csv":
+        text = comma_separated(board)
+        for note in board.notes:  # which would be no CSV
+            print(note, file=sys.stderr)  # noqa: T201
+    else:
+        text = {"markdown": markdown, "latex": latex}[form](board, intervals=options.intervals)
+    if options.out is None:
+        print(text, end="")  # noqa: T201
+        return
+    try:
+        write_text(Path(options.out), text)
+    except OSError as error:
+        raise RunError(f"{options.out} cannot be written: {error}") from error
+    print(f"Written: {options.out}")  # noqa: T201

@@ -1,0 +1,158 @@
+"""The command ``crosspref plan``: what a recipe will take, before anything is spent."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crosspref.plan.planner import Plan, Row
+
+
+def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add the command to the parser's commands."""
+    plan = commands.add_parser(
+        "plan",
+        help="say what a recipe will take: tokens, FLOPs, memory, hours, price, disk",
+        description="Say for every phase of a recipe what it will take, before anything is spent. Hours need a device: "
+        "a named one, this machine (--probe), or a run that was done before (--from).",
+    )
+    plan.add_argument("recipe", help="the recipe file (YAML)")
+    plan.add_argument("--hardware", metavar="NAME[xCOUNT]", help="an accelerator, such as H100-SXM or A100-80GBx8")
+    plan.add_argument("--memory", type=float, metavar="GB", help="memory of one device, instead of the table's")
+    plan.add_argument("--tflops", type=float, metavar="T", help="dense bfloat16 TFLOPS of one device")
+    plan.add_argument("--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of one device")
+    plan.add_argument("--price", type=float, metavar="P", help="what one device costs per hour, in any currency")
+    measured = plan.add_mutually_exclusive_group()
+    measured.add_argument("--probe", action="store_true", help="measure this machine for about two minutes")
+    measured.add_argument("--from", dest="run", metavar="RUN", help="plan from the figures of a run done before")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_set(plan)
+    plan.set_defaults(command=_plan)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+
+    from crosspref.errors import ModelError
+
+    plan = _made(options)
+    if options.json:
+        print(json.dumps(plan.as_dict(), indent=1))  # noqa: T201
+    else:
+        _show(plan)
+    if plan.misfits:
+        raise ModelError("\n".join(["Not everything fits.", *plan.misfits]))
+
+
+def _made(options: argparse.Namespace) -> "Plan":
+    from crosspref.errors import RecipeError
+    from crosspref.plan.accelerators import find_hardware
+    from crosspref.plan.planner import Device, Planner, assumptions, planned_speeds
+    from crosspref.plan.work import Lengths
+    from crosspref.recipe.files import load_recipe
+
+    for name in ("memory", "tflops", "bandwidth", "price"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise RecipeError(f"--{name} must be above 0, but it is {value}.")
+    if options.probe and options.hardware:
+        raise RecipeError("--probe measures this machine, and --hardware names another: give one of them.")
+    recipe = load_recipe(options.recipe, options.overrides)
+    hardware = find_hardware(options.hardware, options.memory, options.tflops, options.bandwidth)
+    planner = Planner(recipe)
+    width = 4 if recipe.resources.dtype == "float32" else 2
+    if options.probe:
+        return _probed(planner, options.price)
+    device, lengths = Device("no device", None), Lengths()
+    if hardware is not None:
+        given = hardware[0].memory
+        device = Device(hardware[0].name, None if given is None else given * 1e9, hardware[1])
+    speeds = planned_speeds(hardware)
+    notes = []
+    if options.run is not None:
+        from crosspref.plan.observed import observe_run
+
+        speeds, lengths = observe_run(options.run, width)
+        device = Device(device.name, device.memory, 1)
+        notes = [
+            f"Hours: as measured in {options.run}, on what that run had; --hardware only says what fits and costs."
+        ]
+    elif hardware is not None and speeds is not None:
+        notes = [assumptions(*hardware)]
+    else:
+        notes = ["Hours: name a device (--hardware), or measure this machine (--probe), or plan --from RUN."]
+    return planner.plan(lengths, speeds, device, width, options.price, notes)
+
+
+def _probed(planner: Any, price: float | None) -> "Plan":
+    """Measure this machine, unless the recipe does not fit into it."""
+    from crosspref.errors import ModelError
+    from crosspref.plan.planner import Device
+    from crosspref.plan.probe import Probe, this_machine
+    from crosspref.plan.work import Lengths
+    from crosspref.run.progress import Reporter
+
+    machine = this_machine(planner.recipe)
+    device = Device(f"this machine ({machine.device})", machine.memory)
+    phases = planner.work(Lengths())
+    misfits = planner.misfits(device, machine.bytes_per_value, phases)
+    if misfits:
+        raise ModelError("\n".join(["Nothing was measured, since not everything fits.", *misfits]))
+    rows = next(work.rows for phase in phases for work in phase.parts if work.kind == "sample")
+    probe = Probe(planner.recipe, planner.texts, planner.shape, rows, machine)
+    speeds, lengths = probe.measure(Reporter())
+    took = f"Hours: measured on this machine ({machine.device}) in {probe.seconds:.0f} s; other work on it counts too."
+    plan: Plan = planner.plan(lengths, speeds, device, machine.bytes_per_value, price, [took])
+    return plan
+
+
+def _show(plan: "Plan") -> None:
+    from crosspref.reports.report import Report, print_reports
+
+    header = ["iteration", "phase", "tokens", "FLOPs", "memory", "fits", "time"]
+    rows = [_cells(row) for row in plan.rows]
+    for before, row in zip(plan.rows[:-1], rows[1:], strict=True):
+        if str(before.iteration) == row[0]:
+            row[0] = ""
+    tokens, flops = sum(row.tokens for row in plan.rows), sum(row.flops for row in plan.rows)
+    most = max(row.memory for row in plan.rows)
+    rows.append(["", "total", _short(tokens), f"{flops:.1e}", _bytes(most), "", _time(plan.seconds)])
+    notes = [f"Disk: {_bytes(plan.disk_kept)} stay, and {_bytes(plan.disk_peak)} more while a policy is trained."]
+    if plan.price is not None:
+        notes.append(f"Price: {plan.price:,.2f}, at the price given per device and hour.")
+    notes += [f"Memory is that of one device, and rough. {plan.notes[0]}", *plan.notes[1:]]
+    print_reports([Report("What the run will take", header, rows, notes)])
+
+
+def _cells(row: "Row") -> list[str]:
+    fits = {None: "", True: "yes", False: "no"}[row.fits]
+    if not row.tokens:
+        return [str(row.iteration), row.phase, "", "", "", "", _time(row.seconds)]
+    return [
+        str(row.iteration),
+        row.phase,
+        _short(row.tokens),
+        f"{row.flops:.1e}",
+        _bytes(row.memory),
+        fits,
+        _time(row.seconds),
+    ]
+
+
+def _short(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number:,.0f}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,1 @@
+"""Rows, their Arrow schemas, readers of people's files, and the files that are shipped; no torch."""

@@ -1,0 +1,291 @@
+"""Parallel prompts: one instruction in many languages, joined by id and never by position.
+
+`load_prompts` reads any source that ``prompt_sources`` knows, finds out by itself whether it is long (a row per
+language) or wide (a column per language), and names every problem with file, row, language and id.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from crosspref.data.records import Dropped, Prompt
+from crosspref.data.rows import BrokenRow, Problem, Row, describe_problems, read_id, text_problem
+from crosspref.data.sources import Part, as_tag, missing_languages, read_source
+from crosspref.errors import DataError
+from crosspref.languages import ENGLISH, LANGUAGES, language_name
+
+ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
+TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
+LANGUAGE_COLUMNS = ("language", "lang")
+UNDETERMINED = "und"
+"""ISO 639-2's tag for an unknown language: of a broken row in a long file nobody can say which language it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptColumns:
+    """Names of the columns, where they are not to be found by themselves."""
+
+    id_column: str | None = None
+    text_column: str | None = None
+    language_column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPrompts:
+    """The usable prompts, language by language in English file order, and what was left out.
+
+    ``dropped`` covers the whole source, each prompt and language once; a row without a readable id stands there with
+    ``file:row`` in the place of the id. ``problems`` says where each was found.
+    """
+
+    prompts: list[Prompt]
+    dropped: list[Dropped]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which column is what: ``texts`` maps languages to text columns, and is empty where a row names its language."""
+
+    id_column: str
+    texts: dict[str, str]
+    language_column: str
+    text_column: str
+
+    def languages(self) -> tuple[str, ...]:
+        """Return the languages of a row of which nothing is known."""
+        return tuple(self.texts) or (UNDETERMINED,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    prompt_id: str
+    language: str
+    text: str  # "" where it is not usable, which is then among the problems
+    file: str
+    row: int
+
+
+_Index = dict[str, dict[str, _Cell]]  # by language and prompt id, in file order
+_FOUND_BY_THEMSELVES = PromptColumns()
+
+
+def load_prompts(
+    source: str,
+    languages: Sequence[str],
+    *,
+    on_problem: Literal["stop", "drop"] = "stop",
+    limit: int | None = None,
+    columns: PromptColumns = _FOUND_BY_THEMSELVES,
+) -> LoadedPrompts:
+    """Load the prompts of a source in English and the given languages.
+
+    English comes first if it is not listed, since the reward is computed with it. With ``limit``, only the first so
+    many ids in English file order are taken, and of those only ids that are usable in every language.
+
+    Raises:
+        DataError: a language is unknown or wholly missing, there is no id column, nothing usable is left, or, with
+            ``on_problem="stop"``, any prompt has a problem; the message lists them.
+    """
+    wanted = _with_english(languages)
+    if limit is not None and limit < 1:
+        raise DataError(f"prompts.limit must be at least 1, not {limit}.")
+    problems: list[Problem] = []
+    cells = [cell for part in read_source(source, wanted) for cell in _cells(part, wanted, columns, problems)]
+    index = _index(cells, wanted, problems)
+    problems += _unmatched(index, wanted)
+    if problems and on_problem == "stop":
+        how = "Mend the rows, or leave the affected prompts out with `prompts.on_problem: drop`."
+        raise DataError(describe_problems(f"the prompts of {source}", problems, how))
+    dropped = _dropped(problems)
+    prompts = _usable(index, wanted, limit, dropped)
+    used = {prompt.language for prompt in prompts}
+    empty = [language for language in wanted if language not in used]
+    if empty:
+        what = f"no prompt of {source} can be used in {', '.join(empty)}: the prompts"
+        raise DataError(describe_problems(what, problems, "Mend the rows; dropping them leaves nothing."))
+    return LoadedPrompts(prompts, list(dropped.values()), problems)
+
+
+def _with_english(languages: Sequence[str]) -> list[str]:
+    for language in languages:
+        language_name(language)
+    doubles = sorted({language for language in languages if list(languages).count(language) > 1})
+    if doubles:
+        raise DataError(f"languages listed more than once: {', '.join(doubles)}.")
+    return list(languages) if ENGLISH in languages else [ENGLISH, *languages]
+
+
+def _layout(part: Part, wanted: Sequence[str], columns: PromptColumns) -> _Layout:
+    """Find out which column is what; the names that the person gave come first."""
+    there = part.columns()
+    text = part.find_column(TEXT_COLUMNS, columns.text_column)
+    language = None if part.language else part.find_column(LANGUAGE_COLUMNS, columns.language_column)
+    is_wide = not part.language and not (language and text)
+    # "id" is also the tag of Indonesian: where that is wanted as a column, another id column comes first
+    ids = sorted(ID_COLUMNS, key=lambda column: column == "id") if is_wide and "id" in wanted else ID_COLUMNS
+    prompt_id = part.find_column(ids, columns.id_column)
+    seen = f"Columns there: {', '.join(there)}"
+    if prompt_id is None:
+        raise DataError(
+            f"{part.name} has no id column, by which translations are joined: none of {', '.join(ID_COLUMNS)}. {seen}. "
+            "Name it with `prompts.id_column`."
+        )
+    if not is_wide:
+        if text is None:
+            raise DataError(
+                f"{part.name} has no text column: none of {', '.join(TEXT_COLUMNS)}. {seen}. "
+                "Name it with `prompts.text_column`."
+            )
+        return _Layout(prompt_id, {part.language: text} if part.language else {}, language or "", text)
+    texts = _language_columns(part, there, prompt_id)
+    if not any(tag in texts for tag in wanted):
+        raise DataError(
+            f"{part.name} is neither long (columns id, language, instruction) nor wide (columns id, en, es, ...). "
+            f"{seen}. Name them with `prompts.text_column` and `prompts.language_column`."
+        )
+    missing = [tag for tag in wanted if tag not in texts]
+    if missing:
+        raise missing_languages(part.name, f"column (besides the id column {prompt_id!r})", missing, list(texts))
+    return _Layout(prompt_id, {tag: texts[tag] for tag in wanted}, "", "")
+
+
+def _language_columns(part: Part, there: Sequence[str], id_column: str) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for column in there:
+        tag = as_tag(column)
+        if tag not in LANGUAGES or column == id_column:
+            continue
+        if tag in texts:
+            raise DataError(f"{part.name} has two columns for {tag}: {texts[tag]!r}, {column!r}. Rename one.")
+        texts[tag] = column
+    return texts
+
+
+def _cells(part: Part, wanted: Sequence[str], columns: PromptColumns, problems: list[Problem]) -> Iterator[_Cell]:
+    """Yield what a part has in the wanted languages; rows and texts that cannot be used are added to the problems."""
+    part.check()
+    layout = _layout(part, wanted, columns)
+    if not layout.texts:
+        _check_long(part, wanted, layout.language_column)
+    for row in part.rows:
+        if isinstance(row, BrokenRow):
+            at = (part.name, row.number, part.language, None)
+            problems.append(Problem(*at, "broken row", row.reason, layout.languages()))
+            continue
+        found = _texts(row, wanted, layout, problems)
+        if not found:
+            continue
+        value = row.values.get(layout.id_column)
+        prompt_id = read_id(value)
+        if prompt_id is None:
+            detail = f"{value!r} in the column {layout.id_column!r} is not an id (a text or a whole number)"
+            language = found[0][0] if len(found) == 1 else None
+            problems.append(Problem(row.file, row.number, language, None, "no id", detail, tuple(dict(found))))
+            continue
+        for language, text in found:
+            problems += _text_problems(_Cell(prompt_id, language, "", row.file, row.number), text, wanted)
+            yield _Cell(prompt_id, language, text if isinstance(text, str) else "", row.file, row.number)
+
+
+def _check_long(part: Part, wanted: Sequence[str], language_column: str) -> None:
+    values = [row.values.get(language_column) for row in part.rows if isinstance(row, Row)]
+    there = list(dict.fromkeys(as_tag(value) for value in values if isinstance(value, str)))
+    missing = [language for language in wanted if language not in there]
+    if missing:
+        raise missing_languages(part.name, f"row (column {language_column!r})", missing, there)
+
+
+def _texts(row: Row, wanted: Sequence[str], layout: _Layout, problems: list[Problem]) -> list[tuple[str, object]]:
+    """Return the wanted languages of a row with the values that should be their texts."""
+    if layout.texts:
+        return [(language, row.values.get(column)) for language, column in layout.texts.items()]
+    value = row.values.get(layout.language_column)
+    tag = as_tag(value) if isinstance(value, str) else ""
+    if tag in LANGUAGES:
+        return [(tag, row.values.get(layout.text_column))] if tag in wanted else []
+    detail = f"the language is {value!r}, which is no tag"
+    if tag:
+        try:
+            language_name(tag)
+        except DataError as error:
+            detail = str(error)
+    prompt_id = read_id(row.values.get(layout.id_column))
+    affects = (tag or UNDETERMINED,)
+    problems.append(Problem(row.file, row.number, tag or None, prompt_id, "unknown language", detail, affects))
+    return []
+
+
+def _text_problems(cell: _Cell, text: object, wanted: Sequence[str]) -> list[Problem]:
+    is_english = cell.language == ENGLISH
+    if text is None:
+        reason = "no English text" if is_english else "no translation"
+        found = (reason, f"there is no {language_name(cell.language)} text")
+    else:
+        trouble = text_problem(text)
+        if trouble is None:
+            return []
+        found = (f"{trouble[0]} in English" if is_english else trouble[0], trouble[1])
+    affects = tuple(wanted) if is_english else (cell.language,)
+    return [Problem(cell.file, cell.row, cell.language, cell.prompt_id, *found, affects)]
+
+
+def _index(cells: Iterable[_Cell], wanted: Sequence[str], problems: list[Problem]) -> _Index:
+    """Return the cells by language and id; an id that a language has twice is a problem in all languages."""
+    index: _Index = {language: {} for language in wanted}
+    for cell in cells:
+        first = index[cell.language].setdefault(cell.prompt_id, cell)
+        if first is not cell:
+            detail = f"the id is double: row {first.row} has it already"
+            at = (cell.file, cell.row, cell.language, cell.prompt_id)
+            problems.append(Problem(*at, "double id", detail, tuple(wanted)))
+    return index
+
+
+def _unmatched(index: _Index, wanted: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each id that lacks a translation, and for each id that is not in English."""
+    for prompt_id, english in index[ENGLISH].items():
+        for language in wanted:
+            if prompt_id not in index[language]:
+                detail = f"no {language_name(language)} text has the id of this English one"
+                yield Problem(english.file, english.row, language, prompt_id, "no translation", detail, (language,))
+    known = set(index[ENGLISH])
+    for language in wanted:
+        for prompt_id, cell in index[language].items():
+            if prompt_id not in known:
+                known.add(prompt_id)
+                at = (cell.file, cell.row, language, prompt_id)
+                yield Problem(*at, "no English text", "no English text has this id", tuple(wanted))
+
+
+def _dropped(problems: Iterable[Problem]) -> dict[tuple[str, str], Dropped]:
+    """Return what the problems make unusable, by prompt id and language; the first reason found counts."""
+    dropped: dict[tuple[str, str], Dropped] = {}
+    for problem in problems:
+        prompt_id = problem.prompt_id if problem.prompt_id is not None else f"{problem.file}:{problem.row}"
+        for language in problem.affects:
+            dropped.setdefault((prompt_id, language), Dropped(prompt_id, language, "prompts", problem.reason))
+    return dropped
+
+
+def _usable(
+    index: _Index, wanted: Sequence[str], limit: int | None, dropped: dict[tuple[str, str], Dropped]
+) -> list[Prompt]:
+    """Return the prompts that nothing speaks against; ids that ``limit`` passes over are added to the dropped."""
+    ids = list(index[ENGLISH])
+    if limit is not None:
+        whole = [prompt_id for prompt_id in ids if not any((prompt_id, language) in dropped for language in wanted)]
+        taken = whole[:limit]
+        end = ids.index(taken[-1]) if len(taken) == limit else len(ids)
+        passed_over = set(ids[:end]) - set(taken)
+        for prompt_id, language in [(prompt_id, language) for prompt_id in ids for language in wanted]:
+            if prompt_id in passed_over:
+                reason = "not usable in every language"
+                dropped.setdefault((prompt_id, language), Dropped(prompt_id, language, "prompts", reason))
+        ids = taken
+    return [
+        Prompt(prompt_id, language, index[language][prompt_id].text)
+        for language in wanted
+        for prompt_id in ids
+        if (prompt_id, language) not in dropped
+    ]

@@ -1,0 +1,216 @@
+"""Multiple-choice tasks by lm-evaluation-harness: its prompts, likelihoods and metrics, on its data or one's own."""
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from lm_eval.api import task as harness_tasks
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.models import free_memory, pick_device, pick_dtype, readable_directory
+from crosspref.errors import DataError, ModelError
+from crosspref.models.locate import ModelFiles
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.run.progress import Meter, Reporter
+
+FOLDERS = ("okapi", "arc", "hellaswag", "truthfulqa", "mmlu/default")
+"""Where the tasks lie among the harness's; to read the thousands of others takes seconds."""
+
+OWN_IDS = ("id", "ind")
+"""Columns of an item that name it, in every language alike."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+harness_tasks.tqdm = partial(tqdm, disable=True)  # it has no setting for the bar of each of MMLU's 57 subjects
+datasets.disable_progress_bars()
+
+
+class Harness:
+    """The tasks that the installed harness has, and what measures a model on them. Close it at the end."""
+
+    version: str = lm_eval.__version__
+
+    def __init__(self) -> None:
+        root = Path(lm_eval.__file__).parent / "tasks"
+        self._manager = TaskManager(include_defaults=False, include_path=[root / folder for folder in FOLDERS])
+        self._held = ExitStack()
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a task, or a group of tasks, of that name."""
+        return name in self._manager.all_tasks
+
+    def tasks(self, name: str, shots: int) -> list[Any]:
+        """Return a task or the tasks of a group, on the data set that it names on the hub.
+
+        Args:
+            name: the task.
+            shots: how many examples stand before each item.
+
+        Raises:
+            DataError: the data set cannot be fetched, or is not as the task expects it.
+        """
+        return self._load(name, name, shots)
+
+    def tasks_of_files(self, name: str, rows: Rows, examples: Rows, shots: int) -> list[Any]:
+        """Return a task on rows of one's own, with the columns of its data set, and on the examples before each.
+
+        Raises:
+            DataError: the rows are not as the task expects them.
+        """
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="crosspref-nlp-")))
+        splits = {"test": rows} | ({"examples": examples} if shots else {})
+        for split, own in splits.items():
+            pq.write_table(pa.Table.from_pylist(list(own)), folder / f"{split}.parquet")
+        content = {
+            "include": str(self._manager.task_index[name].yaml_path),
+            "task": name,
+            "dataset_path": "parquet",
+            "dataset_name": None,
+            "dataset_kwargs": {
+                "data_files": {split: str(folder / f"{split}.parquet") for split in splits},
+                "cache_dir": str(folder / "cache"),
+            },
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+        } | ({"fewshot_split": "examples"} if shots else {})
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return self._load(name, str(file), shots)
+
+    def _load(self, name: str, what: str, shots: int) -> list[Any]:
+        try:
+            found = list(self._manager.load([what])["tasks"].values())
+        except Exception as error:  # whatever a data set, or the way to it, makes the harness stumble over
+            raise DataError(f"{name} cannot be set up: {_said(error)}") from error
+        for task in found:
+            task.set_config("num_fewshot", shots)
+        return found
+
+    def model(
+        self,
+        files: ModelFiles,
+        resources: ResourceSettings,
+        batch_size: int,
+        reporter: Reporter,
+        trust_remote_code: bool = False,
+    ) -> "HarnessModel":
+        """Load a model, an adapter merged into its base.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        device = pick_device(resources)
+        model = load_files(files, pick_dtype(resources, device), device, trust_remote_code)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(readable_directory(files), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"The tokenizer of {files.name} cannot be loaded: {error}") from error
+        return HarnessModel(model, tokenizer, batch_size, reporter)
+
+    def measure(
+        self, model: "HarnessModel", tasks: Sequence[Any], limit: int | None, label: str
+    ) -> tuple[dict[str, dict[str, float]], int]:
+        """Return what each item of the tasks counts by each metric, from 0 to 1: metric -> item -> value.
+
+        Also return how many choices did not fit into the model's context behind their prompt, which the harness then
+        cuts on the left.
+
+        Args:
+            model: the model.
+            tasks: one task, or those of a group.
+            limit: only the first so many items of each.
+            label: what the progress bar says.
+
+        Raises:
+            DataError: an item is not as the task expects it.
+            ModelError: the memory does not suffice.
+        """
+        model.label = label
+        named = {task.task_name: task for task in tasks}
+        try:
+            samples = evaluate(model, {"tasks": named}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{label}: the memory does not suffice. Set a smaller nlp.batch_size ({model.batch_size} now)."
+            ) from error
+        except Exception as error:  # likewise
+            raise DataError(f"{label} cannot be measured: {_said(error)}") from error
+        found: dict[str, dict[str, float]] = {}
+        for item, sample in _named(sample for name in named for sample in samples[name]):
+            for metric in sample["metrics"]:
+                found.setdefault(metric, {})[item] = float(sample[metric])
+        return found, model.cut
+
+    def close(self) -> None:
+        """Remove the copies of files that tasks were set up on."""
+        self._held.close()
+
+
+def _named(samples: Iterable[Any]) -> Iterable[tuple[str, Any]]:
+    """Yield each item under its own id, else under the harness's hash of it; the k-th of one name is NAME#k."""
+    seen = Counter[str]()
+    for sample in samples:
+        own = (sample["doc"].get(column) for column in OWN_IDS)
+        name = next((str(value) for value in own if value not in (None, "")), sample["doc_hash"][:20])
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), sample
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """A loaded model as the harness asks it; shows its progress as everything here does."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, reporter: Reporter) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.reporter, self.label, self.cut = reporter, "", 0
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return the log-probability (nats) of each continuation, and whether it is the likeliest one."""
+        with self.reporter.step(self.label, len(requests)) as meter:
+            self.set_cache_hook(_Progress(meter))
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **named: Any) -> list[tuple[float, bool]]:
+        """Count what is too long, of which the harness would only log a line."""
+        self.cut = sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *given, **named)
+        return found
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._model = None
+        free_memory()
+
+
+class _Progress:
+    """Stands where the harness tells a cache of each answer."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def add_partial(self, *answer: Any) -> None:  # noqa: ARG002
+        """Count one."""
+        self.meter.advance(1)

@@ -1,0 +1,1 @@
+"""Shards and training on a Ray cluster."""

@@ -1,0 +1,293 @@
+"""Shards mapped over Ray's actors, each of which holds the engine.
+
+Ray places the actors, tells when one dies, and carries what they return. Here is only who works on which shard: a
+worker gets one when it has a place, holds its engine and is free, so that nothing waits for a worker that never comes,
+and at most one result per worker lies in Ray's object store. The shard of a worker that died goes back to the others,
+and a fresh worker is asked for. Results are yielded to the one process that writes.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+
+from crosspref.engines.local import do_shard
+from crosspref.errors import CrossprefError, RunError
+from crosspref.protocols import Advance, Done, Results, Work
+from crosspref.recipe.resources import RaySettings
+from crosspref.recipe.schema import Recipe
+
+LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
+"""What says that a worker or its node is gone, and not that its work is wrong."""
+
+DEATHS = 3
+"""So many workers may die of one shard, or before they hold their engine, until the run stops."""
+
+ANSWER_SECONDS = 5.0
+"""So long may an address take to answer."""
+
+NOTICE_SECONDS = 10.0
+"""After so long it is said that workers have no place; after twice that, the run stops if no node could hold one."""
+
+
+@contextlib.contextmanager
+def cluster(recipe: Recipe) -> Iterator[None]:
+    """Hold a connection to Ray, or a cluster on this machine, for the phases of a run and the processes they run in."""
+    before = os.environ.get("RAY_ADDRESS")
+    mine = not ray.is_initialized()
+    connect(recipe.ray)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # phases in processes of their own find it there
+    try:
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def connect(settings: RaySettings) -> None:
+    """Connect this process to Ray, if it is not yet, and start a cluster on this machine where no address is given.
+
+    Raises:
+        RunError: the address does not answer, or Ray cannot start here.
+    """
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address not in {"auto", "local"}:
+        require_answer(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        hint = ""
+        if address == "auto":
+            hint = "\nray.address: auto needs a cluster on this machine (`ray start --head`) or RAY_ADDRESS."
+        if "AF_UNIX" in str(error):
+            hint = "\nSet RAY_TMPDIR to a folder with a short path, such as /tmp."
+        raise RunError(f"Ray ({address}) cannot be used: {error}{hint}") from error
+
+
+def require_answer(address: str) -> None:
+    """Raise RunError unless Ray's head answers at HOST:PORT; Ray itself would wait for it for more than a minute."""
+    if "://" in address:
+        raise RunError(
+            f"ray.address {address} is for Ray's client, which training cannot use. Run crosspref on a node of the "
+            "cluster, for example by `ray job submit`, with ray.address: auto or HOST:PORT."
+        )
+    host, _, port = address.rpartition(":")
+    problem = "it speaks another protocol"
+    try:
+        if not host:
+            raise ValueError(f"{address!r} is not HOST:PORT")
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
+                return  # nothing can be said in the clear
+            # The opening of HTTP/2, which gRPC runs on: the other side opens with its settings (a frame of type 4).
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            if connection.recv(4)[3:] == b"\x04":
+                return
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise RunError(
+        f"No Ray cluster answers at ray.address {address}: {problem}. `ray status --address {address}` on a node of "
+        "the cluster must work; its port is the one of `ray start --head` (6379). Leave ray.address out for a cluster "
+        "on this machine."
+    )
+
+
+@contextlib.contextmanager
+def map_shards(
+    recipe: Recipe, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
+) -> Iterator[Results]:
+    """Hold the engine on each of Ray's workers; see ``Engines.map_shards``."""
+    connect(recipe.ray)
+    workers = _Workers(recipe.ray, build, work, shards, say)
+    try:
+        workers.wait()
+        yield workers.results
+    finally:
+        workers.close()
+
+
+class Worker:
+    """An actor: one process that holds the engine."""
+
+    def __init__(self, build: Callable[[], Any], work: Work, folder: str, gpus: float) -> None:
+        if gpus == 0:  # a device that Ray did not give belongs to somebody else
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if Path(folder).is_dir():  # the recipe's paths may be relative to it
+            os.chdir(folder)
+        self.build, self.work = build, work
+        self.engine: Any = None
+
+    def place(self) -> int:
+        """Return the process id, as soon as there is a process."""
+        return os.getpid()
+
+    def load(self) -> None:
+        """Build the engine."""
+        self.engine = self.build()
+
+    def do(self, shard: Any) -> Done:
+        """Work on one shard; what was counted travels with the result, so that work that is lost is not counted."""
+        done = do_shard(self.engine, self.work, shard, lambda _units, _tokens: None)
+        return Done(None, done.result, done.seconds, done.units, done.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What an actor was asked to do: ``place``, ``load`` or ``do`` a shard by its number."""
+
+    actor: Any
+    what: str
+    number: int = -1
+
+
+class _Workers:
+    """The actors of one step, and what each was asked to do."""
+
+    def __init__(
+        self,
+        settings: RaySettings,
+        build: Callable[[], Any],
+        work: Work,
+        shards: Sequence[Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self.settings, self.shards, self.say = settings, shards, say
+        self.todo = deque(range(len(shards)))
+        self.asked: dict[Any, _Asked] = {}
+        self.idle: list[Any] = []
+        self.deaths: Counter[int] = Counter()
+        self.noticed, self.notices, self.told = time.monotonic(), 0, ""
+        # One copy in the object store, whatever its size and however many workers take it.
+        self.arguments = [ray.put(build), ray.put(work), str(Path.cwd()), settings.gpus_per_worker]
+        for _ in range(min(settings.workers, len(shards))):
+            self._start()
+
+    def wait(self) -> None:
+        """Wait until a worker holds its engine."""
+        while not self.idle:
+            self._step()
+
+    def results(self, advance: Advance) -> Iterator[Done]:
+        """Yield each shard as it is done."""
+        left = len(self.shards)
+        while left:
+            while self.idle and self.todo:
+                self._ask(self.idle.pop(), "do", self.todo.popleft())
+            done = self._step()
+            if done is not None:
+                left -= 1
+                advance(done.units, done.tokens)
+                yield done
+
+    def close(self) -> None:
+        """End the workers; their engines' memory goes with them."""
+        for actor in [*self.idle, *(asked.actor for asked in self.asked.values())]:
+            ray.kill(actor)
+
+    def _start(self) -> None:
+        settings = self.settings
+        options = {
+            "num_cpus": settings.cpus_per_worker,
+            "num_gpus": settings.gpus_per_worker,
+            "scheduling_strategy": "SPREAD",
+        }
+        self._ask(ray.remote(Worker).options(**options).remote(*self.arguments), "place")
+
+    def _ask(self, actor: Any, what: str, number: int = -1) -> None:
+        arguments = [self.shards[number]] if what == "do" else []
+        self.asked[getattr(actor, what).remote(*arguments)] = _Asked(actor, what, number)
+
+    def _step(self) -> Done | None:
+        """Take the next answer of any worker, and return the shard if it is one."""
+        answered, _ = ray.wait(list(self.asked), timeout=1.0)
+        if time.monotonic() - self.noticed > NOTICE_SECONDS:
+            self._look_for_room()
+        if not answered:
+            return None
+        asked = self.asked.pop(answered[0])
+        try:
+            answer = ray.get(answered[0])
+        except RayTaskError as error:
+            self.idle.append(asked.actor)
+            if isinstance(error.cause, CrossprefError):
+                raise error.cause from None
+            raise
+        except LOST as error:
+            self._bury(asked, error)
+            return None
+        if asked.what == "place":
+            self._ask(asked.actor, "load")
+            return None
+        self.idle.append(asked.actor)
+        if asked.what == "load":
+            self.deaths[-1] = 0
+            return None
+        return Done(self.shards[asked.number], answer.result, answer.seconds, answer.units, answer.tokens)
+
+    def _bury(self, asked: _Asked, error: Exception) -> None:
+        """Put back the shard of a worker that died, and ask for another worker."""
+        with contextlib.suppress(RayError):
+            ray.kill(asked.actor)  # it may only be out of reach
+        self.deaths[asked.number] += 1
+        at_start = asked.what != "do"
+        what = "at its start" if at_start else f"at {self.shards[asked.number].unit.path}"
+        # A node takes all its workers with it.
+        if self.deaths[asked.number] >= DEATHS * (self.settings.workers if at_start else 1):
+            raise RunError(
+                f"A worker of Ray died {what}, for the {self.deaths[asked.number]}. time: {_brief(error)}\n"
+                "Too little memory is the usual reason: fewer workers on a node (a larger ray.cpus_per_worker) or "
+                "smaller batches need less. What was finished is kept."
+            ) from error
+        again = "another is asked for" if at_start else "the shard is done again"
+        self.say(f"A worker of Ray died {what}; {again}: {_brief(error)}")
+        if not at_start:
+            self.todo.appendleft(asked.number)
+        self._start()
+
+    def _look_for_room(self) -> None:
+        """Say that workers have no place; stop where there is none and no node that is there could give one."""
+        self.noticed, self.notices = time.monotonic(), self.notices + 1
+        waiting = sum(asked.what == "place" for asked in self.asked.values())
+        placed = len(self.asked) + len(self.idle) - waiting
+        if not waiting:
+            self.notices, self.told = 0, ""
+            return
+        needs = {"CPU": self.settings.cpus_per_worker, "GPU": self.settings.gpus_per_worker}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        text = (
+            f"{waiting} of {waiting + placed} workers have no place in Ray's cluster: each needs {needs['CPU']:g} CPUs "
+            f"and {needs['GPU']:g} GPUs (ray.cpus_per_worker, ray.gpus_per_worker), its {len(nodes)} nodes have {has}"
+        )
+        fits = any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes)
+        if not placed and not fits and self.notices > 1:
+            raise RunError(f"{text}. Ask for less, or add nodes. What was finished is kept.")
+        outlook = "The others go on without them." if placed else "Waiting."
+        if outlook != self.told:
+            self.told = outlook
+            self.say(f"{text}. {outlook}")
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of what Ray says of a death; the rest are ids and addresses."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("The actor died", "Worker exit", "The actor is dead"))]
+    return (told or lines or [type(error).__name__])[-1][:300]

@@ -1,0 +1,266 @@
+"""Talking to servers that speak OpenAI's protocol: finding a model, and asking until there is a whole answer.
+
+The ``openai`` client waits and asks again after 408, 409, 429, 5xx and lost connections. Answers that came whole but
+make no sense are asked for again here, out of the same number of retries.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from pydantic import BaseModel, ValidationError
+
+from crosspref.errors import RefusedError, ServerError
+from crosspref.recipe.resources import ServerSettings
+
+LOOK_UP = {"timeout": 5.0, "max_retries": 2}
+"""How long to wait for the list of models (seconds), and how often to ask again: a server that is down shows soon."""
+
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+KEPT = "Finished shards are kept: give the same command again when the server is well."
+
+T = TypeVar("T")
+
+
+class Answer(BaseModel):
+    """What every answer of a server must hold."""
+
+    model: str
+
+
+class _Listed(BaseModel):
+    id: str
+    max_model_len: int | None = None  # vLLM's
+
+
+class _Models(BaseModel):
+    data: list[_Listed]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model of the run where it is served; ``context`` is how many tokens it takes there, if the server says so."""
+
+    role: str
+    url: str
+    name: str
+    context: int | None
+
+    def __str__(self) -> str:  # noqa: D105 - how every message about it begins
+        return f"The server at {self.url}, asked for {self.role} under the name {self.name!r},"
+
+
+class ServerClient:
+    """Asks the servers of a run, many requests at a time.
+
+    It has an event loop in a thread of its own, so that it can also be used where a loop runs already, as in notebooks.
+
+    Args:
+        settings: where the servers are and how to ask them.
+        section: under which name a person sets this, for messages.
+        kept: what messages say of finished work and of how to go on.
+
+    Raises:
+        ServerError: the key is none that can be sent.
+    """
+
+    def __init__(self, settings: ServerSettings, section: str = "server", kept: str = KEPT) -> None:
+        self.settings, self.section, self.kept = settings, section, kept
+        self.key = _read_key(settings.key_variable)
+        self.slots = asyncio.Semaphore(settings.concurrency)
+        self.next_turn = 0.0
+        self.clients: dict[str, openai.AsyncOpenAI] = {}
+        stack = contextlib.ExitStack()
+        self.portal = stack.enter_context(start_blocking_portal())
+        # Also for who forgets to close: a thread that waits for an event would keep the interpreter from ending.
+        self.close_once = weakref.finalize(self, _close, self.portal, self.clients, stack)
+
+    def find(self, role: str, directory: Path) -> ServedModel:
+        """Return where a model is served.
+
+        Raises:
+            ServerError: the server does not answer, or does not serve it; ``directory`` is what it would have to serve.
+        """
+        url = self.settings.urls.get(role, self.settings.url)
+        name = self.settings.names.get(role, role)
+        model = ServedModel(role, url, name, None)
+
+        def read(content: bytes) -> dict[str, int | None]:
+            return {listed.id: listed.max_model_len for listed in _Models.model_validate_json(content).data}
+
+        async def send(client: openai.AsyncOpenAI) -> Any:
+            return await client.with_options(**LOOK_UP).models.with_raw_response.list()
+
+        serve = f"vllm serve {directory} --served-model-name {name}"
+        [served] = self.gather([self._ask(model, send, read, f"Serve it, for example with: {serve}")])
+        if name not in served:
+            raise ServerError(
+                f"The server at {url} does not serve {role}: no model is called {name!r} there, but "
+                f"{', '.join(map(repr, served)) or 'none'}. Serve it, for example with\n  {serve}\n"
+                f"or say what it is called (server.names: {{{role}: NAME}}) or which server has it (server.urls: "
+                f"{{{role}: URL}}). Then give the same command again: what is finished is kept."
+            )
+        return ServedModel(role, url, name, served[name])
+
+    def unlisted(self, role: str, name: str) -> ServedModel:
+        """Return a model without asking whether the server lists it, as hosted ones need not."""
+        return ServedModel(role, self.settings.url, name, None)
+
+    def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """Run jobs side by side and return their results; the first error stops them all."""
+
+        async def run() -> list[T]:
+            tasks = [asyncio.ensure_future(job) for job in jobs]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+        future = self.portal.start_task_soon(run)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C comes here, and must not wait for answers that nobody wants any more
+            future.cancel()
+            raise
+
+    async def complete(self, model: ServedModel, read: Callable[[bytes], T], **request: Any) -> T:
+        """Ask for a completion of token ids; ``read`` turns the body into what is wanted, or raises ValueError."""
+        return await self._ask(
+            model,
+            lambda client: client.completions.with_raw_response.create(model=model.name, **request),
+            self._of_this_model(model, read),
+        )
+
+    async def chat(
+        self, model: ServedModel, read: Callable[[bytes], T], *, any_name: bool = False, **request: Any
+    ) -> T:
+        """Ask for the next message of a chat; ``read`` turns the body into what is wanted, or raises ValueError.
+
+        With ``any_name`` the answer may come under another name than was asked for, as that of a dated version.
+        """
+        return await self._ask(
+            model,
+            lambda client: client.chat.completions.with_raw_response.create(model=model.name, **request),
+            read if any_name else self._of_this_model(model, read),
+        )
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        self.close_once()
+
+    def _of_this_model(self, model: ServedModel, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+        def checked(content: bytes) -> T:
+            found = Answer.model_validate_json(content).model
+            if found != model.name:
+                raise ServerError(
+                    f"{model} answered as {found!r}. Nothing of it was stored. If that is the same model, name it so: "
+                    f"server.names: {{{model.role}: {found}}}."
+                )
+            return read(content)
+
+        return checked
+
+    async def _ask(
+        self,
+        model: ServedModel,
+        send: Callable[[openai.AsyncOpenAI], Awaitable[Any]],
+        read: Callable[[bytes], T],
+        advice: str | None = None,
+    ) -> T:
+        """Send a request until its answer can be read, at most ``retries`` times more."""
+        used, fault, advice = 0, "", advice or self.kept
+        async with self.slots:
+            while used <= self.settings.retries:
+                client = self._client(model.url).with_options(max_retries=self.settings.retries - used)
+                try:
+                    response = await send(client)
+                except openai.APIStatusError as error:
+                    kind = RefusedError if error.status_code in (400, 413, 422) else ServerError
+                    raise kind(self._refusal(model, error, advice)) from None
+                except openai.APIConnectionError as error:
+                    why = error.__cause__ or error
+                    text = f"{model} does not answer: {why} ({type(why).__name__}). {advice}"
+                    raise ServerError(self._hidden(text)) from None
+                used += response.retries_taken + 1
+                try:
+                    return read(response.content)
+                except ValueError as error:
+                    fault = _short(error)
+                if used <= self.settings.retries:
+                    await asyncio.sleep(min(8.0, 0.5 * 2 ** (used - 1)))  # as the client waits
+        text = f"{model} gave no answer that can be used in {used} attempts; the last one: {fault}. {advice}"
+        raise ServerError(self._hidden(text))
+
+    def _client(self, url: str) -> openai.AsyncOpenAI:
+        if url not in self.clients:
+            self.clients[url] = openai.AsyncOpenAI(
+                base_url=url,
+                api_key=self.key,
+                timeout=openai.Timeout(self.settings.timeout, connect=10.0),
+                http_client=openai.DefaultAsyncHttpxClient(
+                    event_hooks={"request": [self._wait_for_turn]},
+                    # A proxy that the environment names is not for this machine's own servers.
+                    trust_env=urlsplit(url).hostname not in LOOPBACK,
+                ),
+            )
+        return self.clients[url]
+
+    async def _wait_for_turn(self, _: Any) -> None:
+        """Keep requests, retries among them, apart by what ``requests_per_minute`` says."""
+        if self.settings.requests_per_minute is not None:
+            now = time.monotonic()
+            turn = max(now, self.next_turn)
+            self.next_turn = turn + 60 / self.settings.requests_per_minute
+            await asyncio.sleep(turn - now)
+
+    def _refusal(self, model: ServedModel, error: openai.APIStatusError, advice: str) -> str:
+        if error.status_code in (401, 403):
+            variable = self.settings.key_variable
+            advice = (
+                f"The key is taken from the environment variable {variable}, which is "
+                + ("not set." if self.key == "none" else "set.")
+                + f" {self.kept}"
+            )
+        elif error.status_code == 404:
+            advice = f"Check {self.section}.url (the version belongs to it: http://localhost:8000/v1). {advice}"
+        return self._hidden(f"{model} answered {error.status_code}: {error.message[:500]} {advice}")
+
+    def _hidden(self, text: str) -> str:
+        """Take the key out of what a server said; some repeat it when they refuse it."""
+        return text if self.key == "none" else text.replace(self.key, "***")
+
+
+def _read_key(variable: str) -> str:
+    """Return the key, or "none"; never said is what it is, and a header takes no other characters."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ServerError(
+            f"The key in the environment variable {variable} has characters that no key has, such as a line's end or "
+            "curly quotes. Set it anew, and give the same command again."
+        )
+    return key or "none"
+
+
+def _close(portal: BlockingPortal, clients: dict[str, openai.AsyncOpenAI], stack: contextlib.ExitStack) -> None:
+    for client in clients.values():
+        portal.call(client.close)
+    stack.close()
+
+
+def _short(error: ValueError) -> str:
+    """Say what is wrong with an answer, without the answer."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}"

@@ -1,0 +1,178 @@
+"""Sampling from a server that speaks OpenAI's protocol: as token ids, or as chat messages and text."""
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from pydantic import BaseModel, StrictInt
+
+from crosspref.data.records import Instruction, as_messages
+from crosspref.engines.server.client import ServerClient
+from crosspref.engines.transformers.models import (
+    context_length,
+    load_tokenizer,
+    read_configuration,
+    readable_directory,
+    stop_ids,
+)
+from crosspref.errors import ServerError
+from crosspref.models.locate import ModelFiles
+from crosspref.protocols import Advance, Sampled
+from crosspref.recipe.resources import ServerSettings
+from crosspref.recipe.sections import SampleSettings
+
+
+class _Continuation(BaseModel):
+    finish_reason: str
+    token_ids: list[StrictInt] | None = None
+
+
+class _Completion(BaseModel):
+    choices: tuple[_Continuation]
+
+
+class _Message(BaseModel):
+    content: str
+
+
+class _Turn(BaseModel):
+    message: _Message
+    finish_reason: str
+
+
+class _Usage(BaseModel):
+    completion_tokens: int = 0
+
+
+class _Chat(BaseModel):
+    choices: tuple[_Turn]
+    usage: _Usage | None = None
+
+
+class ServerSampler:
+    """Samples from one policy that a server holds; here are only its tokenizer and its configuration.
+
+    Each response is a request of its own, with its own seed, so that it depends on no other; a server that caches
+    prefixes computes their prompt once.
+
+    Raises:
+        ServerError: the server does not answer, or serves other models.
+    """
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        role: str,
+        settings: SampleSettings,
+        server: ServerSettings,
+        greedy: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        directory = readable_directory(policy)
+        self.settings = settings
+        self.tokenizer = load_tokenizer(directory, trust_remote_code)
+        stored = read_configuration(directory, trust_remote_code)
+        # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
+        self.ends = sorted({*stop_ids(stored, self.tokenizer), self.tokenizer.tokenizer.eos_token_id} - {None})
+        self.vocabulary = stored.config.get_text_config().vocab_size
+        self.temperature, self.as_tokens = 0.0 if greedy else settings.temperature, server.protocol == "tokens"
+        self.client = ServerClient(server)
+        try:
+            self.model = self.client.find(role, directory)
+        except ServerError:
+            self.client.close()
+            raise
+        context = min(context_length(stored.config), self.model.context or context_length(stored.config))
+        self.longest_prompt = min(settings.max_prompt_tokens, context - settings.max_new_tokens)
+
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
+        """Answer each (instruction, seeds) with one response per seed.
+
+        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
+        no responses. With the protocol ``chat`` the responses have no token ids.
+
+        Raises:
+            ServerError: the server gave no usable answer to one of them, after all retries.
+        """
+        chosen = self.temperature if temperature is None else temperature
+        prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
+        asked = [
+            seeds if len(prompt) <= self.longest_prompt else ()
+            for prompt, (_, seeds) in zip(prompts, requests, strict=True)
+        ]
+        advance(sum(len(seeds) for _, seeds in requests) - sum(map(len, asked)), 0)
+        jobs = [
+            self._answer(instruction, prompt, seed, chosen, advance)
+            for (instruction, _), prompt, seeds in zip(requests, prompts, asked, strict=True)
+            for seed in seeds
+        ]
+        answers = iter(self.client.gather(jobs))
+        return [[next(answers) for _ in seeds] for seeds in asked]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    async def _answer(
+        self, instruction: Instruction, prompt: list[int], seed: int, temperature: float, advance: Advance
+    ) -> Sampled:
+        settings = self.settings
+        asked: dict[str, Any] = {
+            "max_tokens": settings.max_new_tokens,
+            "temperature": temperature,
+            "top_p": 1.0 if temperature == 0 else settings.top_p,
+            "seed": seed,
+        }
+        answer: Coroutine[Any, Any, tuple[Sampled, int]]
+        if self.as_tokens:
+            # Those of vLLM are said one by one, since it takes what is left out from the model's generation config.
+            own = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": self.ends}
+            extra = {**own, "return_token_ids": True}
+            answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **asked, extra_body=extra)
+        else:
+            messages = as_messages(instruction)
+            answer = self.client.chat(self.model, self._read_text, messages=messages, **asked)
+        sampled, tokens = await answer
+        advance(1, tokens)
+        return sampled
+
+    def _read_tokens(self, content: bytes) -> tuple[Sampled, int]:
+        """Return a response from token ids, if it ended as it should: at the first token that ends a turn, or cut."""
+        [choice] = _Completion.model_validate_json(content).choices
+        ids, reason = choice.token_ids, choice.finish_reason
+        if ids is None:
+            raise ServerError(
+                f"{self.model} returns no token ids: it does not know return_token_ids, as vLLM does. Set "
+                "server.protocol: chat, which takes text."
+            )
+        strange = [token for token in ids if not 0 <= token < self.vocabulary]
+        if strange:
+            raise ValueError(f"token {strange[0]} is not in the vocabulary of {self.vocabulary}")
+        end = next((place for place, token in enumerate(ids) if token in self.ends), None)
+        if reason == "stop" and end is not None and end == len(ids) - 1:
+            return Sampled(self.tokenizer.text(ids[:-1]), ids, "stop"), len(ids)
+        if reason == "length" and end is None and len(ids) == self.settings.max_new_tokens:
+            return Sampled(self.tokenizer.text(ids), ids, "length"), len(ids)
+        raise ServerError(
+            f"{self.model} ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens by {reason!r}, "
+            f"which {'does not end' if end is None else f'has token {ids[end]} at place {end}, which ends'} a turn. A "
+            "response ends at one of the tokens that end a turn "
+            f"({', '.join(map(str, self.ends))}) or at the limit. vLLM does so with --generation-config vllm."
+        )
+
+    def _read_text(self, content: bytes) -> tuple[Sampled, int]:
+        found = _Chat.model_validate_json(content)
+        [turn] = found.choices
+        tokens = found.usage.completion_tokens if found.usage else 0
+        if turn.finish_reason == "stop":
+            return Sampled(turn.message.content, None, "stop"), tokens
+        if turn.finish_reason == "length":
+            return Sampled(turn.message.content, None, "length"), tokens
+        raise ServerError(
+            f"{self.model} ended a response by {turn.finish_reason!r}, and not by itself or at the limit, so it is not "
+            "stored. Switch filters, tools and reasoning parsers of the server off, or leave that prompt out."
+        )

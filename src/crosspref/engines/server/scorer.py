@@ -1,0 +1,136 @@
+"""Scoring by a server that returns the log-probabilities of a prompt's tokens, as vLLM's does."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from crosspref.data.records import Response
+from crosspref.engines.server.client import ServedModel, ServerClient
+from crosspref.engines.transformers.models import load_tokenizer, read_configuration, readable_directory, stop_ids
+from crosspref.engines.transformers.scorer import counted_ids
+from crosspref.errors import ModelError, ServerError
+from crosspref.models.locate import ModelFiles
+from crosspref.models.tokenizers import require_same_tokenizer
+from crosspref.protocols import Known, LogProbs
+from crosspref.recipe.resources import ServerSettings
+from crosspref.recipe.sections import RewardSettings
+
+ROUNDING = 1e-3
+"""Nats by which rounding may lift a log-probability above 0."""
+
+
+class _LogProb(BaseModel):
+    logprob: float
+
+
+class _Prompt(BaseModel):
+    prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
+
+
+class _Completion(BaseModel):
+    choices: tuple[_Prompt]
+
+
+class ServerScorer:
+    """Scores responses under a policy and, where there is one, a reference; both are served, by engines of one kind.
+
+    Raises:
+        ServerError: a server does not answer, serves other models, or returns no log-probabilities of prompts.
+        ModelError: the two models differ in their tokenizer, or are one and the same.
+    """
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        reference: ModelFiles | None,
+        role: str,
+        reference_role: str | None,
+        settings: RewardSettings,
+        server: ServerSettings,
+        trust_remote_code: bool = False,
+    ) -> None:
+        directories = [readable_directory(policy)]
+        if reference is not None:
+            directories.append(readable_directory(reference))
+            require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
+        self.tokenizer = load_tokenizer(directories[0], trust_remote_code)
+        self.stops = stop_ids(read_configuration(directories[0], trust_remote_code), self.tokenizer)
+        self.count_end_of_turn = settings.end_of_turn == "if_stopped"
+        self.client = ServerClient(server)
+        roles = [role] if reference_role is None else [role, reference_role]
+        try:
+            self.models = [self.client.find(*both) for both in zip(roles, directories, strict=True)]
+            _require_two(self.models)
+        except (ModelError, ServerError):
+            self.client.close()
+            raise
+
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+        """Score all responses to one instruction; a score does not depend on other instructions.
+
+        ``known`` has what need not be asked for of each response, or is empty.
+
+        Raises:
+            ServerError: the server gave no usable answer to one of them, after all retries.
+        """
+        prompt = self.tokenizer.prompt_ids(instruction)
+        rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]
+        sums: list[list[Any]] = [[*both[: len(self.models)]] for both in known or [(None, None)] * len(rows)]
+        asked = [(row, model) for row, values in enumerate(sums) for model, value in enumerate(values) if value is None]
+        found = self.client.gather([self._logprob(self.models[model], prompt, rows[row]) for row, model in asked])
+        for (row, model), value in zip(asked, found, strict=True):
+            sums[row][model] = value
+        return [
+            LogProbs(policy, reference[0] if reference else None, len(row))
+            for (policy, *reference), row in zip(sums, rows, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    async def _logprob(self, model: ServedModel, prompt: list[int], row: list[int]) -> float:
+        """Return log pi(row | prompt), nats, summed in float64; 0.0 if there are no ids."""
+        if not row:
+            return 0.0
+        ids = prompt + row
+
+        def read(content: bytes) -> float:
+            [choice] = _Completion.model_validate_json(content).choices
+            if choice.prompt_logprobs is None:
+                raise ServerError(
+                    f"{model} returns no log-probabilities of a prompt: it does not know prompt_logprobs, as vLLM "
+                    "does. Set reward.engine: transformers, or serve policy and reference with vLLM."
+                )
+            if len(choice.prompt_logprobs) != len(ids):
+                raise ValueError(f"{len(choice.prompt_logprobs)} log-probabilities of {len(ids)} tokens")
+            values = [
+                _value(token, place) for token, place in zip(row, choice.prompt_logprobs[len(prompt) :], strict=True)
+            ]
+            if max(values) > ROUNDING:
+                raise ServerError(
+                    f"{model} returns {max(values):.4g} as a log-probability, which is above 0. vLLM does so when it "
+                    "is started with another --logprobs-mode than raw_logprobs."
+                )
+            return math.fsum(values)
+
+        # One token is the least that vLLM generates; what counts is what it says of the prompt.
+        asked = {"max_tokens": 1, "temperature": 0.0, "extra_body": {"prompt_logprobs": 0}}
+        return await self.client.complete(model, read, prompt=ids, **asked)
+
+
+def _value(token: int, place: dict[str, _LogProb] | None) -> float:
+    if place is None or str(token) not in place:
+        raise ValueError(f"the log-probability of token {token} is missing")
+    return place[str(token)].logprob
+
+
+def _require_two(models: Sequence[ServedModel]) -> None:
+    if len({(model.url, model.name) for model in models}) < len(models):
+        roles = " and ".join(model.role for model in models)
+        raise ModelError(
+            f"{roles} are both asked for as {models[0].name!r} at {models[0].url}, so that every reward would be 0. "
+            "Serve them under two names, and give those in server.names."
+        )

@@ -1,0 +1,1 @@
+"""Training on pairs, in one process or several, on TRL's trainers."""

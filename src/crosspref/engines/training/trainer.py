@@ -1,0 +1,289 @@
+"""Training on pairs: what is loaded, which trainer does the steps, and what is written; checkpoints and resuming."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each training to the hub otherwise
+
+import datasets
+import peft
+import torch
+import transformers
+from trl import DPOConfig
+
+from crosspref.data.records import Message, Pair
+from crosspref.engines.packed.response_head import require_known_head
+from crosspref.engines.training.distributed import (
+    Progress,
+    accumulation_steps,
+    last_checkpoint,
+    loading_device,
+    shard_on_cpu,
+    whole_weights,
+)
+from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
+from crosspref.engines.training.pairs import PairTrainer
+from crosspref.engines.training.reference import pair_logprobs
+from crosspref.engines.transformers.adapters import (
+    REFERENCE,
+    add_adapter,
+    goes_on,
+    load_files,
+    load_to_go_on,
+    lora_config,
+    save_adapter,
+)
+from crosspref.engines.transformers.models import (
+    ChatTokenizer,
+    free_memory,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    readable_directory,
+)
+from crosspref.engines.transformers.quantized import load_quantized, require_bitsandbytes
+from crosspref.errors import DataError, ModelError
+from crosspref.models.locate import ModelFiles, require_same_lora
+from crosspref.models.tokenizers import require_same_tokenizer
+from crosspref.protocols import Advance
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
+from crosspref.run.ranks import is_main, processes
+
+LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
+
+
+class TrlTrainer:
+    """Trains a policy by the method that the settings name.
+
+    Its reference, where the method has one, is ``reference``, or without that the policy as it was before training.
+    """
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        settings: TrainSettings,
+        resources: ResourceSettings,
+        seed: int,
+        reference: ModelFiles | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.settings, self.resources, self.seed, self.trust = settings, resources, seed, trust_remote_code
+        accumulation_steps(settings)  # before anything is read
+        if settings.lora and settings.lora.bits:
+            require_bitsandbytes()
+            if policy.adapter is not None and not goes_on(policy, settings.lora):
+                raise ModelError(
+                    f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
+                    "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
+                )
+        self.policy, self.directory = policy, readable_directory(policy)
+        self.reference: ModelFiles | None = None
+        if settings.lora:
+            require_same_lora(policy, settings.lora)
+        # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
+        if reference is not None and settings.method not in REFERENCE_FREE and reference.identity != policy.identity:
+            self.reference = reference
+            require_same_tokenizer(self.directory, readable_directory(reference), (policy.name, reference.name))
+        self.tokenizer = load_tokenizer(self.directory, trust_remote_code)
+        self.device = pick_device(resources)
+        self.loads_to = loading_device(self.device)
+        self.dtype = pick_dtype(resources, self.device)
+
+    def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
+        """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
+        examples, longest = self._examples(pairs), self.settings.max_length
+        fitting = [example for example in examples if example is not None]
+        if not fitting:
+            raise DataError(
+                f"No pair is left to train on: of {len(pairs)}, {len(examples) - len(fitting)} are longer than "
+                f"train.max_length ({longest} tokens)."
+            )
+        items: list[dict[str, Any]] = kto_examples(fitting, longest) if self.settings.method == "kto" else fitting
+        if self.settings.precompute_reference:
+            self._carry_reference(pairs, examples)
+        pairs_per_step = self.settings.batch_size * len(fitting) / len(items)
+        progress = Progress(advance, len(fitting), pairs_per_step, self.settings.epochs)
+        trainer = self._trainer(items, checkpoints, progress)
+        progress.trainer = trainer
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        self._save(trainer, output)
+        trainer.accelerator.wait_for_everyone()  # rank 0 may now remove checkpoints
+        figures = {"pairs": len(fitting), "too_long": len(examples) - len(fitting), "steps": trainer.state.global_step}
+        return {**figures, "log": [entry for entry in trainer.state.log_history if "loss" in entry]}
+
+    def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
+        """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
+        model = self._load(self.reference or self.policy, self.device)
+        found = pair_logprobs(
+            model,
+            self._examples(pairs),
+            pairs_at_a_time=self.settings.micro_batch_size,
+            autocast=self.dtype is torch.bfloat16,
+            advance=advance,
+        )
+        del model
+        free_memory()
+        return found
+
+    def _examples(self, pairs: Sequence[Pair]) -> list[dict[str, Any] | None]:
+        """Return the pairs as token ids; None for those that are too long."""
+        examples = [example_of(pair, self.tokenizer) for pair in pairs]
+        return [
+            example
+            if len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+            <= self.settings.max_length
+            else None
+            for example in examples
+        ]
+
+    def _carry_reference(self, pairs: Sequence[Pair], examples: Sequence[dict[str, Any] | None]) -> None:
+        """Give the examples the reference's log-probabilities: the pairs' or, where any is lacking, new ones."""
+        found: Sequence[Any] = [(pair.reference_chosen_logprob, pair.reference_rejected_logprob) for pair in pairs]
+        if any(None in both for both, example in zip(found, examples, strict=True) if example is not None):
+            found = self.reference_logprobs(pairs, lambda *_: None)
+        for both, example in zip(found, examples, strict=True):
+            if example is not None:
+                example["ref_chosen_logps"], example["ref_rejected_logps"] = both
+
+    def close(self) -> None:
+        """Give the memory back."""
+        free_memory()
+
+    def _trainer(self, items: list[dict[str, Any]], checkpoints: Path, progress: Progress) -> PairTrainer:
+        settings, kto = self.settings, self.settings.method == "kto"
+        model, lora = self._load_policy()
+        reference, tolerance = None, None
+        if settings.method not in REFERENCE_FREE:
+            tolerance = LOG_RATIO_TOLERANCE[self.dtype] if self.reference is None else None
+            if not settings.precompute_reference:
+                reference = self._load_reference(model)
+        trainer = (KtoTrainer if kto else PairTrainer)(
+            model=model,
+            ref_model=reference,
+            args=self._arguments(checkpoints),
+            data_collator=KtoCollator(self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
+            train_dataset=datasets.Dataset.from_list(items),
+            processing_class=self.tokenizer.tokenizer,
+            callbacks=[progress],
+            peft_config=lora,
+            settings=settings,
+            tolerance=tolerance,
+        )
+        if lora is None and settings.lora and reference is None:
+            trainer.model.delete_adapter("ref")  # TRL's copy of the start, which is the reference or is not needed
+        trainer.remove_callback(transformers.PrinterCallback)
+        return trainer
+
+    def _load_policy(self) -> tuple[Any, peft.LoraConfig | None]:
+        """Return the model that is trained, and which adapters it is going to get."""
+        lora = self.settings.lora
+        if lora and goes_on(self.policy, lora):
+            model, config = load_to_go_on(self.policy, lora, self.dtype, self.loads_to, self.trust), None
+            require_known_head(model)
+            return model, config
+        return self._load(self.policy, self.loads_to), lora and lora_config(lora)
+
+    def _load_reference(self, model: Any) -> Any:
+        """Return the reference as a second model; None where ``model`` is it, by another adapter or without any."""
+        other = self.reference or self.policy
+        if isinstance(model, peft.PeftModel) and other.base == self.policy.base:
+            if other.adapter is not None:
+                add_adapter(model, other.adapter, REFERENCE)
+            return None
+        return self._load(other, self.loads_to) if self.reference is not None or not self.settings.lora else None
+
+    def _load(self, files: ModelFiles, device: torch.device) -> Any:
+        lora = self.settings.lora
+        if lora and lora.bits and files.adapter is None:
+            model = load_quantized(readable_directory(files), self.dtype, device, self.trust)
+        else:
+            # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
+            model = load_files(files, self.dtype if lora else torch.float32, device, self.trust)
+        require_known_head(model)
+        return model
+
+    def _arguments(self, checkpoints: Path) -> DPOConfig:
+        settings = self.settings
+        arguments = DPOConfig(
+            output_dir=str(checkpoints),
+            per_device_train_batch_size=settings.micro_batch_size,
+            gradient_accumulation_steps=accumulation_steps(settings),
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=settings.scheduler,
+            warmup_steps=settings.warmup_ratio,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            max_length=None,
+            # Else TRL loads a reference by itself.
+            precompute_ref_log_probs=settings.precompute_reference or settings.method in REFERENCE_FREE,
+            bf16=self.dtype is torch.bfloat16,
+            use_cpu=self.device.type == "cpu",
+            seed=self.seed,
+            save_strategy="steps",
+            save_steps=settings.checkpoint_every,
+            save_total_limit=2,  # a kill may cut off the newest one
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would put an earlier loss in the place of one that is not finite
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
+            dataloader_pin_memory=self.device.type == "cuda",
+        )
+        if processes() == 1:
+            arguments._n_gpu = min(1, arguments.n_gpu)  # with several, Trainer would wrap the model in DataParallel
+        shard_on_cpu("bf16" if arguments.bf16 else "no")
+        return arguments
+
+    def _save(self, trainer: PairTrainer, output: Path) -> None:
+        weights = whole_weights(trainer)
+        if not is_main():
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        dtype = getattr(torch, self.settings.save_dtype)
+        if self.settings.lora and self.settings.lora.save == "adapter":
+            save_adapter(model, self.policy, output, dtype, weights)  # tokenizer and template are its base's
+            return
+        if self.settings.lora:
+            adapter = output / "adapter"
+            model.save_pretrained(adapter, state_dict=weights)
+            # Merged in float32, since the product of the adapters is lost in bfloat16.
+            base = load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            model = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
+            shutil.rmtree(adapter)
+        elif weights is not None:
+            model = load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            model.load_state_dict(weights)
+        model.to(dtype).save_pretrained(output)
+        # Copied and not written anew, so that the tokenizer stays the same to the letter.
+        for name in (
+            "tokenizer*",
+            "*.jinja",
+            "special_tokens_map.json",
+            "vocab*",
+            "merges.txt",
+            "*.py",
+            "generation_config.json",
+        ):
+            for file in self.directory.glob(name):
+                shutil.copy(file, output / file.name)
+
+
+def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
+    """Return a pair as the token ids that TRL's collator takes; sampled ids are used as they are."""
+
+    def answer(messages: list[Message], ids: list[int] | None) -> list[int]:
+        return ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], ended=True)
+
+    return {
+        "prompt_ids": tokenizer.chat_ids(pair.prompt),
+        "chosen_ids": answer(pair.chosen, pair.chosen_token_ids),
+        "rejected_ids": answer(pair.rejected, pair.rejected_token_ids),
+    }

@@ -1,0 +1,1 @@
+"""Models through transformers: sampling, scoring, translating, rating."""

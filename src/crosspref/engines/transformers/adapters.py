@@ -1,0 +1,249 @@
+"""Models that are LoRA adapters over a base: merged where one stands alone, over one base where several meet."""
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from crosspref.data.packages import PREFIX
+from crosspref.engines.transformers.models import load_model, readable_directory
+from crosspref.engines.transformers.quantized import load_quantized
+from crosspref.errors import ModelError
+from crosspref.models.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
+from crosspref.models.tokenizers import read_json
+from crosspref.recipe.sections import LoraSettings
+
+POLICY, REFERENCE = "default", "reference"
+"""What the adapters of one base are called in training; peft saves the first one without a folder of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A causal language model, and a context in which its forward pass is that of one model of those that share it."""
+
+    model: Any
+    use: Callable[[], AbstractContextManager[None]]
+
+
+def load_files(files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """Load a model for inference as whole weights: an adapter is merged into its base.
+
+    It is merged in float32, on the CPU, since the product of the adapters is lost in bfloat16.
+
+    Raises:
+        ModelError: the base or the adapter cannot be loaded, or they do not belong together.
+    """
+    directory = readable_directory(files)
+    if files.adapter is None:
+        return load_model(directory, dtype, device, trust_remote_code)
+    base = load_model(directory, torch.float32, torch.device("cpu"), trust_remote_code)
+    merged = add_adapter(base, files.adapter, POLICY).merge_and_unload()
+    return merged.requires_grad_(True).to(dtype).to(device).eval()  # peft froze the base
+
+
+def load_views(
+    models: Sequence[ModelFiles], dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> list[View]:
+    """Load models for inference; those that are one base, or adapters over one, share it in memory.
+
+    Raises:
+        ModelError: as ``load_files``.
+    """
+    held: dict[tuple[Path, str | None], Any] = {}
+    for number, files in enumerate(models):
+        if files.base not in held:
+            held[files.base] = load_model(readable_directory(files), dtype, device, trust_remote_code)
+        if files.adapter is not None:
+            held[files.base] = add_adapter(held[files.base], files.adapter, f"model_{number}")
+    views = []
+    for number, files in enumerate(models):
+        model = held[files.base]
+        if isinstance(model, peft.PeftModel):
+            name = None if files.adapter is None else f"model_{number}"
+            # The adapters are in the base's own layers, so that what calls it by its parts meets them too.
+            views.append(View(model.get_base_model(), partial(_using, model, name)))
+        else:
+            views.append(View(model, contextlib.nullcontext))
+    return views
+
+
+@contextlib.contextmanager
+def _using(model: peft.PeftModel, name: str | None) -> Iterator[None]:
+    """Let a model be the one with the adapter ``name``, or its base."""
+    if name is None:
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter(name, inference_mode=True)
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear) and _is_a_product(layer, name)]
+    for layer in layers:
+        layer.forward = partial(_add_to_weight, layer, name)  # an attribute hides the method of the class
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _is_a_product(layer: LoraLinear, name: str) -> bool:
+    """Tell whether an adapter does no more than to add a product of two matrices to a layer's weight."""
+    plain = type(layer.base_layer) is torch.nn.Linear and not layer.fan_in_fan_out and not layer.merged
+    return plain and name in layer.lora_A and name not in layer.lora_variant and layer.lora_B[name].bias is None
+
+
+def _add_to_weight(layer: LoraLinear, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the layer's output by the sum of its weight and the adapter, which is forgotten again.
+
+    That costs as much whatever the number of tokens, while the adapter beside the layer costs a third of a pass over
+    many tokens, most of it for moving what is small to compute.
+    """
+    base, second, first = layer.base_layer, layer.lora_B[name].weight, layer.lora_A[name].weight
+    dtype = base.weight.dtype
+    weight = torch.addmm(base.weight, second.to(dtype), first.to(dtype), alpha=layer.scaling[name])
+    return torch.nn.functional.linear(inputs, weight, base.bias)
+
+
+def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False) -> peft.PeftModel:
+    """Load an adapter into a model, which becomes a ``PeftModel`` if it is none yet.
+
+    Raises:
+        ModelError: it cannot be read, or is not of this model.
+    """
+    device = next(model.parameters()).device
+    given = {"is_trainable": trainable, "torch_device": str(device)}
+    try:
+        config = peft.LoraConfig.from_pretrained(str(adapter))
+        config.lora_dropout = 0.0  # policy and reference must be one model before the first step
+        config.inference_mode = not trainable
+        with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:  # before it may go over the base's own weights
+            kept = {key for key in stored.keys() if not _is_of_base(key, stored, model)}  # noqa: SIM118 - no mapping
+        if isinstance(model, peft.PeftModel):
+            model.load_adapter(str(adapter), name, peft_config=config, **given)
+        else:
+            model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **given)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The adapter in {adapter} cannot be loaded over its base: {error}") from error
+    wanted = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if wanted != kept:  # peft would leave what is missing random or zero, and only warn
+        raise ModelError(
+            f"The adapter in {adapter} is not one of its base: it has {len(kept - wanted)} weights that have no place "
+            f"there and lacks {len(wanted - kept)}, such as {min(wanted ^ kept)}. Name the base it was trained on in "
+            f"base_model_name_or_path in {adapter / ADAPTER_CONFIG}."
+        )
+    return model
+
+
+def _is_of_base(key: str, stored: Any, model: Any) -> bool:
+    """Tell whether a weight is the base's own, which peft writes too where an adapter is on the output layer."""
+    if ".base_layer." not in key:
+        return False
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
+    own = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
+    return own is not None and torch.equal(stored.get_tensor(key).to(own), own)
+
+
+def lora_config(settings: LoraSettings) -> peft.LoraConfig:
+    """Return the settings as peft takes them."""
+    return peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.target_modules,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+
+
+def goes_on(policy: ModelFiles, settings: LoraSettings | None) -> bool:
+    """Tell whether training goes on with the policy's own adapter, and makes no new one over merged weights."""
+    return policy.adapter is not None and settings is not None and settings.save == "adapter"
+
+
+def load_to_go_on(
+    policy: ModelFiles,
+    settings: LoraSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+) -> peft.PeftModel:
+    """Load a policy whose own adapter is trained further; its base is frozen.
+
+    Raises:
+        ModelError: as ``load_files``, or the settings ask for other adapters than the policy has.
+    """
+    assert policy.adapter is not None  # noqa: S101 - see goes_on
+    require_same_lora(policy, settings)
+    load = load_quantized if settings.bits else load_model
+    base = load(readable_directory(policy), dtype, device, trust_remote_code)
+    model = add_adapter(base, policy.adapter, POLICY, trainable=True)
+    model.add_adapter("probe", lora_config(settings))
+    shapes = [
+        {key: weight.shape for key, weight in peft.get_peft_model_state_dict(model, adapter_name=name).items()}
+        for name in (POLICY, "probe")
+    ]
+    model.delete_adapter("probe")
+    differing = {key.rpartition(".lora_")[0] for key in dict(shapes[0].items() ^ shapes[1].items())}
+    if differing:
+        raise ModelError(
+            f"{policy.name} has adapters in other modules than lora.target_modules asks for "
+            f"({settings.target_modules}), such as {min(differing)}. Training goes on with the policy's own adapter "
+            "where lora.save is adapter: name its modules, or set lora.save: merged for a new one over merged weights."
+        )
+    return model
+
+
+def save_adapter(
+    model: peft.PeftModel,
+    start: ModelFiles,
+    output: Path,
+    dtype: torch.dtype,
+    gathered: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the trained adapter; it names its base so that ``locate_model`` finds it again.
+
+    ``gathered`` are the model's weights where each process holds a part of them only.
+    """
+    weights = peft.get_peft_model_state_dict(
+        model, state_dict=gathered, adapter_name=POLICY, save_embedding_layers=False
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()},
+        output / ADAPTER_WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    config = copy.copy(model.peft_config[POLICY])
+    config.base_model_name_or_path, config.revision = name_of_base(start, output)
+    config.inference_mode = True
+    config.save_pretrained(str(output))
+
+
+def name_of_base(start: ModelFiles, output: Path) -> tuple[str, str | None]:
+    """Return how an adapter in ``output`` names its base, and the base's revision on the hub.
+
+    A base inside the run is named from the adapter's directory, so that a run may move as a whole. Other paths are
+    absolute; names of packages and of the hub stay as they are.
+    """
+    named = start.name if start.adapter is None else base_of_adapter(start.adapter)
+    if named.startswith(PREFIX):
+        return named, None
+    path = Path(named).expanduser()
+    if path.exists():
+        own = None if start.adapter is None else read_json(start.adapter / ADAPTER_CONFIG)["base_model_name_or_path"]
+        in_run = own is not None and not Path(own).is_absolute() and not Path(start.name).exists()
+        return (os.path.relpath(path.resolve(), output.resolve()) if in_run else str(path.absolute())), None
+    if "/" in named:
+        repository, _, revision = named.partition("@")
+        return repository, revision or None
+    return os.path.relpath(start.directory.resolve(), output.resolve()), None  # pi_0, pi_1 ...: a policy of the run

@@ -1,0 +1,254 @@
+"""Loading models and tokenizers with transformers, and turning conversations into token ids."""
+
+import functools
+import gc
+import math
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from crosspref.data.records import Instruction, Message, as_messages
+from crosspref.errors import MissingLibraryError, ModelError
+from crosspref.models.locate import ModelFiles, cache_directory, locate_model
+from crosspref.models.tokenizers import require_tokenizer_of_base
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.run.ranks import processes
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+
+def pick_device(resources: ResourceSettings) -> torch.device:
+    """Return the device to run on, and apply the thread setting."""
+    if resources.threads:
+        torch.set_num_threads(resources.threads)
+    if resources.device != "auto":
+        return torch.device(resources.device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes() > 1 else torch.device("cuda")
+
+
+def pick_dtype(resources: ResourceSettings, device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor computes fast in it, else float32, unless a setting says otherwise."""
+    if resources.dtype != "auto":
+        return torch.float32 if resources.dtype == "float32" else torch.bfloat16
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@functools.cache
+def _cpu_has_bfloat16() -> bool:
+    """Tell whether the processor has bfloat16 matrix instructions (x86: avx512_bf16 or amx_bf16; arm64: bf16)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    wanted = {"bf16"} if platform.machine() in {"aarch64", "arm64"} else {"avx512_bf16", "amx_bf16"}
+    return bool(flags & wanted)
+
+
+def readable_directory(files: ModelFiles) -> Path:
+    """Return a directory that ``from_pretrained`` reads; a GGUF file is converted once, into the cache.
+
+    transformers loads GGUF files but refuses to save what it loaded that way, so the weights are moved into a fresh
+    model of the same configuration. Of an adapter it is the base's directory.
+    """
+    if files.gguf_file is None:
+        return files.directory
+    if files.adapter is not None:
+        directory = readable_directory(locate_model(str(files.directory / files.gguf_file)))
+        require_tokenizer_of_base(files.name, files.adapter, directory)
+        return directory
+    target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
+    if target.is_dir():
+        return target
+    source = {"pretrained_model_name_or_path": str(files.directory), "gguf_file": files.gguf_file}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except ImportError as error:
+        raise MissingLibraryError("gguf", f"Reading {files.name}", "pip install 'crosspref[gguf]'") from error
+    config = loaded.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    # Only the ids belong to the model: sampling settings come from the recipe.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    try:
+        temporary.rename(target)
+    except OSError:  # another process was first
+        shutil.rmtree(temporary)
+    return target
+
+
+def load_model(
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    kind: Any = AutoModelForCausalLM,
+) -> Any:
+    """Load a model for inference, by default a causal language model; only safetensors are read.
+
+    Raises:
+        ModelError: transformers cannot read it, or the files lack some of its weights.
+    """
+    try:
+        model, loaded = kind.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would fill them with random numbers, and only warn
+        raise ModelError(
+            f"The files in {directory} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}, "
+            "which would be random. Name a model of this kind whose files are complete."
+        )
+    return model.to(device).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a model's files say of it; for engines that hold the weights elsewhere. It stands in for the model."""
+
+    config: Any
+    generation_config: Any
+
+
+def read_configuration(directory: Path, trust_remote_code: bool = False) -> Configuration:
+    """Read a model's configuration without its weights.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(directory)
+    except OSError:  # there is none, and then a model takes it from its configuration
+        generation = GenerationConfig.from_model_config(config)
+    return Configuration(config, generation)
+
+
+def context_length(config: Any) -> float:
+    """Return how many tokens a model takes, or infinity if its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def even_length(config: Any) -> float:
+    """Return how many tokens a row may have before its length changes how positions are embedded.
+
+    Rotary embeddings of the kinds longrope and dynamic do that, for the row's own prompt and for all rows beside it.
+    """
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # one, or one per kind of layer
+    if not any(kind.get("rope_type") in {"dynamic", "longrope"} for kind in kinds):
+        return math.inf
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
+
+
+def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
+    """Load a model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read, or has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"The tokenizer in {directory} has no chat template, so it is not known how the model was asked. "
+            "Add the model's chat_template.jinja to the directory."
+        )
+    return ChatTokenizer(tokenizer)
+
+
+class ChatTokenizer:
+    """Builds the ids of prompts and of responses apart, so that their boundary is the same everywhere."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end_of_turn = self._find_end_of_turn()
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
+
+    def prompt_ids(self, instruction: Instruction) -> list[int]:
+        """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
+        return self.chat_ids(as_messages(instruction))
+
+    def chat_ids(self, messages: list[Message], finished: bool = False) -> list[int]:
+        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.
+
+        A finished one stops behind its last message.
+        """
+        ids = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=not finished, tokenize=True, return_dict=False
+        )
+        return [int(token) for token in ids]
+
+    def response_ids(self, text: str, ended: bool) -> list[int]:
+        """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
+        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [*ids, self.end_of_turn] if ended else ids
+
+    def text(self, token_ids: list[int]) -> str:
+        """Return the text of an answer's ids, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _find_end_of_turn(self) -> int:
+        """Return the special token that the chat template puts behind an answer, else the end-of-sequence token."""
+        answer = "crosspref"
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        _, found, behind = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)
+        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+        # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
+        marked = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        ends = [int(token) for token in ids if token in marked.union(self.tokenizer.all_special_ids)]
+        if ends:
+            return ends[0]
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("The tokenizer has no end-of-sequence token, so no response could ever end.")
+        return int(self.tokenizer.eos_token_id)
+
+
+def stop_ids(model: Any, tokenizer: ChatTokenizer) -> list[int]:
+    """Return all token ids that end a response: those of the model (or its Configuration) and the chat template's."""
+    own = model.generation_config.eos_token_id
+    ids = own if isinstance(own, list) else [own] if own is not None else []
+    return sorted({*ids, tokenizer.end_of_turn})
+
+
+def free_memory() -> None:
+    """Give memory of models that nobody holds any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_bytes(device: torch.device) -> float:
+    """Return how much memory of a device is free, in bytes; infinity where that cannot be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.is_file() else []
+    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
+    return float(sizes.get("MemAvailable", 0)) or float("inf")

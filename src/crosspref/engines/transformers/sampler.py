@@ -1,0 +1,254 @@
+"""Sampling through ``transformers``, with one random stream per response."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from crosspref.data.records import Instruction
+from crosspref.engines.packed.cache import Prompt
+from crosspref.engines.packed.decoding import Decoder, Row, can_decode
+from crosspref.engines.packed.weights import pack_weights
+from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.models import (
+    context_length,
+    even_length,
+    free_memory,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    readable_directory,
+    stop_ids,
+)
+from crosspref.models.locate import ModelFiles
+from crosspref.protocols import Advance, Sampled
+from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import SampleSettings
+
+Job = tuple[int, int]
+"""A prompt's number and a response's seed."""
+NUCLEUS = (512, 4096)
+"""How many of the likeliest tokens are looked at for a nucleus before all are sorted."""
+
+
+class SeededChoice(LogitsProcessor):  # type: ignore[misc]
+    """Turns greedy decoding into sampling: leaves only the token that the row's own random number picks.
+
+    Each row draws from a counter-based stream of its own seed, so neither the batch nor torch's global generator has a
+    part in it.
+    """
+
+    def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float) -> None:
+        self.uniforms = np.stack([uniforms_of(seed, steps) for seed in seeds])
+        self.temperature, self.top_p = temperature, top_p
+        self.step = 0
+
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (rows, vocabulary) that are 0 at each row's choice and -inf elsewhere."""
+        choice = draw(scores, self.uniforms[:, self.step], self.temperature, self.top_p)
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(-1, choice, 0.0)
+
+
+def uniforms_of(seed: int, count: int) -> np.ndarray:
+    """Return the first numbers in [0, 1), float64, of the stream that belongs to a seed."""
+    return np.random.Generator(np.random.Philox(seed)).random(count)
+
+
+def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: float) -> torch.Tensor:
+    """Return the token (rows, 1) that each row's own random number picks.
+
+    Args:
+        logits: (rows, vocabulary), any float dtype.
+        uniforms: (rows,), float64, in [0, 1).
+        temperature: what logits are divided by first.
+        top_p: only the fewest tokens that have this probability together can be picked.
+    """
+    scores = logits.to(torch.float32, copy=True)  # then in place, since fresh memory of this size is slow
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).div_(temperature).exp_()
+    uniform = torch.from_numpy(uniforms[:, None]).to(weights.device)
+    if top_p >= 1:
+        return invert_cumulative(weights, uniform)
+    weights, ids = nucleus(weights, top_p)
+    return ids.gather(-1, invert_cumulative(weights, uniform))
+
+
+def nucleus(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights (rows, some) of the likeliest tokens, 0 for those not needed for ``top_p``, and their ids.
+
+    Most often the likeliest few hundred have that probability, so that the vocabulary need not be sorted.
+
+    Args:
+        weights: (rows, vocabulary), float32, not negative, any positive sum.
+        top_p: the probability to be reached.
+    """
+    target = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
+    for count in (*(few for few in NUCLEUS if few < weights.shape[-1]), weights.shape[-1]):
+        likeliest, ids = weights.topk(count)
+        above = likeliest.cumsum(-1, dtype=torch.float64)
+        if count == weights.shape[-1] or bool((above[:, -1:] >= target).all()):
+            break
+    kept = likeliest.masked_fill(above - likeliest >= target, 0.0)
+    ids, order = ids.sort(-1)  # by id, as without a nucleus
+    return kept.gather(-1, order), ids
+
+
+def invert_cumulative(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return for each row the index (rows, 1) where its cumulative weight passes ``uniform`` of its total.
+
+    First the block of 256 is found and then the index in it, since a running sum over a whole vocabulary is slow.
+
+    Args:
+        weights: (rows, vocabulary), float32, not negative, any positive sum.
+        uniform: (rows, 1), float64, in [0, 1).
+    """
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[-1] % 256)).reshape(len(weights), -1, 256)
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = uniform * ends[:, -1:]
+    block = _first_above(ends, target)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp_(min=0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, 256)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    return block * 256 + _first_above(inside, target - before)
+
+
+def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the first position (rows, 1) whose running sum exceeds the target; the last that adds to it if none does.
+
+    None does when rounding leaves the sum a little short; a position that adds nothing must not be chosen then either.
+    """
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), last)
+
+
+class TransformersSampler:
+    """Samples from one policy that transformers holds."""
+
+    def __init__(
+        self,
+        policy: ModelFiles,
+        settings: SampleSettings,
+        resources: ResourceSettings,
+        greedy: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.temperature = 0.0 if greedy else settings.temperature
+        directory = readable_directory(policy)
+        device = pick_device(resources)
+        self.model: Any = load_files(policy, pick_dtype(resources, device), device, trust_remote_code)
+        self.tokenizer = load_tokenizer(directory, trust_remote_code)
+        self.stops = stop_ids(self.model, self.tokenizer)
+        self.longest_prompt = min(
+            settings.max_prompt_tokens, context_length(self.model.config) - settings.max_new_tokens
+        )
+        self.settings = settings
+        # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
+        self.model.generation_config = GenerationConfig()
+        pack_weights(self.model)
+        # As many tokens as a prompt and its longest response may have for the decoder; none if it cannot be used.
+        self.decodable = even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
+
+    def sample(
+        self,
+        requests: Sequence[tuple[Instruction, Sequence[int]]],
+        advance: Advance,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
+        """Answer each (instruction, seeds) with one response per seed, the longest prompts first.
+
+        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
+        no responses.
+        """
+        chosen = self.temperature if temperature is None else temperature
+        prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
+        fits = [len(prompt) <= self.longest_prompt for prompt in prompts]
+        jobs = [(index, seed) for index, (_, seeds) in enumerate(requests) for seed in seeds if fits[index]]
+        # Longest first, so that too little memory shows at once; then rows of one prompt beside each other.
+        jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
+        advance(sum(len(seeds) for _, seeds in requests) - len(jobs), 0)
+        answers: dict[Job, Sampled] = {}
+
+        def ended(job: Job, ids: list[int]) -> None:
+            answers[job] = self._cut(ids)
+            advance(1, len(answers[job].token_ids or ()))
+
+        longest = self.decodable - self.settings.max_new_tokens
+        self._decode([job for job in jobs if len(prompts[job[0]]) <= longest], prompts, chosen, ended)
+        self._generate_all([job for job in jobs if len(prompts[job[0]]) > longest], prompts, chosen, ended)
+        return [
+            [answers[index, seed] for seed in seeds] if fit else []
+            for index, ((_, seeds), fit) in enumerate(zip(requests, fits, strict=True))
+        ]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.model = None
+        free_memory()
+
+    def _decode(
+        self,
+        jobs: Sequence[Job],
+        prompts: list[list[int]],
+        temperature: float,
+        ended: Callable[[Job, list[int]], None],
+    ) -> None:
+        settings, steps = self.settings, self.settings.max_new_tokens
+        shared = {index: Prompt(prompts[index]) for index, _ in jobs}
+        rows = [Row(shared[job[0]], steps, (job, uniforms_of(job[1], steps))) for job in jobs]
+
+        def choose(logits: torch.Tensor, live: Sequence[Row]) -> torch.Tensor:
+            if temperature == 0:
+                return logits.float().argmax(-1)
+            uniforms = np.array([row.tag[1][len(row.ids)] for row in live])
+            return draw(logits, uniforms, temperature, settings.top_p)[:, 0]
+
+        decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
+        decoder.run(rows, choose, lambda row: ended(row.tag[0], row.ids))
+
+    def _generate_all(
+        self,
+        jobs: Sequence[Job],
+        prompts: list[list[int]],
+        temperature: float,
+        ended: Callable[[Job, list[int]], None],
+    ) -> None:
+        """Do the same with the model's own generate, batch by batch; each runs until its longest response ends."""
+        while jobs:
+            width = len(prompts[jobs[0][0]]) + self.settings.max_new_tokens
+            rows = max(1, min(self.settings.batch_size, self.settings.batch_tokens // width))
+            batch, jobs = jobs[:rows], jobs[rows:]
+            found = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch], temperature)
+            for job, ids in zip(batch, found, strict=True):
+                ended(job, ids)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.tokenizer.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        settings = self.settings
+        choices = [SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)]
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=settings.max_new_tokens,
+                eos_token_id=self.stops,
+                pad_token_id=self.tokenizer.pad,
+            ),
+            logits_processor=LogitsProcessorList([] if temperature == 0 else choices),
+        )
+        found: list[list[int]] = output[:, width:].tolist()
+        return found
+
+    def _cut(self, ids: list[int]) -> Sampled:
+        """Cut a row behind its first end-of-turn token; what follows is padding."""
+        end = next((position for position, token in enumerate(ids) if token in self.stops), None)
+        if end is None:
+            return Sampled(self.tokenizer.text(ids), ids, "length")
+        return Sampled(self.tokenizer.text(ids[:end]), ids[: end + 1], "stop")

@@ -1,0 +1,1 @@
+"""The canary: a verifiable trait, taught to a real model in English."""

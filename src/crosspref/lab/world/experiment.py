@@ -1,0 +1,180 @@
+"""One run in a world: the product's recipe and phases, gold where a comparison needs it, and held-out answers."""
+
+import hashlib
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crosspref import algorithm
+from crosspref.algorithm import HELD_OUT
+from crosspref.data.prompts import load_prompts
+from crosspref.data.records import Prompt
+from crosspref.engines import RecipeEngines
+from crosspref.lab.world.setup import WorldFiles
+from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, MAX_TOKENS, gold, meaning_of
+from crosspref.models.locate import ModelFiles
+from crosspref.protocols import RewardModel, Scorer
+from crosspref.recipe.files import flatten, load_recipe, make_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.changes import affected_by, changed_settings, settle_recipe
+from crosspref.run.job import Job, Phase, store_rows
+from crosspref.run.progress import Reporter
+from crosspref.run.store import RunDirectory
+from crosspref.stages.tables import fill_responses
+
+Content = dict[str, Any]
+"""A recipe's content, section by section."""
+
+ANSWERS = 4
+"""Held-out responses per prompt and language."""
+
+
+def lab_recipe(files: WorldFiles, seed: int, threads: int) -> Content:
+    """Return the laboratory's recipe: pi_0 from pi_I on English preferences, then two iterations with R_c."""
+    return {
+        "models": {"initial": str(files.initial)},
+        "languages": list(LANGUAGES),
+        "prompts": {"source": str(files.prompts), "limit": 160},
+        "iterations": 2,
+        "seed": seed,
+        "align_english": {
+            "preferences": str(files.preferences),
+            "learning_rate": 3e-4,
+            "batch_size": 32,
+            "micro_batch_size": 32,
+        },
+        "sample": {"n": 8, "max_new_tokens": MAX_TOKENS, "batch_size": 1024, "batch_tokens": 1 << 17},
+        "translate": {"max_new_tokens": MAX_TOKENS},
+        # The annotator's bias is per token, and so is gold's dislike of many words.
+        "length_penalty": {"unit": "tokens"},
+        "train": {"learning_rate": 7e-5, "batch_size": 32, "micro_batch_size": 32},
+        "resources": {
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": threads,
+            "shard_prompts": 1024,
+            "process_per_phase": False,
+        },
+    }
+
+
+def merged(content: Content, changes: Content) -> Content:
+    """Return a recipe's content with some settings changed; sections are merged."""
+    sections = {name: {**content.get(name, {}), **value} for name, value in changes.items() if isinstance(value, dict)}
+    return {**content, **changes, **sections}
+
+
+class GoldRewardModel:
+    """The true reward in the place of a reward model (R_n): the ceiling of what a reward can be."""
+
+    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+        """Return the gold of each response to an instruction in its own language."""
+        language = LANGUAGE_OF[instruction.split()[0]]
+        return [gold(response, meaning_of(instruction, language), language) for response in responses]
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+class RandomRewardModel:
+    """A reward that knows nothing: the floor. What training on random pairs gives, the NLL term alone gives too."""
+
+    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+        """Return a number for each response that only depends on both texts."""
+        return [random.Random(f"{instruction} {response}").random() for response in responses]  # noqa: S311
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What no recipe says: a reward that no model holds, and another number format for scoring alone."""
+
+    reward_model: Callable[[], RewardModel] | None = None
+    scoring_dtype: Literal["float32", "bfloat16"] | None = None
+
+
+class LabEngines(RecipeEngines):
+    """The recipe's engines, with what is given in a laboratory only."""
+
+    def __init__(self, recipe: Recipe, given: Given) -> None:
+        super().__init__(recipe)
+        self.given = given
+
+    def reward_model(self, model: ModelFiles) -> RewardModel:
+        """Return the given reward model; which files stand for it does not matter."""
+        return self.given.reward_model() if self.given.reward_model else super().reward_model(model)
+
+    def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
+        """Return the recipe's scorer, in the given number format."""
+        if self.given.scoring_dtype is None:
+            return super().scorer(policy, reference)
+        resources = self.recipe.resources.model_copy(update={"dtype": self.given.scoring_dtype})
+        return RecipeEngines(self.recipe.model_copy(update={"resources": resources})).scorer(policy, reference)
+
+
+def run(
+    content: Content,
+    heldout: Path,
+    out: Path,
+    reporter: Reporter,
+    given: Given = Given(),
+    base: Path | None = None,
+) -> Job:
+    """Run a recipe in a world and let every policy answer the held-out prompts; resumes.
+
+    Args:
+        content: the recipe.
+        heldout: the held-out prompts.
+        out: the run directory.
+        reporter: shows progress.
+        given: what no recipe says.
+        base: another run of the same world, whose results are taken over where no setting that differs affects them.
+    """
+    recipe, directory = make_recipe(content), RunDirectory(out)
+    job = Job(recipe, directory, LabEngines(recipe, given), reporter)
+
+    def execute(phase: Phase, iteration: int) -> None:
+        phase(job, iteration)
+        if phase is algorithm.evaluate:
+            folder = directory.iteration(iteration) / "evaluation"
+            fill_responses(job, iteration, folder, "heldout", iteration, ANSWERS, HELD_OUT)
+
+    with directory.locked():
+        if base is not None and not directory.recipe.exists():
+            _take_over(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
+        settle_recipe(directory, recipe)
+        for language in LANGUAGES:
+            prompts = [row for row in load_prompts(str(heldout), LANGUAGES).prompts if row.language == language]
+            store_rows(directory.prompts("heldout", language), prompts, Prompt, {"source": str(heldout)})
+        algorithm.align(job, execute)
+    return job
+
+
+def _take_over(base: RunDirectory, run: RunDirectory, recipe: Recipe, *, scores: bool) -> None:
+    """Copy what both runs must have alike: pi_0, and the first iteration's responses and scores.
+
+    Should something be copied that differs after all, its fingerprint stops the run.
+    """
+    changed = changed_settings(flatten(load_recipe(base.recipe)), flatten(recipe))
+    lost = {result for key in changed for result in affected_by(key)}
+    folders = {
+        "prompts": ["prompts", "heldout"],
+        "align_english": ["iteration_0"],
+        "sample": ["iteration_1/responses"],
+        "score": ["iteration_1/scores"] if scores else [],
+    }
+    for result, names in folders.items():
+        for name in names:
+            if result not in lost and (base.root / name).exists():
+                shutil.copytree(base.root / name, run.root / name, dirs_exist_ok=True)
+
+
+def settings_digest(content: Content) -> str:
+    """Return a short hash of a recipe's settings, whatever the machine's paths are."""
+    kept = {key: value for key, value in flatten(make_recipe(content)).items() if "/" not in str(value)}
+    return hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:10]

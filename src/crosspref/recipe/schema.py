@@ -1,0 +1,182 @@
+"""A recipe: one run of Algorithm 1, with every setting.
+
+Everything but the models, the languages and the prompts has a default. ``sections`` has the settings, ``recipe_file``
+reads a recipe from YAML. Nothing here imports torch.
+"""
+
+import difflib
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from crosspref.languages import ENGLISH, LANGUAGES
+from crosspref.recipe.resources import RaySettings, ResourceSettings, ServerSettings, VllmSettings
+from crosspref.recipe.sections import (
+    REFERENCE_FREE,
+    AlignEnglishSettings,
+    EvaluateSettings,
+    LanguageImbalanceSettings,
+    LengthPenaltySettings,
+    ModelSettings,
+    PromptSettings,
+    RewardSettings,
+    SampleSettings,
+    Seed,
+    SelectSettings,
+    Settings,
+    TrainSettings,
+    TranslateSettings,
+)
+
+
+class Recipe(Settings):
+    """One run of Algorithm 1."""
+
+    models: ModelSettings = Field(description="The models.")
+    languages: list[str] = Field(description="Language tags to align, for example [en, es, fr].", min_length=1)
+    prompts: PromptSettings = Field(description="The training prompts.")
+    iterations: Annotated[int, Field(ge=0)] = Field(
+        2, description="Iterations of sample, score, select, train (T); 0 only makes and measures pi_0."
+    )
+    seed: Seed = Field(42, description="All random numbers derive from it.")
+    align_english: AlignEnglishSettings | None = Field(None, description="Stage 0, where no pi_0 is given.")
+    language_imbalance: LanguageImbalanceSettings | None = Field(
+        None,
+        description="Make pairs by Language Imbalance Driven Rewarding (A.5), not by a reward: {} is enough.",
+    )
+    sample: SampleSettings = Field(SampleSettings(), description="Eq. 7.")
+    translate: TranslateSettings = Field(TranslateSettings(), description="Eq. 14, and A.5.")
+    reward: RewardSettings = Field(RewardSettings(), description="Eq. 8, 9, 12, 13.")
+    length_penalty: LengthPenaltySettings = Field(LengthPenaltySettings(), description="Eq. 15.")
+    select: SelectSettings = Field(SelectSettings(), description="Eq. 10.")
+    train: TrainSettings = Field(TrainSettings(), description="Eq. 11, 16.")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Where and how it runs.")
+    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for sample.engine vllm.")
+    server: ServerSettings = Field(ServerSettings(), description="A model server, for the engine server.")
+    ray: RaySettings = Field(RaySettings(), description="Ray, for resources.executor ray.")
+
+    @property
+    def needs_translations(self) -> bool:
+        """Whether the responses are translated: for R_t, and for language imbalance."""
+        return self.language_imbalance is not None or "translated" in self.reward.names
+
+    @property
+    def has_implicit_reward(self) -> bool:
+        """Whether the models hold a reward: without pi_I only one that has no reference (language imbalance)."""
+        return self.models.initial is not None or self.reward.algorithm in REFERENCE_FREE
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, languages: list[str]) -> list[str]:
+        faults = []
+        for language in dict.fromkeys(languages):
+            if language not in LANGUAGES:
+                near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
+                hint = f" (did you mean {', '.join(near)}?)" if near else ""
+                faults.append(f"unknown language {language!r}{hint}")
+            if languages.count(language) > 1:
+                faults.append(f"{language!r} is listed more than once")
+        if any(language not in LANGUAGES for language in languages):
+            faults.append(f"known are {', '.join(sorted(LANGUAGES))}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return languages
+
+    @field_validator("align_english")
+    @classmethod
+    def _one_way_to_pi_0(
+        cls, align_english: AlignEnglishSettings | None, info: ValidationInfo
+    ) -> AlignEnglishSettings | None:
+        models = info.data.get("models")
+        if models is not None and models.policy is None and align_english is None:
+            raise ValueError(
+                "there is no English-aligned model: give models.policy (pi_0), or align_english.preferences to make one"
+            )
+        if models is not None and models.initial is None and align_english is not None:
+            raise ValueError("makes pi_0 from pi_I: give models.initial")
+        if models is not None and models.policy is not None and align_english is not None:
+            raise ValueError("models.policy and align_english contradict each other: give one of them")
+        return align_english
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_fits_the_models(cls, reward: RewardSettings, info: ValidationInfo) -> RewardSettings:
+        models, stage_0 = info.data.get("models"), info.data.get("align_english")
+        if models is None or "align_english" not in info.data:
+            return reward
+        if reward.engine == "server" and reward.counting == "znlp":
+            raise ValueError("counting znlp is computed in this process, and contradicts engine server")
+        algorithm = reward.algorithm
+        needed = info.data.get("language_imbalance") is None  # whose pairs come without a reward
+        if needed and algorithm not in REFERENCE_FREE and models.initial is None:
+            raise ValueError(
+                f"algorithm {algorithm} compares the policy with the model it was aligned from: give models.initial"
+            )
+        if stage_0 is not None and stage_0.method != algorithm:
+            raise ValueError(f"algorithm {algorithm} contradicts align_english.method {stage_0.method}: set both alike")
+        if stage_0 is None and algorithm in REFERENCE_FREE and models.initial is not None:
+            raise ValueError(
+                f"algorithm {algorithm} has no reference, and contradicts models.initial: leave that out, or name the "
+                "algorithm by which the policy was aligned from it"
+            )
+        return reward
+
+    @field_validator("resources")
+    @classmethod
+    def _shards_hold_whole_batches(cls, resources: ResourceSettings, info: ValidationInfo) -> ResourceSettings:
+        reward = info.data.get("reward")
+        if reward is not None and reward.counting == "znlp" and resources.shard_prompts % 3:
+            raise ValueError(
+                "shard_prompts must be a multiple of 3 with reward.counting znlp, which scores batches of 3 prompts, "
+                f"but it is {resources.shard_prompts}"
+            )
+        return resources
+
+    @field_validator("language_imbalance")
+    @classmethod
+    def _has_a_language_to_translate(
+        cls, settings: LanguageImbalanceSettings | None, info: ValidationInfo
+    ) -> LanguageImbalanceSettings | None:
+        languages = info.data.get("languages", [])
+        if settings is not None and (ENGLISH not in languages or len(languages) < 2):
+            raise ValueError(f"pairs come from {ENGLISH} and other languages, but languages is {languages}")
+        return settings
+
+    @field_validator("train", "align_english")
+    @classmethod
+    def _pairs_can_carry_the_reference(cls, train: TrainSettings | None) -> TrainSettings | None:
+        if train is not None and train.precompute_reference and train.method == "kto":
+            raise ValueError(
+                "precompute_reference does not go with kto, whose z is estimated from responses to other prompts"
+            )
+        return train
+
+    @field_validator("train")
+    @classmethod
+    def _training_reference_is_given(cls, train: TrainSettings, info: ValidationInfo) -> TrainSettings:
+        models = info.data.get("models")
+        if models is not None and models.initial is None and train.reference == "initial":
+            raise ValueError("reference initial is pi_I: give models.initial")
+        stage_0 = info.data.get("align_english")
+        before, lora = stage_0.lora if stage_0 else None, train.lora
+        if before and lora and before.save == lora.save == "adapter":
+            differing = [
+                name for name in ("rank", "alpha", "target_modules") if getattr(before, name) != getattr(lora, name)
+            ]
+            if differing:
+                raise ValueError(
+                    f"lora.save adapter goes on with pi_0's adapter, but align_english.lora has another "
+                    f"{' and '.join(differing)}: set them alike, or save one of the two merged"
+                )
+        return train
+
+    @field_validator("server")
+    @classmethod
+    def _can_score(cls, server: ServerSettings, info: ValidationInfo) -> ServerSettings:
+        reward = info.data.get("reward")
+        if reward is not None and reward.engine == "server" and server.protocol == "chat":
+            raise ValueError(
+                "protocol chat brings no log-probabilities of given token ids, and contradicts reward.engine server"
+            )
+        return server

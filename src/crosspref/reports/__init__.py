@@ -1,0 +1,1 @@
+"""Tables for people: on screen, as Markdown, CSV and LaTeX; comparisons and audits of runs."""

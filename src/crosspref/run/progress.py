@@ -1,0 +1,77 @@
+"""Progress of long steps: a bar with tokens per second and time left, or plain lines where there is no terminal."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from crosspref.run.ranks import is_main
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal a line is printed at most this often, and at the end of each step."""
+
+
+class Meter:
+    """Counts the finished units and tokens of one step."""
+
+    def __init__(self, console: Console, label: str, total: int, bar: Progress | None) -> None:
+        self.console, self.label, self.total, self.bar = console, label, total, bar
+        self.done, self.tokens, self.started = 0, 0, time.monotonic()
+        self.printed = self.started
+        self.task = bar.add_task(label, total=total, speed="") if bar else None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the step began."""
+        return time.monotonic() - self.started
+
+    @property
+    def speed(self) -> str:
+        """Tokens per second as text; empty before any token is counted."""
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
+
+    def advance(self, units: int, tokens: int = 0) -> None:
+        """Count finished units (what ``total`` counts) and the tokens that they took."""
+        self.done += units
+        self.tokens += tokens
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done, speed=self.speed)
+        elif time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            left = self.seconds * (self.total - self.done) / max(self.done, 1)
+            line = f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left"
+            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Reporter:
+    """Shows the steps of a run on a console; of processes that train together, only the first one's are shown."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=not is_main())
+
+    def say(self, text: str) -> None:
+        """Print one line. Markup is not interpreted: names and paths come from outside."""
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def step(self, label: str, total: int) -> Iterator[Meter]:
+        """Show one step of ``total`` units."""
+        if not self.console.is_terminal:
+            meter = Meter(self.console, label, total, None)
+            yield meter
+        else:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self.console, transient=True) as bar:
+                meter = Meter(self.console, label, total, bar)
+                yield meter
+        self.say(f"{label}: {meter.done}/{meter.total}  {meter.speed}  {meter.seconds:.0f} s")

@@ -1,0 +1,300 @@
+"""The run directory: shards, done-markers, fingerprints. The only module that writes there.
+
+A unit is one file (or folder) of results together with its done-marker ``NAME.done.json``. Results are written to a
+temporary name, flushed and renamed; the marker is written last, so a unit either is finished or does not count. The
+marker holds the fingerprint of everything that determined the content, and a few figures about how it was made.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crosspref.data.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
+from crosspref.errors import RunError
+from crosspref.run.ranks import is_main
+
+_DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
+EVALUATION = "evaluation"  # where the results of suites lie in a run, under a lock of their own
+ROW_GROUP = 8192
+"""Rows that are written together, at least, where a table comes in parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What determines a unit's content: the settings that matter to it, and the digests of its inputs."""
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything that counts, by name."""
+        return {"schema": SCHEMA_VERSION, **self.settings, **self.inputs}
+
+    @property
+    def digest(self) -> str:
+        """A hash that changes when any part does."""
+        return digest_of(self.parts)
+
+
+def digest_of(content: Any) -> str:
+    """Return a short hash of anything that JSON can hold."""
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One file or folder of results and its done-marker."""
+
+    path: Path
+
+    @property
+    def marker(self) -> Path:
+        """The done-marker's path."""
+        return self.path.with_name(self.path.name + ".done.json")
+
+    def finished(self, fingerprint: Fingerprint) -> bool:
+        """Tell whether the unit is done, with this fingerprint.
+
+        Raises:
+            RunError: it is done, but was made from other settings or inputs, or its file is gone.
+        """
+        if (known := self._known_digest()) is None and not self.marker.exists():
+            return False
+        if known == fingerprint.digest and os.path.exists(self.path):  # noqa: PTH110 - of ten thousand shards it shows
+            return True
+        stored = self.read_marker()
+        if stored["digest"] != fingerprint.digest:
+            raise RunError(_stale(self.path, stored["parts"], fingerprint.parts))
+        if not self.path.exists():
+            raise RunError(f"{self.path} is gone, though its marker says it is done. To do it again: rm {self.marker}")
+        return True
+
+    def read_marker(self) -> dict[str, Any]:
+        """Return what the marker holds: digest, parts, rows and figures."""
+        try:
+            content: dict[str, Any] = json.loads(self.marker.read_text(encoding="utf-8"))
+            content["digest"], content["parts"], content["rows"]
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is not finished: there is no {self.marker.name} beside it.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"The done-marker {self.marker} is damaged. To do this unit again: rm {self.marker}"
+            ) from error
+        return content
+
+    @property
+    def digest(self) -> str:
+        """The fingerprint's digest of a finished unit."""
+        return self._known_digest() or str(self.read_marker()["digest"])
+
+    def _known_digest(self) -> str | None:
+        """Return the digest that a marker as written here begins with: quicker than to parse it."""
+        with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb", 0) as marker:  # noqa: PTH123
+            content = marker.readall()
+            if content.endswith(b"}") and (found := _DIGEST.match(content)):  # it was not cut off
+                return found[1].decode()
+        return None
+
+    def write_rows(self, rows: list[Any], kind: type) -> None:
+        """Write rows of one kind as Parquet, without marking the unit as done."""
+        self.write_table(to_table(rows, kind))
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write an Arrow table as Parquet, without marking the unit as done."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(self.path)
+        pq.write_table(table, temporary, compression="zstd")
+        _publish(temporary, self.path)
+
+    @contextlib.contextmanager
+    def writer(self, kind: type) -> Iterator[Callable[[pa.Table], None]]:
+        """Write tables of one kind one after another, without marking the unit as done; the file appears at the end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, waiting = _temporary(self.path), list[pa.Table]()
+        with pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as file:
+
+            def write(table: pa.Table | None) -> None:
+                waiting.extend([] if table is None else [table])
+                if waiting and (table is None or sum(map(len, waiting)) >= ROW_GROUP):
+                    file.write_table(pa.concat_tables(waiting))
+                    waiting.clear()
+
+            yield write
+            write(None)
+        _publish(temporary, self.path)
+
+    def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:
+        """Mark the unit as done. Call this after all its files are written."""
+        content = {"digest": fingerprint.digest, "parts": fingerprint.parts, "rows": rows, "figures": figures}
+        write_text(self.marker, json.dumps(content, indent=1, ensure_ascii=False))
+
+    def temporary(self) -> Path:
+        """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
+        folder = _temporary(self.path)
+        if not is_main():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def rows(self, kind: type) -> list[Any]:
+        """Read the unit's rows."""
+        return from_table(self.table(), kind)
+
+    def table(self) -> pa.Table:
+        """Read the unit's table.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        try:
+            # Not pq.read_table: it would read directory names such as "language=es" as columns.
+            return pq.ParquetFile(self.path).read()
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(
+                f"{self.path} cannot be read: {error}\nTo make it again: rm {self.path} {self.marker}"
+            ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file so that it is either whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    _publish(temporary, path)
+
+
+def publish_directory(temporary: Path, path: Path) -> None:
+    """Move a finished folder to its place; what lay there unfinished is removed. Only rank 0 does it."""
+    if not is_main():
+        return
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _flush(file)
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+    _flush(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    _flush(temporary)
+    temporary.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stale(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    changed = [
+        f"  - {name}: it was made with {old.get(name, 'nothing')!r}, now it is {new.get(name, 'nothing')!r}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    return (
+        f"{path} was made from other settings or inputs:\n" + "\n".join(changed) + "\n"
+        "Nothing was overwritten. Set them back, or use a new run directory."
+    )
+
+
+class RunDirectory:
+    """The places inside one run directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    def iteration(self, number: int) -> Path:
+        """The folder of one iteration; iteration 0 holds pi_0 and its evaluation."""
+        return self.root / f"iteration_{number}"
+
+    def policy(self, number: int) -> Unit:
+        """The folder of the policy that an iteration ends with."""
+        return Unit(self.iteration(number) / "policy")
+
+    def prompts(self, source: str, language: str) -> Unit:
+        """The run's own copy of the prompts; ``source`` is ``prompts`` or ``heldout``."""
+        return Unit(self.root / source / f"{language}.parquet")
+
+    def checkpoints(self, number: int, fingerprint: Fingerprint) -> Path:
+        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed.
+
+        Of processes that train together, only rank 0 makes and removes folders.
+        """
+        folder = self.iteration(number) / "checkpoints" / fingerprint.digest
+        if not is_main():
+            return folder
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def remove_checkpoints(self, number: int) -> None:
+        """Remove an iteration's checkpoints once its policy is stored."""
+        shutil.rmtree(self.iteration(number) / "checkpoints", ignore_errors=True)
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one line of JSON to a log of the run."""
+        with (self.root / name).open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 1))
+            # A kill may have cut the last line off; it must not swallow this one.
+            begin = b"" if log.read() in (b"", b"\n") else b"\n"
+            log.write(begin + json.dumps(row).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, so that a second process does not write into it.
+
+        Raises:
+            RunError: another process holds it, or it cannot be written.
+        """
+        with self._lock_file() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"Another process is working in {self.root}. Wait for it, or stop it first.") from error
+            self._remove_leftovers()
+            yield
+
+    def _lock_file(self) -> TextIO:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return (self.root / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.root} cannot be used as a run directory: {error}") from error
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
+        for leftover in {*self.root.rglob(".*.tmp")} - {*(self.root / EVALUATION).rglob(".*.tmp")}:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now

@@ -1,0 +1,1 @@
+"""Selecting: from scores (or language imbalance) to preference pairs."""

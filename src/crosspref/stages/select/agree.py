@@ -1,0 +1,86 @@
+"""Agreement of two rewards: do they put the same responses in the same order, and do they choose the same pairs."""
+
+import math
+from collections.abc import Sequence
+
+from crosspref.data.records import Agreement, Pair, Score
+from crosspref.maths.statistics import Interval, kendall_tau, mean_interval
+
+
+def agree(
+    iteration: int,
+    language: str,
+    reward: str,
+    other: str,
+    scores: Sequence[Score],
+    other_scores: Sequence[Score],
+    pairs: Sequence[Pair],
+    other_pairs: Sequence[Pair],
+    *,
+    resamples: int,
+    seed: int,
+) -> Agreement:
+    """Return how far two rewards of the same responses agree in one language.
+
+    Args:
+        iteration: the iteration whose responses these are.
+        language: the tag of the responses' language.
+        reward: the name of the one reward.
+        other: the name of the other.
+        scores: the one reward of the responses, joined by prompt_id and sample; what has no finite reward under both
+            is left out.
+        other_scores: the other reward.
+        pairs: what the one reward selects, joined by prompt_id; pairs without sample numbers are left out.
+        other_pairs: what the other selects.
+        resamples: bootstrap resamples of tau's interval, over prompts.
+        seed: seeds the bootstrap.
+    """
+    taus = [tau for tau in _taus(scores, other_scores) if not math.isnan(tau)]
+    found = mean_interval(taus, resamples=resamples, seed=seed) if taus else Interval(math.nan, math.nan, math.nan, 0)
+    left, right = _samples(pairs), _samples(other_pairs)
+    both = [(left[prompt_id], right[prompt_id]) for prompt_id in left.keys() & right.keys()]
+    return Agreement(
+        iteration,
+        language,
+        reward,
+        other,
+        found.mean,
+        found.low,
+        found.high,
+        found.n,
+        same_chosen=_share([one[0] == two[0] for one, two in both]),
+        same_rejected=_share([one[1] == two[1] for one, two in both]),
+        same_pair=_share([one == two for one, two in both]),
+        swapped=_share([one == two[::-1] for one, two in both]),
+        pairs=len(both),
+    )
+
+
+def _taus(scores: Sequence[Score], other_scores: Sequence[Score]) -> list[float]:
+    """Return tau-b within each prompt, nan where it is not defined; in the order of the ids, as the bootstrap needs."""
+    left, right = _finite(scores), _finite(other_scores)
+    by_prompt: dict[str, list[tuple[float, float]]] = {}
+    for key in sorted(left.keys() & right.keys()):
+        by_prompt.setdefault(key[0], []).append((left[key], right[key]))
+    return [kendall_tau(*zip(*rewards, strict=True)) for rewards in by_prompt.values()]
+
+
+def _finite(scores: Sequence[Score]) -> dict[tuple[str, int], float]:
+    return {
+        (score.prompt_id, score.sample): score.implicit_reward
+        for score in scores
+        if score.implicit_reward is not None and math.isfinite(score.implicit_reward)
+    }
+
+
+def _samples(pairs: Sequence[Pair]) -> dict[str, tuple[int, int]]:
+    """Return the chosen and the rejected sample by prompt."""
+    return {
+        pair.prompt_id: (pair.chosen_sample, pair.rejected_sample)
+        for pair in pairs
+        if pair.chosen_sample is not None and pair.rejected_sample is not None
+    }
+
+
+def _share(outcomes: Sequence[bool]) -> float:
+    return sum(outcomes) / len(outcomes) if outcomes else math.nan

@@ -1,0 +1,256 @@
+"""Selecting: the best and the worst response of each prompt under a length penalty solved per language (Eq. 10, 15).
+
+Responses are read as columns, part by part, and only numbers are kept of them: a first pass finds out which are usable,
+then the length penalty is solved over all of them, and a second pass fetches what makes the pairs.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, from_table, to_table
+from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
+from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
+from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, Part, Screened, screen
+
+__all__ = ["Identify", "Part", "Selection", "select", "select_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one language gives: pairs, prompts without a pair, and the length penalty with its whole curve."""
+
+    pairs: list[Pair]
+    """Empty where ``select_parts`` handed them over as tables."""
+    dropped: list[Dropped]
+    penalty: LengthPenalty | None
+    alpha: float
+    length_differences: list[int]
+    """len(chosen) - len(rejected) of each pair, in the unit of the penalty."""
+
+    @property
+    def mean_length_difference(self) -> float:
+        """Mean of len(chosen) - len(rejected) over the pairs that were kept; nan if there are none."""
+        return float(np.mean(self.length_differences)) if self.length_differences else math.nan
+
+    def reasons(self) -> dict[str, int]:
+        """Return how many prompts were dropped for each kind of reason."""
+        return dict(Counter(row.reason.partition(" (")[0] for row in self.dropped).most_common())
+
+    def figures(self) -> dict[str, float | dict[str, int]]:
+        """Return what the done-marker keeps."""
+        return {"alpha": self.alpha, "mean_length_difference": self.mean_length_difference, "dropped": self.reasons()}
+
+    def summary(self) -> str:
+        """Return one line for the screen."""
+        count = len(self.length_differences)
+        dropped = "".join(f", {number} dropped: {reason}" for reason, number in self.reasons().items())
+        penalty = f"; alpha {self.alpha:.3g}, mean length difference {self.mean_length_difference:+.1f}"
+        return f"{count} pairs{dropped}{penalty if count else ''}"
+
+    def curve(self) -> pa.Table:
+        """Return the step curve of Eq. 15: from each ``alpha`` (-inf first) up to the next, the mean difference."""
+        steps = self.penalty
+        alphas = [-math.inf, *steps.breakpoints.tolist()] if steps else []
+        differences = steps.differences.tolist() if steps else []
+        return pa.table({"alpha": alphas, "mean_length_difference": differences})
+
+
+def select(
+    responses: Sequence[Response],
+    scores: Sequence[Score],
+    instructions: Mapping[str, str],
+    language: str,
+    *,
+    penalty: LengthPenaltySettings,
+    settings: SelectSettings,
+    identify: Identify | None,
+    noise: float = 0.0,
+) -> Selection:
+    """Make the preference pairs of one language.
+
+    Args:
+        responses: the responses in this language.
+        scores: their scores, in any order, joined by prompt_id and sample.
+        instructions: the prompts in this language by prompt_id; every one of them ends as a pair or as dropped.
+        language: the language's tag.
+        penalty: how alpha is found (Eq. 15).
+        settings: which responses and pairs are usable.
+        identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
+            know, of which every response is kept.
+        noise: the reward gap that a pair must exceed where ``settings.min_gap`` is None.
+
+    Raises:
+        DataError: a response has no score, a score no response, a key is double, or a length is not known.
+    """
+    part = Part(to_table(list(responses), Response).select, to_table(list(scores), Score).select)
+    pairs: list[Pair] = []
+    found = select_parts(
+        [part],
+        instructions,
+        language,
+        write=lambda table: pairs.extend(from_table(table, Pair)),
+        penalty=penalty,
+        settings=settings,
+        identify=identify,
+        noise=noise,
+    )
+    return replace(found, pairs=pairs)
+
+
+def select_parts(
+    parts: Sequence[Part],
+    instructions: Mapping[str, str],
+    language: str,
+    *,
+    write: Callable[[pa.Table], None],
+    penalty: LengthPenaltySettings,
+    settings: SelectSettings,
+    identify: Identify | None,
+    noise: float = 0.0,
+) -> Selection:
+    """Make the pairs of one language from any number of responses: memory holds 30 bytes of each, and one part.
+
+    Arguments and errors are those of ``select``, but that responses and scores come in parts, each of which has all
+    responses to its prompts, and that ``write`` gets the pairs, a table per part.
+    """
+    least = 1 if settings.degenerate == "keep" else 2
+    prompt_ids = list(instructions)
+    index = {prompt_id: number for number, prompt_id in enumerate(prompt_ids)}
+    found = _Screening(len(prompt_ids), least)
+    for part in parts:
+        found.add(screen(part, index, language, penalty.unit, settings, identify))
+    rows, offsets, kept = found.usable()
+    dropped = [
+        Dropped(prompt_ids[number], language, "select", found.reason(number))
+        for number in np.flatnonzero(found.counts[:, 0] < least).tolist()
+    ]
+    if not len(kept):
+        return Selection([], dropped, None, 0.0, [])
+    solved = solve_flat(rows.reward, rows.length, offsets)
+    alpha = solved.alpha if penalty.mode == "optimal" else penalty.alpha or 0.0
+    if penalty.mode == "grid":
+        alpha = grid_length_penalty(rows.reward, rows.length, offsets)
+    best, worst = best_and_worst(rows.reward, rows.length, alpha, offsets)
+    penalised = rows.reward - alpha * rows.length  # Eq. 9
+    min_gap = noise if settings.min_gap is None else settings.min_gap
+    if settings.degenerate == "drop":
+        is_pair = (best != worst) & (penalised[best] - penalised[worst] > min_gap)
+        dropped += [
+            Dropped(prompt_ids[number], language, "select", f"reward gap not above {min_gap:g}")
+            for number in kept[~is_pair].tolist()
+        ]
+        best, worst, kept = best[is_pair], worst[is_pair], kept[is_pair]
+    differences = (rows.length[best] - rows.length[worst]).astype(np.int64).tolist()
+    for number, part in enumerate(parts):
+        low, high = found.starts[number : number + 2]
+        mine = np.flatnonzero((rows.position[best] >= low) & (rows.position[best] < high))
+        if len(mine):
+            chosen, rejected = best[mine], worst[mine]
+            ids = [prompt_ids[prompt] for prompt in kept[mine].tolist()]
+            texts = [instructions[prompt_id] for prompt_id in ids]
+            one, other = ((rows.position[end] - low, penalised[end]) for end in (chosen, rejected))
+            write(_pair_table(ids, language, texts, part, one, other, alpha))
+    return Selection([], dropped, solved, alpha, differences)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The usable responses of all parts, those to one prompt together: four arrays of one length."""
+
+    prompt: Indices
+    position: Indices
+    reward: Floats
+    length: Floats
+
+
+class _Screening:
+    """Gathers what the first pass finds."""
+
+    def __init__(self, prompts: int, least: int) -> None:
+        self.least = least
+        self.counts = np.zeros((prompts, len(REASONS)), dtype=np.int32)
+        self.starts = [0]
+        self.parts: list[Screened] = []
+
+    def add(self, part: Screened) -> None:
+        np.add.at(self.counts, (part.prompt, part.reason), 1)
+        kept = part.reason == 0
+        self.parts.append(
+            Screened(part.prompt[kept], part.reason[kept], part.reward[kept], part.length[kept], part.row[kept])
+        )
+        self.starts.append(self.starts[-1] + len(kept))
+
+    def usable(self) -> tuple[_Rows, Indices, Indices]:
+        """Return the rows of prompts that have enough of them, their offsets, and these prompts."""
+        parts, self.parts = self.parts, []
+        prompt = np.concatenate([np.zeros(0, np.int64), *(part.prompt for part in parts)])
+        positions = (part.row + start for part, start in zip(parts, self.starts[:-1], strict=True))
+        position = np.concatenate([np.zeros(0, np.int64), *positions])
+        reward = np.concatenate([np.zeros(0), *(part.reward for part in parts)])
+        length = np.concatenate([np.zeros(0), *(part.length for part in parts)])
+        del parts
+        enough = (self.counts[:, 0] >= self.least)[prompt]
+        order = np.flatnonzero(enough)
+        if (np.diff(prompt[order]) < 0).any():
+            order = order[np.argsort(prompt[order], kind="stable")]
+        rows = _Rows(*(values[order] for values in (prompt, position, reward, length)))
+        kept = np.flatnonzero(self.counts[:, 0] >= self.least)
+        return rows, np.concatenate([[0], np.cumsum(self.counts[kept, 0], dtype=np.int64)]), kept
+
+    def reason(self, prompt: int) -> str:
+        """Say why a prompt has no pair."""
+        kept, *others = self.counts[prompt].tolist()
+        reasons = {REASONS[number]: count for number, count in enumerate(others, start=1) if count}
+        if not kept and not reasons:
+            return "no responses: the prompt is too long for the model, or was not sampled"
+        found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        short = "no usable response" if self.least == 1 else "fewer than two usable responses"
+        return f"{short} ({found})" if found else "only one response"
+
+
+def _pair_table(
+    prompt_ids: list[str],
+    language: str,
+    instructions: list[str],
+    part: Part,
+    best: tuple[Indices, Floats],
+    worst: tuple[Indices, Floats],
+    alpha: float,
+) -> pa.Table:
+    """Return pairs as a table; ``best`` and ``worst`` are rows of the part with their penalised rewards."""
+    answers = part.responses(["sample", "text", "token_ids"])
+    chosen, rejected = answers.take(best[0]), answers.take(worst[0])
+    count, schema = len(prompt_ids), SCHEMAS[Pair]
+
+    def chat(role: str, content: pa.Array) -> pa.Array:
+        messages = pa.StructArray.from_arrays([pa.repeat(role, count), _one(content)], ["role", "content"])
+        return pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), messages)
+
+    columns = {
+        "prompt_id": pa.array(prompt_ids, pa.string()),
+        "language": pa.repeat(language, count),
+        "prompt": chat("user", pa.array(instructions, pa.string())),
+        "chosen": chat("assistant", chosen.column("text")),
+        "rejected": chat("assistant", rejected.column("text")),
+        "chosen_sample": _one(chosen.column("sample")),
+        "rejected_sample": _one(rejected.column("sample")),
+        "chosen_token_ids": _one(chosen.column("token_ids")),
+        "rejected_token_ids": _one(rejected.column("token_ids")),
+        "chosen_reward": pa.array(best[1], pa.float64()),
+        "rejected_reward": pa.array(worst[1], pa.float64()),
+        "alpha": pa.repeat(alpha, count),
+    }
+    return pa.Table.from_arrays(
+        # What training adds to pairs is not known yet.
+        [columns.get(name, pa.nulls(count)).cast(schema.field(name).type) for name in schema.names],
+        schema=schema,
+    )
+
+
+def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -1,0 +1,1 @@
+"""The judge: its questions, its answers, and what they cost."""

@@ -1,0 +1,84 @@
+"""Questions and reference answers of MT-Bench, as files in FastChat's format.
+
+What cannot be used is counted, and the rest is used. References are joined by id.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from crosspref.data.rows import Row, text_problem
+from crosspref.suites.files_by_language import Item, Problems, id_of, join, unique
+
+QUESTIONS, REFERENCES = "question", "reference_answer"
+"""Names of a language's files where each language has a folder."""
+
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "stem": 0.1,
+    "humanities": 0.1,
+    **dict.fromkeys(("reasoning", "math", "coding", "extraction"), 0.0),
+}
+"""At what temperature the questions of each category are answered (Zheng et al., 2023, as FastChat has it)."""
+
+WITH_REFERENCE = ("math", "reasoning", "coding")
+"""Categories in which the judge is shown a reference answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTurns:
+    """One question of MT-Bench: what is asked first and then, and reference answers, as far as there are any."""
+
+    question_id: str
+    category: str
+    turns: tuple[str, str]
+    references: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def temperature(self) -> float:
+        """At which it is answered; 0 in a category that MT-Bench does not know."""
+        return TEMPERATURES.get(self.category, 0.0)
+
+    def has_references(self, turn: int) -> bool:
+        """Tell whether there is a reference for each turn up to this one (1 or 2), all of which the judge is shown."""
+        return None not in self.references[:turn]
+
+    def needs_references(self) -> bool:
+        """Tell whether the judge is to be shown reference answers."""
+        return self.category in WITH_REFERENCE
+
+
+def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Problems) -> list[TwoTurns]:
+    """Return the questions of one language; of an id that has two different ones, neither."""
+    found = []
+    for row in rows:
+        question_id, turns = id_of(row), row.values.get("turns")
+        category = str(row.values.get("category") or "none").strip().lower()
+        if question_id is None:
+            problems.counts["questions without id"] += 1
+        elif not isinstance(turns, list) or len(turns) != 2 or any(text_problem(turn) for turn in turns):
+            problems.counts["questions without two turns"] += 1
+        else:
+            if category not in TEMPERATURES:
+                problems.counts[f"questions of the unknown category {category}"] += 1
+            own = _references(row.values.get("reference"))
+            found.append((question_id, (category, turns), TwoTurns(question_id, category, (turns[0], turns[1]), own)))
+    questions = unique(found, problems)
+    items = [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
+    given = join(references, items, "choices", problems)
+    return [_with_references(question, given.get(question.question_id)) for question in questions]
+
+
+def _with_references(question: TwoTurns, row: Row | None) -> TwoTurns:
+    """Return a question with the references of a row, whose first choice counts, or with its own."""
+    choices = None if row is None else row.values.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return question
+    first, second = _references(choices[0].get("turns"))
+    return replace(question, references=(first or question.references[0], second or question.references[1]))
+
+
+def _references(value: object) -> tuple[str | None, str | None]:
+    given = value if isinstance(value, list) else [value]
+    first, second, *_ = [*(None if text_problem(text) else str(text) for text in given), None, None]
+    return first, second

@@ -1,0 +1,1 @@
+"""Multilingual NLP tasks through lm-evaluation-harness."""

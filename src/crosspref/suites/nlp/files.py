@@ -1,0 +1,260 @@
+"""Files with the items of the suite ``nlp``, in the columns of the data sets on the hub.
+
+The harness takes an item that it cannot read for a fault of the whole task or, worse, for a wrong answer of the model.
+So each row is checked here: what cannot be used is counted, and the rest is used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from crosspref.data.rows import read_id
+from crosspref.errors import DataError
+from crosspref.languages import ENGLISH
+from crosspref.run.store import digest_of
+from crosspref.suites.files_by_language import Problems, language_files, rows_of
+from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
+
+EXAMPLES = "{task}_examples"
+"""The folder beside a task's own with the examples that stand before each item."""
+
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+Texts = Annotated[list[Text], Field(min_length=2)]
+Label = Literal[0, 1]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Named(_Row):
+    id: Annotated[str | None, BeforeValidator(read_id)] = None
+
+
+class _Lettered(_Named):
+    """Options in columns of their own, of which the last ones may be empty, and a letter for the right one."""
+
+    instruction: Text
+    option_a: Text
+    option_b: Text
+    option_c: str | None = None
+    option_d: str | None = None
+    answer: Literal["A", "B", "C", "D", "E"]
+
+    def options(self) -> list[str | None]:
+        return [self.option_a, self.option_b, self.option_c, self.option_d]
+
+    @model_validator(mode="after")
+    def _has_the_answer(self) -> Self:
+        given = [bool(option and option.strip()) for option in self.options()]
+        if "ABCDE".index(self.answer) >= sum(given) or not all(given[: sum(given)]):
+            raise ValueError("the answer is none of the options")
+        return self
+
+
+class Arc(_Lettered):
+    """A row of alexandrainst/m_arc."""
+
+    option_e: str | None = None
+
+    def options(self) -> list[str | None]:
+        """Return the options in order."""
+        return [*super().options(), self.option_e]
+
+
+class Mmlu(_Lettered):
+    """A row of alexandrainst/m_mmlu."""
+
+    option_c: Text
+    option_d: Text
+
+
+class _Choices(_Row):
+    text: Texts
+    label: list[Text]
+
+
+class EnglishArc(_Named):
+    """A row of allenai/ai2_arc."""
+
+    question: Text
+    choices: _Choices
+    answerKey: str  # noqa: N815 - the data set's name
+
+    @model_validator(mode="after")
+    def _has_the_answer(self) -> Self:
+        if len(self.choices.text) != len(self.choices.label) or self.answerKey not in self.choices.label:
+            raise ValueError("the answer is none of the choices")
+        return self
+
+
+class HellaSwag(_Row):
+    """A row of alexandrainst/m_hellaswag, and of Rowan/hellaswag."""
+
+    ind: int | None = None
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+    endings: Texts
+    label: Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+    @model_validator(mode="after")
+    def _has_the_answer(self) -> Self:
+        if self.label not in map(str, range(len(self.endings))):
+            raise ValueError("the label is no ending's number")
+        return self
+
+
+class EnglishMmlu(_Row):
+    """A row of cais/mmlu."""
+
+    question: Text
+    subject: Text
+    choices: Annotated[list[Text], Field(min_length=4, max_length=4)]
+    answer: Annotated[int, Field(ge=0, le=3)]
+
+
+def _check_truth(first: Sequence[str], labels: Sequence[int], choices: Sequence[str], labels_of: Sequence[int]) -> None:
+    if len(first) != len(labels) or len(choices) != len(labels_of):
+        raise ValueError("there is not one label per choice")
+    if labels[0] != 1 or sum(labels) != 1:  # which the harness takes for granted
+        raise ValueError("of MC1 the first choice must be the right one, and the only one")
+    if not 0 < sum(labels_of) < len(labels_of):
+        raise ValueError("of MC2 some choices must be right, and some wrong")
+
+
+class TruthfulQa(_Row):
+    """A row of alexandrainst/m_truthfulqa."""
+
+    question: Text
+    mc1_targets_choices: Texts
+    mc1_targets_labels: list[Label]
+    mc2_targets_choices: Texts
+    mc2_targets_labels: list[Label]
+
+    @model_validator(mode="after")
+    def _has_the_answers(self) -> Self:
+        _check_truth(
+            self.mc1_targets_choices, self.mc1_targets_labels, self.mc2_targets_choices, self.mc2_targets_labels
+        )
+        return self
+
+
+class _Targets(_Row):
+    choices: Texts
+    labels: list[Label]
+
+
+class EnglishTruthfulQa(_Row):
+    """A row of truthfulqa/truthful_qa, multiple_choice."""
+
+    question: Text
+    mc1_targets: _Targets
+    mc2_targets: _Targets
+
+    @model_validator(mode="after")
+    def _has_the_answers(self) -> Self:
+        first, second = self.mc1_targets, self.mc2_targets
+        _check_truth(first.choices, first.labels, second.choices, second.labels)
+        return self
+
+
+KINDS: dict[TaskName, tuple[type[_Row], type[_Row]]] = {
+    "arc": (EnglishArc, Arc),
+    "hellaswag": (HellaSwag, HellaSwag),
+    "mmlu": (EnglishMmlu, Mmlu),
+    "truthfulqa": (EnglishTruthfulQa, TruthfulQa),
+}
+"""What a row must be: of English, and of any other language."""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The usable rows of a task in a language, and the examples before each; ``digest`` tells whether they changed."""
+
+    rows: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows."""
+        return digest_of([self.rows, self.examples])
+
+
+def read_items(
+    data: str, task: TaskName, language: str, problems: Problems, has_task: Callable[[str], bool]
+) -> Items | None:
+    """Return the items of ``DATA/TASK/LANGUAGE.jsonl`` and their examples, or None where there is no such file.
+
+    Of English MMLU, rows are left out whose subject has too few examples, or is none of the harness's (``has_task``).
+
+    Raises:
+        DataError: a file cannot be read, or has no row that can be used; or there are too few examples.
+    """
+    rows = _read(Path(data).expanduser() / task, task, language, problems)
+    if rows is None or task not in SHOTS:
+        return None if rows is None else Items(rows, [])
+    folder = Path(data).expanduser() / EXAMPLES.format(task=task)
+    examples, shots = _read(folder, task, language, problems) or [], SHOTS[task]
+    if language == ENGLISH:
+        usable = set()
+        for name, own in by_subject(Items(rows, examples)).items():
+            if not has_task(name):
+                problems.counts[f"rows of a subject that the harness has not ({name})"] += len(own.rows)
+            elif len(own.examples) < shots:
+                problems.counts[f"rows of a subject with fewer than {shots} examples ({name})"] += len(own.rows)
+            else:
+                usable.add(name)
+        rows = [row for row in rows if _task_of(row) in usable]
+    if not rows or len(examples) < shots:
+        each = " of each subject" if language == ENGLISH else ""
+        raise DataError(
+            f"{task} needs {shots} examples before each item{each}, and {folder} has {len(examples)} for {language}. "
+            f"Put them into {folder / f'{language}.jsonl'}, in the columns of the items."
+        )
+    return Items(rows, examples)
+
+
+def by_subject(items: Items) -> dict[str, Items]:
+    """Return the items of English MMLU by the harness's task for their subject."""
+    found: dict[str, Items] = {}
+    for row in items.rows:
+        found.setdefault(_task_of(row), Items([], [])).rows.append(row)
+    for row in items.examples:
+        if _task_of(row) in found:
+            found[_task_of(row)].examples.append(row)
+    return found
+
+
+def _task_of(row: dict[str, Any]) -> str:
+    return f"{ENGLISH_MMLU}_{row['subject']}"
+
+
+def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
+    """Return the languages that any task has a file of, English first."""
+    found = {language for task in tasks for language in _files(Path(data).expanduser() / task)}
+    return sorted(found, key=lambda language: (language != ENGLISH, language))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return language_files(folder) if folder.is_dir() else {}
+
+
+def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> list[dict[str, Any]] | None:
+    file = _files(folder).get(language)
+    if file is None:
+        return None
+    kind = KINDS[task][language != ENGLISH]
+    found = []
+    for row in rows_of(file):
+        try:
+            found.append(kind.model_validate(row.values).model_dump())
+        except ValidationError as error:
+            column = next(iter(error.errors()[0]["loc"]), "answer")
+            problems.counts[f"rows of {file.parent.name} without a usable {column}"] += 1
+    if not found:
+        raise DataError(f"{file} has no row that can be used. Its columns must be {', '.join(kind.model_fields)}.")
+    return found

@@ -1,0 +1,1 @@
+"""Reward accuracy (section 4.2, Table 1)."""

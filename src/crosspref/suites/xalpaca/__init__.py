@@ -1,0 +1,1 @@
+"""X-AlpacaEval: win rates against a baseline, per language."""

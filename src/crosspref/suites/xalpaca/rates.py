@@ -1,0 +1,141 @@
+"""What win rates are computed from and consist of: comparisons, and the gamed table and difficulties as files."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosspref.data.rows import BrokenRow, Row, read_file, read_id
+from crosspref.errors import DataError
+from crosspref.suites.results import Change
+from crosspref.suites.settings import XAlpacaSettings
+
+DIFFICULTY = "instruction_difficulty"
+GAMED_COLUMNS = ("index", "preference", "std_delta_len", DIFFICULTY)
+"""What is read of alpaca_eval's gamed table: ``index`` is an item's place from 0, ``preference`` is in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One item for which both answers are there. ``preference`` is in [1, 2], 2 where the model wins; None: failed."""
+
+    item_id: str
+    place: int
+    preference: float | None
+    length: int
+    baseline_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Win rate and length-controlled win rate in percent, with 95% intervals; nan where there are none."""
+
+    wr: float = math.nan
+    wr_low: float = math.nan
+    wr_high: float = math.nan
+    lc: float = math.nan
+    lc_low: float = math.nan
+    lc_high: float = math.nan
+    lc_kind: str = "none"
+
+
+Key = tuple[str, str]
+"""A model and a language."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rates of every model and language, of every model the plain mean over languages, and what changed."""
+
+    rates: Mapping[Key, Rates]
+    means: Mapping[str, Rates]
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What the length-controlled rate needs beside verdicts: rows of the gamed table, and difficulties.
+
+    Difficulties are by item id, or by place (``by_place``). ``compat`` joins them by position among what was judged.
+    """
+
+    gamed: Sequence[Mapping[str, float]] | None = None
+    difficulty: Mapping[str, float] | None = None
+    by_place: Mapping[int, float] | None = None
+    compat: bool = False
+
+    def of(self, row: Compared) -> float | None:
+        """Return an item's difficulty, or None where it is not known."""
+        if self.difficulty is not None:
+            return self.difficulty.get(row.item_id)
+        return self.by_place.get(row.place) if self.by_place is not None else None
+
+
+def read_controls(settings: XAlpacaSettings) -> Controls:
+    """Read the gamed table and the difficulties, as far as they are named.
+
+    Raises:
+        DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
+    """
+    gamed = _table(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else None
+    for row in gamed or ():
+        if not 0 <= row.numbers["preference"] <= 1:
+            wrong = row.numbers["preference"]
+            raise row.error(f"preference is {wrong:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)")
+    rows = gamed or []
+    if settings.difficulty is not None:
+        rows = _table(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
+        if all("id" in row.values for row in rows):
+            by_id = {read_id(row.values["id"]): row.numbers[DIFFICULTY] for row in rows}
+            known = {name: value for name, value in by_id.items() if name is not None}
+            return Controls(_numbers(gamed), known, None, settings.paper_compat)
+    by_place: dict[int, float] = {}
+    for row in rows:
+        if "index" not in row.values:
+            raise row.error("it has neither an id nor an index")
+        by_place.setdefault(int(row.number("index")), row.numbers[DIFFICULTY])
+    return Controls(_numbers(gamed), None, by_place or None, settings.paper_compat)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A row of a table, and the numbers in the columns that it needs."""
+
+    values: Mapping[str, object]
+    where: str
+    numbers: dict[str, float]
+
+    def number(self, column: str) -> float:
+        """Return the number in a column."""
+        value = self.values.get(column)
+        try:
+            found = float(str(value))
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found):
+            raise self.error(f"{value!r} stands where a number is expected, in the column {column}")
+        return found
+
+    def error(self, what: str) -> DataError:
+        """Return the error that this row makes."""
+        return DataError(f"{self.where}: {what}. Mend the file and give the same command again; no verdict is lost.")
+
+
+def _table(path: str, what: str, needed: Sequence[str]) -> list[_Line]:
+    given = read_file(Path(path), f"{what} {path}")
+    first = given[0].values if given and isinstance(given[0], Row) else {}
+    missing = [name for name in needed if name not in first]
+    if missing:
+        raise DataError(f"{what}: {path} has no column {', '.join(missing)}.")
+    found = []
+    for row in given:
+        line = _Line(row.values if isinstance(row, Row) else {}, f"{what}: row {row.number} of {path}", {})
+        if isinstance(row, BrokenRow):
+            raise line.error(row.reason)
+        line.numbers.update({name: line.number(name) for name in needed})
+        found.append(line)
+    return found
+
+
+def _numbers(gamed: Sequence[_Line] | None) -> list[dict[str, float]] | None:
+    return None if gamed is None else [line.numbers for line in gamed]
