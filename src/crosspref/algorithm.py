@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crosspref.data.preferences import load_preferences
-from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Dropped, Measure, Pair, Prompt, Response, Score
 from crosspref.languages import ENGLISH
 from crosspref.maths.reward import PER_TOKEN
@@ -60,13 +60,10 @@ def align(job: Job, execute: Callable[[Phase, int], None]) -> Path:
 
 def prompts(job: Job, _: int) -> None:
     """Read, check and store the parallel prompts, for training and held out."""
-    asked = job.recipe.prompts
-    columns = PromptColumns(asked.id_column, asked.text_column, asked.language_column)
-    for name, source in (("prompts", asked.source), ("heldout", job.recipe.evaluate.prompts)):
-        if source is None:
+    for name, settings in (("prompts", job.recipe.prompts), ("heldout", job.recipe.held_out)):
+        if settings is None:
             continue
-        limit = asked.limit if name == "prompts" else job.recipe.evaluate.limit
-        loaded = load_prompts(source, job.recipe.languages, on_problem=asked.on_problem, limit=limit, columns=columns)
+        source, loaded = settings.source, load_prompts(settings, job.recipe.languages)
         for language in dict.fromkeys([ENGLISH, *job.recipe.languages]):
             rows = [prompt for prompt in loaded.prompts if prompt.language == language]
             store_rows(job.run.prompts(name, language), rows, Prompt, {"source": source})

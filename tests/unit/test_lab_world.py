@@ -22,6 +22,7 @@ from crosspref.lab.world.world import (
     speak,
     write,
 )
+from crosspref.recipe.sections import PromptSettings
 
 RED_APPLE_OLD_CHAIR = ((0, 0), (2, 4))
 
@@ -125,6 +126,6 @@ def test_preferences_and_prompts_are_read_by_the_product(tmp_path: Path) -> None
         better += chosen > rejected
     assert 0.85 < better / len(pairs) < 1  # the annotator likes length, so not every label is pure gold
     write_prompts(world, tmp_path / "prompts.jsonl", 20, random.Random(5))
-    prompts = load_prompts(str(tmp_path / "prompts.jsonl"), LANGUAGES).prompts
+    prompts = load_prompts(PromptSettings(source=str(tmp_path / "prompts.jsonl")), LANGUAGES).prompts
     assert len(prompts) == 20 * len(LANGUAGES)
     assert json.loads((tmp_path / "prompts.jsonl").read_text().splitlines()[0])["prompt_id"] == "00000"

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Dropped, Prompt, from_table, to_table
 from crosspref.errors import DataError
+from crosspref.recipe.sections import PromptSettings
 
 REPOSITORY = Path(__file__).parents[2]
 ULTRAFEEDBACK = REPOSITORY.parent / "shared" / "data" / "ultrafeedback_parallel"
@@ -63,9 +64,13 @@ def prompts_of(texts, languages, ids="abc"):
     return [Prompt(key, language, texts[language][key]) for language in languages for key in ids]
 
 
+def load(source, languages, **settings):
+    return load_prompts(PromptSettings(source=source, **settings), languages)
+
+
 def error_of(source, languages=("en", "es", "th"), **settings):
     with pytest.raises(DataError) as error:
-        load_prompts(str(source), languages, **settings)
+        load(str(source), languages, **settings)
     return str(error.value)
 
 
@@ -78,7 +83,7 @@ ALL = prompts_of(TEXTS, ["en", "es", "th"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".parquet", ".csv"])
 @pytest.mark.parametrize("rows", [WIDE, LONG], ids=["wide", "long"])
 def test_every_format_and_layout_gives_the_same_prompts(tmp_path, rows, suffix):
-    loaded = load_prompts(write(tmp_path / f"prompts{suffix}", rows), ["en", "es", "th"])
+    loaded = load(write(tmp_path / f"prompts{suffix}", rows), ["en", "es", "th"])
     assert loaded.prompts == ALL
     assert (loaded.dropped, loaded.problems) == ([], [])
 
@@ -88,14 +93,12 @@ def test_folder(tmp_path, suffix):
     source = write_folder(tmp_path / "folder", suffix=suffix)
     (tmp_path / "folder" / "README.md").write_text("not a language")
     (tmp_path / "folder" / "notes.jsonl").write_text("not JSON")
-    assert load_prompts(source, ["en", "es", "th"]).prompts == ALL
-    assert load_prompts(source + "/", ["en", "es", "th"]).prompts == ALL
+    assert load(source, ["en", "es", "th"]).prompts == ALL
+    assert load(source + "/", ["en", "es", "th"]).prompts == ALL
 
 
 def test_prompts_fit_the_table(tmp_path):
-    assert (
-        from_table(to_table(load_prompts(write(tmp_path / "x.csv", LONG), ["es", "th"]).prompts, Prompt), Prompt) == ALL
-    )
+    assert from_table(to_table(load(write(tmp_path / "x.csv", LONG), ["es", "th"]).prompts, Prompt), Prompt) == ALL
 
 
 @pytest.mark.parametrize("id_column", ["prompt_id", "id", "instruction_id", "question_id"])
@@ -103,7 +106,7 @@ def test_prompts_fit_the_table(tmp_path):
 @pytest.mark.parametrize("language_column", ["language", "lang"])
 def test_columns_are_found_by_themselves(tmp_path, id_column, text_column, language_column):
     rows = [dict(zip([id_column, language_column, text_column], row.values(), strict=True)) for row in LONG]
-    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"]).prompts == ALL
+    assert load(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"]).prompts == ALL
 
 
 def test_named_columns_come_before_those_that_would_be_found(tmp_path):
@@ -111,27 +114,27 @@ def test_named_columns_come_before_those_that_would_be_found(tmp_path):
         {"id": 1, "prompt": "no", "lang": "xx", "key": r["prompt_id"], "q": r["instruction"], "l": r["language"]}
         for r in LONG
     ]
-    columns = PromptColumns(id_column="key", text_column="q", language_column="l")
-    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"], columns=columns).prompts == ALL
+    columns = {"id_column": "key", "text_column": "q", "language_column": "l"}
+    assert load(write(tmp_path / "x.jsonl", rows), ["en", "es", "th"], **columns).prompts == ALL
 
 
 @pytest.mark.parametrize("field", ["id_column", "text_column", "language_column"])
 def test_a_named_column_that_is_not_there(tmp_path, field):
-    text = error_of(write(tmp_path / "x.jsonl", LONG), columns=PromptColumns(**{field: "nope"}))
+    text = error_of(write(tmp_path / "x.jsonl", LONG), **{field: "nope"})
     assert "x.jsonl has no column 'nope'" in text
     assert "prompt_id, language, instruction" in text
 
 
 def test_english_comes_first_where_it_is_not_listed_and_else_where_it_is_listed(tmp_path):
     source = write(tmp_path / "x.jsonl", WIDE)
-    assert load_prompts(source, ["th"]).prompts == prompts_of(TEXTS, ["en", "th"])
-    assert load_prompts(source, []).prompts == prompts_of(TEXTS, ["en"])
-    assert load_prompts(source, ["th", "en"]).prompts == prompts_of(TEXTS, ["th", "en"])
+    assert load(source, ["th"]).prompts == prompts_of(TEXTS, ["en", "th"])
+    assert load(source, []).prompts == prompts_of(TEXTS, ["en"])
+    assert load(source, ["th", "en"]).prompts == prompts_of(TEXTS, ["th", "en"])
 
 
 def test_rows_are_joined_by_id_in_the_order_of_english(tmp_path):
     texts = {"en": {key: TEXTS["en"][key] for key in "cab"}, "es": {key: TEXTS["es"][key] for key in "bca"}}
-    loaded = load_prompts(write_folder(tmp_path / "x", texts), ["es"])
+    loaded = load(write_folder(tmp_path / "x", texts), ["es"])
     assert loaded.prompts == prompts_of(TEXTS, ["en", "es"], "cab")
 
 
@@ -139,7 +142,7 @@ def test_numbers_as_ids_become_strings_also_where_one_file_has_them_as_decimals(
     write(tmp_path / "en.parquet", [{"id": 1, "text": "one"}, {"id": 20, "text": "two"}])
     write(tmp_path / "es.parquet", [{"id": 20.0, "text": "dos"}, {"id": 1.0, "text": "uno"}])
     write(tmp_path / "th.csv", [{"id": "1", "text": "หนึ่ง"}, {"id": "20", "text": "สอง"}])
-    loaded = load_prompts(str(tmp_path), ["es", "th"]).prompts
+    loaded = load(str(tmp_path), ["es", "th"]).prompts
     assert [(p.prompt_id, p.instruction) for p in loaded[:4]] == [
         ("1", "one"),
         ("20", "two"),
@@ -151,22 +154,22 @@ def test_numbers_as_ids_become_strings_also_where_one_file_has_them_as_decimals(
 
 def test_tags_in_files_may_be_written_in_capitals_and_with_underscores(tmp_path):
     rows = [{"id": "a", "EN": "Hi", "pt_BR": "Oi"}]
-    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["pt-br"]).prompts[1] == Prompt("a", "pt-br", "Oi")
+    assert load(write(tmp_path / "x.jsonl", rows), ["pt-br"]).prompts[1] == Prompt("a", "pt-br", "Oi")
     folder = write_folder(tmp_path / "f", {"en": {"a": "Hi"}, "zh_Hant": {"a": "嗨"}})
-    assert load_prompts(folder, ["zh-hant"]).prompts[1] == Prompt("a", "zh-hant", "嗨")
+    assert load(folder, ["zh-hant"]).prompts[1] == Prompt("a", "zh-hant", "嗨")
 
 
 def test_indonesian_is_a_column_called_id_too(tmp_path):
     rows = [{"id": "apa kabar", "question_id": "q1", "en": "how are you"}]
     source = write(tmp_path / "x.jsonl", rows)
-    assert load_prompts(source, ["id"]).prompts == [Prompt("q1", "en", "how are you"), Prompt("q1", "id", "apa kabar")]
+    assert load(source, ["id"]).prompts == [Prompt("q1", "en", "how are you"), Prompt("q1", "id", "apa kabar")]
     text = error_of(write(tmp_path / "y.jsonl", [{"id": "1", "en": "x", "es": "y"}]), ["en", "id"])
     assert "no column (besides the id column 'id') for: id" in text
 
 
 def test_text_is_kept_as_it_is(tmp_path):
     texts = {"en": {"a": "  \te\u0301 é\r\n\x00 \u200b"}, "es": {"a": "\ufeffx\u2028y\u0085 "}}
-    assert load_prompts(write_folder(tmp_path / "x", texts), ["es"]).prompts == prompts_of(texts, ["en", "es"], "a")
+    assert load(write_folder(tmp_path / "x", texts), ["es"]).prompts == prompts_of(texts, ["en", "es"], "a")
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=5))
@@ -175,14 +178,14 @@ def test_any_text_survives_jsonl_and_csv(tmp_path_factory, texts):
     rows = [{"id": number, "en": text, "es": text[::-1] + "."} for number, text in enumerate(texts)]
     wanted = [Prompt(str(row["id"]), language, row[language]) for language in ("en", "es") for row in rows]
     for name in ("x.jsonl", "x.csv"):
-        assert load_prompts(write(folder / name, rows), ["es"]).prompts == wanted
+        assert load(write(folder / name, rows), ["es"]).prompts == wanted
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json"])
 def test_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path, name):
     path = Path(write(tmp_path / name, [{"id": "a", "en": "Hi", "es": "Hola"}]))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
-    assert load_prompts(str(path), ["es"]).prompts == [Prompt("a", "en", "Hi"), Prompt("a", "es", "Hola")]
+    assert load(str(path), ["es"]).prompts == [Prompt("a", "en", "Hi"), Prompt("a", "es", "Hola")]
 
 
 def test_blank_lines_are_skipped_and_counted(tmp_path):
@@ -197,7 +200,7 @@ def test_csv_with_quoted_newlines_names_the_line_where_a_record_begins(tmp_path)
     text = error_of(path, ["es"])
     assert "x.csv, row 5, language es, id '2': the text is empty" in text
     assert "x.csv, row 9: 2 fields, but the header has 3" in text
-    prompts = load_prompts(str(path), ["es"], on_problem="drop").prompts
+    prompts = load(str(path), ["es"], on_problem="drop").prompts
     assert prompts[0] == Prompt("1", "en", 'two\nlines, "so"')
     assert prompts[2] == Prompt("3", "en", "a\n\nb")
 
@@ -206,7 +209,7 @@ def test_csv_takes_texts_of_any_length_and_leaves_the_modules_limit_alone(tmp_pa
     long_text = "x" * 300_000
     limit = csv.field_size_limit()
     source = write(tmp_path / "x.csv", [{"id": 1, "en": long_text}])
-    assert load_prompts(source, []).prompts[0].instruction == long_text
+    assert load(source, []).prompts[0].instruction == long_text
     assert csv.field_size_limit() == limit
 
 
@@ -223,7 +226,7 @@ def make_package(tmp_path, monkeypatch, name):
 def test_package(tmp_path, monkeypatch):
     make_package(tmp_path, monkeypatch, "some_prompts_pkg")
     for inside in ("data/prompts.jsonl", "data/folder"):
-        assert load_prompts(f"package:some_prompts_pkg/{inside}", ["es", "th"]).prompts == ALL
+        assert load(f"package:some_prompts_pkg/{inside}", ["es", "th"]).prompts == ALL
     assert "package:some_prompts_pkg/data/folder/es.jsonl, row 2" in error_of_bad_package_file(tmp_path)
     text = error_of("package:some_prompts_pkg/data/nothing.jsonl")
     assert "the package is installed, but has no 'data/nothing.jsonl'" in text
@@ -303,7 +306,7 @@ def test_hub_dataset(tmp_path, monkeypatch, datasets):
     make_hub_dataset(tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
     for source in ("hub:owner/name", "hub:owner/name:wide", "hub:owner/name:long#test", f"hub:{tmp_path}/owner/name"):
-        assert load_prompts(source, ["es", "th"]).prompts == ALL, source
+        assert load(source, ["es", "th"]).prompts == ALL, source
     assert "the hub dataset owner/name has no config for: sw. Languages found there: en, es, th" in error_of(
         "hub:owner/name", ["sw"]
     )
@@ -317,7 +320,7 @@ def test_hub_dataset(tmp_path, monkeypatch, datasets):
 @pytest.mark.parametrize(("name", "rows"), [("train-00000-of-00001.parquet", WIDE), ("train.csv", LONG)])
 def test_hub_dataset_without_configs(tmp_path, datasets, name, rows):
     write(tmp_path / "owner" / "plain" / "data" / name, rows)
-    assert load_prompts(f"hub:{tmp_path}/owner/plain", ["es", "th"]).prompts == ALL
+    assert load(f"hub:{tmp_path}/owner/plain", ["es", "th"]).prompts == ALL
 
 
 def test_hub_dataset_with_a_broken_file_says_what_is_broken(tmp_path, datasets):
@@ -338,7 +341,7 @@ def test_hub_id_reaches_the_library_with_config_revision_and_split(monkeypatch, 
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda path, revision: ["default"])
     text = error_of("some-owner/name.1:conf ig@v1.0/x#test[:10%]")
     assert "some-owner/name.1:conf ig#test[:10%], row 4, language es, id 'd'" in text
-    loaded = load_prompts("some-owner/name.1", ["es", "th"], on_problem="drop")
+    loaded = load("some-owner/name.1", ["es", "th"], on_problem="drop")
     assert [prompt for prompt in loaded.prompts if prompt.prompt_id != "d"] == ALL
     assert calls == [
         ("some-owner/name.1", "conf ig", {"split": "test[:10%]", "revision": "v1.0/x"}),
@@ -476,9 +479,6 @@ class TestAlwaysAnError:
     def test_empty_source(self, mode):
         assert "the source is empty" in error_of("", on_problem=mode)
 
-    def test_limit_below_one(self, tmp_path, mode):
-        assert "at least 1, not 0" in error_of(write(tmp_path / "x.jsonl", WIDE), on_problem=mode, limit=0)
-
 
 # --- problems of single rows: the message in stop mode, what is dropped in drop mode ---
 
@@ -491,7 +491,7 @@ def check(source, at, detail, dropped, *, problems=1, languages=("en", "es", "th
     lines = [line for line in text.splitlines() if line.startswith(f"  {at}")]
     assert len(lines) == 1, text
     assert detail in lines[0]
-    loaded = load_prompts(str(source), languages, on_problem="drop")
+    loaded = load(str(source), languages, on_problem="drop")
     assert [str(problem) for problem in loaded.problems] == [line.strip() for line in text.splitlines()[1:-1]]
     assert loaded.dropped == [Dropped(key, language, "prompts", reason) for key, language, reason in dropped]
     gone = {(key, language) for key, language, _ in dropped}
@@ -575,7 +575,7 @@ def test_double_id(tmp_path, language):
 def test_a_number_and_the_same_text_are_one_id(tmp_path):
     source = write(tmp_path / "x.jsonl", [{"id": 1, "en": "x"}, {"id": "1", "en": "y"}, {"id": 2, "en": "z"}])
     assert "x.jsonl, row 2, language en, id '1': the id is double: row 1" in error_of(source, [])
-    assert load_prompts(source, [], on_problem="drop").prompts == [Prompt("2", "en", "z")]
+    assert load(source, [], on_problem="drop").prompts == [Prompt("2", "en", "z")]
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, [1]])
@@ -610,11 +610,11 @@ def test_unknown_language_in_a_long_file(tmp_path, tag, detail, language):
 
 def test_languages_that_are_not_wanted_are_not_checked(tmp_path):
     rows = [*LONG, {"prompt_id": "a", "language": "de", "instruction": ""}, {"language": "fr", "instruction": "x"}]
-    assert load_prompts(write(tmp_path / "x.jsonl", rows), ["es", "th"]).problems == []
+    assert load(write(tmp_path / "x.jsonl", rows), ["es", "th"]).problems == []
     wide = [row | {"de": ""} for row in WIDE]
-    assert load_prompts(write(tmp_path / "y.csv", wide), ["es", "th"]).problems == []
+    assert load(write(tmp_path / "y.csv", wide), ["es", "th"]).problems == []
     write_folder(tmp_path / "f", TEXTS | {"de": {"a": "", "z": "x"}})
-    assert load_prompts(str(tmp_path / "f"), ["es", "th"]).problems == []
+    assert load(str(tmp_path / "f"), ["es", "th"]).problems == []
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ def test_wrong_encoding_names_line_and_byte_offset(tmp_path):
     offset = len(start) + len(b'2,"a\nb",a')
     assert f"x.csv, row 3: not UTF-8: byte 0xF1 at byte offset {offset} of the file" in text
     assert "iconv -f WINDOWS-1252 -t UTF-8" in text
-    loaded = load_prompts(str(tmp_path / "x.csv"), ["es"], on_problem="drop")
+    loaded = load(str(tmp_path / "x.csv"), ["es"], on_problem="drop")
     assert [prompt.instruction for prompt in loaded.prompts] == ["x", "u", "y", "v"]
 
 
@@ -677,7 +677,7 @@ def test_broken_record_of_a_csv_file(tmp_path, line, detail):
 
 def test_csv_goes_on_after_a_broken_record(tmp_path):
     (tmp_path / "x.csv").write_text('id,en\n1,"x"x\n2,y\n')
-    assert load_prompts(str(tmp_path / "x.csv"), [], on_problem="drop").prompts == [Prompt("2", "en", "y")]
+    assert load(str(tmp_path / "x.csv"), [], on_problem="drop").prompts == [Prompt("2", "en", "y")]
 
 
 def test_all_problems_come_in_one_error_of_at_most_twenty_lines(tmp_path):
@@ -705,13 +705,13 @@ def many(tmp_path):
 
 def test_limit_takes_the_first_ids_of_english(tmp_path):
     source = write(tmp_path / "x.jsonl", WIDE)
-    assert load_prompts(source, ["es", "th"], limit=2).prompts == prompts_of(TEXTS, TEXTS, "ab")
-    assert load_prompts(source, ["es", "th"], limit=99).prompts == ALL
+    assert load(source, ["es", "th"], limit=2).prompts == prompts_of(TEXTS, TEXTS, "ab")
+    assert load(source, ["es", "th"], limit=99).prompts == ALL
 
 
 def test_limit_with_drop_takes_only_ids_that_every_language_has(tmp_path):
     texts, source = many(tmp_path)
-    loaded = load_prompts(source, ["es", "th"], on_problem="drop", limit=3)
+    loaded = load(source, ["es", "th"], on_problem="drop", limit=3)
     assert loaded.prompts == prompts_of(texts, TEXTS, "fac")
     passed = "not usable in every language"
     assert {(row.prompt_id, row.language): row.reason for row in loaded.dropped} == {
@@ -720,14 +720,14 @@ def test_limit_with_drop_takes_only_ids_that_every_language_has(tmp_path):
         ("b", "th"): passed,
         ("d", "th"): "empty text",
     }
-    more = load_prompts(source, ["es", "th"], on_problem="drop", limit=5)
+    more = load(source, ["es", "th"], on_problem="drop", limit=5)
     assert more.prompts == prompts_of(texts, TEXTS, "face")
     assert {row.language for row in more.dropped if row.prompt_id == "d"} == {"en", "es", "th"}
 
 
 def test_limit_above_what_is_usable_accounts_for_every_id_to_the_end(tmp_path):
     source = write_folder(tmp_path / "f", changed("th", c=""))
-    loaded = load_prompts(source, ["es", "th"], on_problem="drop", limit=3)
+    loaded = load(source, ["es", "th"], on_problem="drop", limit=3)
     assert loaded.prompts == prompts_of(TEXTS, TEXTS, "ab")
     assert {(row.prompt_id, row.language) for row in loaded.dropped} == {("c", language) for language in TEXTS}
 
@@ -739,7 +739,7 @@ def test_limit_where_no_id_is_usable_in_every_language(tmp_path):
 
 def test_without_limit_drop_keeps_the_other_languages_of_a_prompt(tmp_path):
     texts, source = many(tmp_path)
-    prompts = load_prompts(source, ["es", "th"], on_problem="drop").prompts
+    prompts = load(source, ["es", "th"], on_problem="drop").prompts
     assert prompts == prompts_of(texts, ["en"], "fabcde") + prompts_of(texts, ["es"], "facde") + prompts_of(
         texts, ["th"], "fabce"
     )
@@ -765,7 +765,7 @@ def test_3000_prompts_in_nine_languages_take_well_under_five_seconds(tmp_path):
     ]
     for source in sources:
         start = time.perf_counter()
-        loaded = load_prompts(source, languages)
+        loaded = load(source, languages)
         seconds = time.perf_counter() - start
         assert len(loaded.prompts) == 27_000
         assert seconds < 3, f"{source} took {seconds:.1f} s"
@@ -774,12 +774,12 @@ def test_3000_prompts_in_nine_languages_take_well_under_five_seconds(tmp_path):
 @pytest.mark.skipif(not ULTRAFEEDBACK.is_dir(), reason="the shared folder with ultrafeedback_parallel is not here")
 def test_ultrafeedback_parallel():
     languages = ["en", "es", "fr", "de", "ru", "bn", "sw", "th", "zh"]
-    loaded = load_prompts(str(ULTRAFEEDBACK), languages)
+    loaded = load(str(ULTRAFEEDBACK), languages)
     assert len(loaded.prompts) == 9 * 1000
     first = json.loads((ULTRAFEEDBACK / "en.jsonl").open(encoding="utf-8").readline())
     assert loaded.prompts[0] == Prompt(first["instruction_id"], "en", first["instruction"])
     assert [p.prompt_id for p in loaded.prompts[:1000]] == [p.prompt_id for p in loaded.prompts[8000:]]
-    assert load_prompts(str(ULTRAFEEDBACK), ["th"], limit=50).prompts[50].language == "th"
+    assert load(str(ULTRAFEEDBACK), ["th"], limit=50).prompts[50].language == "th"
 
 
 def test_import_takes_neither_torch_nor_datasets():

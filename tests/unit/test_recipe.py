@@ -147,6 +147,7 @@ def test_the_readme_names_every_recipe_of_the_paper() -> None:
         ({"seed": True}, "seed: Input should be a valid integer, but it is True (bool)"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, but it is -1 (int)"),
         ({"seed": 2**32}, "seed: Input should be less than 4294967296, but it is 4294967296 (int)"),
+        ({"evaluate": {"limit": 0}}, "evaluate.limit: Input should be greater than or equal to 1, but it is 0 (int)"),
         ({"sample": {"n": 1}}, "sample.n: Input should be greater than or equal to 2, but it is 1 (int)"),
         ({"sample": {"top_p": 1.5}}, "sample.top_p: Input should be less than or equal to 1, but it is 1.5 (float)"),
         ({"train": {"beta": float("inf")}}, "train.beta: Input should be a finite number, but it is inf (float)"),

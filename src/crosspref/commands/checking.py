@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from crosspref.api import check_models
 from crosspref.data.preferences import load_preferences
-from crosspref.data.prompts import LoadedPrompts, PromptColumns, load_prompts
+from crosspref.data.prompts import LoadedPrompts, load_prompts
 from crosspref.engines import RecipeEngines
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
@@ -24,10 +24,10 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         yield "ok    policy and initial model have the same tokenizer and chat template"
     if recipe.resources.launch is not None:
         yield f"ok    training is started by: {shlex.join(launch_command(recipe.resources))}"
-    training = _load(recipe, recipe.prompts.source, recipe.prompts.limit)
+    training = load_prompts(recipe.prompts, recipe.languages)
     yield from _describe("prompts", training)
-    if recipe.evaluate.prompts is not None:
-        held_out = _load(recipe, recipe.evaluate.prompts, recipe.evaluate.limit)
+    if recipe.held_out is not None:
+        held_out = load_prompts(recipe.held_out, recipe.languages)
         yield from _describe("held-out prompts", held_out)
         seen = {prompt.instruction for prompt in training.prompts}
         common = sum(prompt.instruction in seen for prompt in held_out.prompts)
@@ -48,12 +48,6 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     each = 1 if recipe.language_imbalance else recipe.sample.n
     count = len(trained) * each * recipe.iterations
     yield f"ok    ready: {count:,} responses of at most {recipe.sample.max_new_tokens:,} tokens to sample"
-
-
-def _load(recipe: Recipe, source: str, limit: int | None) -> LoadedPrompts:
-    asked = recipe.prompts
-    columns = PromptColumns(asked.id_column, asked.text_column, asked.language_column)
-    return load_prompts(source, recipe.languages, on_problem=asked.on_problem, limit=limit, columns=columns)
 
 
 def _describe(what: str, loaded: LoadedPrompts) -> Iterator[str]:

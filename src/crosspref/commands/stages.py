@@ -114,12 +114,9 @@ def _recipe(
 
 
 def _load_prompts(recipe: "Recipe") -> "list[Prompt]":
-    from crosspref.data.prompts import PromptColumns, load_prompts
+    from crosspref.data.prompts import load_prompts
 
-    asked = recipe.prompts
-    columns = PromptColumns(asked.id_column, asked.text_column, asked.language_column)
-    problem, limit = asked.on_problem, asked.limit
-    return load_prompts(asked.source, recipe.languages, on_problem=problem, limit=limit, columns=columns).prompts
+    return load_prompts(recipe.prompts, recipe.languages).prompts
 
 
 def _sample(options: argparse.Namespace) -> None:

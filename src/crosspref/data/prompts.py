@@ -6,28 +6,19 @@ language) or wide (a column per language), and names every problem with file, ro
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from crosspref.data.records import Dropped, Prompt
 from crosspref.data.rows import BrokenRow, Problem, Row, describe_problems, read_id, text_problem
 from crosspref.data.sources import Part, as_tag, missing_languages, read_source
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, LANGUAGES, language_name
+from crosspref.recipe.sections import PromptSettings
 
 ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
 LANGUAGE_COLUMNS = ("language", "lang")
 UNDETERMINED = "und"
 """ISO 639-2's tag for an unknown language: of a broken row in a long file nobody can say which language it was."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptColumns:
-    """Names of the columns, where they are not to be found by themselves."""
-
-    id_column: str | None = None
-    text_column: str | None = None
-    language_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +58,10 @@ class _Cell:
 
 
 _Index = dict[str, dict[str, _Cell]]  # by language and prompt id, in file order
-_FOUND_BY_THEMSELVES = PromptColumns()
 
 
-def load_prompts(
-    source: str,
-    languages: Sequence[str],
-    *,
-    on_problem: Literal["stop", "drop"] = "stop",
-    limit: int | None = None,
-    columns: PromptColumns = _FOUND_BY_THEMSELVES,
-) -> LoadedPrompts:
-    """Load the prompts of a source in English and the given languages.
+def load_prompts(settings: PromptSettings, languages: Sequence[str]) -> LoadedPrompts:
+    """Load the prompts of a recipe's section in English and the given languages.
 
     English comes first if it is not listed, since the reward is computed with it. With ``limit``, only the first so
     many ids in English file order are taken, and of those only ids that are usable in every language.
@@ -87,18 +70,16 @@ def load_prompts(
         DataError: a language is unknown or wholly missing, there is no id column, nothing usable is left, or, with
             ``on_problem="stop"``, any prompt has a problem; the message lists them.
     """
-    wanted = _with_english(languages)
-    if limit is not None and limit < 1:
-        raise DataError(f"prompts.limit must be at least 1, not {limit}.")
+    source, wanted = settings.source, _with_english(languages)
     problems: list[Problem] = []
-    cells = [cell for part in read_source(source, wanted) for cell in _cells(part, wanted, columns, problems)]
+    cells = [cell for part in read_source(source, wanted) for cell in _cells(part, wanted, settings, problems)]
     index = _index(cells, wanted, problems)
     problems += _unmatched(index, wanted)
-    if problems and on_problem == "stop":
+    if problems and settings.on_problem == "stop":
         how = "Mend the rows, or leave the affected prompts out with `prompts.on_problem: drop`."
         raise DataError(describe_problems(f"the prompts of {source}", problems, how))
     dropped = _dropped(problems)
-    prompts = _usable(index, wanted, limit, dropped)
+    prompts = _usable(index, wanted, settings.limit, dropped)
     used = {prompt.language for prompt in prompts}
     empty = [language for language in wanted if language not in used]
     if empty:
@@ -116,15 +97,15 @@ def _with_english(languages: Sequence[str]) -> list[str]:
     return list(languages) if ENGLISH in languages else [ENGLISH, *languages]
 
 
-def _layout(part: Part, wanted: Sequence[str], columns: PromptColumns) -> _Layout:
+def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Layout:
     """Find out which column is what; the names that the person gave come first."""
     there = part.columns()
-    text = part.find_column(TEXT_COLUMNS, columns.text_column)
-    language = None if part.language else part.find_column(LANGUAGE_COLUMNS, columns.language_column)
+    text = part.find_column(TEXT_COLUMNS, settings.text_column)
+    language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
     is_wide = not part.language and not (language and text)
     # "id" is also the tag of Indonesian: where that is wanted as a column, another id column comes first
     ids = sorted(ID_COLUMNS, key=lambda column: column == "id") if is_wide and "id" in wanted else ID_COLUMNS
-    prompt_id = part.find_column(ids, columns.id_column)
+    prompt_id = part.find_column(ids, settings.id_column)
     seen = f"Columns there: {', '.join(there)}"
     if prompt_id is None:
         raise DataError(
@@ -162,10 +143,10 @@ def _language_columns(part: Part, there: Sequence[str], id_column: str) -> dict[
     return texts
 
 
-def _cells(part: Part, wanted: Sequence[str], columns: PromptColumns, problems: list[Problem]) -> Iterator[_Cell]:
+def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems: list[Problem]) -> Iterator[_Cell]:
     """Yield what a part has in the wanted languages; rows and texts that cannot be used are added to the problems."""
     part.check()
-    layout = _layout(part, wanted, columns)
+    layout = _layout(part, wanted, settings)
     if not layout.texts:
         _check_long(part, wanted, layout.language_column)
     for row in part.rows:

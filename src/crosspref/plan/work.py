@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from crosspref.data.preferences import load_preferences
-from crosspref.data.prompts import PromptColumns, load_prompts
+from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
@@ -90,17 +90,8 @@ class Texts:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        asked = recipe.prompts
-        columns = PromptColumns(asked.id_column, asked.text_column, asked.language_column)
-
-        def load(source: str | None, limit: int | None) -> list[Prompt]:
-            if source is None:
-                return []
-            found = load_prompts(source, recipe.languages, on_problem=asked.on_problem, limit=limit, columns=columns)
-            return found.prompts
-
-        self.training = load(asked.source, asked.limit)
-        self.held_out = load(recipe.evaluate.prompts, recipe.evaluate.limit)
+        self.training = load_prompts(recipe.prompts, recipe.languages).prompts
+        self.held_out = load_prompts(recipe.held_out, recipe.languages).prompts if recipe.held_out else []
         stage_0 = recipe.align_english
         self.preferences = load_preferences(stage_0.preferences) if stage_0 else []
 

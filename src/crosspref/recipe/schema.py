@@ -57,6 +57,13 @@ class Recipe(Settings):
     ray: RaySettings = Field(RaySettings(), description="Ray, for resources.executor ray.")
 
     @property
+    def held_out(self) -> PromptSettings | None:
+        """How the held-out prompts are read: as the training prompts are, but from ``evaluate.prompts``."""
+        if self.evaluate.prompts is None:
+            return None
+        return self.prompts.model_copy(update={"source": self.evaluate.prompts, "limit": self.evaluate.limit})
+
+    @property
     def needs_translations(self) -> bool:
         """Whether the responses are translated: for R_t, and for language imbalance."""
         return self.language_imbalance is not None or "translated" in self.reward.names

@@ -19,6 +19,7 @@ from crosspref.models.locate import ModelFiles
 from crosspref.protocols import RewardModel, Scorer
 from crosspref.recipe.files import flatten, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import PromptSettings
 from crosspref.run.changes import affected_by, changed_settings, settle_recipe
 from crosspref.run.job import Job, Phase, store_rows
 from crosspref.run.progress import Reporter
@@ -148,8 +149,9 @@ def run(
         if base is not None and not directory.recipe.exists():
             _take_over(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
         settle_recipe(directory, recipe)
+        held_out = PromptSettings(source=str(heldout))
         for language in LANGUAGES:
-            prompts = [row for row in load_prompts(str(heldout), LANGUAGES).prompts if row.language == language]
+            prompts = [row for row in load_prompts(held_out, LANGUAGES).prompts if row.language == language]
             store_rows(directory.prompts("heldout", language), prompts, Prompt, {"source": str(heldout)})
         algorithm.align(job, execute)
     return job
