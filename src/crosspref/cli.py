@@ -158,7 +158,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> None:
-    from crosspref.recipe.describe import describe_settings
+    from crosspref.recipe.files import describe_settings
     from crosspref.recipe.schema import Recipe
     from crosspref.suites.settings import EvaluationSettings
 

@@ -1,35 +1,42 @@
 """The errors that crosspref raises on purpose.
 
-Each message says what is wrong, where, and what to do next; the command line prints it without a traceback.
+Each message says what is wrong, where, and what to do next. The command line prints it without a traceback.
 """
 
 
 class CrossprefError(Exception):
-    """Base class: catch this to catch every error that crosspref raises on purpose."""
+    """Base class of all errors that crosspref raises on purpose."""
 
 
 class RecipeError(CrossprefError):
-    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one.
+
+    ``keys`` has the dotted key of every faulty setting.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class DataError(CrossprefError):
-    """Prompts, responses, scores or preferences that were given cannot be used as they are."""
+    """The given prompts, responses, scores or preferences cannot be used."""
 
 
 class ModelError(CrossprefError):
-    """A model cannot be found or read, or two models do not belong together."""
+    """A model cannot be found or read, or two models do not fit together."""
 
 
 class ServerError(CrossprefError):
-    """A model server does not answer, does not serve the model, or gives no answer that can be used."""
+    """A model server does not answer, does not serve the model, or gives an unusable answer."""
 
 
 class RefusedError(ServerError):
-    """A model server answered that it will not do what it was asked (HTTP 400, 413 or 422)."""
+    """A model server refused the request (HTTP 400, 413 or 422)."""
 
 
 class BudgetError(CrossprefError):
-    """Going on would cost more than was allowed."""
+    """To continue would exceed the budget."""
 
 
 class RunError(CrossprefError):
@@ -46,5 +53,5 @@ class MissingLibraryError(CrossprefError):
         self.given = library, purpose, install
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        """Let it come back from another process: by itself, an exception is made anew from its message alone."""
+        """Make it picklable: by default, an exception is rebuilt from its message alone."""
         return type(self), self.given

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from crosspref.data.records import Pair
 from crosspref.engines.transformers.reward_model import TransformersRewardModel
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.store import Unit
 from crosspref.suites.reward_accuracy.pairs import compare
 from crosspref.suites.reward_accuracy.rates import Accuracy, AccuracyChange, PairOutcome

@@ -19,8 +19,7 @@ from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings, SampleSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

@@ -15,8 +15,7 @@ from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
-from crosspref.recipe.resources import ResourceSettings, ServerSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, ServerSettings
 
 FIRST, ANSWER, NEXT = "¿Qué es un volcán?", "A hill that burns.", "And why so?"
 MESSAGES = [

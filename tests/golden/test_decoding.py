@@ -18,8 +18,7 @@ from crosspref.engines.packed.decoding import Decoder, Row, can_decode
 from crosspref.engines.packed.weights import pack_weights
 from crosspref.engines.transformers.sampler import NUCLEUS, TransformersSampler, nucleus
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 INSTRUCTIONS = ["Hi!", "Explain in three short sentences why the sky is blue.", "¿Qué es un volcán?", "Назови столицы."]

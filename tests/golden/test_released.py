@@ -20,8 +20,7 @@ from crosspref.engines.transformers.scorer import ModelScorer
 from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from crosspref.engines.transformers.reward_model import TransformersRewardModel
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 
 EOS = 1
 TEMPLATE = (

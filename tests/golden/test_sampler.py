@@ -18,8 +18,7 @@ from crosspref.data.records import derive_seed
 from crosspref.engines.transformers.sampler import SeededChoice, TransformersSampler, _first_above
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 EOS, END = 1, 2

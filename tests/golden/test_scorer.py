@@ -13,8 +13,7 @@ from crosspref.data.records import FinishReason, Response
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

@@ -27,8 +27,7 @@ from crosspref.engines.transformers import adapters
 from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4

@@ -26,8 +26,7 @@ from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs, Sampled
-from crosspref.recipe.resources import ResourceSettings, ServerSettings
-from crosspref.recipe.sections import RewardSettings, SampleSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
 
 pytest.importorskip("openai")
 

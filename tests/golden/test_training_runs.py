@@ -21,8 +21,7 @@ from crosspref.engines.transformers.models import load_tokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import locate_model
 from crosspref.models.tokenizers import tokenizer_identity
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import LoraSettings, TrainSettings
+from crosspref.recipe.sections import LoraSettings, ResourceSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

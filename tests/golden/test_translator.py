@@ -30,8 +30,7 @@ from crosspref.engines.transformers.translator import ChatTranslator, Translatio
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models.locate import is_encoder_decoder, locate_model
 from crosspref.protocols import Sampled
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import SampleSettings, TranslateSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, TranslateSettings
 
 EOS, END = 1, 2
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")

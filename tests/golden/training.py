@@ -13,8 +13,7 @@ from crosspref.data.records import Pair
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import LoraSettings, TrainSettings
+from crosspref.recipe.sections import LoraSettings, ResourceSettings, TrainSettings
 
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)

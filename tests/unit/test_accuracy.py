@@ -15,8 +15,7 @@ from rich.console import Console
 from crosspref.data.records import Pair
 from crosspref.data.rows import Row, read_file
 from crosspref.errors import DataError
-from crosspref.maths.significance import newcombe_interval, wilson_interval
-from crosspref.maths.statistics import nominal_alpha
+from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
 from crosspref.recipe.files import dump_recipe, load_recipe, make_recipe
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text

@@ -18,9 +18,9 @@ from crosspref.maths.alpaca import (
     Gamed,
     comparisons,
     length_controlled_rate,
+    length_controlled_rates,
     win_rates,
 )
-from crosspref.maths.refit import length_controlled_rates
 
 
 def compare(preferences: list[float | None], **options: Any) -> Comparisons:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.recipe.describe import describe_settings
-from crosspref.recipe.files import load_settings
+from crosspref.recipe.files import describe_settings, load_settings
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
 
@@ -50,7 +49,7 @@ def test_what_answers_are_read_by_is_not_to_be_requested_otherwise() -> None:
 
 
 def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError, match=r"judge\.url: the address holds a user or password") as caught:
+    with pytest.raises(RecipeError, match=r"judge\.url: the address contains a user or password") as caught:
         load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])
     assert "sesame" not in str(caught.value)
 

@@ -7,7 +7,7 @@ import pytest
 
 from crosspref.data.records import Pair, from_table, to_table
 from crosspref.errors import RecipeError
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.job import digest_rows
 from crosspref.run.launching import launch_command
 from crosspref.run.store import digest_of

@@ -9,8 +9,7 @@ import pytest
 from alpaca_world import draw_comparisons, draw_gamed
 
 from crosspref.maths import resampling
-from crosspref.maths.alpaca import Comparisons, WinRates, preference_outcomes, win_rates
-from crosspref.maths.refit import length_controlled_rates
+from crosspref.maths.alpaca import Comparisons, WinRates, length_controlled_rates, preference_outcomes, win_rates
 from crosspref.maths.resampling import (
     Draws,
     difference,

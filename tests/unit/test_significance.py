@@ -8,8 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from crosspref.maths.resampling import resample_means
-from crosspref.maths.significance import holm, newcombe_interval, sign_flip_test, verdict, wilson_interval
-from crosspref.maths.statistics import Interval
+from crosspref.maths.statistics import Interval, holm, newcombe_interval, sign_flip_test, verdict, wilson_interval
 from crosspref.suites.differences import NO_DIFFERENCE, changes_of, two_sided
 from crosspref.suites.results import MEAN
 

@@ -24,8 +24,7 @@ from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.engines.vllm import VllmSampler
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.resources import ResourceSettings, VllmSettings
-from crosspref.recipe.sections import RewardSettings, SampleSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, VllmSettings
 
 pytestmark = pytest.mark.slow
 

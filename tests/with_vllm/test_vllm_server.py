@@ -27,8 +27,7 @@ from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles, locate_model
-from crosspref.recipe.resources import ResourceSettings, ServerSettings
-from crosspref.recipe.sections import RewardSettings, SampleSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
 
 pytestmark = pytest.mark.slow
 

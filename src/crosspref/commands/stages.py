@@ -110,7 +110,7 @@ def _recipe(
     reward = content["reward"]
     if initial is None and not (isinstance(reward, dict) and reward.get("algorithm") in list(REFERENCE_FREE)):
         content["models"]["initial"] = "none"
-    return make_recipe(content, "What was given with --set")
+    return make_recipe(content, "--set")
 
 
 def _load_prompts(recipe: "Recipe") -> "list[Prompt]":

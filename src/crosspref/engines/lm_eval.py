@@ -26,7 +26,7 @@ from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.models import free_memory, pick_device, pick_dtype, readable_directory
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.progress import Meter, Reporter
 
 FOLDERS = ("okapi", "arc", "hellaswag", "truthfulqa", "mmlu/default")

@@ -31,8 +31,7 @@ from crosspref.engines.transformers.models import (
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.resources import ResourceSettings, VllmSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, VllmSettings
 
 CPU_CACHE_BYTES = 4 << 30
 """How much memory the keys and values of all responses may take on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB) changes it."""

@@ -14,8 +14,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.stats import bootstrap
 
-from crosspref.maths.alpaca import Comparisons, Floats, WinRates
-from crosspref.maths.refit import length_controlled_rates
+from crosspref.maths.alpaca import Comparisons, Floats, WinRates, length_controlled_rates
 from crosspref.maths.statistics import Interval
 
 Key = TypeVar("Key", bound=Hashable)

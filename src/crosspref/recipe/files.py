@@ -1,61 +1,66 @@
-"""Recipes as YAML files: reading, extending, overriding, explaining faults, writing.
+"""Recipes as YAML files: reading, extending, overriding, explaining faults, writing, and listing all settings.
 
-A recipe comes in layers: the file that it ``extends``, the ``preset`` that it names, its own settings; then the preset
-and the settings of ``--set``. Each is merged over the ones before. The two keys are used up here: no recipe has them.
+A recipe has layers: the file that it ``extends``, its ``preset``, its own settings, and then the preset and the
+settings of ``--set``. Each layer is merged over the previous ones. ``extends`` and ``preset`` are resolved here, so the
+resulting recipe has neither.
 
-Every fault of a recipe is reported at once, as one :class:`~crosspref.errors.RecipeError` that names the key, the
-value, what is allowed, and the layer if it is not the recipe's own.
+All faults of a recipe are reported together in one :class:`~crosspref.errors.RecipeError`. Each names the key, the
+value, what is allowed, and the layer that it comes from.
 """
 
 import copy
 import difflib
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from crosspref.errors import RecipeError
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import Settings
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # What the paper's released scripts do, where the default here is what the paper says.
+    # What the paper's released scripts compute. The defaults follow the paper instead.
     "znlp": {
-        # They drop the first response token, count the end-of-turn token, and let log p(PAD) into padded rows. They
-        # leave out beta, so their alpha is that of the un-scaled reward.
+        # The scripts skip the first response token, count the end-of-turn token, and add log p(PAD) in padded rows.
+        # They leave out beta, so their alpha is that of the unscaled reward.
         "reward": {"counting": "znlp", "beta": 1.0},
-        # They try 0, 0.001 ... 0.999, of which the smallest of the best wins.
+        # They try 0, 0.001 ... 0.999 and take the smallest of the best.
         "length_penalty": {"mode": "grid"},
-        # They filter nothing, and keep ties, down to a chosen response that is the rejected one.
+        # They filter nothing and keep ties, even where the chosen response is the rejected one.
         "select": {"truncated": "keep", "degenerate": "keep", "min_gap": 0.0},
-        # They score batches of 3 in file order, and padding depends on what is beside: a shard must hold whole batches.
+        # They score batches of 3 in file order, and padding depends on the batch, so shards must hold whole batches.
         "resources": {"shard_prompts": 48},
     },
 }
-"""Settings that go together, by the name under which ``preset`` asks for them."""
+"""Presets: settings that belong together, by name."""
 
-_CONSUMED = ("extends", "preset")
-"""The keys that a recipe's content may have and a recipe has not."""
+_FILE_KEYS = ("extends", "preset")
+"""Keys that a recipe file may have, but that are not settings."""
 
 _Layers = list[tuple[str, dict[str, Any]]]
-"""What each part of a recipe is called and says, the undermost first."""
+"""The name and content of each layer of a recipe, from the lowest to the highest."""
 
-_Kind = TypeVar("_Kind", bound=Settings)
+_SettingsType = TypeVar("_SettingsType", bound=Settings)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: ``no`` is Norwegian and not False, ``5e-7`` is a number, ``010`` is ten and not eight.
+    """Reads YAML 1.2 scalars: ``no`` is Norwegian, not False; ``5e-7`` is a number; ``010`` is ten, not eight.
 
-    A key given twice is an error.
+    Duplicate keys are an error.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -63,10 +68,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or the rules of ``_Loader`` would take for something else than text."""
+    """Quotes text that YAML 1.1 or ``_Loader`` would read as another type."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # In any other style PyYAML writes these line breaks as they are, and reads them back as spaces.
+        # In other styles PyYAML writes these line breaks unescaped, and reads them back as spaces.
         style = '"' if set(data) & {"\x85", "\u2028", "\u2029"} else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -87,19 +92,19 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML 1.2 text; ``where`` names it in the error.
+    """Parse YAML 1.2 text. ``where`` names it in error messages.
 
     Raises:
-        RecipeError: it is not YAML, or gives a key twice.
+        RecipeError: the text is not valid YAML, or has a duplicate key.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an explicit tag such as !!int on what is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a wrong explicit tag, such as !!int on text
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply overrides of the form ``section.key=value`` (the value is YAML).
+    """Read a recipe file and apply overrides of the form ``section.key=value``, where the value is YAML.
 
     Raises:
         RecipeError: a file cannot be read, or a setting is unknown, of the wrong type, or contradicts another.
@@ -110,60 +115,60 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _refuse_extends(changes, "--set")
     layers = [*_file_layers(Path(path)), *_own_layers(changes, "--set")]
     content = _merge_all(layers[:-1])
-    for change in overrides or []:  # one after the other, as they were given
+    for change in overrides or []:  # in the given order
         override(content, change)
     content.pop("preset", None)
     return _check(content, str(path), layers)
 
 
 def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
-    """Return the layers of a file, and of what it extends; ``above`` are the files that extend it."""
-    if path.resolve() in [other.resolve() for other in above]:
+    """Return the layers of a file and of the files that it extends. ``above`` are the files that extend this one."""
+    if path.resolve() in [extending.resolve() for extending in above]:
         raise RecipeError(f"Recipes extend each other in a circle: {' extends '.join(map(str, (*above, path)))}.")
-    content = _mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
-    own, base = _own_layers(content, str(path)), content.get("extends")
+    content = _read_mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
+    layers, base = _own_layers(content, str(path)), content.get("extends")
     if base is None:
-        return own
+        return layers
     if not isinstance(base, str):
-        raise _faulty(str(path), [f"extends: must be the path of a recipe file, but it is {base!r}"])
-    return [*_file_layers(path.parent / base, (*above, path)), *own]
+        raise _recipe_error(str(path), [("extends", f"must be the path of a recipe file, but it is {base!r}")])
+    return [*_file_layers(path.parent / base, (*above, path)), *layers]
 
 
-def _mapping(path: Path, where: str) -> dict[str, Any]:
+def _read_mapping(path: Path, where: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where} cannot be read: {error}") from error
     content = parse_yaml(text, where)
     if not isinstance(content, dict):
-        found = "empty" if content is None else f"a {type(content).__name__}"
-        raise RecipeError(f"{where} must be a mapping of sections, but it is {found}.")
+        actual = "empty" if content is None else f"a {type(content).__name__}"
+        raise RecipeError(f"{where} must be a mapping of sections, but it is {actual}.")
     return content
 
 
-def load_settings(kind: type[_Kind], path: str | Path | None, overrides: list[str]) -> _Kind:
-    """Read settings that are no recipe from a YAML file, if there is one, and apply overrides as to a recipe.
+def load_settings(kind: type[_SettingsType], path: str | Path | None, overrides: list[str]) -> _SettingsType:
+    """Read settings other than a recipe from a YAML file, if one is given, and apply overrides as to a recipe.
 
     Raises:
-        RecipeError: the file cannot be read; or it lists every fault with its key, its value and what is allowed.
+        RecipeError: the file cannot be read, or settings are invalid; the error lists every fault.
     """
-    content = {} if path is None else _mapping(Path(path), f"The file {path}")
+    content = {} if path is None else _read_mapping(Path(path), f"The file {path}")
     for change in overrides:
         override(content, change)
-    where = "What was given with --set" if path is None else str(path)
+    where = "--set" if path is None else str(path)
     return _validate(kind, content, where, [])
 
 
 def _own_layers(content: dict[str, Any], name: str) -> _Layers:
-    """Return the preset that a content names, and its own settings."""
+    """Return the layers of one file: its preset, if it has one, and its own settings."""
     preset = content.get("preset")
-    own = (name, {key: value for key, value in content.items() if key not in _CONSUMED})
+    own = (name, {key: value for key, value in content.items() if key not in _FILE_KEYS})
     if preset is None:
         return [own]
     if preset not in list(PRESETS):
         near = difflib.get_close_matches(str(preset), PRESETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise _faulty(name, [f"preset: unknown preset {preset!r}; {hint}Known: {', '.join(PRESETS)}"])
+        raise _recipe_error(name, [("preset", f"unknown preset {preset!r}; {hint}Known: {', '.join(PRESETS)}")])
     return [(f"the preset {preset}", PRESETS[preset]), own]
 
 
@@ -173,12 +178,12 @@ def _merge_all(layers: _Layers) -> dict[str, Any]:
         try:
             merged = _merge(merged, content)
         except RecursionError as error:
-            raise _faulty(name, ["a section contains itself, by a YAML alias"]) from error
+            raise _recipe_error(name, [("", "a section contains itself through a YAML alias")]) from error
     return merged
 
 
 def _merge(lower: Any, upper: Any) -> Any:
-    """Return ``upper`` over ``lower``, both untouched: sections are merged, everything else is replaced."""
+    """Return ``upper`` merged over ``lower``: sections are merged, everything else is replaced. Changes neither."""
     if not isinstance(upper, dict):
         return copy.deepcopy(upper)
     below = lower if isinstance(lower, dict) else {}
@@ -189,11 +194,11 @@ def override(content: dict[str, Any], change: str) -> None:
     """Apply ``section.key=value`` to a recipe's content.
 
     Raises:
-        RecipeError: it is not of that form.
+        RecipeError: ``change`` does not have that form.
     """
     key, equals, value = change.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"--set takes section.key=value, for example sample.n=4, but got {change!r}.")
+        raise RecipeError(f"--set must be section.key=value, for example sample.n=4, but it is {change!r}.")
     target = content
     *sections, last = key.strip().split(".")
     for depth, section in enumerate(sections, start=1):
@@ -206,10 +211,10 @@ def override(content: dict[str, Any], change: str) -> None:
 
 
 def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
-    """Check a mapping and return it as a recipe.
+    """Validate a mapping and return it as a recipe.
 
     Raises:
-        RecipeError: lists every fault with its key, its value and what is allowed.
+        RecipeError: settings are invalid; the error lists every fault.
     """
     _refuse_extends(content, where)
     layers = _own_layers(content, where)
@@ -218,26 +223,27 @@ def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
 
 def _refuse_extends(content: dict[str, Any], where: str) -> None:
     if "extends" in content:
-        raise _faulty(where, ["extends: belongs into a recipe file, to which its path is relative"])
+        raise _recipe_error(where, [("extends", "is allowed in a recipe file only: its path is relative to that file")])
 
 
 def _check(content: dict[str, Any], where: str, layers: _Layers) -> Recipe:
     return _validate(Recipe, content, where, layers)
 
 
-def _validate(kind: type[_Kind], content: dict[str, Any], where: str, layers: _Layers) -> _Kind:
+def _validate(kind: type[_SettingsType], content: dict[str, Any], where: str, layers: _Layers) -> _SettingsType:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = []
+        faults = []
         for fault in error.errors():
-            origin = next((name for name, layer in reversed(layers) if _decides(layer, fault["loc"])), where)
-            lines.append(_explain(dict(fault), kind) + (f" (from {origin})" if origin != where else ""))
-        raise _faulty(where, lines) from error
+            origin = next((name for name, layer in reversed(layers) if _sets(layer, fault["loc"])), where)
+            source = f" (from {origin})" if origin != where else ""
+            faults.append((".".join(map(str, fault["loc"])), _explain(dict(fault), kind) + source))
+        raise _recipe_error(where, faults) from error
 
 
-def _decides(layer: Any, keys: tuple[int | str, ...]) -> bool:
-    """Tell whether a layer gives this key, or replaces a section that it is in."""
+def _sets(layer: Any, keys: tuple[int | str, ...]) -> bool:
+    """Return whether a layer sets this key, or replaces a section that contains it."""
     for key in keys:
         if not isinstance(layer, dict):
             return True
@@ -247,13 +253,15 @@ def _decides(layer: Any, keys: tuple[int | str, ...]) -> bool:
     return True
 
 
-def _faulty(where: str, lines: list[str]) -> RecipeError:
-    count = f"{len(lines)} fault" + ("s" if len(lines) > 1 else "")
-    return RecipeError(f"{where} has {count}:\n" + "\n".join(f"  - {line}" for line in lines))
+def _recipe_error(where: str, faults: list[tuple[str, str]]) -> RecipeError:
+    """Return one error for all faults, each with the setting's key and a message."""
+    count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
+    lines = [f"  - {key or 'the recipe'}: {message}" for key, message in faults]
+    return RecipeError("\n".join([f"{where} has {count}:", *lines]), tuple(key for key, _ in faults))
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the whole recipe, defaults included, as YAML that ``load_recipe`` reads back to an equal recipe."""
+    """Return the whole recipe, including defaults, as YAML. ``load_recipe`` reads it back as an equal recipe."""
     content = recipe.model_dump(mode="json")
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -269,31 +277,70 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return walk("", recipe.model_dump(mode="json"))
 
 
-def _section(keys: tuple[int | str, ...], root: type[Settings]) -> type[Settings]:
-    """Return the settings class in which a key path ends."""
+def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
+    """Return what is wrong with a setting and what is allowed, from pydantic's description of the fault."""
+    if fault["type"] == "extra_forbidden":
+        file_keys = _FILE_KEYS if root is Recipe and len(fault["loc"]) == 1 else ()
+        known = [*_section_at(fault["loc"][:-1], root).model_fields, *file_keys]
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"unknown setting (value {fault['input']!r}); {hint}Allowed here: {', '.join(known)}"
+    if fault["type"] == "missing":
+        field = _section_at(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]
+        return f"is missing. {field.description}"
+    if fault["type"] == "model_type":
+        settings = ", ".join(_section_at(fault["loc"], root).model_fields)
+        return f"must be a section with any of {settings}, but it is {fault['input']!r}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    return f"{message}, but it is {fault['input']!r} ({type(fault['input']).__name__})"
+
+
+def describe_settings(kind: type[Settings] = Recipe) -> Iterator[str]:
+    """Yield the lines of a commented YAML file that has every setting with its default, such as a recipe."""
+    if kind is Recipe:
+        yield "# A recipe may also have `extends: FILE` (a path relative to the recipe): it is merged over that recipe."
+        yield f"# It may have `preset: NAME`: settings that belong together. Known: {', '.join(PRESETS)}."
+    yield from _describe(kind, 0)
+
+
+def _describe(section: type[Settings], indent: int) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = _section_of(field)
+        yield f"{' ' * indent}# {field.description}"
+        if inner is None:
+            yield f"{' ' * indent}{name}: {_default(field)}{_choices(field)}"
+        else:
+            optional = "  # null by default" if field.default is None else ""
+            yield f"{' ' * indent}{name}:{optional}"
+            yield from _describe(inner, indent + 2)
+
+
+def _section_at(keys: tuple[int | str, ...], root: type[Settings]) -> type[Settings]:
+    """Return the settings class of the innermost section on a path of keys."""
     section = root
     for key in keys:
         field = section.model_fields.get(str(key))
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), section)
+        section = (_section_of(field) if field else None) or section
     return section
 
 
-def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        own = _CONSUMED if root is Recipe and len(fault["loc"]) == 1 else ()
-        known = [*_section(fault["loc"][:-1], root).model_fields, *own]
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{key}: unknown setting (value {fault['input']!r}); {hint}Allowed here: {', '.join(known)}"
-    if fault["type"] == "missing":
-        field = _section(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]
-        return f"{key}: is missing. {field.description}"
-    if fault["type"] == "model_type":
-        settings = ", ".join(_section(fault["loc"], root).model_fields)
-        return f"{key}: must be a section with any of {settings}, but it is {fault['input']!r}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{key or 'the recipe'}: {message}"
-    return f"{key}: {message}, but it is {fault['input']!r} ({type(fault['input']).__name__})"
+def _section_of(field: FieldInfo) -> type[Settings] | None:
+    """Return a field's settings class if the field is a section, which may be optional."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "(required)"
+    is_word = field.default is None or isinstance(field.default, bool)
+    return json.dumps(field.default) if is_word else str(field.default)
+
+
+def _choices(field: FieldInfo) -> str:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            return f"  # {' | '.join(map(str, get_args(kind)))}"
+    return ""

@@ -1,7 +1,7 @@
-"""A recipe: one run of Algorithm 1, with every setting.
+"""A recipe: all settings of one run of Algorithm 1, and the rules between its sections.
 
-Everything but the models, the languages and the prompts has a default. ``sections`` has the settings, ``recipe_file``
-reads a recipe from YAML. Nothing here imports torch.
+Only the models, the languages and the prompts are required. ``sections`` has the settings, and ``files`` reads recipes
+from YAML.
 """
 
 import difflib
@@ -10,7 +10,6 @@ from typing import Annotated
 from pydantic import Field, ValidationInfo, field_validator
 
 from crosspref.languages import ENGLISH, LANGUAGES
-from crosspref.recipe.resources import RaySettings, ResourceSettings, ServerSettings, VllmSettings
 from crosspref.recipe.sections import (
     REFERENCE_FREE,
     AlignEnglishSettings,
@@ -19,13 +18,17 @@ from crosspref.recipe.sections import (
     LengthPenaltySettings,
     ModelSettings,
     PromptSettings,
+    RaySettings,
+    ResourceSettings,
     RewardSettings,
     SampleSettings,
     Seed,
     SelectSettings,
+    ServerSettings,
     Settings,
     TrainSettings,
     TranslateSettings,
+    VllmSettings,
 )
 
 
@@ -33,28 +36,28 @@ class Recipe(Settings):
     """One run of Algorithm 1."""
 
     models: ModelSettings = Field(description="The models.")
-    languages: list[str] = Field(description="Language tags to align, for example [en, es, fr].", min_length=1)
+    languages: list[str] = Field(description="Tags of the languages to align, for example [en, es, fr].", min_length=1)
     prompts: PromptSettings = Field(description="The training prompts.")
     iterations: Annotated[int, Field(ge=0)] = Field(
-        2, description="Iterations of sample, score, select, train (T); 0 only makes and measures pi_0."
+        2, description="Iterations of sample, score, select and train (T). With 0, only make and evaluate pi_0."
     )
-    seed: Seed = Field(42, description="All random numbers derive from it.")
-    align_english: AlignEnglishSettings | None = Field(None, description="Stage 0, where no pi_0 is given.")
+    seed: Seed = Field(42, description="Seed of all random numbers.")
+    align_english: AlignEnglishSettings | None = Field(None, description="Stage 0: make pi_0, if there is none.")
     language_imbalance: LanguageImbalanceSettings | None = Field(
         None,
-        description="Make pairs by Language Imbalance Driven Rewarding (A.5), not by a reward: {} is enough.",
+        description="Make pairs by Language Imbalance Driven Rewarding (A.5) instead of a reward: {} is enough.",
     )
-    sample: SampleSettings = Field(SampleSettings(), description="Eq. 7.")
-    translate: TranslateSettings = Field(TranslateSettings(), description="Eq. 14, and A.5.")
-    reward: RewardSettings = Field(RewardSettings(), description="Eq. 8, 9, 12, 13.")
-    length_penalty: LengthPenaltySettings = Field(LengthPenaltySettings(), description="Eq. 15.")
-    select: SelectSettings = Field(SelectSettings(), description="Eq. 10.")
-    train: TrainSettings = Field(TrainSettings(), description="Eq. 11, 16.")
-    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured.")
-    resources: ResourceSettings = Field(ResourceSettings(), description="Where and how it runs.")
-    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for sample.engine vllm.")
-    server: ServerSettings = Field(ServerSettings(), description="A model server, for the engine server.")
-    ray: RaySettings = Field(RaySettings(), description="Ray, for resources.executor ray.")
+    sample: SampleSettings = Field(SampleSettings(), description="Sampling responses (Eq. 7).")
+    translate: TranslateSettings = Field(TranslateSettings(), description="Translating responses (Eq. 14, A.5).")
+    reward: RewardSettings = Field(RewardSettings(), description="The reward (Eq. 8, 9, 12, 13).")
+    length_penalty: LengthPenaltySettings = Field(LengthPenaltySettings(), description="The length penalty (Eq. 15).")
+    select: SelectSettings = Field(SelectSettings(), description="Selecting pairs (Eq. 10).")
+    train: TrainSettings = Field(TrainSettings(), description="Training (Eq. 11, 16).")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="Evaluating on held-out prompts.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the run is executed.")
+    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for `sample.engine: vllm`.")
+    server: ServerSettings = Field(ServerSettings(), description="A model server, for the engine `server`.")
+    ray: RaySettings = Field(RaySettings(), description="Ray, for `resources.executor: ray`.")
 
     @property
     def held_out(self) -> PromptSettings | None:
@@ -65,12 +68,12 @@ class Recipe(Settings):
 
     @property
     def needs_translations(self) -> bool:
-        """Whether the responses are translated: for R_t, and for language imbalance."""
+        """Whether the responses are translated, for R_t or for language imbalance."""
         return self.language_imbalance is not None or "translated" in self.reward.names
 
     @property
     def has_implicit_reward(self) -> bool:
-        """Whether the models hold a reward: without pi_I only one that has no reference (language imbalance)."""
+        """Whether the models have an implicit reward. Without pi_I, only reference-free algorithms do."""
         return self.models.initial is not None or self.reward.algorithm in REFERENCE_FREE
 
     @field_validator("languages")
@@ -85,7 +88,7 @@ class Recipe(Settings):
             if languages.count(language) > 1:
                 faults.append(f"{language!r} is listed more than once")
         if any(language not in LANGUAGES for language in languages):
-            faults.append(f"known are {', '.join(sorted(LANGUAGES))}")
+            faults.append(f"known languages: {', '.join(sorted(LANGUAGES))}")
         if faults:
             raise ValueError("; ".join(faults))
         return languages
@@ -98,12 +101,12 @@ class Recipe(Settings):
         models = info.data.get("models")
         if models is not None and models.policy is None and align_english is None:
             raise ValueError(
-                "there is no English-aligned model: give models.policy (pi_0), or align_english.preferences to make one"
+                "there is no English-aligned model: set models.policy (pi_0), or align_english.preferences to make one"
             )
         if models is not None and models.initial is None and align_english is not None:
-            raise ValueError("makes pi_0 from pi_I: give models.initial")
+            raise ValueError("makes pi_0 from pi_I: set models.initial")
         if models is not None and models.policy is not None and align_english is not None:
-            raise ValueError("models.policy and align_english contradict each other: give one of them")
+            raise ValueError("models.policy and align_english contradict each other: set only one of them")
         return align_english
 
     @field_validator("reward")
@@ -115,17 +118,19 @@ class Recipe(Settings):
         if reward.engine == "server" and reward.counting == "znlp":
             raise ValueError("counting znlp is computed in this process, and contradicts engine server")
         algorithm = reward.algorithm
-        needed = info.data.get("language_imbalance") is None  # whose pairs come without a reward
-        if needed and algorithm not in REFERENCE_FREE and models.initial is None:
+        is_needed = info.data.get("language_imbalance") is None  # language imbalance makes pairs without a reward
+        if is_needed and algorithm not in REFERENCE_FREE and models.initial is None:
             raise ValueError(
-                f"algorithm {algorithm} compares the policy with the model it was aligned from: give models.initial"
+                f"algorithm {algorithm} compares the policy with the model it was aligned from: set models.initial"
             )
         if stage_0 is not None and stage_0.method != algorithm:
-            raise ValueError(f"algorithm {algorithm} contradicts align_english.method {stage_0.method}: set both alike")
+            raise ValueError(
+                f"algorithm {algorithm} contradicts align_english.method {stage_0.method}: make them equal"
+            )
         if stage_0 is None and algorithm in REFERENCE_FREE and models.initial is not None:
             raise ValueError(
-                f"algorithm {algorithm} has no reference, and contradicts models.initial: leave that out, or name the "
-                "algorithm by which the policy was aligned from it"
+                f"algorithm {algorithm} has no reference, and contradicts models.initial: leave models.initial out, or "
+                "name the algorithm that aligned the policy from it"
             )
         return reward
 
@@ -147,7 +152,7 @@ class Recipe(Settings):
     ) -> LanguageImbalanceSettings | None:
         languages = info.data.get("languages", [])
         if settings is not None and (ENGLISH not in languages or len(languages) < 2):
-            raise ValueError(f"pairs come from {ENGLISH} and other languages, but languages is {languages}")
+            raise ValueError(f"needs {ENGLISH} and at least one other language, but languages is {languages}")
         return settings
 
     @field_validator("train", "align_english")
@@ -155,7 +160,7 @@ class Recipe(Settings):
     def _pairs_can_carry_the_reference(cls, train: TrainSettings | None) -> TrainSettings | None:
         if train is not None and train.precompute_reference and train.method == "kto":
             raise ValueError(
-                "precompute_reference does not go with kto, whose z is estimated from responses to other prompts"
+                "precompute_reference cannot be used with kto, which estimates z from responses to other prompts"
             )
         return train
 
@@ -164,7 +169,7 @@ class Recipe(Settings):
     def _training_reference_is_given(cls, train: TrainSettings, info: ValidationInfo) -> TrainSettings:
         models = info.data.get("models")
         if models is not None and models.initial is None and train.reference == "initial":
-            raise ValueError("reference initial is pi_I: give models.initial")
+            raise ValueError("reference initial is pi_I: set models.initial")
         stage_0 = info.data.get("align_english")
         before, lora = stage_0.lora if stage_0 else None, train.lora
         if before and lora and before.save == lora.save == "adapter":
@@ -173,8 +178,8 @@ class Recipe(Settings):
             ]
             if differing:
                 raise ValueError(
-                    f"lora.save adapter goes on with pi_0's adapter, but align_english.lora has another "
-                    f"{' and '.join(differing)}: set them alike, or save one of the two merged"
+                    f"lora.save adapter continues to train pi_0's adapter, but align_english.lora has a different "
+                    f"{' and '.join(differing)}: make them equal, or save one of the two merged"
                 )
         return train
 
@@ -184,6 +189,6 @@ class Recipe(Settings):
         reward = info.data.get("reward")
         if reward is not None and reward.engine == "server" and server.protocol == "chat":
             raise ValueError(
-                "protocol chat brings no log-probabilities of given token ids, and contradicts reward.engine server"
+                "protocol chat returns no log-probabilities of given token ids, and contradicts reward.engine server"
             )
         return server

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from crosspref.errors import MissingLibraryError, RecipeError
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 
 CONFIG_OPTIONS = ("--config_file", "--config-file")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval
-from crosspref.maths.significance import holm, verdict
+from crosspref.maths.statistics import holm, verdict
 from crosspref.suites.results import MEAN, Change
 
 NO_DIFFERENCE = "no difference shown"

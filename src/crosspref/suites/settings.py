@@ -4,15 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
-from crosspref.recipe.resources import (
+from crosspref.recipe.sections import (
     AtLeastZero,
+    Positive,
     RaySettings,
     ResourceSettings,
+    Seed,
     ServerSettings,
+    Settings,
+    Share,
     VllmSettings,
     checked_address,
 )
-from crosspref.recipe.sections import Positive, Probability, Seed, Settings
 from crosspref.suites.nlp.tasks import TaskName
 
 
@@ -89,7 +92,7 @@ class AnswerSettings(Settings):
         "transformers", description="What answers; vllm and server have a section of their own."
     )
     temperature: AtLeastZero = Field(0.6, description="Sampling temperature; 0 takes the likeliest token.")
-    top_p: Probability = Field(0.9, description="Nucleus: sample from the fewest tokens that have this probability.")
+    top_p: Share = Field(0.9, description="Nucleus: sample from the fewest tokens that have this probability.")
     max_prompt_tokens: Positive = Field(4096, description="A prompt of more tokens gets no answer, and is counted.")
     max_new_tokens: Positive = Field(2048, description="An answer is cut after so many tokens.")
     batch_size: Positive = Field(32, description="Answers that are sampled side by side, at most.")

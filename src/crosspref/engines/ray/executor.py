@@ -22,8 +22,8 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from crosspref.engines.local import do_shard
 from crosspref.errors import CrossprefError, RunError
 from crosspref.protocols import Advance, Done, Results, Work
-from crosspref.recipe.resources import RaySettings
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import RaySettings
 
 LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
 """What says that a worker or its node is gone, and not that its work is wrong."""

@@ -13,8 +13,8 @@ from ray.util import placement_group, remove_placement_group
 
 from crosspref.engines.ray.executor import DEATHS, connect
 from crosspref.errors import CrossprefError, RunError
-from crosspref.recipe.resources import RaySettings
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import RaySettings
 
 PATIENCE = 5.0
 """Seconds between two looks at what nodes there are, while training waits for its places."""

@@ -20,7 +20,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from crosspref.errors import RefusedError, ServerError
-from crosspref.recipe.resources import ServerSettings
+from crosspref.recipe.sections import ServerSettings
 
 LOOK_UP = {"timeout": 5.0, "max_retries": 2}
 """How long to wait for the list of models (seconds), and how often to ask again: a server that is down shows soon."""

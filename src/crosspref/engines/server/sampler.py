@@ -17,8 +17,7 @@ from crosspref.engines.transformers.models import (
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.resources import ServerSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import SampleSettings, ServerSettings
 
 
 class _Continuation(BaseModel):

@@ -14,8 +14,7 @@ from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
-from crosspref.recipe.resources import ServerSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import RewardSettings, ServerSettings
 
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-probability above 0."""

@@ -49,8 +49,7 @@ from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Advance
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
+from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, TrainSettings
 from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}

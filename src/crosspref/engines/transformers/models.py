@@ -19,7 +19,7 @@ from crosspref.data.records import Instruction, Message, as_messages
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_tokenizer_of_base
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.ranks import processes
 
 transformers.utils.logging.disable_progress_bar()

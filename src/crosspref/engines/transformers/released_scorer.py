@@ -17,8 +17,7 @@ from crosspref.data.records import Response
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import LogProbs
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 BATCH = 3
 """How many prompts stand side by side in the released scripts."""

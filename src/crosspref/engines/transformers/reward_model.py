@@ -16,7 +16,7 @@ from crosspref.engines.transformers.models import (
     pick_dtype,
 )
 from crosspref.models.locate import ModelFiles, require_one_output
-from crosspref.recipe.resources import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings
 
 
 class TransformersRewardModel:

@@ -24,8 +24,7 @@ from crosspref.engines.transformers.models import (
 )
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 Job = tuple[int, int]
 """A prompt's number and a response's seed."""

@@ -28,8 +28,7 @@ from crosspref.maths.logprobs import token_logprobs
 from crosspref.models.locate import ModelFiles
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import RewardSettings
+from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 log = logging.getLogger(__name__)
 

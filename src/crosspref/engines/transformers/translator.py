@@ -14,8 +14,7 @@ from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.resources import ResourceSettings
-from crosspref.recipe.sections import SampleSettings, TranslateSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, TranslateSettings
 
 BATCH_ROWS = 32
 """Texts that a translation model translates side by side, at most."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.maths.resampling import Draws, difference, mean_over, percentile_interval, resample_means
-from crosspref.maths.significance import sign_flip_test
+from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.report import Report
 from crosspref.run.store import write_text
 from crosspref.suites.differences import changes_of, pairs_of

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crosspref.maths.significance import newcombe_interval, verdict, wilson_interval
-from crosspref.maths.statistics import Interval
+from crosspref.maths.statistics import Interval, newcombe_interval, verdict, wilson_interval
 from crosspref.suites.differences import NO_DIFFERENCE
 from crosspref.suites.reward_accuracy.judges import Judged, Outcome
 from crosspref.suites.reward_accuracy.pairs import Sample, Sampled

@@ -19,8 +19,7 @@ from crosspref.maths.resampling import (
     shared_items,
     win_rate_interval,
 )
-from crosspref.maths.significance import sign_flip_test
-from crosspref.maths.statistics import Interval
+from crosspref.maths.statistics import Interval, sign_flip_test
 from crosspref.suites.differences import changes_of, pairs_of, two_sided
 from crosspref.suites.results import Change
 from crosspref.suites.xalpaca.rates import DIFFICULTY, GAMED_COLUMNS, Compared, Controls, Key, Measured, Rates
