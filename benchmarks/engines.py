@@ -27,7 +27,7 @@ import workload
 from timing import alike, machine, mean_per_token, ratios, spread, take_turns, timed, worker
 
 from crosspref.data.records import Prompt, Response
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.models.locate import locate_model
 from crosspref.stages.sample import sample
 from crosspref.stages.score import score
@@ -139,7 +139,8 @@ def load(name: str, kind: str, options: dict[str, Any], url: str) -> None:
         "server": {"url": url, "concurrency": 64},
     }
     settings["sample"]["max_prompt_tokens"] = 2048 - options["new_tokens"]  # what the server is told, too
-    engines = RecipeEngines(workload.recipe(options["model"], None, options["prompts_from"], **settings))
+    recipe = workload.recipe(options["model"], None, options["prompts_from"], **settings)
+    engines = EngineFactory(EngineSettings.of(recipe))
     model = locate_model(options["model"])
     ENGINE = engines.sampler(model) if kind == "sampler" else engines.scorer(model, None)
 

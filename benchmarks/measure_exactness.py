@@ -11,7 +11,7 @@ import torch
 from lines import reached
 from prepared import Prepared, quiet
 
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.engines.transformers.models import readable_directory
 from crosspref.models.locate import ModelFiles
 from crosspref.reports.noise import least_gap
@@ -74,7 +74,7 @@ def naive(work: Prepared, files: ModelFiles, dtype: torch.dtype) -> list[float]:
 def in_batches(work: Prepared, size: int, dtype: str) -> list[float]:
     """Return each response's log-ratio, nats, by crosspref with so many responses to a prompt side by side."""
     resources = {"dtype": dtype, "device": "cpu", "threads": work.options.threads}
-    scorer = RecipeEngines(work.recipe(resources=resources)).scorer(work.policy, work.initial)
+    scorer = EngineFactory(EngineSettings.of(work.recipe(resources=resources))).scorer(work.policy, work.initial)
     settings = work.recipe().reward
     scores = []
     for prompt in work.prompts:

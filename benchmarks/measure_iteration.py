@@ -15,6 +15,7 @@ from prepared import Prepared, draw, quiet, rate
 from timing import alike, mean_per_token, ratios, spread, take_turns, timed
 
 from crosspref.data.records import Response
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.engines.transformers.models import ChatTokenizer, free_memory, readable_directory, stop_ids
 from crosspref.languages import ENGLISH
 from crosspref.stages.select.select import select
@@ -62,14 +63,14 @@ def measure_iteration(work: Prepared) -> dict[str, dict[str, Any]]:
 
 def own_iteration(work: Prepared, iteration: int) -> Drawn:
     """Run one iteration by crosspref and return what was sampled."""
-    engines = work.engines(train={"batch_size": 8, "micro_batch_size": micro_batch(8)})
+    recipe = work.recipe(train={"batch_size": 8, "micro_batch_size": micro_batch(8)})
+    engines = EngineFactory(EngineSettings.of(recipe))
     sampler = engines.sampler(work.policy)
     rows = draw(sampler, work, iteration)
     sampler.close()
     scorer = engines.scorer(work.policy, work.initial)
     scores = rate(scorer, work.with_responses(rows))
     scorer.close()
-    recipe = engines.recipe
     texts = {prompt.prompt_id: prompt.instruction for prompt in work.prompts}
     given: dict[str, Any] = {"penalty": recipe.length_penalty, "settings": recipe.select, "identify": None}
     selection = select(rows, scores, texts, ENGLISH, **given)

@@ -14,7 +14,7 @@ from timing import machine
 from transformers import AutoModelForCausalLM
 
 from crosspref.data.records import Pair, Prompt, Response, Score
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.engines.transformers.models import load_tokenizer, readable_directory
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import ModelFiles, locate_model
@@ -78,9 +78,9 @@ class Prepared:
         }
         return workload.recipe(self.policy.name, self.initial.name, "none", **{**own, **sections})
 
-    def engines(self, **sections: Any) -> RecipeEngines:
+    def engines(self) -> EngineFactory:
         """Return the engines of that recipe."""
-        return RecipeEngines(self.recipe(**sections))
+        return EngineFactory(EngineSettings.of(self.recipe()))
 
     def tokenizer(self) -> Any:
         """Return the models' tokenizer, which builds prompts' ids."""

@@ -15,14 +15,15 @@ from typing import Any
 
 from crosspref import algorithm
 from crosspref.data.records import Response
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
-from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.languages import crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
-from crosspref.recipe.files import load_recipe, make_recipe
+from crosspref.recipe.files import check_settings, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
 from crosspref.run.changes import settle_recipe
 from crosspref.run.children import interrupts_held
 from crosspref.run.job import Job, Phase
@@ -56,7 +57,7 @@ def align(
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
     run = RunDirectory(run_dir)
-    job = Job(recipe, run, RecipeEngines(recipe), reporter or Reporter())
+    job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
     check_models(recipe)
     launch_command(recipe.resources)
     with run.locked():
@@ -98,7 +99,8 @@ def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter
     """Run one phase of a run that another process holds; that process's end ends this one."""
     run = RunDirectory(run_dir)
     recipe = load_recipe(run.recipe)
-    _perform(Job(recipe, run, RecipeEngines(recipe), reporter or Reporter()), _phase(name), iteration)
+    job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
+    _perform(job, _phase(name), iteration)
 
 
 def _perform(job: Job, phase: Phase, iteration: int) -> None:
@@ -229,17 +231,15 @@ class ImplicitReward:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        recipe = make_recipe(
-            {
-                "models": {"initial": reference, "policy": policy},
-                "languages": [ENGLISH],
-                "prompts": {"source": "none"},
-                "reward": {"beta": beta, "algorithm": algorithm},
-                "resources": {"device": device, "dtype": dtype},
-            }
-        )
+        where = "ImplicitReward"
+        reward = check_settings(RewardSettings, {"beta": beta, "algorithm": algorithm}, where)
+        resources = check_settings(ResourceSettings, {"device": device, "dtype": dtype}, where)
+        if (reference is None) != (reward.algorithm in REFERENCE_FREE):
+            advice = "give the model it was aligned from" if reference is None else "leave it out"
+            has = "has no" if reward.algorithm in REFERENCE_FREE else "needs a"
+            raise RecipeError(f"The reward that {algorithm} leaves {has} reference: {advice}.")
         self.beta, self.algorithm = beta, algorithm
-        self._scorer: Any = RecipeEngines(recipe).scorer(
+        self._scorer: Any = EngineFactory(EngineSettings(reward=reward, resources=resources)).scorer(
             locate_model(policy), None if reference is None else locate_model(reference)
         )
 

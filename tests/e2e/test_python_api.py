@@ -11,7 +11,7 @@ from running import environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import crosspref
-from crosspref.errors import DataError, ModelError
+from crosspref.errors import DataError, ModelError, RecipeError
 
 INSTRUCTION = "How do I keep bread fresh?"
 G_ES = (
@@ -102,6 +102,18 @@ def test_models_with_different_templates_are_refused(models: tuple[Path, Path], 
     template.write_text(template.read_text().replace("<|end|>", "<|end|>\n"))
     with pytest.raises(ModelError, match="chat template"):
         crosspref.ImplicitReward(str(other), str(models[0]))
+
+
+@pytest.mark.parametrize(("settings", "with_reference"), [
+    ({}, False), ({"algorithm": "ipo"}, False), ({"algorithm": "simpo"}, True), ({"algorithm": "orpo"}, True),
+    ({"algorithm": "ppo"}, True), ({"beta": 0.0}, True), ({"dtype": "int8"}, True),
+])  # fmt: skip
+def test_a_reward_that_does_not_exist_is_refused(
+    models: tuple[Path, Path], settings: dict[str, Any], with_reference: bool
+) -> None:
+    initial, aligned = map(str, models)
+    with pytest.raises(RecipeError):
+        crosspref.ImplicitReward(aligned, initial if with_reference else None, **settings)
 
 
 def test_the_length_penalty_is_solved_on_ragged_lists() -> None:

@@ -16,9 +16,9 @@ import torch
 from running import Forked, ForkServer, Run, assert_one_message, content, files, small_recipe, wait_for, write_recipe
 from safetensors.torch import load_file
 
+from crosspref.engines import EngineSettings
 from crosspref.errors import MissingLibraryError, ModelError, RunError
-from crosspref.recipe.files import make_recipe
-from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import RaySettings, ResourceSettings
 
 ray = pytest.importorskip("ray")
 
@@ -194,9 +194,8 @@ def small_store() -> Iterator[None]:
     ray.shutdown()
 
 
-def ray_recipe(**settings: Any) -> Recipe:
-    content = {"models": {"initial": "none", "policy": "no"}, "languages": ["en"], "prompts": {"source": "none"}}
-    return make_recipe({**content, "resources": {"executor": "ray"}, "ray": settings})
+def ray_settings(**settings: Any) -> EngineSettings:
+    return EngineSettings(resources=ResourceSettings(executor="ray"), ray=RaySettings(**settings))
 
 
 def shards(count: int) -> list[Any]:
@@ -204,12 +203,12 @@ def shards(count: int) -> list[Any]:
 
 
 def mapped(
-    recipe: Recipe, work: Callable[..., Any], count: int, build: Callable[[], Any] = object
+    settings: EngineSettings, work: Callable[..., Any], count: int, build: Callable[[], Any] = object
 ) -> tuple[list[Any], list[str], Counter[str]]:
     """What comes back, what was said, and what was counted."""
     said: list[str] = []
     counted: Counter[str] = Counter()
-    with map_shards(recipe, build, work, shards(count), said.append) as results:
+    with map_shards(settings, build, work, shards(count), said.append) as results:
         found = []
         for done in results(lambda units, tokens: counted.update(units=units, tokens=tokens)):
             rows = done.result.num_rows if isinstance(done.result, pa.Table) else done.result
@@ -222,7 +221,7 @@ def test_results_beyond_the_object_stores_memory_pass_through_it(small_store: No
         advance(1, 10)
         return pa.table({"text": ["x" * 1000] * 10_000})
 
-    found, _, counted = mapped(ray_recipe(), work, 40)  # 400 MB
+    found, _, counted = mapped(ray_settings(), work, 40)  # 400 MB
     assert sorted(found) == [(f"{number:08d}.parquet", 10_000) for number in range(40)]
     assert counted == {"units": 40, "tokens": 400}
 
@@ -235,9 +234,9 @@ def test_a_workers_error_is_the_runs_error(small_store: None) -> None:
         raise MissingLibraryError("nothing", "A test", "pip install nothing")
 
     with pytest.raises(ModelError, match=r"^this model does not fit$"):
-        mapped(ray_recipe(), lambda *_: 1, 4, broken)
+        mapped(ray_settings(), lambda *_: 1, 4, broken)
     with pytest.raises(MissingLibraryError, match=r"^A test needs the library 'nothing'"):
-        mapped(ray_recipe(), missing, 4)
+        mapped(ray_settings(), missing, 4)
 
 
 def test_a_shard_that_kills_its_workers_is_named(small_store: None) -> None:
@@ -247,7 +246,7 @@ def test_a_shard_that_kills_its_workers_is_named(small_store: None) -> None:
         return 1
 
     with pytest.raises(RunError, match=r"died at 00000002.parquet, for the 3\. time.*\n.*memory"):
-        mapped(ray_recipe(), work, 4)
+        mapped(ray_settings(), work, 4)
 
 
 def test_workers_without_a_place_are_told_of(small_store: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +256,8 @@ def test_workers_without_a_place_are_told_of(small_store: None, monkeypatch: pyt
         time.sleep(0.3)
         return 1
 
-    found, said, _ = mapped(ray_recipe(workers=3), work, 12)
+    found, said, _ = mapped(ray_settings(workers=3), work, 12)
     assert len(found) == 12
     assert any("1 of 3 workers have no place" in line and "go on without" in line for line in said), said
     with pytest.raises(RunError, match=r"each needs 1 CPUs and 1 GPUs .* its 1 nodes have 2 CPUs and 0 GPUs"):
-        mapped(ray_recipe(gpus_per_worker=1.0), work, 2)
+        mapped(ray_settings(gpus_per_worker=1.0), work, 2)

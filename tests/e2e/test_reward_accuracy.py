@@ -17,6 +17,7 @@ from running import ForkServer, Run, assert_one_message, small_recipe, write_rec
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from crosspref.data.records import Pair
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.reward_model import TransformersRewardModel
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings
@@ -219,7 +220,8 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
         assert text in flat, output
 
     # Each outcome is what the reward model itself says, and what the votes say.
-    rater = TransformersRewardModel(locate_model(str(reward_model)), ResourceSettings(device="cpu", dtype="float32"))
+    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"))
+    rater = TransformersRewardModel(settings, locate_model(str(reward_model)))
     by_person: dict[str, dict[str, float]] = {}
     worth = {"A": 1.0, "a": 1.0, "b": 0.0, "tie": 0.5}
     for vote in votes[:-1]:

@@ -13,6 +13,7 @@ from tiny import make_adapter
 
 from crosspref import ImplicitReward
 from crosspref.data.records import Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.released_scorer import ReleasedScorer
 from crosspref.engines.transformers.sampler import TransformersSampler
@@ -59,7 +60,8 @@ def four(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def make_scorer(policy: Path, reference: Path | None) -> TransformersScorer:
     other = None if reference is None else locate_model(str(reference))
-    return TransformersScorer(locate_model(str(policy)), other, RewardSettings(batch_tokens=128), RESOURCES)
+    settings = EngineSettings(reward=RewardSettings(batch_tokens=128), resources=RESOURCES)
+    return TransformersScorer(settings, locate_model(str(policy)), other)
 
 
 def score(scorer: TransformersScorer) -> list[float]:
@@ -148,18 +150,18 @@ def test_the_released_counting_reads_adapters(four: dict[str, Four], tiny_models
     responses = [Response("p", "es", index, text, None, "stop", None) for index, text in enumerate(("Sí.", "No, no."))]
     found = []
     for policy in (adapter, merged):
-        settings = RewardSettings(counting="znlp", beta=1.0)
+        settings = EngineSettings(reward=RewardSettings(counting="znlp", beta=1.0), resources=RESOURCES)
         models = (locate_model(str(policy)), locate_model(str(base)))
-        [rows] = ReleasedScorer(*models, settings, RESOURCES).score_all([(QUESTION, responses)])
+        [rows] = ReleasedScorer(settings, *models).score_all([(QUESTION, responses)])
         found.append([value for row in rows for value in (row.policy, row.reference)])
     assert found[0] == pytest.approx(found[1], abs=NATS)
 
 
 def test_samples_are_those_of_merged_weights(four: dict[str, Four]) -> None:
-    settings = SampleSettings(max_new_tokens=12)
+    settings = EngineSettings(sample=SampleSettings(max_new_tokens=12), resources=RESOURCES)
     adapter, _, merged, _ = four["llama"]
     requests = [(QUESTION, [1, 2, 3]), ("Hi!", [4])]
-    samplers = [TransformersSampler(locate_model(str(path)), settings, RESOURCES) for path in (adapter, merged)]
+    samplers = [TransformersSampler(settings, locate_model(str(path))) for path in (adapter, merged)]
     assert not [name for name, _ in samplers[0].model.named_parameters() if "lora_" in name]
     answers = [sampler.sample(requests, lambda *_: None) for sampler in samplers]
     assert answers[0] == answers[1]

@@ -11,6 +11,7 @@ from tiny import talker
 from transformers import AutoTokenizer
 
 from crosspref.data.records import FollowUp, Instruction, Prompt
+from crosspref.engines import EngineSettings
 from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.models.locate import locate_model
@@ -33,10 +34,11 @@ def model(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.Te
 
 
 def make_sampler(model: Path, temperature: float = 0.9, **given: Any) -> TransformersSampler:
-    settings = SampleSettings(max_new_tokens=12, temperature=temperature)
-    return TransformersSampler(
-        locate_model(str(model)), settings, ResourceSettings(device="cpu", dtype="float32"), **given
+    settings = EngineSettings(
+        sample=SampleSettings(max_new_tokens=12, temperature=temperature),
+        resources=ResourceSettings(device="cpu", dtype="float32"),
     )
+    return TransformersSampler(settings, locate_model(str(model)), **given)
 
 
 def draw(sampler: Any, temperature: float | None = None) -> list[list[Sampled]]:
@@ -82,10 +84,12 @@ def test_a_temperature_of_its_own_is_as_if_the_sampler_had_it(model: Path, decod
 def test_a_server_gets_the_conversation_and_answers_as_transformers(model: Path, protocol: Any) -> None:
     pytest.importorskip("openai")
     server = FakeOpenAIServer({"pi_0": model})
-    settings = SampleSettings(max_new_tokens=12)
-    sampler = ServerSampler(
-        locate_model(str(model)), "pi_0", settings, ServerSettings(url=server.url, protocol=protocol)
+    settings = EngineSettings(
+        sample=SampleSettings(max_new_tokens=12),
+        server=ServerSettings(url=server.url, protocol=protocol),
+        roles={str(model): "pi_0"},
     )
+    sampler = ServerSampler(settings, locate_model(str(model)))
     try:
         for temperature in (None, 1.7, 0.0):
             rows = [draw(one, temperature) for one in (sampler, make_sampler(model))]

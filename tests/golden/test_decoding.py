@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from crosspref.data.records import derive_seed
+from crosspref.engines import EngineSettings
 from crosspref.engines.packed import weights as packed_weights
 from crosspref.engines.packed.cache import BLOCK, Cache, Prompt, Step
 from crosspref.engines.packed.decoding import Decoder, Row, can_decode
@@ -33,7 +34,9 @@ Models = dict[str, tuple[Path, Path]]
 def make_sampler(directory: Path, greedy: bool = False, **settings: Any) -> TransformersSampler:
     resources = ResourceSettings(device="cpu", dtype="float32")
     asked = SampleSettings(**{"max_new_tokens": 40, "temperature": 1.5, **settings})
-    return TransformersSampler(locate_model(str(directory)), asked, resources, greedy=greedy)
+    return TransformersSampler(
+        EngineSettings(sample=asked, resources=resources), locate_model(str(directory)), greedy=greedy
+    )
 
 
 def token_ids(sampler: TransformersSampler) -> list[list[list[int] | None]]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.released_scorer import ReleasedScorer, padded_rows
 from crosspref.engines.transformers.scorer import ModelScorer
 from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
@@ -25,8 +26,9 @@ from crosspref.recipe.sections import ResourceSettings, RewardSettings
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence
 PAD, END = 1, 2
-SETTINGS = RewardSettings(counting="znlp", beta=1.0)
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
+SETTINGS = EngineSettings(
+    reward=RewardSettings(counting="znlp", beta=1.0), resources=ResourceSettings(device="cpu", dtype="float32")
+)
 
 Models = dict[str, tuple[Path, Path]]
 Requests = list[tuple[str, list[Response]]]
@@ -40,7 +42,7 @@ def scorers(tiny_models: Models) -> dict[str, ReleasedScorer]:
 
 def make_scorer(initial: Path | None, aligned: Path) -> ReleasedScorer:
     reference = None if initial is None else locate_model(str(initial))
-    return ReleasedScorer(locate_model(str(aligned)), reference, SETTINGS, RESOURCES)
+    return ReleasedScorer(SETTINGS, locate_model(str(aligned)), reference)
 
 
 def answer(sample: int, text: str, finish_reason: FinishReason = "stop", ids: list[int] | None = None) -> Response:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SHAPE, make_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.reward_model import TransformersRewardModel
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
@@ -50,7 +51,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rater(directory: Path, dtype: str = "float32") -> TransformersRewardModel:
-    return TransformersRewardModel(locate_model(str(directory)), ResourceSettings(device="cpu", dtype=dtype))
+    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype=dtype))
+    return TransformersRewardModel(settings, locate_model(str(directory)))
 
 
 def ids_of(directory: Path, response: str) -> list[int]:

@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 from transformers import AutoTokenizer
 
 from crosspref.data.records import derive_seed
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.sampler import SeededChoice, TransformersSampler, _first_above
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
@@ -34,10 +35,9 @@ Requests = Sequence[tuple[str, Sequence[int]]]
 
 
 def make_sampler(directory: Path, **settings: Any) -> TransformersSampler:
+    sample = SampleSettings(**{"max_new_tokens": 24, **settings})
     resources = ResourceSettings(device="cpu", dtype="float32")
-    return TransformersSampler(
-        locate_model(str(directory)), SampleSettings(**{"max_new_tokens": 24, **settings}), resources
-    )
+    return TransformersSampler(EngineSettings(sample=sample, resources=resources), locate_model(str(directory)))
 
 
 def seeds_of(index: int, count: int = 3) -> list[int]:

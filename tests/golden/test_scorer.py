@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
@@ -26,9 +27,8 @@ Models = dict[str, tuple[Path, Path]]
 
 
 def make_scorer(policy: Path, reference: Path, **settings: object) -> TransformersScorer:
-    return TransformersScorer(
-        locate_model(str(policy)), locate_model(str(reference)), RewardSettings(**settings), RESOURCES
-    )
+    given = EngineSettings(reward=RewardSettings(**settings), resources=RESOURCES)
+    return TransformersScorer(given, locate_model(str(policy)), locate_model(str(reference)))
 
 
 @pytest.fixture(scope="module")

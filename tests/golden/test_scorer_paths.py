@@ -23,6 +23,7 @@ from transformers import (
     Phi3Config,
 )
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import adapters
 from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
@@ -31,6 +32,7 @@ from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4
+CPU = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"))
 PROMPT = [0, *range(20, 50)]
 RESPONSES = [[(31 * row + 17 * column * column) % 384 for column in range(5 * row + 1)] for row in range(9)]
 
@@ -212,9 +214,7 @@ def test_models_that_read_a_prompt_differently_are_refused_before_they_are_loade
     loaded: list[Path] = []
     monkeypatch.setattr(adapters, "load_model", lambda directory, *_: loaded.append(directory))
     with pytest.raises(ModelError) as caught:
-        TransformersScorer(
-            locate_model(str(other)), locate_model(str(initial)), RewardSettings(), ResourceSettings(device="cpu")
-        )
+        TransformersScorer(CPU, locate_model(str(other)), locate_model(str(initial)))
     assert f"differ in: {what}." in str(caught.value)
     assert repr(str(other)) in str(caught.value)
     assert repr(str(initial)) in str(caught.value)
@@ -229,12 +229,7 @@ def test_a_file_written_anew_is_not_another_tokenizer(tiny_models: Models, tmp_p
     content["padding"], content["truncation"] = None, None
     (other / "tokenizer.json").write_text(json.dumps(content, indent=1))
     AutoConfig.from_pretrained(other).save_pretrained(other)
-    TransformersScorer(
-        locate_model(str(other)),
-        locate_model(str(initial)),
-        RewardSettings(),
-        ResourceSettings(device="cpu", dtype="float32"),
-    )
+    TransformersScorer(CPU, locate_model(str(other)), locate_model(str(initial)))
 
 
 def test_bfloat16_takes_the_fast_path_and_stays_near(tiny_models: Models) -> None:

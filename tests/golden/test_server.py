@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fault_proxy import FAULTS, RETRY_AFTER, FaultProxy
 from tiny import talker
 
 from crosspref.data.records import Response, derive_seed
+from crosspref.engines import EngineSettings
 from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.server.scorer import ServerScorer
 from crosspref.engines.transformers.sampler import TransformersSampler
@@ -35,6 +37,7 @@ EOS, END = 1, 2
 KEY = "sk-secret-1234"
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 SAMPLE = SampleSettings(max_new_tokens=12)
+HERE = EngineSettings(sample=SAMPLE, resources=RESOURCES)
 INSTRUCTIONS = ["Hi!", "¿Qué es un volcán?", "Explain in three short sentences why the sky is blue."]
 REQUESTS = [
     (text, [derive_seed(42, 1, f"p{index}", "es", sample) for sample in range(4)])
@@ -64,13 +67,18 @@ def _fresh(server: FakeOpenAIServer) -> Iterator[None]:
     server.changes, server.key, server.context = {}, None, 1024
 
 
+def engine_settings(pair: tuple[Path, Path], url: str, **settings: Any) -> EngineSettings:
+    roles = {str(pair[0]): "pi_I", str(pair[1]): "pi_0"}
+    return EngineSettings(sample=SAMPLE, resources=RESOURCES, server=ServerSettings(url=url, **settings), roles=roles)
+
+
 def make_sampler(pair: tuple[Path, Path], url: str, greedy: bool = False, **settings: Any) -> ServerSampler:
-    return ServerSampler(locate_model(str(pair[1])), "pi_0", SAMPLE, ServerSettings(url=url, **settings), greedy)
+    return ServerSampler(engine_settings(pair, url, **settings), locate_model(str(pair[1])), greedy=greedy)
 
 
 def make_scorer(pair: tuple[Path, Path], url: str, *, reward: RewardSettings | None = None, **settings: Any) -> Any:
     models = [locate_model(str(path)) for path in reversed(pair)]
-    return ServerScorer(*models, "pi_0", "pi_I", reward or RewardSettings(), ServerSettings(url=url, **settings))
+    return ServerScorer(replace(engine_settings(pair, url, **settings), reward=reward or RewardSettings()), *models)
 
 
 def draw(sampler: Any, requests: Any = REQUESTS) -> list[list[Sampled]]:
@@ -110,7 +118,7 @@ def score(scorer: Any, instruction: str = INSTRUCTIONS[1]) -> list[LogProbs]:
 
 @pytest.fixture(scope="module")
 def expected(pair: tuple[Path, Path]) -> list[list[Sampled]]:
-    return draw(TransformersSampler(locate_model(str(pair[1])), SAMPLE, RESOURCES))
+    return draw(TransformersSampler(HERE, locate_model(str(pair[1]))))
 
 
 @pytest.mark.usefixtures("_fresh")
@@ -137,7 +145,7 @@ def test_samples_are_those_of_transformers(
 
 def test_greedy(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
     found = draw(make_sampler(pair, server.url, greedy=True))
-    assert found == draw(TransformersSampler(locate_model(str(pair[1])), SAMPLE, RESOURCES, greedy=True))
+    assert found == draw(TransformersSampler(HERE, locate_model(str(pair[1])), greedy=True))
 
 
 @pytest.mark.usefixtures("_fresh")
@@ -172,7 +180,7 @@ def test_scores_are_those_of_transformers(
     server.add(f"pi_I {kind}", pair[0])
     server.add(f"pi_0 {kind}", pair[1])
     models = [locate_model(str(path)) for path in reversed(pair)]
-    theirs = score(TransformersScorer(*models, settings, RESOURCES))
+    theirs = score(TransformersScorer(replace(HERE, reward=settings), *models))
     names = {"pi_I": f"pi_I {kind}", "pi_0": f"pi_0 {kind}"}
     ours = score(make_scorer(pair, server.url, reward=settings, names=names))
     assert [row.tokens for row in ours] == [row.tokens for row in theirs]
@@ -183,9 +191,7 @@ def test_scores_are_those_of_transformers(
 
 def test_without_a_reference(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
     both = score(make_scorer(pair, server.url))
-    alone = score(
-        ServerScorer(locate_model(str(pair[1])), None, "pi_0", None, RewardSettings(), ServerSettings(url=server.url))
-    )
+    alone = score(ServerScorer(engine_settings(pair, server.url), locate_model(str(pair[1])), None))
     assert alone == [LogProbs(row.policy, None, row.tokens) for row in both]
 
 
@@ -353,8 +359,9 @@ def test_a_server_that_accepts_and_says_nothing(pair: tuple[Path, Path], monkeyp
 
 def test_a_model_that_is_not_served(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
     files = locate_model(str(pair[1]))
+    settings = replace(engine_settings(pair, server.url, names={"pi_3": "mine"}), roles={files.name: "pi_3"})
     with pytest.raises(ServerError, match="does not serve pi_3") as caught:
-        ServerSampler(files, "pi_3", SAMPLE, ServerSettings(url=server.url, names={"pi_3": "mine"}))
+        ServerSampler(settings, files)
     for part in (server.url, "'mine'", "'pi_I', 'pi_0'", f"vllm serve {pair[1]} --served-model-name mine"):
         assert part in str(caught.value)
     with pytest.raises(ServerError, match=r"404.*server\.url"):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from crosspref.data.records import Pair
+from crosspref.engines import EngineSettings
 from crosspref.engines.training import distributed
 from crosspref.engines.training.distributed import WHOLE, last_checkpoint
 from crosspref.engines.training.trainer import TrlTrainer, example_of
@@ -49,7 +50,8 @@ PAIRS = [random_pair(index) for index in range(14)]
 def make_trainer(directory: Path, **changes: Any) -> TrlTrainer:
     plain = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2}
     resources = ResourceSettings(device="cpu", dtype="float32")
-    return TrlTrainer(locate_model(str(directory)), TrainSettings(**{**plain, **changes}), resources, seed=1)
+    settings, training = EngineSettings(resources=resources, seed=1), TrainSettings(**{**plain, **changes})
+    return TrlTrainer(settings, locate_model(str(directory)), training=training)
 
 
 def train(trainer: TrlTrainer, folder: Path, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:

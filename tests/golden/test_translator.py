@@ -25,6 +25,7 @@ from transformers import (
     NllbTokenizer,
 )
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import translator as transformers_translator
 from crosspref.engines.transformers.translator import ChatTranslator, TranslationModel
 from crosspref.errors import MissingLibraryError, ModelError
@@ -135,8 +136,8 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def translator(directory: Path, codes: dict[str, str] | None = None, max_new_tokens: int = 12) -> TranslationModel:
-    settings = TranslateSettings(codes=codes or {}, max_new_tokens=max_new_tokens)
-    return TranslationModel(locate_model(str(directory)), settings, RESOURCES)
+    translate = TranslateSettings(codes=codes or {}, max_new_tokens=max_new_tokens)
+    return TranslationModel(EngineSettings(translate=translate, resources=RESOURCES), locate_model(str(directory)))
 
 
 def translate(engine: TranslationModel | ChatTranslator, requests: Sequence[Request]) -> list[Sampled | None]:
@@ -365,9 +366,10 @@ def test_a_tokenizer_whose_library_is_missing_says_what_to_install(nllb: Path, m
         translator(nllb)
 
 
-def chat(directory: Path, own: bool = True, max_new_tokens: int = 12, **sampling: Any) -> ChatTranslator:
-    settings = TranslateSettings(max_new_tokens=max_new_tokens)
-    return ChatTranslator(locate_model(str(directory)), settings, RESOURCES, SampleSettings(**sampling), own)
+def chat(directory: Path, is_policy: bool = True, max_new_tokens: int = 12, **sampling: Any) -> ChatTranslator:
+    translate = TranslateSettings(max_new_tokens=max_new_tokens)
+    settings = EngineSettings(translate=translate, sample=SampleSettings(**sampling), resources=RESOURCES)
+    return ChatTranslator(settings, locate_model(str(directory)), is_policy=is_policy)
 
 
 NAMES = {"en": "English", "es": "Spanish", "ru": "Russian"}
@@ -399,7 +401,7 @@ def test_a_chat_model_is_asked_as_in_the_paper_and_takes_the_likeliest_tokens(ki
         shown = [token for token in ids if token not in tokenizer.all_special_ids]
         assert answer.text == tokenizer.decode(shown, clean_up_tokenization_spaces=False)
         assert answer.finish_reason == ("stop" if ids[-1] in (EOS, END) else "length")
-    others = translate(chat(directory, own=False), REQUESTS)
+    others = translate(chat(directory, is_policy=False), REQUESTS)
     assert [answer.text for answer in others if answer] == [answer.text for answer in found if answer]
     assert all(answer is not None and answer.token_ids == [] for answer in others)
 

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from crosspref.data.records import Pair
+from crosspref.engines import EngineSettings
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.models.locate import locate_model
@@ -40,9 +41,9 @@ def settings_of(**changes: Any) -> TrainSettings:
 
 
 def make_trainer(directory: Path, dtype: str = "float32", reference: Path | None = None, **changes: Any) -> TrlTrainer:
-    resources = ResourceSettings(device="cpu", dtype=dtype)
+    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype=dtype), seed=1)
     other = None if reference is None else locate_model(str(reference))
-    return TrlTrainer(locate_model(str(directory)), settings_of(**changes), resources, 1, other)
+    return TrlTrainer(settings, locate_model(str(directory)), other, training=settings_of(**changes))
 
 
 class Watch(TrainerCallback):

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from crosspref.data.records import Pair
 from crosspref.data.rows import Row, read_file
+from crosspref.engines import EngineSettings
 from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
-from crosspref.recipe.files import dump_recipe, load_recipe, make_recipe
+from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
 from crosspref.suites.judge.judge import Judge
@@ -392,7 +393,7 @@ def stored(number: int, language: str, rewards: tuple[float, float] | tuple[None
 def work_on(run: RunDirectory, models: list[str], said: io.StringIO, **settings: Any) -> Evaluation:
     found = EvaluationSettings(reward_accuracy=RewardAccuracySettings(**settings))
     candidates = [Candidate(name, None) for name in models]
-    target = Target(run.root / "evaluation", candidates, load_recipe(run.recipe), run=run)
+    target = Target(run.root / "evaluation", candidates, EngineSettings(), run=run)
     return Evaluation(found, target, Reporter(Console(file=said, width=200)))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from crosspref import algorithm
 from crosspref.data.records import Dropped, Pair, Prompt, Response, Score
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.run import store
 from crosspref.run.job import Job, digest_rows, policy, store_rows
@@ -38,7 +38,7 @@ def job(tiny_models: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: 
     )
     run = RunDirectory(tmp_path / "run")
     write_text(run.recipe, dump_recipe(recipe))
-    return Job(recipe, run, RecipeEngines(recipe), Reporter())
+    return Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), Reporter())
 
 
 def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score]]:
@@ -80,7 +80,7 @@ def took(work: Callable[[], object]) -> float:
 def test_what_is_done_is_found_quickly(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 2000
     fill(job, count, rows=False)
-    monkeypatch.setattr(RecipeEngines, "_build", lambda *_: pytest.fail("a model was loaded for what is done"))
+    monkeypatch.setattr(EngineFactory, "_build", lambda *_: pytest.fail("a model was loaded for what is done"))
     seconds = {
         "sample": took(lambda: algorithm.sample(job, 1)),
         "score": took(lambda: algorithm.score(job, 1)),

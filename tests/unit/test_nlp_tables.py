@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crosspref.engines import EngineSettings
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Unit
 from crosspref.suites.differences import NO_DIFFERENCE
@@ -21,8 +22,8 @@ ITEMS = 400
 
 def work(folder: Path, *models: str) -> Evaluation:
     settings = EvaluationSettings(resamples=1000, nlp=NlpSettings(data="data"))
-    recipe = None  # which builds engines, and nothing is computed here
-    return Evaluation(settings, Target(folder, [Candidate(name, None) for name in models], recipe), Reporter())
+    target = Target(folder, [Candidate(name, None) for name in models], EngineSettings())
+    return Evaluation(settings, target, Reporter())
 
 
 def items(values: np.ndarray, measure: str = "acc", first: int = 0) -> list[ItemScore]:

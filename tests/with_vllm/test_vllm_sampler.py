@@ -19,12 +19,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from crosspref.data.records import Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.engines.vllm import VllmSampler
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, VllmSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, VllmSettings
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,8 @@ def resources(dtype: str = "float32") -> ResourceSettings:
 
 
 def open_sampler(model: Any, settings: SampleSettings = SETTINGS, dtype: str = "float32", **extra: Any) -> VllmSampler:
-    return VllmSampler(model, settings, resources(dtype), VllmSettings(max_sequences=16), **extra)
+    given = EngineSettings(sample=settings, resources=resources(dtype), vllm=VllmSettings(max_sequences=16))
+    return VllmSampler(given, model, **extra)
 
 
 def silent(done: int, tokens: int) -> None:
@@ -70,7 +72,7 @@ def reported_logprobs(sampler: VllmSampler) -> list[tuple[str, list[int], str, f
 
 def differences(smollm2: Path, found: list[tuple[str, list[int], str, float]], dtype: str) -> list[float]:
     """Differences between vLLM's and TransformersScorer's log-probabilities, nats per response."""
-    scorer = TransformersScorer(locate_model(str(smollm2)), None, RewardSettings(), resources(dtype))
+    scorer = TransformersScorer(EngineSettings(resources=resources(dtype)), locate_model(str(smollm2)), None)
     differing = []
     for instruction, ids, reason, value in found:
         scored = scorer.score(instruction, [Response("p", "en", 0, "", ids, reason, None)])[0]
@@ -134,7 +136,7 @@ def test_greedy_responses_are_those_of_transformers(smollm2: Path) -> None:
     talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
     conversation = [*talk, {"role": "user", "content": "Name a river."}]
     requests = [*((instruction, seeds[:1]) for instruction, seeds in REQUESTS), (conversation, [1])]
-    other = TransformersSampler(model, settings, resources(), greedy=True)
+    other = TransformersSampler(EngineSettings(sample=settings, resources=resources()), model, greedy=True)
     expected = other.sample(requests, silent)
     other.close()
     sampler = open_sampler(model, settings, greedy=True)
@@ -173,7 +175,9 @@ def test_an_adapter_answers_as_the_merged_model(smollm2: Path, tmp_path: Path) -
             (merged / file.name).write_bytes(file.read_bytes())
     settings = SETTINGS.model_copy(update={"max_new_tokens": 16})
     requests = [(instruction, seeds[:1]) for instruction, seeds in REQUESTS]
-    other = TransformersSampler(locate_model(str(merged)), settings, resources(), greedy=True)
+    other = TransformersSampler(
+        EngineSettings(sample=settings, resources=resources()), locate_model(str(merged)), greedy=True
+    )
     expected = other.sample(requests, silent)
     other.close()
     files = SimpleNamespace(
@@ -189,7 +193,7 @@ def test_an_adapter_answers_as_the_merged_model(smollm2: Path, tmp_path: Path) -
 def test_what_vllm_cannot_hold_is_said(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = locate_model(str(smollm2))
     with pytest.raises(ModelError, match=r"vLLM runs on cpu, but the run is on cuda"):
-        VllmSampler(model, SETTINGS, ResourceSettings(device="cuda"), VllmSettings())
+        VllmSampler(EngineSettings(sample=SETTINGS, resources=ResourceSettings(device="cuda")), model)
     with pytest.raises(RecipeError, match="at most 2"):
         open_sampler(model, SETTINGS.model_copy(update={"temperature": 3.0}))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9999")

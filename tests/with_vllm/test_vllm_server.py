@@ -19,6 +19,7 @@ pytest.importorskip("openai")
 from fault_proxy import FAULTS, FaultProxy
 
 from crosspref.data.records import Response, derive_seed
+from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServerClient
 from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.server.scorer import ServerScorer
@@ -27,13 +28,14 @@ from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles, locate_model
-from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings, ServerSettings
 
 pytestmark = pytest.mark.slow
 
 PROMPTS = Path(__file__).parents[2] / "src" / "crosspref" / "data" / "prompts_train.jsonl"
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 SAMPLE = SampleSettings(max_new_tokens=32, temperature=0.7)
+HERE = EngineSettings(sample=SAMPLE, resources=RESOURCES)
 NATS = 5e-3  # per response; 0.0011 was the most over 48 responses of 64 tokens
 
 
@@ -99,24 +101,28 @@ def draw(sampler: Any, requests: list[tuple[str, list[int]]]) -> Any:
         sampler.close()
 
 
+def served(model: ModelFiles, url: str, **settings: Any) -> EngineSettings:
+    return EngineSettings(sample=SAMPLE, server=ServerSettings(url=url, **settings), roles={model.name: "pi_0"})
+
+
 @pytest.fixture(scope="module")
 def sampled(model: ModelFiles, url: str, requests: list[tuple[str, list[int]]]) -> Any:
-    return draw(ServerSampler(model, "pi_0", SAMPLE, ServerSettings(url=url)), requests)
+    return draw(ServerSampler(served(model, url), model), requests)
 
 
 def test_greedy_answers_are_those_of_transformers(
     model: ModelFiles, url: str, requests: list[tuple[str, list[int]]]
 ) -> None:
     asked = [(instruction, seeds[:1]) for instruction, seeds in requests]
-    ours = draw(ServerSampler(model, "pi_0", SAMPLE, ServerSettings(url=url), greedy=True), asked)
-    theirs = draw(TransformersSampler(model, SAMPLE, RESOURCES, greedy=True), asked)
+    ours = draw(ServerSampler(served(model, url), model, greedy=True), asked)
+    theirs = draw(TransformersSampler(HERE, model, greedy=True), asked)
     assert ours == theirs
 
 
 def test_samples_differ_by_their_seed_alone(
     model: ModelFiles, url: str, requests: list[tuple[str, list[int]]], sampled: Any
 ) -> None:
-    again = draw(ServerSampler(model, "pi_0", SAMPLE, ServerSettings(url=url, concurrency=2)), requests[2:])
+    again = draw(ServerSampler(served(model, url, concurrency=2), model), requests[2:])
     assert again == sampled[2:]
     assert len({tuple(row.token_ids) for rows in sampled for row in rows}) > 20
     for row in (row for rows in sampled for row in rows):
@@ -128,24 +134,24 @@ def test_chat_brings_the_same_text(
     model: ModelFiles, url: str, requests: list[tuple[str, list[int]]], sampled: Any
 ) -> None:
     """The server's own chat template makes the ids of ours."""
-    found = draw(ServerSampler(model, "pi_0", SAMPLE, ServerSettings(url=url, protocol="chat")), requests[:2])
+    found = draw(ServerSampler(served(model, url, protocol="chat"), model), requests[:2])
     assert [[row.text for row in rows] for rows in found] == [[row.text for row in rows] for rows in sampled[:2]]
 
 
 def test_scores_are_those_of_transformers(
     model: ModelFiles, url: str, requests: list[tuple[str, list[int]]], sampled: Any
 ) -> None:
-    served = ServerScorer(model, None, "pi_0", None, RewardSettings(), ServerSettings(url=url))
-    here = TransformersScorer(model, None, RewardSettings(), RESOURCES)
+    there = ServerScorer(served(model, url), model, None)
+    here = TransformersScorer(HERE, model, None)
     try:
         for (instruction, _), rows in zip(requests, sampled, strict=True):
             responses = [Response("p", "en", 0, row.text, row.token_ids, row.finish_reason, None) for row in rows]
-            ours, theirs = served.score(instruction, responses), here.score(instruction, responses)
+            ours, theirs = there.score(instruction, responses), here.score(instruction, responses)
             assert [row.tokens for row in ours] == [row.tokens for row in theirs]
             assert [row.policy for row in ours] == pytest.approx([row.policy for row in theirs], abs=NATS)
             assert max(row.policy for row in ours) < -1
     finally:
-        served.close()
+        there.close()
         here.close()
 
 
@@ -154,6 +160,6 @@ def test_faults_change_no_answer(
 ) -> None:
     faults = tuple(fault for fault in FAULTS if fault != "no choices")  # a list of models has none
     with FaultProxy(url, faults, share=0.5, seed=1) as proxy:
-        assert draw(ServerSampler(model, "pi_0", SAMPLE, ServerSettings(url=proxy.url)), requests) == sampled
+        assert draw(ServerSampler(served(model, proxy.url), model), requests) == sampled
         assert len(proxy.injected) >= 6
         assert max(proxy.seen.values()) <= 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from crosspref.api import check_models
 from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import LoadedPrompts, load_prompts
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
 from crosspref.run.launching import launch_command
@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
         absent = [name for name in recipe.language_imbalance.translation_prompts if name not in ids]
         if absent:
             yield f"note  {len(absent)} of language_imbalance.translation_prompts are no prompts, as {absent[0]!r}"
-    engines = RecipeEngines(recipe)
+    engines = EngineFactory(EngineSettings.of(recipe))
     unknown = [language for language in recipe.languages if engines.identifier(language) is None]
     if unknown:
         yield f"note  the language of responses cannot be identified for: {', '.join(unknown)}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crosspref.data.records import Prompt, Response, Score, Translation
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.languages import ENGLISH
 from crosspref.maths.reward import noise_gap
 from crosspref.models.locate import locate_model
@@ -24,7 +24,7 @@ def translate_table(recipe: Recipe, model: str, responses: Sequence[Response]) -
             or the recipe names another translator.
         responses: the responses.
     """
-    engines, foreign = RecipeEngines(recipe), [row for row in responses if row.language != ENGLISH]
+    engines, foreign = EngineFactory(EngineSettings.of(recipe)), [row for row in responses if row.language != ENGLISH]
     translator = engines.translator(locate_model(model))
     rows: list[Translation] = []
     try:
@@ -61,7 +61,7 @@ def score_table(
         prompts: their prompts, in the languages that the reward needs.
         translations: of the responses into English, for the reward ``translated``.
     """
-    engines, settings = RecipeEngines(recipe), recipe.reward
+    engines, settings = EngineFactory(EngineSettings.of(recipe)), recipe.reward
     policy, reference = (None if name is None else locate_model(name) for name in models)
     engine: Any
     if settings.name == "reward_model":
@@ -121,7 +121,7 @@ def count_flips(
             language,
             unit=recipe.length_penalty.unit,
             settings=recipe.select,
-            identify=RecipeEngines(recipe).identifier(language),
+            identify=EngineFactory(EngineSettings.of(recipe)).identifier(language),
             noise=noise_gap(recipe.reward.algorithm, recipe.reward.beta),
         )
         for language in recipe.languages

@@ -122,14 +122,14 @@ def _load_prompts(recipe: "Recipe") -> "list[Prompt]":
 def _sample(options: argparse.Namespace) -> None:
     from crosspref.data.records import Response
     from crosspref.data.tables import write_rows
-    from crosspref.engines import RecipeEngines
+    from crosspref.engines import EngineFactory, EngineSettings
     from crosspref.models.locate import locate_model
     from crosspref.run.progress import Reporter
     from crosspref.stages.sample import sample
 
     recipe = _recipe(options, options.languages.split(","))
     prompts, n = [row for row in _load_prompts(recipe) if row.language in recipe.languages], recipe.sample.n
-    sampler = RecipeEngines(recipe).sampler(locate_model(options.model))
+    sampler = EngineFactory(EngineSettings.of(recipe)).sampler(locate_model(options.model))
     with Reporter().step("sample", len(prompts) * n) as meter:
         rows = sample(prompts, sampler, n=n, seed=recipe.seed, iteration=1, advance=meter.advance)
     write_rows(options.out, rows, Response)
@@ -201,7 +201,7 @@ def _in_the_other_counting(options: argparse.Namespace, recipe: "Recipe") -> arg
 def _select(options: argparse.Namespace) -> None:
     from crosspref.data.records import Dropped, Pair, Response, Score
     from crosspref.data.tables import read_rows, write_rows
-    from crosspref.engines import RecipeEngines
+    from crosspref.engines import EngineFactory, EngineSettings
     from crosspref.maths.reward import noise_gap
     from crosspref.run.progress import Reporter
     from crosspref.stages.select.select import select
@@ -222,7 +222,7 @@ def _select(options: argparse.Namespace) -> None:
             language,
             penalty=recipe.length_penalty,
             settings=recipe.select,
-            identify=RecipeEngines(recipe).identifier(language),
+            identify=EngineFactory(EngineSettings.of(recipe)).identifier(language),
             noise=noise,
         )
         Reporter().say(f"select {language}: {selection.summary()}")
@@ -238,7 +238,7 @@ def _train(options: argparse.Namespace) -> None:
 
     from crosspref.data.records import Pair
     from crosspref.data.tables import read_rows
-    from crosspref.engines import RecipeEngines
+    from crosspref.engines import EngineFactory, EngineSettings
     from crosspref.errors import DataError
     from crosspref.models.locate import locate_model
     from crosspref.run.job import training_fingerprint
@@ -257,7 +257,7 @@ def _train(options: argparse.Namespace) -> None:
     every = out.with_name(out.name + ".checkpoints")
     checkpoints = every / training_fingerprint("train", recipe.train, recipe.seed, start, pairs, reference).digest
     temporary = Unit(checkpoints / "policy").temporary()
-    trainer = RecipeEngines(recipe).trainer(start, recipe.train, reference)
+    trainer = EngineFactory(EngineSettings.of(recipe)).trainer(start, recipe.train, reference)
     with Reporter().step("train", len(pairs) * recipe.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
     publish_directory(temporary, out)
@@ -270,14 +270,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from crosspref.data.records import Measure, Response, Score
     from crosspref.data.tables import read_rows, write_rows
-    from crosspref.engines import RecipeEngines
+    from crosspref.engines import EngineFactory, EngineSettings
     from crosspref.maths.reward import PER_TOKEN
     from crosspref.reports.report import make_report
     from crosspref.stages.evaluate import compare, measure
 
     responses = read_rows(options.responses, Response)
     recipe = _recipe(options, _languages(responses, options.responses))
-    engines = RecipeEngines(recipe)
+    engines = EngineFactory(EngineSettings.of(recipe))
     both = [read_rows(path, Score) if path else [] for path in (options.scores, options.baseline_scores)]
     settings: dict[str, Any] = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
     rows: list[Measure] = []

@@ -1,9 +1,14 @@
-"""The libraries that do the heavy work, one file each, found by name in one dictionary."""
+"""The libraries that do the heavy work: a folder or a file for each family, found by name in one dictionary.
+
+An engine is built by ``EngineFactory`` from ``EngineSettings``, and never sees a recipe. The stages know engines by the
+protocols in ``crosspref.protocols`` only; above the stages everything may import this package.
+"""
 
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,16 @@ from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.protocols import ReleasedScorer, Results, RewardModel, Sampler, Scorer, Trainer, Translator, Work
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import TrainSettings
+from crosspref.recipe.sections import (
+    RaySettings,
+    ResourceSettings,
+    RewardSettings,
+    SampleSettings,
+    ServerSettings,
+    TrainSettings,
+    TranslateSettings,
+    VllmSettings,
+)
 
 # On a processor with bfloat16 it says in each process that imports peft that a kernel of the hub is missing.
 logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
@@ -49,6 +63,49 @@ ENGINES: dict[str, dict[str, str]] = {
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
+EXTRAS = {"ray": "ray", "openai": "server", "lm_eval": "eval"}
+"""Which of crosspref's extras installs a library."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What engines read: sections of a recipe, each with its defaults.
+
+    ``roles`` says what models are in a run, by their names: pi_I, pi_0 ... By these a server knows them.
+    """
+
+    sample: SampleSettings = field(default_factory=SampleSettings)
+    translate: TranslateSettings = field(default_factory=TranslateSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+    seed: int = 42
+    trust_remote_code: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "EngineSettings":
+        """Return the settings of a recipe."""
+        models = recipe.models
+        named = ((models.initial, "pi_I"), (models.policy, "pi_0"))
+        return cls(
+            sample=recipe.sample,
+            translate=recipe.translate,
+            reward=recipe.reward,
+            resources=recipe.resources,
+            vllm=recipe.vllm,
+            server=recipe.server,
+            ray=recipe.ray,
+            seed=recipe.seed,
+            trust_remote_code=models.trust_remote_code,
+            roles={name: role for name, role in named if name is not None},
+        )
+
+    def role(self, model: ModelFiles) -> str:
+        """Return what a model is in the run; a policy that the run trained has its role as its name."""
+        return self.roles.get(model.name, model.name)
 
 
 def find_engine(kind: str, name: str) -> Any:
@@ -66,65 +123,53 @@ def find_engine(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         library = error.name or name
-        extras = {"ray": "ray", "openai": "server", "lm_eval": "eval"}
-        install = f"pip install 'crosspref[{extras[library]}]'" if library in extras else f"pip install {library}"
+        install = f"pip install 'crosspref[{EXTRAS[library]}]'" if library in EXTRAS else f"pip install {library}"
         raise MissingLibraryError(library, f"The {kind} {name!r}", install) from error
 
 
-class RecipeEngines:
-    """Builds the engines that a recipe asks for; each library is imported only when its engine is built."""
+class EngineFactory:
+    """Builds engines; see ``protocols.Engines``. Each library is imported only when its engine is built.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    The class of an engine takes the settings first, then its models, then what only engines of its kind have.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
 
     def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
         """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
-        recipe = self.recipe
-        settings, name = recipe.sample, recipe.sample.engine
-        given: dict[str, tuple[Any, ...]] = {
-            "transformers": (settings, recipe.resources, greedy),
-            "vllm": (settings, recipe.resources, recipe.vllm, greedy),
-            "server": (self._role(policy), settings, recipe.server, greedy),
-        }
-        sampler: Sampler = self._build("sampler", name, policy, *given[name])
+        sampler: Sampler = self._build("sampler", self.settings.sample.engine, policy, greedy=greedy)
         return sampler
 
     def translator(self, policy: ModelFiles) -> Translator:
         """Return the translator that the recipe names, or the policy as one."""
-        settings, resources = self.recipe.translate, self.recipe.resources
-        model = policy if settings.model is None else locate_model(settings.model)
+        name = self.settings.translate.model
+        model = policy if name is None else locate_model(name)
         if is_encoder_decoder(model):
-            translator: Translator = self._build("translator", "seq2seq", model, settings, resources)
+            translator: Translator = self._build("translator", "seq2seq", model)
         else:
-            own = model.identity == policy.identity
-            translator = self._build("translator", "chat", model, settings, resources, self.recipe.sample, own)
+            is_policy = model.identity == policy.identity
+            translator = self._build("translator", "chat", model, is_policy=is_policy)
         return translator
 
     def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
         """Return a scorer that holds both models."""
-        settings, name = self.recipe.reward, self.recipe.reward.engine
-        given: dict[str, tuple[Any, ...]] = {
-            "transformers": (settings, self.recipe.resources),
-            "server": (self._role(policy), reference and self._role(reference), settings, self.recipe.server),
-        }
-        scorer: Scorer = self._build("scorer", name, policy, reference, *given[name])
+        scorer: Scorer = self._build("scorer", self.settings.reward.engine, policy, reference)
         return scorer
 
     def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
         """Return a scorer that counts as the paper's released scripts do."""
-        settings = self.recipe.reward
-        scorer: ReleasedScorer = self._build("scorer", "znlp", policy, reference, settings, self.recipe.resources)
+        scorer: ReleasedScorer = self._build("scorer", "znlp", policy, reference)
         return scorer
 
     def reward_model(self, model: ModelFiles) -> RewardModel:
         """Return a sequence-classification reward model."""
-        found: RewardModel = self._build("reward_model", "transformers", model, self.recipe.resources)
-        return found
+        reward_model: RewardModel = self._build("reward_model", "transformers", model)
+        return reward_model
 
-    def trainer(self, policy: ModelFiles, settings: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
+    def trainer(self, policy: ModelFiles, training: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
         """Return a trainer that starts from the policy; without a reference the policy's start is its reference."""
-        resources, seed = self.recipe.resources, self.recipe.seed
-        trainer: Trainer = self._build("trainer", "trl", policy, settings, resources, seed, reference)
+        trainer: Trainer = self._build("trainer", "trl", policy, reference, training=training)
         return trainer
 
     def identifier(self, language: str) -> Callable[[str], str] | None:
@@ -133,25 +178,22 @@ class RecipeEngines:
 
     def cluster(self) -> AbstractContextManager[None]:
         """Hold what a whole run needs beside its phases."""
-        held: AbstractContextManager[None] = find_engine("cluster", self.recipe.resources.executor)(self.recipe)
-        return held
+        cluster: AbstractContextManager[None] = self._executor("cluster")(self.settings)
+        return cluster
 
     def map_shards(
         self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
     ) -> AbstractContextManager[Results]:
         """Hold the engine that ``build`` makes, here or on each worker, to work on the shards."""
-        mapped = find_engine("executor", self.recipe.resources.executor)
-        held: AbstractContextManager[Results] = mapped(self.recipe, build, work, shards, say)
-        return held
+        results: AbstractContextManager[Results] = self._executor("executor")(self.settings, build, work, shards, say)
+        return results
 
     def train_together(self, phase: Callable[[], None], folder: Path) -> None:
         """Run a phase that trains on all of Ray's workers at once."""
-        find_engine("together", self.recipe.resources.executor)(self.recipe, phase, folder)
+        self._executor("together")(self.settings, phase, folder)
 
-    def _role(self, model: ModelFiles) -> str:
-        """Return what a model is in the run: pi_I, pi_0, pi_1 ..."""
-        models = self.recipe.models
-        return {models.policy: "pi_0", models.initial: "pi_I"}.get(model.name, model.name)
+    def _executor(self, kind: str) -> Any:
+        return find_engine(kind, self.settings.resources.executor)
 
-    def _build(self, kind: str, name: str, *arguments: Any) -> Any:
-        return find_engine(kind, name)(*arguments, trust_remote_code=self.recipe.models.trust_remote_code)
+    def _build(self, kind: str, name: str, *models: ModelFiles | None, **options: Any) -> Any:
+        return find_engine(kind, name)(self.settings, *models, **options)

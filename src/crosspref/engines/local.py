@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from crosspref.engines import EngineSettings
 from crosspref.protocols import Advance, Done, Results, Work
-from crosspref.recipe.schema import Recipe
 
 
 def do_shard(engine: Any, work: Work, shard: Any, advance: Advance) -> Done:
@@ -24,14 +24,14 @@ def do_shard(engine: Any, work: Work, shard: Any, advance: Advance) -> Done:
 
 
 @contextlib.contextmanager
-def cluster(_: Recipe) -> Iterator[None]:
+def cluster(_: EngineSettings) -> Iterator[None]:
     """Nothing is needed for a run on this machine."""
     yield
 
 
 @contextlib.contextmanager
 def map_shards(
-    _: Recipe, build: Callable[[], Any], work: Work, shards: Sequence[Any], __: Callable[[str], None]
+    _: EngineSettings, build: Callable[[], Any], work: Work, shards: Sequence[Any], __: Callable[[str], None]
 ) -> Iterator[Results]:
     """Build one engine; see ``Engines.map_shards``."""
     engine = build()

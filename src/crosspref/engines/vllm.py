@@ -18,6 +18,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from crosspref.data.records import Instruction
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.models import (
     context_length,
     free_memory,
@@ -31,7 +32,6 @@ from crosspref.engines.transformers.models import (
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.sections import ResourceSettings, SampleSettings, VllmSettings
 
 CPU_CACHE_BYTES = 4 << 30
 """How much memory the keys and values of all responses may take on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB) changes it."""
@@ -54,35 +54,29 @@ class VllmSampler:
         RecipeError: the temperature is above what vLLM takes.
     """
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        settings: SampleSettings,
-        resources: ResourceSettings,
-        vllm: VllmSettings,
-        greedy: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        if settings.temperature > 2:
-            raise RecipeError(f"sample.temperature is {settings.temperature}, but vLLM takes at most 2.")
-        device = _require_device(pick_device(resources))
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
+        self.settings, vllm, trust = settings.sample, settings.vllm, settings.trust_remote_code
+        if self.settings.temperature > 2:
+            raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
+        device = _require_device(pick_device(settings.resources))
         directory = readable_directory(policy)
-        self.settings, self.temperature = settings, 0.0 if greedy else settings.temperature
-        self.tokenizer = load_tokenizer(directory, trust_remote_code)
-        stored = read_configuration(directory, trust_remote_code)
+        self.temperature = 0.0 if greedy else self.settings.temperature
+        self.tokenizer = load_tokenizer(directory, trust)
+        stored = read_configuration(directory, trust)
         self.stops = stop_ids(stored, self.tokenizer)
-        self.longest_prompt = min(settings.max_prompt_tokens, context_length(stored.config) - settings.max_new_tokens)
+        context = context_length(stored.config)
+        self.longest_prompt = min(self.settings.max_prompt_tokens, context - self.settings.max_new_tokens)
         options: dict[str, Any] = {
             "model": str(directory),
             "skip_tokenizer_init": True,  # ids go in and ids come out
             "generation_config": "vllm",  # a model's own sampling defaults must not mix with the recipe's
-            "max_model_len": int(self.longest_prompt) + settings.max_new_tokens,
-            "dtype": str(pick_dtype(resources, device)).removeprefix("torch."),
+            "max_model_len": int(self.longest_prompt) + self.settings.max_new_tokens,
+            "dtype": str(pick_dtype(settings.resources, device)).removeprefix("torch."),
             "enable_prefix_caching": True,
             "tensor_parallel_size": vllm.tensor_parallel,
             "gpu_memory_utilization": vllm.memory,
             "max_num_seqs": vllm.max_sequences,
-            "trust_remote_code": trust_remote_code,
+            "trust_remote_code": trust,
             "load_format": "safetensors",
             "use_tqdm_on_load": False,
         }

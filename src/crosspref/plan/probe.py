@@ -5,12 +5,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crosspref.data.records import Pair, Prompt, Response
-from crosspref.engines import ENGINES, RecipeEngines
+from crosspref.engines import ENGINES, EngineFactory, EngineSettings
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.plan.costs import Speeds, flops
@@ -122,9 +122,10 @@ class Probe:
 
     def _sampler(self, tokens: int) -> tuple[Any, float]:
         sample = self.recipe.sample.model_copy(update={"max_new_tokens": tokens})
+        settings = replace(EngineSettings.of(self.recipe), sample=sample)
         began = time.monotonic()
         greedy = self.recipe.language_imbalance is not None
-        sampler = RecipeEngines(self.recipe.model_copy(update={"sample": sample})).sampler(self.model, greedy=greedy)
+        sampler = EngineFactory(settings).sampler(self.model, greedy=greedy)
         return sampler, time.monotonic() - began
 
     def _batch(self, sampler: Any, prompts: Sequence[Prompt], limit: int, keep: bool = False) -> tuple[float, Work]:
@@ -160,7 +161,7 @@ class Probe:
         if recipe.reward.algorithm not in REFERENCE_FREE:
             reference = locate_model(recipe.models.initial or "")
         began = time.monotonic()
-        scorer: Any = RecipeEngines(recipe).scorer(self.model, reference)
+        scorer: Any = EngineFactory(EngineSettings.of(recipe)).scorer(self.model, reference)
         loading = time.monotonic() - began
         seconds = work = 0.0
         until = time.monotonic() + 0.2 * BUDGET
@@ -198,7 +199,8 @@ class Probe:
             output = Path(folder) / "output"
             output.mkdir()
             began = time.monotonic()
-            trainer = RecipeEngines(recipe).trainer(self.model, asked, self._train_reference(settings))
+            engines = EngineFactory(EngineSettings.of(recipe))
+            trainer = engines.trainer(self.model, asked, self._train_reference(settings))
             try:
                 trainer.train(spread, output, Path(folder) / "checkpoints", lambda *_: stamps.append(time.monotonic()))
                 publish_directory(output, Path(folder) / "policy")

@@ -12,7 +12,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -44,8 +44,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 _FILE_KEYS = ("extends", "preset")
 """Keys that a recipe file may have, but that are not settings."""
 
-_Layers = list[tuple[str, dict[str, Any]]]
-"""The name and content of each layer of a recipe, from the lowest to the highest."""
+_Layer = tuple[str, dict[str, Any]]
+"""The name and content of a layer of a recipe."""
+
+_Layers = list[_Layer]
+"""The layers of a recipe, from the lowest to the highest."""
 
 _SettingsType = TypeVar("_SettingsType", bound=Settings)
 
@@ -156,7 +159,7 @@ def load_settings(kind: type[_SettingsType], path: str | Path | None, overrides:
     for change in overrides:
         override(content, change)
     where = "--set" if path is None else str(path)
-    return _validate(kind, content, where, [])
+    return check_settings(kind, content, where)
 
 
 def _own_layers(content: dict[str, Any], name: str) -> _Layers:
@@ -227,10 +230,17 @@ def _refuse_extends(content: dict[str, Any], where: str) -> None:
 
 
 def _check(content: dict[str, Any], where: str, layers: _Layers) -> Recipe:
-    return _validate(Recipe, content, where, layers)
+    return check_settings(Recipe, content, where, layers)
 
 
-def _validate(kind: type[_SettingsType], content: dict[str, Any], where: str, layers: _Layers) -> _SettingsType:
+def check_settings(
+    kind: type[_SettingsType], content: dict[str, Any], where: str, layers: Sequence[_Layer] = ()
+) -> _SettingsType:
+    """Check a mapping and return it as settings; ``where`` names it in errors, ``layers`` say where values come from.
+
+    Raises:
+        RecipeError: settings are invalid; the error lists every fault.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:

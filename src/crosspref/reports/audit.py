@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 from crosspref.data.records import Pair, Response, Score, Translation
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RunError
 from crosspref.languages import ENGLISH, LANGUAGES
 from crosspref.recipe.files import load_recipe
@@ -51,7 +51,7 @@ def audit_run(
             "resources": recipe.resources.model_copy(update={"dtype": "float32", "executor": "local"}),
         }
     )
-    job = Job(exact, run, RecipeEngines(exact), reporter)
+    job = Job(exact, run, EngineFactory(EngineSettings.of(exact)), reporter)
     # A reward of kto or orpo has no beta in it, so it is in nats as it is.
     scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
     chosen = {language: _draw(job, number, language, name, prompts) for language in recipe.languages}

@@ -18,6 +18,14 @@ from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, publ
 
 
 @dataclass(frozen=True, slots=True)
+class Workers:
+    """Who fills shards, and where progress is shown."""
+
+    engines: Engines
+    reporter: Reporter
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What every phase needs."""
 
@@ -121,7 +129,7 @@ def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, 
 
 
 def fill(
-    job: Job,
+    job: Job | Workers,
     label: str,
     shards: Sequence[Shard],
     kind: type,
@@ -132,7 +140,7 @@ def fill(
     """Do the shards that are not done, here or on workers; the model is loaded only if there are any.
 
     Args:
-        job: the job.
+        job: the job, or its workers alone.
         label: what the progress bar says.
         shards: all shards of the phase.
         kind: of which record the results are.

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from crosspref.data.records import Prompt, Response
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RunError
 from crosspref.protocols import Advance, Sampler
-from crosspref.run.job import Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.job import Shard, Workers, digest_rows, fill, settings_of
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Fingerprint, RunDirectory, Unit
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages import sample as sampling
 from crosspref.stages.tables import SPEED
 from crosspref.suites.targets import Candidate, Target
@@ -40,7 +40,7 @@ def answer_prompts(
     """
     folder = target.folder / "answers" / suite / candidate.slug
     greedy = greedy or target.greedy
-    job = Job(target.recipe, RunDirectory(target.folder), RecipeEngines(target.recipe), reporter)
+    workers = Workers(EngineFactory(target.answering), reporter)
     given: Sequence[float | None] = [None] * len(prompts) if temperatures is None else temperatures
     groups: dict[tuple[str, float | None], list[Prompt]] = {}
     for prompt, temperature in zip(prompts, given, strict=True):
@@ -48,7 +48,7 @@ def answer_prompts(
     shards = [
         shard
         for (language, temperature), own in groups.items()
-        for shard in _shards(job, folder / language, candidate, own, seed, greedy, temperature)
+        for shard in _shards(target.answering, folder / language, candidate, own, seed, greedy, temperature)
     ]
 
     def work(sampler: Sampler, shard: _Shard, advance: Advance) -> list[Response]:
@@ -63,24 +63,24 @@ def answer_prompts(
     if todo and candidate.files is None:
         raise ModelError(f"{candidate.name} is to answer, but is not here. {candidate.missing}")
     if todo and candidate.files is not None:
-        build = partial(job.engines.sampler, candidate.files, greedy=greedy)
-        with job.engines.cluster():
-            fill(job, f"{candidate.name} answers {suite}", shards, Response, 1, build, work)
+        build = partial(workers.engines.sampler, candidate.files, greedy=greedy)
+        with workers.engines.cluster():
+            fill(workers, f"{candidate.name} answers {suite}", shards, Response, 1, build, work)
     return [row for shard in shards for row in shard.unit.rows(Response)]
 
 
 def _shards(
-    job: Job, folder: Path, candidate: Candidate, prompts: Sequence[Prompt], seed: int, greedy: bool,
+    answering: EngineSettings, folder: Path, candidate: Candidate, prompts: Sequence[Prompt], seed: int, greedy: bool,
     temperature: float | None,
 ) -> list[_Shard]:  # fmt: skip
     """Return the shards of one language and temperature, done or not."""
-    settings = {**settings_of("sample", job.recipe.sample, without=("n", *SPEED)), "seed": seed, "greedy": greedy}
+    settings = {**settings_of("sample", answering.sample, without=("n", *SPEED)), "seed": seed, "greedy": greedy}
     if temperature is not None:
         settings |= {"sample.temperature": temperature, "greedy": temperature == 0}
-    if job.recipe.sample.engine == "server":
-        settings["server.protocol"] = job.recipe.server.protocol
+    if answering.sample.engine == "server":
+        settings["server.protocol"] = answering.server.protocol
     found = []
-    size = job.recipe.resources.shard_prompts
+    size = answering.resources.shard_prompts
     for start in range(0, len(prompts), size):
         part = list(prompts[start : start + size])
         digest = digest_rows(part)

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
-from crosspref.languages import ENGLISH
 from crosspref.models.locate import ModelFiles, locate_model
-from crosspref.recipe.files import load_recipe, make_recipe
+from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import SampleSettings
 from crosspref.run.job import Job, policy
 from crosspref.run.progress import Reporter
 from crosspref.run.store import EVALUATION, RunDirectory
@@ -35,13 +35,13 @@ class Candidate:
 class Target:
     """What a person named: its models, and the folder of the results.
 
-    ``recipe`` builds the engines that answer; ``greedy`` tells that they take the likeliest token. ``run`` is the run
+    ``answering`` is how they answer; ``greedy`` tells that they take the likeliest token. ``run`` is the run
     whose models they are, and ``languages`` are its languages; None for a model alone.
     """
 
     folder: Path
     models: list[Candidate]
-    recipe: Recipe
+    answering: EngineSettings
     greedy: bool = False
     run: RunDirectory | None = None
     languages: Sequence[str] | None = None
@@ -58,9 +58,8 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         recipe = load_recipe(run.recipe)
         models = _of_run(run, recipe, settings.models, reporter)
         folder = Path(out) if out else run.root / EVALUATION
-        roles = recipe.models.initial, recipe.models.policy
-        greedy = settings.answers.temperature == 0
-        return Target(folder, models, _answering(settings, *roles), greedy, run, recipe.languages)
+        answering = replace(_answering(settings), roles=EngineSettings.of(recipe).roles)
+        return Target(folder, models, answering, settings.answers.temperature == 0, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
         raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
     if out is None:
@@ -71,7 +70,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = [Candidate(name, locate_model(name))]
     except ModelError as error:  # its answers may be stored, or judged elsewhere
         models = [Candidate(name, None, str(error))]
-    return Target(Path(out), models, _answering(settings, None, None), settings.answers.temperature == 0)
+    return Target(Path(out), models, _answering(settings), settings.answers.temperature == 0)
 
 
 def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:
@@ -91,7 +90,7 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
             if number is None:
                 files = locate_model(recipe.models.initial or "")
             else:
-                files = policy(Job(recipe, run, RecipeEngines(recipe), reporter), number)
+                files = policy(Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter), number)
             found.append(Candidate(name, files))
         except ModelError as error:
             found.append(Candidate(name, None, str(error)))
@@ -100,25 +99,17 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
     return found
 
 
-def _answering(settings: EvaluationSettings, initial: str | None, aligned: str | None) -> Recipe:
-    """Return a recipe whose sections say how the measured models answer; nothing else of it counts."""
-    own = settings.answers
-    sections = {name: getattr(settings, name).model_dump() for name in ("resources", "vllm", "server", "ray")}
-    sample = own.model_dump(exclude={"trust_remote_code"}) | {"n": 2}  # which is not read: there is one answer
-    if own.temperature == 0:
-        sample["temperature"] = 1.0  # a greedy sampler does not read it
-    return make_recipe(
-        {
-            "models": {
-                "initial": initial or "none",
-                "policy": aligned or "none",
-                "trust_remote_code": own.trust_remote_code,
-            },
-            "languages": [ENGLISH],
-            "prompts": {"source": "none"},
-            "seed": settings.seed,
-            "sample": sample,
-            **sections,
-        },
-        "The settings of the evaluation",
+def _answering(settings: EvaluationSettings) -> EngineSettings:
+    """Return how the measured models answer."""
+    answers = settings.answers.model_dump(exclude={"trust_remote_code"})
+    if settings.answers.temperature == 0:
+        answers["temperature"] = 1.0  # a greedy sampler does not read it
+    return EngineSettings(
+        sample=SampleSettings(**answers),
+        resources=settings.resources,
+        vllm=settings.vllm,
+        server=settings.server,
+        ray=settings.ray,
+        seed=settings.seed,
+        trust_remote_code=settings.answers.trust_remote_code,
     )

@@ -19,10 +19,10 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.local import do_shard
 from crosspref.errors import CrossprefError, RunError
 from crosspref.protocols import Advance, Done, Results, Work
-from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RaySettings
 
 LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
@@ -39,11 +39,11 @@ NOTICE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def cluster(recipe: Recipe) -> Iterator[None]:
+def cluster(settings: EngineSettings) -> Iterator[None]:
     """Hold a connection to Ray, or a cluster on this machine, for the phases of a run and the processes they run in."""
     before = os.environ.get("RAY_ADDRESS")
     mine = not ray.is_initialized()
-    connect(recipe.ray)
+    connect(settings.ray)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # phases in processes of their own find it there
     try:
         yield
@@ -112,11 +112,11 @@ def require_answer(address: str) -> None:
 
 @contextlib.contextmanager
 def map_shards(
-    recipe: Recipe, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
+    settings: EngineSettings, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
 ) -> Iterator[Results]:
     """Hold the engine on each of Ray's workers; see ``Engines.map_shards``."""
-    connect(recipe.ray)
-    workers = _Workers(recipe.ray, build, work, shards, say)
+    connect(settings.ray)
+    workers = _Workers(settings.ray, build, work, shards, say)
     try:
         workers.wait()
         yield workers.results

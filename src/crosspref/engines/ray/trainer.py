@@ -11,9 +11,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.ray.executor import DEATHS, connect
 from crosspref.errors import CrossprefError, RunError
-from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RaySettings
 
 PATIENCE = 5.0
@@ -35,11 +35,11 @@ class Faults:
         return self.kept[0] if self.kept else None
 
 
-def train_together(recipe: Recipe, phase: Callable[[], None], folder: Path) -> None:
+def train_together(settings: EngineSettings, phase: Callable[[], None], folder: Path) -> None:
     """Run the phase on all workers at once; see ``Engines.train_together``."""
-    connect(recipe.ray)
-    settings = recipe.ray
-    wait_for_room(settings)
+    ray_settings = settings.ray
+    connect(ray_settings)
+    wait_for_room(ray_settings)
     faults = ray.remote(Faults).options(num_cpus=0).remote()
     state = folder.resolve() / ".ray_train"
     trainer = TorchTrainer(
@@ -47,13 +47,13 @@ def train_together(recipe: Recipe, phase: Callable[[], None], folder: Path) -> N
         train_loop_config={
             "phase": phase,
             "folder": str(Path.cwd()),
-            "gpus": settings.gpus_per_worker,
+            "gpus": ray_settings.gpus_per_worker,
             "faults": faults,
         },
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker},
+            num_workers=ray_settings.workers,
+            use_gpu=ray_settings.gpus_per_worker > 0,
+            resources_per_worker={"CPU": ray_settings.cpus_per_worker, "GPU": ray_settings.gpus_per_worker},
         ),
         run_config=RunConfig(
             name="train", storage_path=str(state), failure_config=FailureConfig(max_failures=DEATHS - 1)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, StrictInt
 
 from crosspref.data.records import Instruction, as_messages
+from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServerClient
 from crosspref.engines.transformers.models import (
     context_length,
@@ -17,7 +18,6 @@ from crosspref.engines.transformers.models import (
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.sections import SampleSettings, ServerSettings
 
 
 class _Continuation(BaseModel):
@@ -57,31 +57,23 @@ class ServerSampler:
         ServerError: the server does not answer, or serves other models.
     """
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        role: str,
-        settings: SampleSettings,
-        server: ServerSettings,
-        greedy: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
         directory = readable_directory(policy)
-        self.settings = settings
-        self.tokenizer = load_tokenizer(directory, trust_remote_code)
-        stored = read_configuration(directory, trust_remote_code)
+        self.settings, server = settings.sample, settings.server
+        self.tokenizer = load_tokenizer(directory, settings.trust_remote_code)
+        stored = read_configuration(directory, settings.trust_remote_code)
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
         self.ends = sorted({*stop_ids(stored, self.tokenizer), self.tokenizer.tokenizer.eos_token_id} - {None})
         self.vocabulary = stored.config.get_text_config().vocab_size
-        self.temperature, self.as_tokens = 0.0 if greedy else settings.temperature, server.protocol == "tokens"
+        self.temperature, self.as_tokens = 0.0 if greedy else self.settings.temperature, server.protocol == "tokens"
         self.client = ServerClient(server)
         try:
-            self.model = self.client.find(role, directory)
+            self.model = self.client.find(settings.role(policy), directory)
         except ServerError:
             self.client.close()
             raise
         context = min(context_length(stored.config), self.model.context or context_length(stored.config))
-        self.longest_prompt = min(settings.max_prompt_tokens, context - settings.max_new_tokens)
+        self.longest_prompt = min(self.settings.max_prompt_tokens, context - self.settings.max_new_tokens)
 
     def sample(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from crosspref.data.records import Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServedModel, ServerClient
 from crosspref.engines.transformers.models import load_tokenizer, read_configuration, readable_directory, stop_ids
 from crosspref.engines.transformers.scorer import counted_ids
@@ -14,7 +15,6 @@ from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
-from crosspref.recipe.sections import RewardSettings, ServerSettings
 
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-probability above 0."""
@@ -40,27 +40,19 @@ class ServerScorer:
         ModelError: the two models differ in their tokenizer, or are one and the same.
     """
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        reference: ModelFiles | None,
-        role: str,
-        reference_role: str | None,
-        settings: RewardSettings,
-        server: ServerSettings,
-        trust_remote_code: bool = False,
-    ) -> None:
-        directories = [readable_directory(policy)]
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
+        models = [policy] if reference is None else [policy, reference]
+        directories = [readable_directory(model) for model in models]
         if reference is not None:
-            directories.append(readable_directory(reference))
             require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
-        self.tokenizer = load_tokenizer(directories[0], trust_remote_code)
-        self.stops = stop_ids(read_configuration(directories[0], trust_remote_code), self.tokenizer)
-        self.count_end_of_turn = settings.end_of_turn == "if_stopped"
-        self.client = ServerClient(server)
-        roles = [role] if reference_role is None else [role, reference_role]
+        trust = settings.trust_remote_code
+        self.tokenizer = load_tokenizer(directories[0], trust)
+        self.stops = stop_ids(read_configuration(directories[0], trust), self.tokenizer)
+        self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
+        self.client = ServerClient(settings.server)
+        roles = [settings.role(model) for model in models]
         try:
-            self.models = [self.client.find(*both) for both in zip(roles, directories, strict=True)]
+            self.models = [self.client.find(*named) for named in zip(roles, directories, strict=True)]
             _require_two(self.models)
         except (ModelError, ServerError):
             self.client.close()

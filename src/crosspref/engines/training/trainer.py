@@ -15,6 +15,7 @@ import transformers
 from trl import DPOConfig
 
 from crosspref.data.records import Message, Pair
+from crosspref.engines import EngineSettings
 from crosspref.engines.packed.response_head import require_known_head
 from crosspref.engines.training.distributed import (
     Progress,
@@ -49,7 +50,7 @@ from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Advance
-from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, TrainSettings
+from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -64,34 +65,33 @@ class TrlTrainer:
 
     def __init__(
         self,
+        settings: EngineSettings,
         policy: ModelFiles,
-        settings: TrainSettings,
-        resources: ResourceSettings,
-        seed: int,
         reference: ModelFiles | None = None,
-        trust_remote_code: bool = False,
+        *,
+        training: TrainSettings,
     ) -> None:
-        self.settings, self.resources, self.seed, self.trust = settings, resources, seed, trust_remote_code
-        accumulation_steps(settings)  # before anything is read
-        if settings.lora and settings.lora.bits:
+        self.settings, self.seed, self.trust = training, settings.seed, settings.trust_remote_code
+        accumulation_steps(training)  # before anything is read
+        if training.lora and training.lora.bits:
             require_bitsandbytes()
-            if policy.adapter is not None and not goes_on(policy, settings.lora):
+            if policy.adapter is not None and not goes_on(policy, training.lora):
                 raise ModelError(
                     f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
                     "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
                 )
         self.policy, self.directory = policy, readable_directory(policy)
         self.reference: ModelFiles | None = None
-        if settings.lora:
-            require_same_lora(policy, settings.lora)
+        if training.lora:
+            require_same_lora(policy, training.lora)
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
-        if reference is not None and settings.method not in REFERENCE_FREE and reference.identity != policy.identity:
+        if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
             require_same_tokenizer(self.directory, readable_directory(reference), (policy.name, reference.name))
-        self.tokenizer = load_tokenizer(self.directory, trust_remote_code)
-        self.device = pick_device(resources)
+        self.tokenizer = load_tokenizer(self.directory, self.trust)
+        self.device = pick_device(settings.resources)
         self.loads_to = loading_device(self.device)
-        self.dtype = pick_dtype(resources, self.device)
+        self.dtype = pick_dtype(settings.resources, self.device)
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
         """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""

@@ -14,10 +14,10 @@ row (``even_length``) can the padded row of the scripts differ from that.
 from collections.abc import Sequence
 
 from crosspref.data.records import Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import LogProbs
-from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 BATCH = 3
 """How many prompts stand side by side in the released scripts."""
@@ -26,15 +26,8 @@ BATCH = 3
 class ReleasedScorer:
     """Sums the log-probabilities that the paper's released scripts sum, under a policy and a reference."""
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        reference: ModelFiles | None,
-        settings: RewardSettings,
-        resources: ResourceSettings,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.scorer = TransformersScorer(policy, reference, settings, resources, trust_remote_code)
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
+        self.scorer = TransformersScorer(settings, policy, reference)
 
     def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""

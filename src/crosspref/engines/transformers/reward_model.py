@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.models import (
     context_length,
     free_memory,
@@ -16,7 +17,6 @@ from crosspref.engines.transformers.models import (
     pick_dtype,
 )
 from crosspref.models.locate import ModelFiles, require_one_output
-from crosspref.recipe.sections import ResourceSettings
 
 
 class TransformersRewardModel:
@@ -27,17 +27,12 @@ class TransformersRewardModel:
             weights of the output.
     """
 
-    def __init__(self, model: ModelFiles, resources: ResourceSettings, trust_remote_code: bool = False) -> None:
-        device = pick_device(resources)
+    def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
+        device, trust = pick_device(settings.resources), settings.trust_remote_code
+        dtype = pick_dtype(settings.resources, device)
         require_one_output(model)
-        self.tokenizer = load_tokenizer(model.directory, trust_remote_code)
-        self.model: Any = load_model(
-            model.directory,
-            pick_dtype(resources, device),
-            device,
-            trust_remote_code,
-            AutoModelForSequenceClassification,
-        )
+        self.tokenizer = load_tokenizer(model.directory, trust)
+        self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSequenceClassification)
         self.longest = min(context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)
         if isinstance(head, torch.nn.Linear):

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from crosspref.data.records import Instruction
+from crosspref.engines import EngineSettings
 from crosspref.engines.packed.cache import Prompt
 from crosspref.engines.packed.decoding import Decoder, Row, can_decode
 from crosspref.engines.packed.weights import pack_weights
@@ -24,7 +25,6 @@ from crosspref.engines.transformers.models import (
 )
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 Job = tuple[int, int]
 """A prompt's number and a response's seed."""
@@ -124,24 +124,17 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 class TransformersSampler:
     """Samples from one policy that transformers holds."""
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        settings: SampleSettings,
-        resources: ResourceSettings,
-        greedy: bool = False,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.temperature = 0.0 if greedy else settings.temperature
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
+        self.settings, trust = settings.sample, settings.trust_remote_code
+        self.temperature = 0.0 if greedy else self.settings.temperature
         directory = readable_directory(policy)
-        device = pick_device(resources)
-        self.model: Any = load_files(policy, pick_dtype(resources, device), device, trust_remote_code)
-        self.tokenizer = load_tokenizer(directory, trust_remote_code)
+        device = pick_device(settings.resources)
+        self.model: Any = load_files(policy, pick_dtype(settings.resources, device), device, trust)
+        self.tokenizer = load_tokenizer(directory, trust)
         self.stops = stop_ids(self.model, self.tokenizer)
         self.longest_prompt = min(
-            settings.max_prompt_tokens, context_length(self.model.config) - settings.max_new_tokens
+            self.settings.max_prompt_tokens, context_length(self.model.config) - self.settings.max_new_tokens
         )
-        self.settings = settings
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
         pack_weights(self.model)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from crosspref.data.records import Response
+from crosspref.engines import EngineSettings
 from crosspref.engines.packed.attention import pack, packed_attention, predicting_states
 from crosspref.engines.packed.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
 from crosspref.engines.transformers.adapters import load_views
@@ -28,7 +29,7 @@ from crosspref.maths.logprobs import token_logprobs
 from crosspref.models.locate import ModelFiles
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
-from crosspref.recipe.sections import ResourceSettings, RewardSettings
+from crosspref.recipe.sections import RewardSettings
 
 log = logging.getLogger(__name__)
 
@@ -153,26 +154,20 @@ class TransformersScorer:
     Where one is an adapter over the other, or both are over one base, that is held once.
     """
 
-    def __init__(
-        self,
-        policy: ModelFiles,
-        reference: ModelFiles | None,
-        settings: RewardSettings,
-        resources: ResourceSettings,
-        trust_remote_code: bool = False,
-    ) -> None:
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
         directories = [readable_directory(policy)]
         if reference is not None:
             directories.append(readable_directory(reference))
             require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
-        device = pick_device(resources)
-        dtype = pick_dtype(resources, device)
-        self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust_remote_code)
-        views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust_remote_code)
+        device = pick_device(settings.resources)
+        dtype = pick_dtype(settings.resources, device)
+        trust = settings.trust_remote_code
+        self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust)
+        views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust)
         self.stops = stop_ids(views[0].model, self.tokenizer)
-        self.policy, *reference_scorer = (ModelScorer(view.model, settings, view.use) for view in views)
+        self.policy, *reference_scorer = (ModelScorer(view.model, settings.reward, view.use) for view in views)
         self.reference = reference_scorer[0] if reference_scorer else None
-        self.count_end_of_turn = settings.end_of_turn == "if_stopped"
+        self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
 
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.

@@ -3,18 +3,19 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.models import free_memory, load_model, pick_device, pick_dtype
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
 from crosspref.protocols import Advance, Sampled
-from crosspref.recipe.sections import ResourceSettings, SampleSettings, TranslateSettings
 
 BATCH_ROWS = 32
 """Texts that a translation model translates side by side, at most."""
@@ -38,21 +39,13 @@ _TARGET_TOKEN = re.compile(r">>(.+)<<|<2(.+)>")
 class ChatTranslator:
     """Asks a chat model with the prompt of the paper's section E.2, and takes the likeliest token each time (Eq. 14).
 
-    ``own`` says that the translator is the policy, so that the ids of its tokens are the policy's.
+    ``is_policy`` says that the translator is the policy, so that the ids of its tokens are the policy's.
     """
 
-    def __init__(
-        self,
-        model: ModelFiles,
-        settings: TranslateSettings,
-        resources: ResourceSettings,
-        sampling: SampleSettings,
-        own: bool,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.own = own
-        limited = sampling.model_copy(update={"max_new_tokens": settings.max_new_tokens})
-        self.sampler = TransformersSampler(model, limited, resources, greedy=True, trust_remote_code=trust_remote_code)
+    def __init__(self, settings: EngineSettings, model: ModelFiles, *, is_policy: bool) -> None:
+        self.is_policy = is_policy
+        sample = settings.sample.model_copy(update={"max_new_tokens": settings.translate.max_new_tokens})
+        self.sampler = TransformersSampler(replace(settings, sample=sample), model, greedy=True)
 
     def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
         """Translate each (text, its language, the language wanted); None where the prompt is too long for the model.
@@ -72,7 +65,7 @@ class ChatTranslator:
         match = _TAGS.fullmatch(answer.text)
         if match and (match[1] or match[3]):
             return Sampled(match[2], [], answer.finish_reason)
-        return Sampled(answer.text, answer.token_ids if self.own else [], answer.finish_reason)
+        return Sampled(answer.text, answer.token_ids if self.is_policy else [], answer.finish_reason)
 
 
 class TranslationModel:
@@ -83,19 +76,13 @@ class TranslationModel:
         MissingLibraryError: its tokenizer needs a library that is not installed.
     """
 
-    def __init__(
-        self,
-        model: ModelFiles,
-        settings: TranslateSettings,
-        resources: ResourceSettings,
-        trust_remote_code: bool = False,
-    ) -> None:
-        device = pick_device(resources)
-        dtype = pick_dtype(resources, device)
+    def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
+        device, trust = pick_device(settings.resources), settings.trust_remote_code
+        dtype = pick_dtype(settings.resources, device)
         require_whole(model, "translation model")
-        self.tokenizer = _load_tokenizer(model, trust_remote_code)
-        self.model: Any = load_model(model.directory, dtype, device, trust_remote_code, AutoModelForSeq2SeqLM)
-        self.languages = _Languages(model.name, self.tokenizer, settings.codes)
+        self.tokenizer = _load_tokenizer(model, trust)
+        self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSeq2SeqLM)
+        self.languages = _Languages(model.name, self.tokenizer, settings.translate.codes)
         own = self.model.generation_config
         self.kept = {name: value for name in KEPT_SETTINGS if (value := getattr(own, name, None)) is not None}
         if self.kept.get("decoder_start_token_id", self.kept.get("bos_token_id")) is None:
@@ -110,7 +97,7 @@ class TranslationModel:
         # There are no embeddings beyond these positions, and the tokenizer may know of a tighter limit.
         positions = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         self.longest = min(positions, self.tokenizer.model_max_length)
-        self.new_tokens = int(min(positions, settings.max_new_tokens))
+        self.new_tokens = int(min(positions, settings.translate.max_new_tokens))
 
     def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
         """Translate each (text, its language, the language wanted), in batches of similar length.

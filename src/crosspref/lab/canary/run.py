@@ -20,7 +20,7 @@ from typing import Any
 from crosspref import algorithm, api
 from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair, Prompt, Response, Score
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.lab.canary.figures import (
     BY_RC,
@@ -170,7 +170,7 @@ def _job(canary: Canary, folder: Path, *, model: str, **changes: Any) -> Job:
     """Return a job of the canary's settings, with a policy that is given and nothing evaluated."""
     both = {**canary.content["models"], "policy": model}
     recipe = make_recipe({**canary.content, "align_english": None, "evaluate": {}, "models": both, **changes})
-    return Job(recipe, RunDirectory(folder), RecipeEngines(recipe), canary.reporter)
+    return Job(recipe, RunDirectory(folder), EngineFactory(EngineSettings.of(recipe)), canary.reporter)
 
 
 def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
@@ -193,7 +193,7 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
         )
     settings, folder = canary.recipe.align_english, canary.out / name / "english"
     assert settings is not None  # noqa: S101 - `plan` refuses a recipe without
-    job = Job(canary.recipe, RunDirectory(folder), RecipeEngines(canary.recipe), canary.reporter)
+    job = Job(canary.recipe, RunDirectory(folder), EngineFactory(EngineSettings.of(canary.recipe)), canary.reporter)
     with job.run.locked():
         store_rows(Unit(folder / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
         train_policy(job, 0, pairs, "align_english", settings, locate_model(canary.initial))
@@ -253,7 +253,7 @@ def run_canary(canary: Canary, name: str) -> Found:
     figures += reward_figures({symbol: rows for symbol, (rows, _) in judged.items()}, test, bootstrap)
     for symbol, (_, selected) in judged.items():
         figures += pair_figures(symbol, selected, test, bootstrap)
-    identifier = RecipeEngines(canary.recipe).identifier
+    identifier = EngineFactory(EngineSettings.of(canary.recipe)).identifier
     for policy_name, rows in answers.items():
         figures += other_figures(policy_name, rows, identifier, bootstrap)
     prompts = len({pair.prompt_id for pair in pairs})

@@ -4,7 +4,7 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from crosspref import algorithm
 from crosspref.algorithm import HELD_OUT
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.lab.world.setup import WorldFiles
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, MAX_TOKENS, gold, meaning_of
 from crosspref.models.locate import ModelFiles
@@ -99,11 +99,11 @@ class Given:
     scoring_dtype: Literal["float32", "bfloat16"] | None = None
 
 
-class LabEngines(RecipeEngines):
+class LabEngines(EngineFactory):
     """The recipe's engines, with what is given in a laboratory only."""
 
-    def __init__(self, recipe: Recipe, given: Given) -> None:
-        super().__init__(recipe)
+    def __init__(self, settings: EngineSettings, given: Given) -> None:
+        super().__init__(settings)
         self.given = given
 
     def reward_model(self, model: ModelFiles) -> RewardModel:
@@ -114,8 +114,8 @@ class LabEngines(RecipeEngines):
         """Return the recipe's scorer, in the given number format."""
         if self.given.scoring_dtype is None:
             return super().scorer(policy, reference)
-        resources = self.recipe.resources.model_copy(update={"dtype": self.given.scoring_dtype})
-        return RecipeEngines(self.recipe.model_copy(update={"resources": resources})).scorer(policy, reference)
+        resources = self.settings.resources.model_copy(update={"dtype": self.given.scoring_dtype})
+        return EngineFactory(replace(self.settings, resources=resources)).scorer(policy, reference)
 
 
 def run(
@@ -137,7 +137,7 @@ def run(
         base: another run of the same world, whose results are taken over where no setting that differs affects them.
     """
     recipe, directory = make_recipe(content), RunDirectory(out)
-    job = Job(recipe, directory, LabEngines(recipe, given), reporter)
+    job = Job(recipe, directory, LabEngines(EngineSettings.of(recipe), given), reporter)
 
     def execute(phase: Phase, iteration: int) -> None:
         phase(job, iteration)

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 from crosspref.data.records import Prompt, Response, Score
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory
 from crosspref.errors import RunError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, RewardModel
-from crosspref.run.job import Job, Shard, digest_rows, fill
-from crosspref.run.store import Fingerprint, RunDirectory, Unit
+from crosspref.run.job import Shard, Workers, digest_rows, fill
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.score import rate
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Template
@@ -94,9 +94,9 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
     Ratings are stored in shards by language, so that a kill loses at most one.
     """
     target = work.target
-    job = Job(target.recipe, RunDirectory(target.folder), RecipeEngines(target.recipe), work.reporter)
+    workers = Workers(EngineFactory(target.answering), work.reporter)
     folder = target.folder / "reward_accuracy" / "ratings" / Candidate(name, None).slug
-    size = target.recipe.resources.shard_prompts
+    size = target.answering.resources.shard_prompts
     shards = []
     for language in dict.fromkeys(pair.language for pair in pairs):
         own = sorted((pair for pair in pairs if pair.language == language), key=lambda pair: pair.pair_id)
@@ -116,9 +116,10 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
         ]
         return rate(rows, shard.prompts, engine, advance=advance)
 
-    with job.engines.cluster():
+    build = partial(workers.engines.reward_model, model)
+    with workers.engines.cluster():
         try:
-            fill(job, f"reward_accuracy by {name}", shards, Score, 1, partial(job.engines.reward_model, model), score)
+            fill(workers, f"reward_accuracy by {name}", shards, Score, 1, build, score)
         except RunError as error:
             raise RunError(f"{error}\nTo have {name} rate anew: rm -r {folder}") from error
     ratings: dict[str, list[float | None]] = {}

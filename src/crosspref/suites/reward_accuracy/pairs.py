@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from crosspref.data.records import Pair, derive_seed
-from crosspref.engines import RecipeEngines
+from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.recipe.files import load_recipe
 from crosspref.run.job import Job
@@ -105,7 +105,7 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     if run is None:
         raise RecipeError("The suite reward_accuracy measures the pairs of a run; a model alone has none. Name a run.")
     recipe = load_recipe(run.recipe)
-    job = Job(recipe, run, RecipeEngines(recipe), work.reporter)
+    job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), work.reporter)
     languages = [language for language in recipe.languages if work.languages is None or language in work.languages]
     for language in sorted(set(work.languages or ()) - set(languages)):
         work.reporter.say(f"reward_accuracy {language}: the run has no pairs in this language.")
