@@ -184,7 +184,8 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     from rich.console import Console
 
     from crosspref.data.records import Agreement, Measure
-    from crosspref.reports.report import make_agreement_report, make_report, print_reports
+    from crosspref.reports.report import make_agreement_report, make_report
+    from crosspref.reports.table import print_reports
     from crosspref.run.store import Unit, write_text
 
     kinds = (
@@ -209,12 +210,12 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
 
 def _compare(options: argparse.Namespace) -> None:
     from crosspref.errors import RunError
-    from crosspref.reports.comparison import WIDTH, compare_runs
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.comparison import compare_runs
+    from crosspref.reports.table import print_reports
     from crosspref.run.store import write_text
 
     comparison = compare_runs(options.runs)
-    print_reports([comparison.report(by_language=False)], WIDTH)
+    print_reports([comparison.report(by_language=False)])
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
     for ending, text in files.items():
         try:

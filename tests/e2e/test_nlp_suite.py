@@ -5,8 +5,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from nlp_items import SUBJECTS, make_items, write_items, write_lines
@@ -14,7 +16,7 @@ from running import ForkServer, Run, assert_one_message
 from tiny import make_adapter
 
 from crosspref.run.store import Unit
-from crosspref.suites.results import Change, ItemScore, TaskScore
+from crosspref.suites.results import ItemScore, TaskScore
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -149,7 +151,7 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     assert (code, again) == (0, output), errors
     assert "loading the model" not in errors
     assert stored(folder) == before
-    changes: list[Change] = Unit(folder / "nlp" / "changes.parquet").rows(Change)
+    changes = [SimpleNamespace(**row) for row in pq.read_table(folder / "nlp" / "changes.parquet").to_pylist()]
     pairs = [("pi_0", "pi_I"), ("pi_1", "pi_I"), ("pi_1", "pi_0")]
     rates = ["arc acc", "arc acc_norm", "truthfulqa mc1", "truthfulqa mc2"]
     assert {(row.model, row.other, row.rate, row.language) for row in changes} == {

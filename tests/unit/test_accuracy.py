@@ -241,10 +241,10 @@ def test_prompts_in_several_languages_are_no_independent_pairs() -> None:
 def test_newcombes_example() -> None:
     # Newcombe (1998), table II, (a), method 10: 56/70 and 48/80 are 0.2000 apart, from 0.0524 to 0.3339.
     gap = newcombe_interval(wilson_interval([1] * 56 + [0] * 14), wilson_interval([1] * 48 + [0] * 32))
-    assert [round(value, 4) for value in (gap.mean, gap.low, gap.high)] == [0.2, 0.0524, 0.3339]
+    assert [round(value, 4) for value in (gap.value, gap.low, gap.high)] == [0.2, 0.0524, 0.3339]
     # (h): 10/10 and 0/10, from 0.6075 to 1.
     gap = newcombe_interval(wilson_interval([1] * 10), wilson_interval([0] * 10))
-    assert [round(value, 4) for value in (gap.mean, gap.low, gap.high)] == [1.0, 0.6075, 1.0]
+    assert [round(value, 4) for value in (gap.value, gap.low, gap.high)] == [1.0, 0.6075, 1.0]
 
 
 @pytest.mark.parametrize(("wins", "word"), [(63, "no difference shown"), (85, "better"), (40, "worse")])

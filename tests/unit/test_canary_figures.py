@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crosspref.commands.canary import WIDTH
 from crosspref.data.records import Pair, Response, Score
 from crosspref.errors import RecipeError
 from crosspref.lab.canary.figures import (
@@ -228,7 +227,7 @@ def test_the_tables_fit_a_screen() -> None:
         for of in ("R_c", "R_m", "R_c - R_m")
         for name in ("auc", "auc_per_token", "auc_penalised", "chosen_minus_rejected")
     ]
-    console = Console(width=WIDTH, file=io.StringIO())
+    console = Console(width=92, file=io.StringIO())
     for report in make_reports(found(*wide)):
         console.print(report.table())
     text = console.file.getvalue()

@@ -13,7 +13,8 @@ from crosspref.lab.world.measure import policy_to_keep, without_english
 from crosspref.lab.world.setup import WorldFiles
 from crosspref.lab.world.studies import BASE, STUDIES, Result, from_csv, run_study, to_csv
 from crosspref.lab.world.summary import difference, lines, summarise
-from crosspref.maths.statistics import Interval, difference_interval
+from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import difference_interval
 from crosspref.recipe.files import make_recipe
 
 LANGUAGES = ("en", "es", "de", "ru", "sw")
@@ -60,14 +61,14 @@ REFERENCE = results(
 def test_a_paired_difference_and_its_interval() -> None:
     left, right = [1.0, 2.0, 4.0, 3.5], [0.5, 2.5, 3.0, 3.0]
     found, expected = difference_interval(left, right), ttest_rel(left, right).confidence_interval()
-    assert found.mean == pytest.approx(0.375)
+    assert found.value == pytest.approx(0.375)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.n == 4
 
 
 def test_one_pair_has_no_interval() -> None:
     found = difference_interval([2.0], [0.5])
-    assert found.mean == 1.5
+    assert found.value == 1.5
     assert math.isnan(found.low)
     assert math.isnan(found.high)
 
@@ -107,8 +108,8 @@ def test_lines_gather_seeds_and_name_pi_0_once() -> None:
     assert found[1].deviation("gold") == pytest.approx(0.0848528, abs=1e-6)
     assert found[1].english == pytest.approx({0: 1.6, 1: 1.72})
     assert math.isnan(found[0].mean("win_rate"))
-    assert difference(found[4], found[3]).mean == pytest.approx(0.03)
-    assert difference(found[4], found[3], english=True).mean == pytest.approx(0.03)
+    assert difference(found[4], found[3]).value == pytest.approx(0.03)
+    assert difference(found[4], found[3], english=True).value == pytest.approx(0.03)
 
 
 def test_a_table_of_a_study() -> None:
@@ -131,7 +132,7 @@ def test_a_table_of_a_study() -> None:
     ],
 )
 def test_a_verdict(low: float, high: float, sign: int, expected: str) -> None:
-    assert verdict(Interval((low + high) / 2, low, high, 8), sign) == expected
+    assert verdict(Estimate((low + high) / 2, low, high, 8), sign) == expected
 
 
 def test_the_page_of_evidence(tmp_path: Path) -> None:

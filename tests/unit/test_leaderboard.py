@@ -12,6 +12,7 @@ import pytest
 
 from crosspref.cli import main
 from crosspref.errors import RunError
+from crosspref.reports.table import as_json
 from crosspref.suites.leaderboard import TABLES, leaderboard, paper_lines
 from crosspref.suites.leaderboard_formats import (
     comma_separated,
@@ -21,7 +22,7 @@ from crosspref.suites.leaderboard_formats import (
     markdown,
     terminal,
 )
-from crosspref.suites.results import MEAN, WinRate, as_json
+from crosspref.suites.results import MEAN, WinRate
 
 NAN = math.nan
 

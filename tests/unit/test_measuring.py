@@ -15,7 +15,8 @@ from scipy.special import expit
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, MissingLibraryError
 from crosspref.maths.alpaca import Comparisons, Gamed, win_rates
-from crosspref.suites.differences import NO_DIFFERENCE, pairs_of
+from crosspref.maths.estimate import NO_DIFFERENCE
+from crosspref.suites.differences import pairs_of
 from crosspref.suites.results import MEAN
 from crosspref.suites.settings import XAlpacaSettings
 from crosspref.suites.xalpaca import measuring
@@ -114,7 +115,7 @@ def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
     rates = found.rates["a", "en"]
     assert (rates.lc, rates.lc_kind) == (50, "LC-noreg")
     assert (math.isnan(rates.lc_low), math.isnan(rates.lc_high)) == (True, True)
-    assert [row.verdict for row in found.changes if row.rate == "LC"] == [NO_DIFFERENCE]
+    assert [row.change.verdict for row in found.changes if row.rate == "LC"] == [NO_DIFFERENCE]
     assert found.rates["b", "en"].lc_low < found.rates["b", "en"].lc_high
 
 
@@ -154,12 +155,12 @@ def test_better_stands_only_where_the_interval_says_so() -> None:
     assert [row.language for row in found.changes[:3]] == ["en", "es", MEAN]
     verdicts = {(row.model, row.other): set() for row in found.changes}
     for row in found.changes:
-        verdicts[row.model, row.other].add(row.verdict)
+        verdicts[row.model, row.other].add(row.change.verdict)
         assert row.rate == "WR"
-        assert row.low <= row.difference <= row.high
-        assert row.verdict != "better" or (row.low > 0 and row.p_value <= 0.05)
+        assert row.change.low <= row.change.value <= row.change.high
+        assert row.change.verdict != "better" or (row.change.low > 0 and row.change.p_value <= 0.05)
         ours, theirs = (found.rates[name, "en"].wr for name in (row.model, row.other))
-        assert row.difference == pytest.approx(ours - theirs)
+        assert row.change.value == pytest.approx(ours - theirs)
     assert verdicts["pi_0", "pi_I"] == {NO_DIFFERENCE}
     assert verdicts["pi_2", "pi_1"] == verdicts["pi_2", "pi_0"] == {"better"}
 
@@ -168,8 +169,8 @@ def test_changes_are_over_the_items_that_both_were_judged_on() -> None:
     first, second = ([Compared(str(n), n, y, 5, 5) for n, y in enumerate(ys)]
                      for ys in ([1.0, 2.0, None, 1.0, 1.5], [2.0, 2.0, 2.0, None, 1.5]))  # fmt: skip
     found = measured({("a", "en"): first, ("b", "en"): second}, Controls())
-    [change] = found.changes
-    assert (change.n, change.difference) == (3, pytest.approx(100 / 3))
+    [row] = found.changes
+    assert (row.change.n, row.change.value) == (3, pytest.approx(100 / 3))
     assert found.rates["a", "en"].wr == pytest.approx(100 * 1.5 / 4)
 
 

@@ -11,7 +11,7 @@ from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.mtbench.files import TwoTurns
 from crosspref.suites.mtbench.tables import compare, measure
 from crosspref.suites.mtbench.turn import NO_ANSWER, Turn
-from crosspref.suites.results import MEAN, Change, Scores
+from crosspref.suites.results import MEAN, ModelChange, Scores
 
 Given = Mapping[str, Sequence[float | str | None]]
 """By question id the grades of both turns; None is one that could not be read, and a text why there was none."""
@@ -94,7 +94,7 @@ def test_languages_are_drawn_together() -> None:
     assert (mean.overall_low, mean.overall_high) == (own.overall_low, own.overall_high)
 
 
-def changes_of(turns: Sequence[Turn]) -> dict[tuple[str, str], Change]:
+def changes_of(turns: Sequence[Turn]) -> dict[tuple[str, str], ModelChange]:
     return {(row.rate, row.language): row for row in compare(turns, 200, 1)}
 
 
@@ -102,7 +102,7 @@ def test_differences_are_over_the_turns_that_both_were_graded_on() -> None:
     ours = graded("pi_1", "de", {"1": (8, 6), "2": (5, None), "3": (7, 7)})
     theirs = graded("pi_0", "de", {"1": (4, 5), "2": (4, 9), "3": (NO_ANSWER, NO_ANSWER), "4": (1, 1)})
     found = changes_of([*theirs, *ours])
-    assert {key: (row.difference, row.n) for key, row in found.items()} == {
+    assert {key: (row.change.value, row.change.n) for key, row in found.items()} == {
         ("turn 1", "de"): (pytest.approx(5 / 2), 2),
         ("turn 2", "de"): (pytest.approx(1.0), 1),
         ("overall", "de"): (pytest.approx(6 / 3), 2),
@@ -119,11 +119,11 @@ def test_signs_are_flipped_by_question_and_adjusted_over_languages() -> None:
     found = changes_of(turns)
     # Of 2^8 signs two are as extreme, whether of one turn or of both; the smaller of two p-values is doubled by Holm.
     for rate in ("turn 1", "turn 2", "overall"):
-        assert found[rate, "de"].p_value == pytest.approx(2 * 2 / 2**8)
-        assert found[rate, "de"].verdict == "better"
-        assert found[rate, "fr"].p_value == 1.0
-        assert found[rate, "fr"].verdict == "no difference shown"
-    assert found["overall", MEAN].difference == pytest.approx(2.5 / 2)
+        assert found[rate, "de"].change.p_value == pytest.approx(2 * 2 / 2**8)
+        assert found[rate, "de"].change.verdict == "better"
+        assert found[rate, "fr"].change.p_value == 1.0
+        assert found[rate, "fr"].change.verdict == "no difference shown"
+    assert found["overall", MEAN].change.value == pytest.approx(2.5 / 2)
 
 
 def test_a_language_that_one_model_lacks_is_not_compared() -> None:

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from crosspref.engines import EngineSettings
+from crosspref.maths.estimate import NO_DIFFERENCE
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Unit
-from crosspref.suites.differences import NO_DIFFERENCE
 from crosspref.suites.nlp.tables import Found, write_results
-from crosspref.suites.results import Change, ItemScore, TaskScore
+from crosspref.suites.results import ItemScore
 from crosspref.suites.settings import EvaluationSettings, NlpSettings
 from crosspref.suites.targets import Candidate, Target
 from crosspref.suites.work import Evaluation
@@ -30,13 +32,16 @@ def items(values: np.ndarray, measure: str = "acc", first: int = 0) -> list[Item
     return [ItemScore(f"q{first + number}", measure, float(value)) for number, value in enumerate(values)]
 
 
-def results(folder: Path) -> tuple[dict[tuple[str, ...], TaskScore], dict[tuple[str, ...], Change]]:
-    scores: list[TaskScore] = Unit(folder / "nlp" / "scores.parquet").rows(TaskScore)
-    changes: list[Change] = Unit(folder / "nlp" / "changes.parquet").rows(Change)
-    return (
-        {(row.model, row.language, row.task, row.measure): row for row in scores},
-        {(row.model, row.other, row.language, row.rate): row for row in changes},
-    )
+def results(folder: Path) -> list[dict[tuple[str, ...], Any]]:
+    """Return the stored scores and changes by what they are of."""
+    keys = {"scores": ("model", "language", "task", "measure"), "changes": ("model", "other", "language", "rate")}
+    return [
+        {
+            tuple(row[name] for name in names): SimpleNamespace(**row)
+            for row in pq.read_table(folder / "nlp" / f"{table}.parquet").to_pylist()
+        }
+        for table, names in keys.items()
+    ]
 
 
 def lost(right: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -12,7 +12,8 @@ from crosspref.cli import main
 from crosspref.data.records import Agreement, Measure, Prompt
 from crosspref.errors import RunError
 from crosspref.recipe.files import dump_recipe, make_recipe
-from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, Report, make_agreement_report, make_report
+from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, make_agreement_report, make_report
+from crosspref.reports.table import Report
 from crosspref.run.status import PhaseStatus, run_status
 from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
 from crosspref.stages.evaluate import MEASURES, WIN_RATE

@@ -10,6 +10,7 @@ from alpaca_world import draw_comparisons, draw_gamed
 
 from crosspref.maths import resampling
 from crosspref.maths.alpaca import Comparisons, WinRates, length_controlled_rates, preference_outcomes, win_rates
+from crosspref.maths.estimate import Estimate
 from crosspref.maths.resampling import (
     Draws,
     difference,
@@ -20,7 +21,6 @@ from crosspref.maths.resampling import (
     shared_items,
     win_rate_interval,
 )
-from crosspref.maths.statistics import Interval
 
 C = 20.0
 
@@ -49,7 +49,7 @@ def test_items_are_joined_by_id_and_not_by_place() -> None:
     found = resample({"x": plain([1.0, 0.0, 0.5], "abc"), "y": plain([0.5, 1.0, 0.0], "cab")}, 50)
     assert found["x"].win_rate.values.tolist() == found["y"].win_rate.values.tolist()
     gap = percentile_interval(difference(found["x"].win_rate, found["y"].win_rate))
-    assert gap == Interval(0.0, 0.0, 0.0, 3)
+    assert gap == Estimate(0.0, 0.0, 0.0, 3)
 
 
 def test_all_resamples_are_equally_likely() -> None:
@@ -96,9 +96,9 @@ def test_mean_over_languages() -> None:
 def test_interval_of_a_win_rate() -> None:
     found = win_rate_interval(preference_outcomes([2, 1, 0, None, 1.9, 1.2] * 20), resamples=4000)
     spread = np.std([1, 0, 0.5, 0.9, 0.2] * 20)
-    assert (found.mean, found.n) == (pytest.approx(52.0), 100)
+    assert (found.value, found.n) == (pytest.approx(52.0), 100)
     assert found.high - found.low == pytest.approx(2 * 1.96 * 100 * spread / 10, rel=0.05)
-    assert win_rate_interval(np.ones(4)) == Interval(100.0, 100.0, 100.0, 4)
+    assert win_rate_interval(np.ones(4)) == Estimate(100.0, 100.0, 100.0, 4)
     assert math.isnan(win_rate_interval(np.array([0.5, math.nan])).low)
 
 
@@ -118,7 +118,7 @@ def covered(hits: list[bool]) -> float:
     return float(np.mean(hits))
 
 
-def holds(interval: Interval, truth: float) -> bool:
+def holds(interval: Estimate, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 

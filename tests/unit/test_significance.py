@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from crosspref.maths.estimate import NO_DIFFERENCE, Change, Estimate
 from crosspref.maths.resampling import resample_means
-from crosspref.maths.statistics import Interval, holm, newcombe_interval, sign_flip_test, verdict, wilson_interval
-from crosspref.suites.differences import NO_DIFFERENCE, changes_of, two_sided
+from crosspref.maths.statistics import holm, newcombe_interval, sign_flip_test, wilson_interval
+from crosspref.suites.differences import changes_of, two_sided
 from crosspref.suites.results import MEAN
 
 
@@ -64,14 +65,14 @@ def test_holm_by_hand() -> None:
     ],
 )
 def test_verdict(low: float, high: float, p_value: float | None, expected: str) -> None:
-    assert verdict(Interval(1.0, low, high, 9), p_value) == expected
+    assert Change.of(Estimate(1.0, low, high, 9), p_value).verdict == (expected or NO_DIFFERENCE)
 
 
 def test_wilson_by_hand() -> None:
     # z^2 = 3.8415, n = 100: the middle is (0.61 + 0.019207) / 1.038415 = 0.60593, the reach
     # 1.95996 / 1.038415 * sqrt(0.61 * 0.39 / 100 + 3.8415 / 40000) = 0.09390.
     found = wilson_interval([1] * 61 + [0] * 39)
-    assert (found.mean, found.n) == (0.61, 100)
+    assert (found.value, found.n) == (0.61, 100)
     assert (found.low, found.high) == (pytest.approx(0.51203, abs=2e-5), pytest.approx(0.69983, abs=2e-5))
     assert (round(found.low, 2), round(found.high, 2)) == (0.51, 0.70)
     # All of n: the low end is n / (n + z^2).
@@ -166,7 +167,7 @@ def test_of_few_items_a_mean_over_languages_shows_no_difference() -> None:
     cells = {name: {item: 1.0 + item / 10 for item in range(3)} for name in ("de", "fr")}
     gaps = resample_means(cells, 2000)
     *_, mean = changes_of("a", "b", "overall", gaps, [0.25, 0.25])
-    assert (mean.language, mean.p_value, mean.verdict) == (MEAN, 0.25, NO_DIFFERENCE)
+    assert (mean.language, mean.change.p_value, mean.change.verdict) == (MEAN, 0.25, NO_DIFFERENCE)
     many = resample_means({name: dict.fromkeys(range(9), 1.0) for name in cells}, 2000)
-    assert changes_of("a", "b", "overall", many, [0.004, 0.004])[-1].verdict == "better"
+    assert changes_of("a", "b", "overall", many, [0.004, 0.004])[-1].change.verdict == "better"
     assert two_sided(many["de"]) == pytest.approx(2**-8)

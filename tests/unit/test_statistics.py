@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspref.maths import statistics
-from crosspref.maths.statistics import Interval, kendall_tau, mean_interval, win_rate
+from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import kendall_tau, mean_interval, win_rate
 
 
 @pytest.fixture(autouse=True)
@@ -21,24 +22,24 @@ def _no_warnings():
         yield
 
 
-def half_width(interval: Interval) -> float:
+def half_width(interval: Estimate) -> float:
     return (interval.high - interval.low) / 2
 
 
 def test_worked_example() -> None:
     # Values 0 and 1: a resample of two has the mean 0, 0.5 or 1 with chances 1/4, 1/2 and 1/4. The 5% and 95%
     # quantiles are 0 and 1; the 30% and 70% quantiles are 0.5.
-    assert mean_interval([0.0, 1.0], confidence=0.9) == Interval(0.5, 0.0, 1.0, 2)
-    assert mean_interval([0.0, 1.0], confidence=0.4) == Interval(0.5, 0.5, 0.5, 2)
+    assert mean_interval([0.0, 1.0], confidence=0.9) == Estimate(0.5, 0.0, 1.0, 2)
+    assert mean_interval([0.0, 1.0], confidence=0.4) == Estimate(0.5, 0.5, 0.5, 2)
 
 
 def test_clusters_of_unequal_size_are_drawn_whole() -> None:
     # Clusters a = (0, 0, 0) and b = (1): a resample is aa, ab, ba or bb, with the means 0, 1/4, 1/4 and 1. Drawing
     # values one by one would also give 1/2 and 3/4; a mean of cluster means would give 1/2 for ab.
     found = mean_interval([0, 0, 1, 0], clusters=["a", "a", "b", "a"], confidence=0.4)
-    assert found == Interval(0.25, 0.25, 0.25, 4)
+    assert found == Estimate(0.25, 0.25, 0.25, 4)
     found = mean_interval([0, 0, 1, 0], clusters=["a", "a", "b", "a"], confidence=0.9)
-    assert found == Interval(0.25, 0.0, 1.0, 4)
+    assert found == Estimate(0.25, 0.0, 1.0, 4)
 
 
 @pytest.mark.parametrize(("confidence", "quantile"), [(0.95, 1.960), (0.8, 1.282)])
@@ -48,7 +49,7 @@ def test_width_is_that_of_the_normal_distribution(confidence: float, quantile: f
     expected = quantile * values.std() / math.sqrt(2000)
     assert half_width(found) == pytest.approx(expected, rel=0.05)
     assert (found.low + found.high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
-    assert (found.mean, found.n) == (pytest.approx(values.mean()), 2000)
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 2000)
 
 
 def test_copies_within_a_cluster_add_no_certainty() -> None:
@@ -72,7 +73,7 @@ def test_clusters_match_all_possible_resamples(groups: list[list[int]], confiden
     for end, rank in ((found.low, (1 - confidence) / 2), (found.high, (1 + confidence) / 2)):
         lowest, highest = np.quantile(means, [rank - 0.05, rank + 0.05], method="inverted_cdf")
         assert lowest - 1e-12 <= end <= highest + 1e-12
-    assert found.mean == pytest.approx(np.mean(np.concatenate(groups)))
+    assert found.value == pytest.approx(np.mean(np.concatenate(groups)))
 
 
 def test_the_seed_and_nothing_else_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +90,17 @@ def test_the_seed_and_nothing_else_decides(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("values", "clusters"), [([2.5], None), ([2.0, 3.0], ["a", "a"]), ([2.5, 2.5], ["a", "a"])])
 def test_one_value_or_cluster_has_no_interval(values: list[float], clusters: list[str] | None) -> None:
     found = mean_interval(values, clusters)
-    assert (found.mean, found.n) == (2.5, len(values))
+    assert (found.value, found.n) == (2.5, len(values))
     assert math.isnan(found.low)
     assert math.isnan(found.high)
 
 
 def test_equal_values_have_an_interval_without_width() -> None:
     # 0.1 + 0.1 + 0.1 is not 0.3 in floats; the mean must still be 0.1.
-    assert mean_interval([0.1] * 3) == Interval(0.1, 0.1, 0.1, 3)
-    assert mean_interval([0.1] * 3, clusters=[1, 1, 2]) == Interval(0.1, 0.1, 0.1, 3)
+    assert mean_interval([0.1] * 3) == Estimate(0.1, 0.1, 0.1, 3)
+    assert mean_interval([0.1] * 3, clusters=[1, 1, 2]) == Estimate(0.1, 0.1, 0.1, 3)
     # Different values, but every cluster has the same mean.
-    assert mean_interval([0, 1, 1, 0], clusters=[1, 1, 2, 2]) == Interval(0.5, 0.5, 0.5, 4)
+    assert mean_interval([0, 1, 1, 0], clusters=[1, 1, 2, 2]) == Estimate(0.5, 0.5, 0.5, 4)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 import argparse
 from typing import Any
 
-WIDTH = 92
-"""Columns of the screen that the table needs."""
-
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser's commands."""
@@ -26,7 +23,7 @@ def _audit(options: argparse.Namespace) -> None:
 
     from crosspref.errors import RecipeError
     from crosspref.reports.audit import audit_run
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.run.store import write_text
 
@@ -35,5 +32,5 @@ def _audit(options: argparse.Namespace) -> None:
     report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
     path = Path(options.run) / f"iteration_{iteration}" / "audit.md"
     write_text(path, report.markdown())
-    print_reports([report], WIDTH)
+    print_reports([report])
     print(f"Written: {path}")  # noqa: T201

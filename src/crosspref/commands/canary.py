@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WIDTH = 92
-"""Columns of the screen that the tables need; they run over a narrower one rather than be cut."""
 DESCRIPTION = (
     "Teach a model in English a trait that a program can verify, and measure whether it carries over into other "
     "languages: by the English-aligned model alone, by one iteration with R_c, and by one with R_m. First see with "
@@ -36,7 +34,7 @@ def _canary(options: argparse.Namespace) -> None:
     from crosspref.lab.canary.report import csv_of, make_reports
     from crosspref.lab.canary.run import ANSWERS, MODEL, measure_traits, plan, run_canary
     from crosspref.lab.canary.traits import find_trait
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.run.store import write_text
 
@@ -56,14 +54,14 @@ def _canary(options: argparse.Namespace) -> None:
     if options.measure:
         report = measure_traits(canary)
         write_text(canary.out / "traits.md", report.markdown())
-        print_reports([report], WIDTH)
+        print_reports([report])
         return
     find_trait(options.trait)  # now, and not after the first minutes of sampling
     reports = make_reports(found := run_canary(canary, options.trait))
     write_text(canary.out / options.trait / "canary.md", "\n".join(report.markdown() for report in reports))
     write_text(canary.out / options.trait / "canary.csv", csv_of(found))
     _gather(canary.out)
-    print_reports(reports, WIDTH)
+    print_reports(reports)
     reporter.say(f"Written: {canary.out / 'canary.md'} and {canary.out / 'canary.csv'}, with every trait done so far")
 
 

@@ -6,9 +6,6 @@ from typing import Any
 
 from crosspref.suites import SUITES
 
-WIDTH = 100
-"""Columns of the screen that the tables need."""
-
 TABLE = "(.parquet or .jsonl)"
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
@@ -80,7 +77,7 @@ def _check_suite(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def _evaluate(options: argparse.Namespace) -> None:
     from crosspref.languages import language_name
     from crosspref.recipe.files import load_settings
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.suites.settings import EvaluationSettings
     from crosspref.suites.work import run_suite
@@ -102,5 +99,5 @@ def _evaluate(options: argparse.Namespace) -> None:
         annotations=options.annotations,
         reporter=Reporter(),
     )
-    print_reports(reports, WIDTH)
+    print_reports(reports)
     print(f"Written: {folder}")  # noqa: T201

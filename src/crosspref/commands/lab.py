@@ -7,9 +7,6 @@ from typing import Any
 
 from crosspref.errors import RunError
 
-WIDTH = 112
-"""Columns of the screen that the tables need."""
-
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser's commands."""
@@ -46,7 +43,7 @@ def _single(options: argparse.Namespace) -> None:
     from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
     from crosspref.lab.world.measure import measure_run
     from crosspref.lab.world.setup import make_world
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.run.store import write_text
 
@@ -60,14 +57,14 @@ def _single(options: argparse.Namespace) -> None:
     write_text(out / f"{name}.md", report.markdown())
     write_text(out / f"{name}.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
     tables.draw(measured, out / f"{name}.svg", options.seed)
-    print_reports([report], WIDTH)
+    print_reports([report])
     reporter.say(f"Written: {out / name}.md, .csv and .svg. The run: {job.run.root}")
 
 
 def _study(options: argparse.Namespace) -> None:
     from crosspref.lab.world.studies import run_study, to_csv
     from crosspref.lab.world.summary import draw, summarise
-    from crosspref.reports.report import print_reports
+    from crosspref.reports.table import print_reports
     from crosspref.run.store import write_text
 
     jobs = os.cpu_count() or 1 if options.jobs is None else options.jobs
@@ -80,5 +77,5 @@ def _study(options: argparse.Namespace) -> None:
     write_text(out / f"{options.study}.md", report.markdown())
     write_text(out / f"{options.study}.csv", to_csv(results))
     draw(results, out / f"{options.study}.svg")
-    print_reports([report], WIDTH)
+    print_reports([report])
     print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201

@@ -107,7 +107,7 @@ def _probed(planner: Any, price: float | None) -> "Plan":
 
 
 def _show(plan: "Plan") -> None:
-    from crosspref.reports.report import Report, print_reports
+    from crosspref.reports.table import Report, print_reports
 
     header = ["iteration", "phase", "tokens", "FLOPs", "memory", "fits", "time"]
     rows = [_cells(row) for row in plan.rows]

@@ -6,25 +6,25 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from crosspref.maths.statistics import Interval
+from crosspref.maths.estimate import Estimate
 
 mpl.rcParams.update({"svg.hashsalt": "crosspref", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#6d597a", "#7f7f7f")
 
 
 def draw_curves(
-    path: Path, title: str, labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Interval | None]]]
+    path: Path, title: str, labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Estimate | None]]]
 ) -> None:
     """Draw panels side by side: in each a curve per name over the labels, with intervals where there are any."""
     figure = Figure(figsize=(2.9 * len(panels) + 1.0, 2.9), layout="constrained")
     for axes, (name, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for number, (curve, values) in enumerate(curves.items()):
             there = [(place, value) for place, value in enumerate(values) if value is not None]
-            reach = [[value.mean - value.low for _, value in there], [value.high - value.mean for _, value in there]]
+            reach = [[value.value - value.low for _, value in there], [value.high - value.value for _, value in there]]
             places = [place + 0.06 * (number - (len(curves) - 1) / 2) for place, _ in there]
             axes.errorbar(
                 places,
-                [value.mean for _, value in there],
+                [value.value for _, value in there],
                 yerr=reach,
                 label=curve,
                 color=COLOURS[number % len(COLOURS)],

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from crosspref.maths.alpaca import Comparisons, Floats, WinRates, length_controlled_rates
-from crosspref.maths.statistics import Interval
+from crosspref.maths.estimate import Estimate
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item", bound=Hashable)
@@ -116,7 +116,7 @@ def mean_over(draws: Iterable[Draws]) -> Draws:
     return Draws(float(np.mean([one.point for one in given])), values, sum(one.n for one in given))
 
 
-def percentile_interval(draws: Draws, confidence: float = 0.95) -> Interval:
+def percentile_interval(draws: Draws, confidence: float = 0.95) -> Estimate:
     """Return the statistic and its percentile interval; without width where all draws are equal.
 
     The ends are nan for fewer than two items, or when a resample in more than a hundred has no value. Raises ValueError
@@ -125,12 +125,12 @@ def percentile_interval(draws: Draws, confidence: float = 0.95) -> Interval:
     _check_confidence(confidence)
     known = draws.values[np.isfinite(draws.values)]
     if draws.n < 2 or known.size < 0.99 * draws.values.size:
-        return Interval(draws.point, math.nan, math.nan, draws.n)
+        return Estimate(draws.point, math.nan, math.nan, draws.n)
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(draws.point, float(low), float(high), draws.n)
+    return Estimate(draws.point, float(low), float(high), draws.n)
 
 
-def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
     """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, of one model in one language.
 
     ``outcomes`` (n,) are in [0, 1] and nan where there is no verdict, as ``preference_outcomes`` returns them. The ends
@@ -142,9 +142,9 @@ def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int
         raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
     mean = 100 * float(judged.mean())
     if judged.size == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+        return Estimate(mean, math.nan, math.nan, 1)
     if (judged == judged[0]).all():
-        return Interval(mean, mean, mean, judged.size)
+        return Estimate(mean, mean, mean, judged.size)
     found = bootstrap(
         (judged,),
         np.mean,
@@ -154,7 +154,7 @@ def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int
         method="BCa",
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
-    return Interval(mean, 100 * float(found.low), 100 * float(found.high), judged.size)
+    return Estimate(mean, 100 * float(found.low), 100 * float(found.high), judged.size)
 
 
 def shared_items(*compared: Comparisons) -> tuple[Comparisons, ...]:

@@ -7,30 +7,18 @@ prompts as clusters: then all values of a prompt are drawn together.
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, kendalltau, norm, permutation_test
 from scipy.stats import t as student
 
+from crosspref.maths.estimate import Estimate
+
 Floats = NDArray[np.float64]
 
 _BATCH_NUMBERS = 2**22
 """How many values are resampled together; it bounds the memory and does not change the result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean, its bootstrap interval in the same unit, and the number of values it is over.
-
-    ``low`` and ``high`` are nan when a single value or cluster says nothing about the spread.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def mean_interval(
@@ -39,7 +27,7 @@ def mean_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Interval:
+) -> Estimate:
     """Return the mean of values (n,) and its percentile bootstrap interval.
 
     ``clusters`` names the cluster of every value, for example its prompt_id; clusters are then drawn whole, and the
@@ -63,10 +51,10 @@ def mean_interval(
     sums, counts = np.bincount(codes, weights=numbers), np.bincount(codes)
     mean = float(_ratio_of_sums(sums, counts))
     if sums.size == 1:
-        return Interval(mean, math.nan, math.nan, numbers.size)
+        return Estimate(mean, math.nan, math.nan, numbers.size)
     if (numbers == numbers[0]).all():
         value = float(numbers[0])
-        return Interval(value, value, value, numbers.size)
+        return Estimate(value, value, value, numbers.size)
     found = bootstrap(
         (sums, counts),
         _ratio_of_sums,
@@ -78,10 +66,10 @@ def mean_interval(
         method="percentile",
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), numbers.size)
+    return Estimate(mean, float(found.low), float(found.high), numbers.size)
 
 
-def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0.95) -> Interval:
+def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Return the mean of left - right (n,), paired, and its interval by Student's t: for few values, such as seeds.
 
     The interval is nan for fewer than two pairs. Raises ValueError when sizes differ, when there are no values, or when
@@ -93,9 +81,9 @@ def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0
     gaps = first - second
     mean = float(gaps.mean())
     if gaps.size < 2:
-        return Interval(mean, math.nan, math.nan, gaps.size)
+        return Estimate(mean, math.nan, math.nan, gaps.size)
     reach = float(student.ppf((1 + confidence) / 2, gaps.size - 1) * gaps.std(ddof=1) / math.sqrt(gaps.size))
-    return Interval(mean, mean - reach, mean + reach, gaps.size)
+    return Estimate(mean, mean - reach, mean + reach, gaps.size)
 
 
 def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: float = 0.0) -> Floats:
@@ -216,22 +204,9 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def verdict(gap: Interval, p_value: float | None = None, level: float = 0.05) -> str:
-    """Return "better" or "worse" where the interval of a difference lies on one side of zero, and else "".
-
-    With a ``p_value``, such as one adjusted by ``holm``, it must be at most ``level`` too. An unknown interval or
-    p-value (nan) says nothing.
-    """
-    if p_value is not None and not p_value <= level:
-        return ""
-    if gap.low > 0:
-        return "better"
-    return "worse" if gap.high < 0 else ""
-
-
 def wilson_interval(
     outcomes: ArrayLike, clusters: Iterable[Hashable] | None = None, confidence: float = 0.95
-) -> Interval:
+) -> Estimate:
     """Return the mean of outcomes (n,) in [0, 1] and its interval by Wilson (1927), as shares from 0 to 1.
 
     An outcome of one half is a tie; it makes the interval a little too wide. ``clusters`` names what belongs together,
@@ -252,20 +227,20 @@ def wilson_interval(
     shrink = 1 + quantile**2 / size
     middle = (mean + quantile**2 / (2 * size)) / shrink
     reach = quantile / shrink * math.sqrt(mean * (1 - mean) / size + quantile**2 / (4 * size**2))
-    return Interval(mean, max(0.0, middle - reach), min(1.0, middle + reach), given.size)
+    return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), given.size)
 
 
-def newcombe_interval(left: Interval, right: Interval) -> Interval:
+def newcombe_interval(left: Estimate, right: Estimate) -> Estimate:
     """Return the difference of two independent shares, left - right, and its interval from both of theirs.
 
     By Newcombe (1998), method 10, where theirs are Wilson's: the distances from each share to the end of its interval
     are added as if they were standard errors. Where the two are on some of the same items and rise and fall together,
     it is too wide. ``n`` is that of both.
     """
-    gap = left.mean - right.mean
-    low = gap - math.hypot(left.mean - left.low, right.high - right.mean)
-    high = gap + math.hypot(left.high - left.mean, right.mean - right.low)
-    return Interval(gap, low, high, left.n + right.n)
+    gap = left.value - right.value
+    low = gap - math.hypot(left.value - left.low, right.high - right.value)
+    high = gap + math.hypot(left.high - left.value, right.value - right.low)
+    return Estimate(gap, low, high, left.n + right.n)
 
 
 def _independent_outcomes(outcomes: Floats, clusters: list[Hashable]) -> float:

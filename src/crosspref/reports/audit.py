@@ -12,7 +12,8 @@ from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.noise import SPREADS, Audited, audit
-from crosspref.reports.report import SYMBOLS, Report
+from crosspref.reports.report import SYMBOLS
+from crosspref.reports.table import Report
 from crosspref.run.job import Job, policy, rows_of, stored_prompts
 from crosspref.run.progress import Reporter
 from crosspref.run.store import RunDirectory, Unit

@@ -17,14 +17,13 @@ from crosspref.recipe.files import flatten
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
 from crosspref.reports.comparability import ComparedRun, read_run, unfinished, warnings
-from crosspref.reports.report import SYMBOLS, Report
+from crosspref.reports.report import SYMBOLS
+from crosspref.reports.table import Report
 from crosspref.run.changes import affected_by
 from crosspref.run.store import Unit
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Comparison of runs"
-WIDTH = 100
-"""Columns of the screen that the table needs."""
 METHODS = {"dpo": "DPO", "kto": "KTO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO"}
 HEADER = ["run", "policy", "pairs by", "penalty", "training"]
 NUMBERS = ["pairs", "win\nrate*", "right\nlang.", "length", "chosen\nlonger", "min."]

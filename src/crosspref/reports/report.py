@@ -2,15 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from crosspref.data.records import Agreement, Measure
-from crosspref.languages import LANGUAGES
+from crosspref.reports.table import Report, label
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
@@ -41,57 +35,6 @@ AGREEMENT_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A table's title and cells, and what is said below it; the first ``left`` columns are text, the others numbers."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-    left: int = 2
-
-    def table(self) -> Table:
-        """Return the table for the screen; where that is narrow, the first column's text breaks and nothing else."""
-        table = Table(
-            title=Text(printable(self.title)),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for index, name in enumerate(self.header):
-            text = index < self.left
-            table.add_column(name, justify="left" if text else "right", no_wrap=index > 0, overflow="fold")
-        for number, row in enumerate(self.rows):
-            last = number + 1 == len(self.rows) or self.rows[number + 1][0] != ""
-            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row)
-            table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
-        return table
-
-    def markdown(self) -> str:
-        """Return the report as Markdown."""
-        lines = [self.header, ["---"] * self.left + ["---:"] * (len(self.header) - self.left), *self.rows]
-        escaped = [[printable(cell.replace("\n", " ")).replace("|", r"\|") for cell in line] for line in lines]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-        notes = "\n\n".join(printable(note).replace("*", r"\*") for note in self.notes)
-        return f"# {printable(self.title)}\n\n{table}\n\n{notes}\n"
-
-
-def print_reports(reports: Sequence[Report], width: int = 0) -> None:
-    """Print tables and notes; a table that needs ``width`` columns runs over a narrower screen rather than be cut."""
-    console = Console()
-    for report in reports:
-        Console(width=max(width, console.width)).print(report.table())
-        for note in report.notes:
-            console.print(printable(note), markup=False, highlight=False)
-
-
-def printable(text: str) -> str:
-    """Return the text without what would move a terminal's cursor or break a line of Markdown."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def make_report(measures: Sequence[Measure]) -> Report:
     """Return the report of an evaluation of pi_0 and later policies; languages stand in the order they come in."""
     found = {(row.language, row.iteration, row.measure): row for row in measures}
@@ -100,7 +43,7 @@ def make_report(measures: Sequence[Measure]) -> Report:
     rows = []
     for language in languages:
         for iteration in iterations:
-            name = _named(language) if iteration == iterations[0] else ""
+            name = label(language) if iteration == iterations[0] else ""
             cells = [_cell(found.get((language, iteration, measure)), measure) for measure in COLUMNS]
             rows.append([name, f"pi_{iteration}", *cells])
     prompts = sorted({row.prompts for row in measures})
@@ -127,12 +70,8 @@ def make_agreement_report(agreements: Sequence[Agreement]) -> Report:
             tau += f" [{row.low:.2f}, {row.high:.2f}]"
         names = ", ".join(SYMBOLS.get(name, name) for name in (row.reward, row.other))
         counts = f"{row.prompts}/{row.pairs}"
-        rows.append([_named(row.language) if first else "", str(row.iteration), names, tau, *shares, counts])
+        rows.append([label(row.language) if first else "", str(row.iteration), names, tau, *shares, counts])
     return Report(AGREEMENT_TITLE, AGREEMENT_HEADER, rows, [AGREEMENT_NOTE], left=3)
-
-
-def _named(language: str) -> str:
-    return f"{language} {LANGUAGES.get(language, '')}".strip()
 
 
 def _share(value: float) -> str:

@@ -113,5 +113,5 @@ def _summary(
     resamples: int,
     seed: int,
 ) -> Measure:
-    interval = mean_interval(values, prompts, resamples=resamples, seed=seed)
-    return Measure(iteration, language, name, interval.mean, interval.low, interval.high, interval.n, len(set(prompts)))
+    mean = mean_interval(values, prompts, resamples=resamples, seed=seed)
+    return Measure(iteration, language, name, mean.value, mean.low, mean.high, mean.n, len(set(prompts)))

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from crosspref.errors import RecipeError
 
 if TYPE_CHECKING:
-    from crosspref.reports.report import Report
+    from crosspref.reports.table import Report
     from crosspref.suites.work import Evaluation
 
 SUITES: dict[str, str] = {

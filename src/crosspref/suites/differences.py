@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from crosspref.maths.estimate import Change
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval
-from crosspref.maths.statistics import holm, verdict
-from crosspref.suites.results import MEAN, Change
-
-NO_DIFFERENCE = "no difference shown"
+from crosspref.maths.statistics import holm
+from crosspref.suites.results import MEAN, ModelChange
 
 
 def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -20,7 +19,7 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 
 def changes_of(
     model: str, other: str, rate: str, gaps: Mapping[str, Draws], p_values: Sequence[float], *, with_mean: bool = True
-) -> list[Change]:
+) -> list[ModelChange]:
     """Return the differences of two models in one rate.
 
     Args:
@@ -37,13 +36,10 @@ def changes_of(
         mean = mean_over(gaps.values())
         # Languages may have the same items, of which there are then no more than in the largest.
         tested.append((MEAN, mean, max(two_sided(mean), _least(max(gap.n for gap in gaps.values())))))
-    found = []
-    for language, gap, p_value in tested:
-        interval = percentile_interval(gap)
-        said = verdict(interval, p_value) or NO_DIFFERENCE
-        measured = interval.mean, interval.low, interval.high, p_value
-        found.append(Change(model, other, language, rate, *measured, said, interval.n))
-    return found
+    return [
+        ModelChange(model, other, language, rate, Change.of(percentile_interval(gap), p_value))
+        for language, gap, p_value in tested
+    ]
 
 
 def two_sided(draws: Draws) -> float:

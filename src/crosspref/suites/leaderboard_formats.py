@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosspref.reports.report import printable
+from crosspref.reports.table import inert, printable
 from crosspref.suites.leaderboard import NOREG, Leaderboard, Line, Number
-from crosspref.suites.spreadsheets import harmless
 
 DASH = "\N{EN DASH}"
 """Stands for a number that is not known."""
@@ -113,8 +112,8 @@ def comma_separated(board: Leaderboard) -> str:
             one = line.numbers.get((language, column), Number(math.nan))
             values = (one.value, one.low, one.high, one.kind)[: len(ends[column])]
             cells += ["" if value != value else value for value in values]
-        about = [harmless(line.judged.get(name, "")) for name in ways]
-        table.writerow([harmless(line.model), harmless(line.source), str(line.quoted).lower(), *about, *cells])
+        about = [inert(line.judged.get(name, "")) for name in ways]
+        table.writerow([inert(line.model), inert(line.source), str(line.quoted).lower(), *about, *cells])
     return text.getvalue()
 
 

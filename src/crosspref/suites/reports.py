@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from crosspref.languages import LANGUAGES
-from crosspref.reports.report import Report
-from crosspref.suites.results import MEAN, Change
+from crosspref.reports.table import Report
+from crosspref.suites.results import MEAN, ModelChange
 
 INTERVALS = (
     "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
@@ -62,17 +62,16 @@ def about_notes(about: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def make_changes_report(title: str, changes: Sequence[Change], note: str, digits: int = 1) -> Report:
+def make_changes_report(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> Report:
     """Return what differs between models: languages in the order they come in, the mean last."""
     cells = []
     for number, row in enumerate(changes):
         pair = f"{row.model} - {row.other}"
         before = changes[number - 1] if number else None
         first = before is None or (before.model, before.other, before.rate) != (row.model, row.other, row.rate)
-        gap = f"{row.difference:+.{digits}f}"
-        if not math.isnan(row.low):
-            gap += f" [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
-        cells.append([pair if first else "", row.rate, row.language, gap, _p(row.p_value), str(row.n), row.verdict])
+        change, name = row.change, pair if first else ""
+        gap = change.text(f"+.{digits}f")
+        cells.append([name, row.rate, row.language, gap, _p(change.p_value), str(change.n), change.verdict])
     header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
     return Report(title, header, cells, [note], left=3)
 

@@ -1,16 +1,9 @@
-"""What suites measure, as rows of tables, and how these are written."""
+"""What suites measure, as rows of tables."""
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-import pyarrow as pa
-
-from crosspref.run.store import Unit, write_text
-from crosspref.suites.spreadsheets import harmless
+from crosspref.maths.estimate import Change
+from crosspref.reports.table import columns
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -108,24 +101,18 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """By how many points a rate of ``model`` differs from that of ``other``, on the ``n`` items known of both.
+class ModelChange:
+    """By how many points a rate of ``model`` differs from that of ``other``, on the items known of both.
 
-    ``p_value`` is two-sided, adjusted over languages by Holm; ``verdict`` is ``better`` or ``worse`` only where the
-    interval and it say so. ``rate`` is what was measured: WR, LC, the scores of turn 1, of turn 2, or overall, or a
-    task and its measure, such as ``arc acc_norm``.
+    Its p-value is two-sided, adjusted over languages by Holm. ``rate`` is what was measured: WR, LC, the scores of turn
+    1, of turn 2, or overall, or a task and its measure, such as ``arc acc_norm``.
     """
 
     model: str
     other: str
     language: str
     rate: str
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    verdict: str
-    n: int
+    change: Change = field(metadata=columns("difference", "low", "high", "p_value", "verdict", "n"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,31 +139,3 @@ class TaskScore:
     low: float
     high: float
     n: int
-
-
-_KINDS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
-
-
-def results_table(rows: Sequence[Any], kind: type) -> pa.Table:
-    """Return rows of one kind, all of whose columns are texts and numbers, as an Arrow table."""
-    schema = pa.schema([(column.name, _KINDS[column.type]) for column in fields(kind)])
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
-
-
-def as_json(row: Any) -> dict[str, Any]:
-    """Return a row's columns; what is nan is None."""
-    return {name: None if value != value else value for name, value in asdict(row).items()}
-
-
-def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """Write rows of one kind as ``path`` with the endings .parquet and .csv, in which texts are no formulas."""
-    Unit(path.with_name(f"{path.name}.parquet")).write_table(results_table(rows, kind))
-    text = io.StringIO()
-    # All texts in quotes: before Python 3.13 one with a lone carriage return would get none, and end its row there.
-    names = [field.name for field in fields(kind)]
-    writer = csv.DictWriter(text, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writeheader()
-    for row in rows:
-        cells = {name: harmless(value) if isinstance(value, str) else value for name, value in as_json(row).items()}
-        writer.writerow(cells)  # None is an empty cell
-    write_text(path.with_name(f"{path.name}.csv"), text.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crosspref.data.records import Prompt, Response
 from crosspref.errors import RecipeError
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report
 from crosspref.run.progress import Reporter
 from crosspref.run.store import RunDirectory, write_text
 from crosspref.suites import find_suite

@@ -64,7 +64,7 @@ class Bootstrap:
         if not values:
             return []
         found = mean_interval(values, prompts, resamples=self.resamples, seed=self.seed)
-        return [Figure(of, language, measure, found.mean, found.low, found.high, found.n, len(set(prompts)))]
+        return [Figure(of, language, measure, found.value, found.low, found.high, found.n, len(set(prompts)))]
 
 
 @dataclass(frozen=True, slots=True)

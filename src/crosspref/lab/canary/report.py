@@ -12,7 +12,8 @@ from crosspref.data.records import Response
 from crosspref.lab.canary.figures import AUC, BY_RC, BY_RM, CHANGES, INITIAL, KEPT, OTHERS, POLICIES, TAUGHT, Figure
 from crosspref.lab.canary.traits import TRAITS
 from crosspref.languages import ENGLISH
-from crosspref.reports.report import INTERVALS, SYMBOLS, Report
+from crosspref.reports.report import INTERVALS, SYMBOLS
+from crosspref.reports.table import Report
 from crosspref.stages.evaluate import MEASURES
 
 R_C, R_M = SYMBOLS["crosslingual"], SYMBOLS["multilingual"]

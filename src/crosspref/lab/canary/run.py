@@ -42,7 +42,8 @@ from crosspref.models.locate import locate_model
 from crosspref.recipe.files import make_recipe, override
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
-from crosspref.reports.report import SYMBOLS, Report
+from crosspref.reports.report import SYMBOLS
+from crosspref.reports.table import Report
 from crosspref.run.job import Job, policy, rows_of, store_rows, train_policy
 from crosspref.run.progress import Reporter
 from crosspref.run.store import RunDirectory, Unit, publish_directory

@@ -8,7 +8,7 @@ from pathlib import Path
 from crosspref.errors import RunError
 from crosspref.lab.world.studies import BASE, STUDIES, Result, from_csv
 from crosspref.lab.world.summary import POLICY_0, Line, difference, draw, lines, show_difference, summarise
-from crosspref.maths.statistics import Interval
+from crosspref.maths.estimate import Estimate
 from crosspref.run.store import write_text
 
 START = (POLICY_0, 0)
@@ -126,7 +126,7 @@ CLAIMS = (
 """What the paper's tables say, as differences that the laboratory measures."""
 
 
-def verdict(interval: Interval, sign: int) -> str:
+def verdict(interval: Estimate, sign: int) -> str:
     """Say whether a difference has the claim's sign, with its interval on that side of zero."""
     low, high = sorted((sign * interval.low, sign * interval.high))
     if low > 0:

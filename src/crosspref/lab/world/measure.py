@@ -8,7 +8,8 @@ from pathlib import Path
 from crosspref.data.records import Pair, Prompt, Response
 from crosspref.lab.world.world import LANGUAGES, Meaning, foreign_words, gold, meaning_of
 from crosspref.languages import ENGLISH
-from crosspref.maths.statistics import Interval, mean_interval, win_rate
+from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import mean_interval, win_rate
 from crosspref.run.job import Job, rows_of
 from crosspref.run.store import Unit
 
@@ -35,7 +36,7 @@ class Measured:
     iteration: int
     language: str
     measure: str
-    interval: Interval
+    interval: Estimate
 
 
 def measure_run(job: Job, resamples: int = 1000) -> list[Measured]:
@@ -72,7 +73,7 @@ def policy_to_keep(fidelity: Mapping[int, Mapping[str, float]]) -> tuple[int, st
 def means(measured: Sequence[Measured], measure: str, iteration: int) -> dict[str, float]:
     """Return the mean of one measure in every language."""
     rows = [row for row in measured if row.measure == measure and row.iteration == iteration]
-    return {row.language: row.interval.mean for row in rows}
+    return {row.language: row.interval.value for row in rows}
 
 
 def without_english(values: dict[str, float]) -> float:

@@ -184,7 +184,7 @@ def _results(study: str, variant: str, seed: int, job: Job, iterations: int, set
     for row in measure_run(job, resamples=2):
         if row.iteration <= iterations:
             values = found.setdefault((row.iteration, row.language), dict.fromkeys(MEASURES))
-            values[row.measure] = row.interval.mean
+            values[row.measure] = row.interval.value
     return [Result(study, variant, seed, *key, values, settings, __version__) for key, values in found.items()]
 
 

@@ -11,8 +11,9 @@ from crosspref.engines import find_engine
 from crosspref.lab.world.measure import MEASURES, without_english
 from crosspref.lab.world.studies import STUDIES, Result
 from crosspref.languages import ENGLISH
-from crosspref.maths.statistics import Interval, difference_interval
-from crosspref.reports.report import Report
+from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import difference_interval
+from crosspref.reports.table import Report
 
 POLICY_0 = "pi_0"
 SHOWN = {"gold": "gold", "win_rate": "win rate\nover pi_0", "accuracy": "pair\naccuracy", "tokens": "tokens"}
@@ -68,7 +69,7 @@ def _languages(rows: Sequence[Result], seed: int, measure: str) -> dict[str, flo
     return {language: value for language, value in own.items() if value is not None}
 
 
-def difference(line: Line, other: Line, measure: str = "gold", *, english: bool = False) -> Interval:
+def difference(line: Line, other: Line, measure: str = "gold", *, english: bool = False) -> Estimate:
     """Return the mean over seeds of line minus other, with its interval; only seeds that both have count."""
     left = line.english if english else line.values[measure]
     right = other.english if english else other.values[measure]
@@ -106,10 +107,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
     find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, groups, 0.0)
 
 
-def show_difference(interval: Interval) -> str:
+def show_difference(interval: Estimate) -> str:
     """Return a difference with its interval as text."""
     spread = "" if math.isnan(interval.low) else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
-    return f"{interval.mean:+.3f}{spread}"
+    return f"{interval.value:+.3f}{spread}"
 
 
 def _spread(line: Line, measure: str) -> str:

@@ -10,8 +10,8 @@ from crosspref.engines import find_engine
 from crosspref.lab.world.measure import MEASURES, Measured, means, policy_to_keep
 from crosspref.lab.world.world import LANGUAGES
 from crosspref.languages import language_name
-from crosspref.maths.statistics import Interval
-from crosspref.reports.report import Report
+from crosspref.maths.estimate import Estimate
+from crosspref.reports.table import Report
 
 TITLE = "A world whose true reward is known: gold per language and policy"
 HEADER = ["language", "policy", "gold", "win rate\nover pi_0", "pair\naccuracy", "tokens", "own\nlanguage"]
@@ -49,7 +49,7 @@ def to_csv(measured: Sequence[Measured], seed: int, settings: str, version: str)
     table.writerow(names)
     for row in measured:
         value = row.interval
-        numbers = [value.mean, value.low, value.high, value.n]
+        numbers = [value.value, value.low, value.high, value.n]
         table.writerow([row.iteration, row.language, row.measure, *numbers, seed, settings, version])
     return text.getvalue()
 
@@ -68,9 +68,9 @@ def draw(measured: Sequence[Measured], path: Path, seed: int) -> None:
     find_engine("figures", "curves")(path, f"crosspref lab, seed {seed}, 95% intervals over prompts", labels, panels)
 
 
-def _cell(value: Interval | None, measure: str) -> str:
+def _cell(value: Estimate | None, measure: str) -> str:
     if value is None:
         return ""
     form = ".1f" if measure == "tokens" else ".0%" if measure in {"accuracy", "fidelity", "win_rate"} else ".2f"
     spread = "" if math.isnan(value.low) else f" [{value.low:{form}}, {value.high:{form}}]"
-    return f"{value.mean:{form}}{spread}"
+    return f"{value.value:{form}}{spread}"

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from crosspref.data.records import Agreement, Pair, Score
-from crosspref.maths.statistics import Interval, kendall_tau, mean_interval
+from crosspref.maths.estimate import UNKNOWN
+from crosspref.maths.statistics import kendall_tau, mean_interval
 
 
 def agree(
@@ -36,7 +37,7 @@ def agree(
         seed: seeds the bootstrap.
     """
     taus = [tau for tau in _taus(scores, other_scores) if not math.isnan(tau)]
-    found = mean_interval(taus, resamples=resamples, seed=seed) if taus else Interval(math.nan, math.nan, math.nan, 0)
+    found = mean_interval(taus, resamples=resamples, seed=seed) if taus else UNKNOWN
     left, right = _samples(pairs), _samples(other_pairs)
     both = [(left[prompt_id], right[prompt_id]) for prompt_id in left.keys() & right.keys()]
     return Agreement(
@@ -44,7 +45,7 @@ def agree(
         language,
         reward,
         other,
-        found.mean,
+        found.value,
         found.low,
         found.high,
         found.n,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from crosspref.data.records import FollowUp, Prompt, as_messages
 from crosspref.errors import DataError, RecipeError
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report
 from crosspref.suites.files_by_language import Problems, read_languages
 from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.tables import write_judgements, write_results

@@ -10,7 +10,7 @@ from typing import Any
 
 from crosspref.maths.resampling import Draws, difference, mean_over, percentile_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.differences import changes_of, pairs_of
 from crosspref.suites.files_by_language import Problems
@@ -20,7 +20,7 @@ from crosspref.suites.mtbench.prompt import describe_prompts
 from crosspref.suites.mtbench.report import make_category_report, make_report
 from crosspref.suites.mtbench.turn import NO_ANSWER, NO_REFERENCE, Turn
 from crosspref.suites.reports import CHANGES, make_changes_report
-from crosspref.suites.results import MEAN, Change, Judgement, Scores, as_json, write_table
+from crosspref.suites.results import MEAN, Judgement, ModelChange, Scores
 from crosspref.suites.work import Evaluation
 
 ALL = "all"
@@ -48,7 +48,7 @@ def write_results(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str
     changes = compare(turns, settings.resamples, settings.seed)
     about = _about(work, turns, problems)
     write_table(folder / "scores", scores, Scores)
-    write_table(folder / "changes", changes, Change)
+    write_table(folder / "changes", changes, ModelChange)
     content = {**about, "rows": [as_json(row) for row in scores], "changes": [as_json(row) for row in changes]}
     write_text(folder / "scores.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     reports = [make_report(scores, about), make_category_report(scores)]
@@ -105,7 +105,7 @@ def _scores(
         figures |= {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}
         if drawn is not None:
             interval = percentile_interval(drawn)
-            figures |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            figures |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     why = Counter(turn.failure for turn in turns if turn.failure)
     return Scores(
         model=model,
@@ -125,7 +125,7 @@ def _scores(
     )
 
 
-def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[Change]:
+def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[ModelChange]:
     """Return what differs between models, over the turns of questions that both were graded on."""
     graded: dict[tuple[str, str], dict[tuple[str, int], Turn]] = {}
     for turn in turns:

@@ -7,14 +7,14 @@ from typing import Any
 
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, ModelError, RecipeError, RunError
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report, arrow_table
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.suites.answers import identity_of
 from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp.files import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.tables import Found, write_results
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of
-from crosspref.suites.results import ItemScore, results_table
+from crosspref.suites.results import ItemScore
 from crosspref.suites.targets import Candidate
 from crosspref.suites.work import Evaluation
 
@@ -177,7 +177,7 @@ def _measure(work: Evaluation, candidate: Candidate, wanted: Sequence[Wanted], s
             except (DataError, ModelError) as error:
                 found.miss(label, str(error), work.reporter.say)
                 continue
-            unit.write_table(results_table(rows, ItemScore))
+            unit.write_table(arrow_table(rows, ItemScore))
             unit.finish(fingerprint, len(rows), seconds=time.monotonic() - started, cut=cut)
             found.add(candidate.name, one.task, one.language, rows, cut)
     finally:

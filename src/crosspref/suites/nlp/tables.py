@@ -4,19 +4,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crosspref.languages import LANGUAGES
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.differences import changes_of
 from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
 from crosspref.suites.reports import make_changes_report
-from crosspref.suites.results import MEAN, Change, ItemScore, TaskScore, as_json, write_table
+from crosspref.suites.results import MEAN, ItemScore, ModelChange, TaskScore
 from crosspref.suites.work import Evaluation
 
 BEFORE = ("pi_I", "pi_0")
@@ -86,7 +86,7 @@ class _Task:
     name: TaskName
     languages: list[str]
     scores: Mapping[Key, Draws]
-    changes: list[Change]
+    changes: list[ModelChange]
 
 
 def write_results(work: Evaluation, found: Found) -> list[Report]:
@@ -98,7 +98,7 @@ def write_results(work: Evaluation, found: Found) -> list[Report]:
     changes = [change for task in tasks for change in task.changes]
     folder = work.target.folder / "nlp"
     write_table(folder / "scores", rows, TaskScore)
-    write_table(folder / "changes", changes, Change)
+    write_table(folder / "changes", changes, ModelChange)
     content = {
         **_about(work, found, tasks),
         "rows": [as_json(row) for row in rows],
@@ -108,7 +108,7 @@ def write_results(work: Evaluation, found: Found) -> list[Report]:
     reports = [_report(task, rows, models) for task in tasks]
     if changes:
         reports.append(make_changes_report("Alignment tax: what differs from pi_I and pi_0", changes, TAX))
-    reports[len(tasks) - 1].notes.extend(_notes(found, rows))
+    reports[len(tasks) - 1] = replace(reports[len(tasks) - 1], notes=_notes(found, rows))
     return reports
 
 
@@ -165,7 +165,7 @@ def _rows(task: _Task, models: Sequence[str]) -> list[TaskScore]:
 
 def _row(model: str, language: str, task: str, measure: str, draws: Draws) -> TaskScore:
     interval = percentile_interval(draws)
-    return TaskScore(model, language, task, measure, interval.mean, interval.low, interval.high, interval.n)
+    return TaskScore(model, language, task, measure, interval.value, interval.low, interval.high, interval.n)
 
 
 def _report(task: _Task, rows: Sequence[TaskScore], models: Sequence[str]) -> Report:

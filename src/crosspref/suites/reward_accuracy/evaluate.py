@@ -10,10 +10,9 @@ from typing import Any
 from crosspref.errors import RecipeError
 from crosspref.models.locate import locate_model, require_one_output
 from crosspref.recipe.files import load_recipe
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.judge.questions import Template
-from crosspref.suites.results import as_json, write_table
 from crosspref.suites.reward_accuracy.judges import JUDGE, Judged, ask_judge, ask_reward_model
 from crosspref.suites.reward_accuracy.pairs import Comparison, Sample, draw_samples
 from crosspref.suites.reward_accuracy.prompt import OWN

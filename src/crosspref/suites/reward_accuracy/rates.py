@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crosspref.maths.statistics import Interval, newcombe_interval, verdict, wilson_interval
-from crosspref.suites.differences import NO_DIFFERENCE
+from crosspref.maths.estimate import UNKNOWN, Change, Estimate
+from crosspref.maths.statistics import newcombe_interval, wilson_interval
 from crosspref.suites.reward_accuracy.judges import Judged, Outcome
 from crosspref.suites.reward_accuracy.pairs import Sample, Sampled
 
@@ -14,7 +14,6 @@ ALL = "all"
 """Stands in the place of the language for the pairs of all languages together."""
 
 LACKING = "no verdict"
-NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +105,13 @@ class Cell:
         values = [value if row.chosen_is_a else 1 - value for row, value in known]
         return values, [row.prompt_id for row, _ in known]
 
-    def intervals(self) -> tuple[Interval, Interval]:
+    def intervals(self) -> tuple[Estimate, Estimate]:
         """Return the accuracy with ties as one half, and with ties left out; prompts are the clusters."""
         values, prompts = self.outcomes()
         clear = [(value, prompt) for value, prompt in zip(values, prompts, strict=True) if value != 0.5]
         return (
-            wilson_interval(values, prompts) if values else NOTHING,
-            wilson_interval([value for value, _ in clear], [prompt for _, prompt in clear]) if clear else NOTHING,
+            wilson_interval(values, prompts) if values else UNKNOWN,
+            wilson_interval([value for value, _ in clear], [prompt for _, prompt in clear]) if clear else UNKNOWN,
         )
 
     def failures(self) -> Counter[str]:
@@ -140,10 +139,10 @@ class Cell:
             sum(one is not None and one.contradicted for _, one in self.found),
             len(self.found) - len(values) - lacking,
             lacking,
-            half.mean,
+            half.value,
             half.low,
             half.high,
-            decided.mean,
+            decided.value,
             decided.low,
             decided.high,
             self.judged.date,
@@ -215,5 +214,5 @@ def _change(cell: Cell, other: Cell) -> AccuracyChange | None:
     gap = newcombe_interval(own, theirs)
     return AccuracyChange(
         cell.judged.kind, cell.judged.name, cell.reward, cell.iteration, other.reward, other.iteration, cell.language,
-        gap.mean, gap.low, gap.high, verdict(gap) or NO_DIFFERENCE, gap.n,
+        gap.value, gap.low, gap.high, Change.of(gap).verdict, gap.n,
     )  # fmt: skip

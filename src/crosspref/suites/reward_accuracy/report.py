@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crosspref.languages import LANGUAGES
-from crosspref.reports.report import SYMBOLS, Report
+from crosspref.reports.report import SYMBOLS
+from crosspref.reports.table import Report
 from crosspref.suites.reward_accuracy.judges import JUDGE, PEOPLE, REWARD_MODEL
 from crosspref.suites.reward_accuracy.pairs import IMBALANCE, Sample
 from crosspref.suites.reward_accuracy.rates import ALL, Accuracy, AccuracyChange

@@ -12,10 +12,10 @@ from typing import Any
 from crosspref.data.rows import READERS, Row, read_file, read_id
 from crosspref.errors import DataError
 from crosspref.maths.statistics import nominal_alpha
+from crosspref.reports.table import inert
 from crosspref.run.store import write_text
 from crosspref.suites.reward_accuracy.judges import PEOPLE, Judged, Outcome
 from crosspref.suites.reward_accuracy.pairs import Comparison
-from crosspref.suites.spreadsheets import harmless
 
 COLUMNS = ("id", "language", "prompt", "answer_a", "answer_b", "choice", "annotator")
 CHOICES = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -35,7 +35,7 @@ def write_sheet(path: Path, pairs: Iterable[Comparison]) -> bool:
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for pair in sorted(pairs, key=lambda pair: (pair.language, pair.pair_id)):
-        texts = (harmless(value) for value in (pair.instruction, pair.answer_a, pair.answer_b))
+        texts = (inert(value) for value in (pair.instruction, pair.answer_a, pair.answer_b))
         writer.writerow([pair.pair_id, pair.language, *texts, "", ""])
     # The mark in front tells spreadsheets that it is UTF-8.
     write_text(path, "\ufeff" + text.getvalue())

@@ -8,7 +8,7 @@ from typing import Any
 from crosspref.data.records import Prompt
 from crosspref.data.rows import Row, is_unicode
 from crosspref.errors import DataError, RecipeError
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report
 from crosspref.suites.files_by_language import Item, Problems, join, read_languages
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import LACKING, Template

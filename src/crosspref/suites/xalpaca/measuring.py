@@ -9,6 +9,7 @@ import numpy as np
 from crosspref.engines import find_engine
 from crosspref.errors import MissingLibraryError
 from crosspref.maths.alpaca import Comparisons, Gamed, WinRates, comparisons, win_rates
+from crosspref.maths.estimate import Estimate
 from crosspref.maths.resampling import (
     Draws,
     RateDraws,
@@ -19,9 +20,9 @@ from crosspref.maths.resampling import (
     shared_items,
     win_rate_interval,
 )
-from crosspref.maths.statistics import Interval, sign_flip_test
+from crosspref.maths.statistics import sign_flip_test
 from crosspref.suites.differences import changes_of, pairs_of, two_sided
-from crosspref.suites.results import Change
+from crosspref.suites.results import ModelChange
 from crosspref.suites.xalpaca.rates import DIFFICULTY, GAMED_COLUMNS, Compared, Controls, Key, Measured, Rates
 
 FEWEST = 5
@@ -131,11 +132,11 @@ def _resampled(cells: Mapping[Key, tuple[Comparisons, WinRates]], resamples: int
     return found
 
 
-def _rates(wr: Interval, draws: RateDraws, measured: WinRates) -> Rates:
+def _rates(wr: Estimate, draws: RateDraws, measured: WinRates) -> Rates:
     if measured.lc is None or math.isnan(measured.lc):
-        return Rates(wr.mean, wr.low, wr.high)
-    lc = percentile_interval(draws.lc) if draws.lc is not None else Interval(measured.lc, math.nan, math.nan, wr.n)
-    return Rates(wr.mean, wr.low, wr.high, lc.mean, lc.low, lc.high, measured.lc_name)
+        return Rates(wr.value, wr.low, wr.high)
+    lc = percentile_interval(draws.lc) if draws.lc is not None else Estimate(measured.lc, math.nan, math.nan, wr.n)
+    return Rates(wr.value, wr.low, wr.high, lc.value, lc.low, lc.high, measured.lc_name)
 
 
 def _mean(draws: Sequence[RateDraws], kinds: set[str]) -> Rates:
@@ -145,14 +146,14 @@ def _mean(draws: Sequence[RateDraws], kinds: set[str]) -> Rates:
     wr = percentile_interval(mean_over(one.win_rate for one in draws))
     every = [one.lc for one in draws if one.lc is not None]
     if len(kinds) != 1 or kinds == {"none"} or len(every) < len(draws):
-        return Rates(wr.mean, wr.low, wr.high)
+        return Rates(wr.value, wr.low, wr.high)
     lc = percentile_interval(mean_over(every))
-    return Rates(wr.mean, wr.low, wr.high, lc.mean, lc.low, lc.high, *kinds)
+    return Rates(wr.value, wr.low, wr.high, lc.value, lc.low, lc.high, *kinds)
 
 
 def _changes(
     compared: Mapping[Key, Comparisons], model: str, other: str, fit: Fit, *, resamples: int, seed: int
-) -> list[Change]:
+) -> list[ModelChange]:
     """Return the differences of two models, by language and as their mean, over the items that both were judged on."""
     cells: dict[Key, tuple[Comparisons, WinRates]] = {}
     flips: dict[str, float] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crosspref.data.rows import BrokenRow, Row, read_file, read_id
 from crosspref.errors import DataError
-from crosspref.suites.results import Change
+from crosspref.suites.results import ModelChange
 from crosspref.suites.settings import XAlpacaSettings
 
 DIFFICULTY = "instruction_difficulty"
@@ -49,7 +49,7 @@ class Measured:
 
     rates: Mapping[Key, Rates]
     means: Mapping[str, Rates]
-    changes: Sequence[Change]
+    changes: Sequence[ModelChange]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report
 from crosspref.suites.reports import INTERVALS, about_notes, by_language, with_range
 from crosspref.suites.results import WinRate
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from crosspref.reports.report import Report
+from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.files_by_language import Problems
 from crosspref.suites.judge.questions import LACKING
 from crosspref.suites.reports import CHANGES, make_changes_report
-from crosspref.suites.results import MEAN, Change, WinRate, as_json, write_table
+from crosspref.suites.results import MEAN, ModelChange, WinRate
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca.cell import Cell
 from crosspref.suites.xalpaca.measuring import measure
@@ -34,7 +34,7 @@ def write_results(
     folder = work.target.folder / "xalpaca"
     about = _about(work, cells, problems)
     write_table(folder / "win_rates", rows, WinRate)
-    write_table(folder / "changes", found.changes, Change)
+    write_table(folder / "changes", found.changes, ModelChange)
     content = {
         **about,
         "rows": [as_json(row) for row in rows],

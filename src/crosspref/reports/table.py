@@ -1,0 +1,266 @@
+"""One table for every evaluation: on the screen, as Markdown, LaTeX, CSV and Parquet.
+
+People read a `Report`: cells that are texts already, and notes below them. Programs read rows of a dataclass whose
+fields are texts, numbers, and `Estimate` or `Change` objects; `flat` spreads these over columns:
+
+    @dataclass(frozen=True, slots=True)
+    class TaskScore:
+        model: str
+        score: Estimate = field(metadata=columns("score", "low", "high", "n"))
+        length: Estimate  # without metadata: the columns length, length_low and length_high
+
+`write_table` writes such rows as Parquet and CSV. `csv_text` makes a CSV file of anything else.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crosspref.languages import LANGUAGES
+from crosspref.maths.estimate import Estimate
+from crosspref.run.store import Unit, write_text
+
+FOLDED = 30
+"""Columns of the screen that the texts of the first column get where the screen is too narrow for the table."""
+
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First characters that make a spreadsheet read a cell as a formula, including their wide forms."""
+_NUMBER = re.compile(r"[-+]?\d*\.?\d*(e[-+]?\d+)?")
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # at the start of a row it would be an option of the row's end before it
+    "`": "{`}",  # two of them would be a quotation mark
+    "\N{REPLACEMENT CHARACTER}": "?",
+    "\N{EN DASH}": "--",
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+}
+_MARKDOWN = "\\`*_{}[]<>#|~!"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A table of texts, and what is said below it.
+
+    The first ``left`` columns are text, the others numbers. A cell may have several lines, and a heading as well; in
+    LaTeX the first lines of headings that are alike and side by side become one heading above them. Row i may have a
+    footnote mark, ``marks[i]``. ``rules`` are the rows that a line is drawn above; None stands for all rows whose first
+    cell is not empty.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    left: int = 2
+    marks: Sequence[str] = ()
+    rules: Sequence[int] | None = None
+
+    def table(self) -> Table:
+        """Return the table for the screen; where that is narrow, the first column's text breaks and nothing else."""
+        table = Table(
+            title=Text(printable(self.title)),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for index, name in enumerate(self.header):
+            text = index < self.left
+            table.add_column(name, justify="left" if text else "right", no_wrap=index > 0, overflow="fold")
+        rows = self._marked(lambda mark: f" [{mark}]")
+        rules = {number for number, row in enumerate(rows) if row[0]} if self.rules is None else set(self.rules)
+        for number, row in enumerate(rows, start=1):
+            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row)
+            last = number == len(rows) or number in rules
+            table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
+        return table
+
+    def show(self, console: Console) -> None:
+        """Print the table and the notes; a table that is too wide runs over the screen rather than be cut."""
+        table = self.table()
+        longest = max((cell_len(line) for row in self.rows for line in row[0].split("\n")), default=0)
+        needed = Console(width=10_000).measure(table).maximum - max(0, longest - FOLDED)
+        Console(file=console.file, width=max(console.width, needed)).print(table)
+        for note in self.notes:
+            console.print(printable(note), markup=False, highlight=False)
+
+    def markdown(self, *, trusted: bool = True) -> str:
+        """Return the report as Markdown, with a heading if it has a title.
+
+        Only what would break the table or a note is escaped. Where names in it come from elsewhere, pass ``trusted``
+        as False: then every character that means something in Markdown is escaped.
+        """
+        cell = (lambda text: printable(text).replace("|", r"\|")) if trusted else escape_markdown
+        note = (lambda text: printable(text).replace("*", r"\*")) if trusted else escape_markdown
+        rule = ["---"] * self.left + ["---:"] * (len(self.header) - self.left)
+        rows = [[cell(text.replace("\n", " ")) for text in row] for row in self._marked(lambda mark: f" [{mark}]")]
+        lines = [[cell(name.replace("\n", " ")) for name in self.header], rule, *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        heading = f"# {printable(self.title)}\n\n" if self.title else ""
+        return heading + f"{table}\n\n" + "\n\n".join(map(note, self.notes)) + "\n"
+
+    def latex(self) -> str:
+        """Return the table as LaTeX, for booktabs, with the notes below it."""
+        heads = [name.split("\n", 1) for name in self.header]
+        above = []
+        for name, group in groupby(heads, lambda head: head[0] if len(head) > 1 else ""):
+            width = len(list(group))
+            above += [rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(name)}}}"] if name else [""] * width
+        below = [escape_latex(head[-1]) for head in heads]
+        lines = [
+            "% \\usepackage{booktabs}",
+            rf"\begin{{tabular}}{{{'l' * self.left}*{{{len(heads) - self.left}}}{{r}}}}",
+            r"\toprule",
+            *([" & ".join(above) + r" \\"] if any(above) else []),
+            " & ".join([below[0].capitalize(), *below[1:]]) + r" \\",
+            r"\midrule",
+        ]
+        for number, row in enumerate(self.rows):
+            if number and number in (self.rules or ()):
+                lines.append(r"\midrule")
+            mark = self.marks[number] if self.marks else ""
+            first, *rest = (escape_latex(cell.replace("\n", " ")) for cell in row)
+            lines.append(" & ".join([first + (rf"\textsuperscript{{{mark}}}" if mark else ""), *rest]) + r" \\")
+        notes = [f"{escape_latex(note)}\\par" for note in self.notes]
+        text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}", "", r"{\par\footnotesize", *notes, "}"]) + "\n"
+        if not text.isascii():
+            text = f"% Not all is ASCII: compile with XeLaTeX or LuaLaTeX, and a font that has the letters.\n{text}"
+        return text
+
+    def _marked(self, show: Callable[[str], str]) -> list[list[str]]:
+        """Return the rows, with their marks behind the first cell."""
+        marks = self.marks or [""] * len(self.rows)
+        return [
+            [first + (show(mark) if mark else ""), *rest] for (first, *rest), mark in zip(self.rows, marks, strict=True)
+        ]
+
+
+def print_reports(reports: Iterable[Report]) -> None:
+    """Print tables and notes on the screen."""
+    for report in reports:
+        report.show(Console())
+
+
+def label(language: str) -> str:
+    """Return a language's tag and its name, as tables have them."""
+    return f"{language} {LANGUAGES.get(language, '')}".strip()
+
+
+def without_repeats(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Return rows whose first cell is empty where the row above has the same one."""
+    given = [list(row) for row in rows]
+    repeated = [False, *(above[0] == row[0] for above, row in pairwise(given))]
+    return [["" if same else row[0], *row[1:]] for row, same in zip(given, repeated, strict=False)]
+
+
+def printable(text: str) -> str:
+    """Return the text without what would move a terminal's cursor or break a line of Markdown."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown that shows the text, also in a table's cell."""
+    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in printable(text))
+
+
+def escape_latex(text: str) -> str:
+    """Return LaTeX that shows the text."""
+    plain = printable(text)
+    shown = "{}" if plain.startswith("*") else ""  # it would be taken for a part of the row's end before it
+    for before, character in zip(f" {plain}", plain, strict=False):
+        shown += "{}" if before == character == "-" else ""  # two of them would be a dash
+        shown += _LATEX.get(character, character)
+    return shown
+
+
+def inert(text: str) -> str:
+    """Return a text that a spreadsheet shows and does not compute: with an apostrophe before it if it is a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]], *, quoted: bool = True) -> str:
+    """Return rows as CSV: None is an empty cell, and no text is a formula of a spreadsheet.
+
+    Pass ``quoted`` as False where all texts are our own: then only texts that need quotes get them
+    (before Python 3.13 a lone carriage return ends its row), and "-" and rounded numbers are written as they are.
+    """
+
+    def written(cell: object) -> object:
+        if not isinstance(cell, str) or (not quoted and _NUMBER.fullmatch(cell)):
+            return cell
+        return inert(cell)
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL)
+    writer.writerow(header)
+    writer.writerows(map(written, row) for row in rows)
+    return text.getvalue()
+
+
+def columns(value: str, *others: str) -> Mapping[str, str]:
+    """Return the metadata of a field that holds an estimate: its value's column, and which others have their name."""
+    return {"value": value, **{name: name for name in others}}
+
+
+def columns_of(kind: type) -> dict[str, type]:
+    """Return the columns of a kind of row, with the type of each: str, int or float."""
+    return {column: of for part in fields(kind) for column, _, of in _spread(part)}
+
+
+def flat(row: Any) -> dict[str, Any]:
+    """Return a row's values by column."""
+    cells = {}
+    for part in fields(row):
+        value = getattr(row, part.name)
+        for column, attribute, _ in _spread(part):
+            cells[column] = getattr(value, attribute) if attribute else value
+    return cells
+
+
+def as_json(row: Any) -> dict[str, Any]:
+    """Return a row's values by column; what is nan is None."""
+    return {name: None if value != value else value for name, value in flat(row).items()}
+
+
+def _spread(part: "Field[Any]") -> list[tuple[str, str, Any]]:
+    """Return the columns of a field: the name of each, the estimate's attribute in it (none: itself), its type."""
+    if not (isinstance(part.type, type) and issubclass(part.type, Estimate)):
+        return [(part.name, "", part.type)]
+    types = {attribute.name: attribute.type for attribute in fields(part.type)}
+    name = part.name
+    names = part.metadata or {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return [(column, attribute, types[attribute]) for attribute, column in names.items()]
+
+
+_ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
+
+
+def arrow_table(rows: Sequence[Any], kind: type) -> pa.Table:
+    """Return rows of one kind as an Arrow table."""
+    schema = pa.schema([(name, _ARROW[of]) for name, of in columns_of(kind).items()])
+    return pa.Table.from_pylist([flat(row) for row in rows], schema=schema)
+
+
+def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
+    """Write rows of one kind to ``path`` with the endings .parquet and .csv; in CSV nan is an empty cell."""
+    Unit(path.with_name(f"{path.name}.parquet")).write_table(arrow_table(rows, kind))
+    text = csv_text(list(columns_of(kind)), (as_json(row).values() for row in rows))
+    write_text(path.with_name(f"{path.name}.csv"), text)
