@@ -2,13 +2,14 @@
 
     .venv-vllm/bin/python benchmarks/engines.py --prompts 8 --responses 4 --new-tokens 64 --out engines.json
 
-Each engine lives in a process of its own and runs when it is its turn, by crosspref's own stages; the server stands
-still meanwhile, since it would busy itself. Needs the environment of `make test-vllm`. Prints tokens per second, each
+Each engine lives in a process of its own, and they run alternating, by crosspref's own stages; meanwhile the server is
+stopped, since it would keep itself busy. Needs the environment of `make test-vllm`. Prints tokens per second and each
 engine's ratio to transformers in the same round, and writes JSON.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -24,20 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import workload
-from timing import alike, machine, mean_per_token, ratios, spread, take_turns, timed, worker
+from timing import alternate, check_alike, machine, mean_per_token, ratios, spread, timed
 
-from crosspref.data.records import Prompt, Response
+from crosspref.data.records import Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.engines.transformers.models import readable_directory
 from crosspref.models.locate import locate_model
+from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
 from crosspref.stages.sample import sample
 from crosspref.stages.score import score
 
 SAMPLERS, SCORERS = ("transformers", "vllm", "server"), ("transformers", "server")
-NATS = {"float32": 0.01, "bfloat16": 8.0}
-"""By how much two engines' log-probabilities of one response may differ."""
-
 ENGINE: Any = None
-"""A worker's own engine."""
+"""The engine of a worker."""
 
 
 def main() -> None:
@@ -57,39 +57,40 @@ def main() -> None:
     os.environ.update({"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
     os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"})
     settings = {**vars(options), "prompts_from": Path(options.prompts_from).name, "out": None}
-    found: dict[str, Any] = {"machine": machine(options.threads), "settings": settings}
+    results: dict[str, Any] = {"machine": machine(options.threads), "settings": settings}
     with serve(options) as server:
-        found["sampling"], responses = measure_sampling(options, server)
-        found["scoring"] = measure_scoring(options, server, responses)
+        results["sampling"], responses = measure_sampling(options, server)
+        results["scoring"] = measure_scoring(options, server, responses)
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_sampling(options: argparse.Namespace, server: "Server") -> tuple[dict[str, Any], list[Response]]:
     """Return tokens per second of each sampler, and the responses of the first."""
     prompts = workload.english(options.prompts_from, options.prompts)
     work = partial(draw, prompts, options.responses)
-    speeds, results = by_turns(SAMPLERS, "sampler", work, options, server)
+    speeds, results = alternate_engines(SAMPLERS, "sampler", work, options, server)
     for rows in results.values():
         assert len(rows) == len(prompts) * options.responses, "an engine left responses out"
-    own = by_turns(SCORERS[:1], "scorer", partial(rate, prompts, results), options, server, rounds=1)[1]
     # What they drew differs; how likely it is under the model must not, beyond chance.
-    means = {name: mean_per_token(*both) for name, both in own["transformers"].items()}
-    alike(means)
-    return {**told("sampling", speeds), "mean nats per token, and its error": means}, results["transformers"]
+    means = {}
+    for name, rows in results.items():
+        _, scores = alternate_engines(SCORERS[:1], "scorer", partial(rate, prompts, rows), options, server, rounds=1)
+        means[name] = mean_per_token(scores["transformers"])
+    check_alike(means)
+    return {**summary("sampling", speeds), "mean nats per token, and its error": means}, results["transformers"]
 
 
 def measure_scoring(options: argparse.Namespace, server: "Server", responses: list[Response]) -> dict[str, Any]:
     """Return scored tokens per second of each scorer."""
     prompts = workload.english(options.prompts_from, options.prompts)
-    speeds, results = by_turns(SCORERS, "scorer", partial(rate, prompts, {"same": responses}), options, server)
-    pairs = zip(results["transformers"]["same"][0], results["server"]["same"][0], strict=True)
-    difference = max(abs(one - other) for one, other in pairs)
-    assert difference < NATS[options.dtype], f"two engines score one response {difference} nats apart"
-    return {**told("scoring", speeds), "greatest difference, nats": difference}
+    speeds, results = alternate_engines(SCORERS, "scorer", partial(rate, prompts, responses), options, server)
+    ours, theirs = ([row.policy_logprob for row in results[name]] for name in SCORERS)
+    apart = workload.difference(ours, theirs, options.dtype)
+    return {**summary("scoring", speeds), "greatest difference, nats": apart}
 
 
-def told(what: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
+def summary(what: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
     """Print and return what was measured, and each engine against transformers."""
     against = {name: ratios(values, speeds["transformers"]) for name, values in speeds.items()}
     for name, values in speeds.items():
@@ -102,7 +103,7 @@ def told(what: str, speeds: dict[str, list[float]]) -> dict[str, Any]:
     return {"tokens per second": speeds, "to transformers": {name: spread(rows) for name, rows in against.items()}}
 
 
-def by_turns(
+def alternate_engines(
     names: tuple[str, ...],
     kind: str,
     work: Callable[[], tuple[float, Any]],
@@ -110,18 +111,16 @@ def by_turns(
     server: "Server",
     rounds: int | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Let engines work by turns, each in its own process; work runs there and returns (tokens per second, result)."""
+    """Let engines alternate, each in its own process, where work runs and returns (tokens per second, result)."""
+    spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        workers = {}
-        for name in names:
-            pool = worker(load, name, kind, vars(options), server.url)
-            workers[name] = stack.enter_context(pool)
         turns: dict[str, Callable[[], tuple[float, Any]]] = {}
-        for name, pool in workers.items():
-            turn = partial(run, pool, work)
+        for name in names:
+            pool = ProcessPoolExecutor(1, spawn, load, (name, kind, vars(options), server.url))
+            turn = partial(run, stack.enter_context(pool), work)
             turns[name] = partial(server.run, turn) if name == "server" else turn
-            turns[name]()  # loads it, and what is done the first time only is done
-        return take_turns(turns, rounds or options.rounds)
+            turns[name]()  # loads the engine, and does what is done once
+        return alternate(turns, rounds or options.rounds)
 
 
 def run(pool: ProcessPoolExecutor, work: Callable[[], tuple[float, Any]]) -> tuple[float, Any]:
@@ -132,40 +131,39 @@ def run(pool: ProcessPoolExecutor, work: Callable[[], tuple[float, Any]]) -> tup
 def load(name: str, kind: str, options: dict[str, Any], url: str) -> None:
     """Build the engine of this process."""
     global ENGINE
-    settings = {
-        "sample": {"engine": name, "n": max(2, options["responses"]), "max_new_tokens": options["new_tokens"]},
-        "reward": {"engine": "transformers" if name == "vllm" else name},
-        "resources": {"dtype": options["dtype"], "device": "cpu", "threads": options["threads"]},
-        "server": {"url": url, "concurrency": 64},
-    }
-    settings["sample"]["max_prompt_tokens"] = 2048 - options["new_tokens"]  # what the server is told, too
-    recipe = workload.recipe(options["model"], None, options["prompts_from"], **settings)
-    engines = EngineFactory(EngineSettings.of(recipe))
+    new_tokens = options["new_tokens"]
+    sampling = {"engine": name, "n": max(2, options["responses"]), "max_new_tokens": new_tokens}
+    machine = {"dtype": options["dtype"], "device": "cpu", "threads": options["threads"]}
+    engines = EngineFactory(
+        EngineSettings(
+            sample=SampleSettings(**sampling, max_prompt_tokens=2048 - new_tokens),  # what the server is told, too
+            reward=RewardSettings(engine="transformers" if name == "vllm" else name, algorithm="simpo"),
+            resources=ResourceSettings(**machine),
+            server=ServerSettings(url=url, concurrency=64),
+            seed=workload.SEED,
+            roles={options["model"]: "pi_0"},
+        )
+    )
     model = locate_model(options["model"])
     ENGINE = engines.sampler(model) if kind == "sampler" else engines.scorer(model, None)
 
 
 def draw(prompts: list[Prompt], n: int) -> tuple[float, list[Response]]:
     """Return tokens per second, and the responses."""
-    seconds, rows = timed(
-        lambda: sample(prompts, ENGINE, n=n, seed=workload.SEED, iteration=1, advance=lambda *_: None)
-    )
+    given = {"n": n, "seed": workload.SEED, "iteration": 1, "advance": workload.quiet}
+    seconds, rows = timed(lambda: sample(prompts, ENGINE, **given))
     return sum(len(row.token_ids or ()) for row in rows) / seconds, rows
 
 
-def rate(prompts: list[Prompt], tables: dict[str, list[Response]]) -> tuple[float, dict[str, Any]]:
-    """Return response tokens per second, and for each table the log-probabilities (nats) and tokens of its rows."""
-    given = {"settings": workload.recipe("none", None, "none").reward, "reward": "multilingual"}
-    found, seconds = {}, 0.0
-    for name, rows in tables.items():
-        took, scores = timed(partial(score, rows, prompts, ENGINE, advance=lambda *_: None, **given))
-        seconds += took
-        found[name] = ([row.policy_logprob for row in scores], [row.tokens for row in scores])
-    return sum(sum(tokens) for _, tokens in found.values()) / seconds, found
+def rate(prompts: list[Prompt], responses: list[Response]) -> tuple[float, list[Score]]:
+    """Return response tokens per second, and the scores."""
+    given = {"settings": RewardSettings(algorithm="simpo"), "reward": "multilingual", "advance": workload.quiet}
+    seconds, rows = timed(lambda: score(responses, prompts, ENGINE, **given))
+    return sum(row.tokens for row in rows) / seconds, rows
 
 
 class Server:
-    """vLLM's server; it stands still when it is not its turn."""
+    """vLLM's server; it is stopped when it is not its turn."""
 
     def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
         self.url, self.process = url, process
@@ -182,8 +180,6 @@ class Server:
 @contextmanager
 def serve(options: argparse.Namespace) -> Iterator[Server]:
     """Serve the model with vLLM as pi_0; it holds the same settings as the engine in process."""
-    from crosspref.engines.transformers.models import readable_directory
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -200,7 +196,7 @@ def serve(options: argparse.Namespace) -> Iterator[Server]:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
             wait_for(port, process, log)
-            # It runs on while the others load, which takes minutes: it does not survive standing still for so long.
+            # It keeps running while the others load: that takes minutes, and it does not survive such a long stop.
             yield Server(f"http://127.0.0.1:{port}/v1", process)
         except Exception:
             print(log.read_text()[-4000:], file=sys.stderr)

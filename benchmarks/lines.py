@@ -9,10 +9,7 @@ from timing import spread
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One comparison.
-
-    ``kind`` says what is reached: a ratio to the other, at least ``target``; or megabytes or a count, at most that.
-    """
+    """One comparison: what is reached is a ratio, at least ``target``, or megabytes or a count, at most ``target``."""
 
     what: str
     against: str
@@ -91,13 +88,13 @@ LINES = {
 
 def reached(line: str, values: Sequence[float], **figures: Any) -> dict[str, Any]:
     """Return what a line reached: ``values`` of each round in the line's unit, and figures beside it."""
-    spec, found = LINES[line], spread(values)
-    met = found["median"] >= spec.target if spec.kind == "ratio" else found["median"] <= spec.target
-    return {**found, "met": met, "rounds": list(values), "figures": figures}
+    spec, summary = LINES[line], spread(values)
+    met = summary["median"] >= spec.target if spec.kind == "ratio" else summary["median"] <= spec.target
+    return {**summary, "met": met, "rounds": list(values), "figures": figures}
 
 
-def unit(value: float, kind: str) -> str:
-    """Return a number as a person reads it."""
+def shown(value: float, kind: str) -> str:
+    """Return a number with its unit."""
     if kind == "megabytes":
         return f"{value:,.0f} MB"
     if kind == "count":

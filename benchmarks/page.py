@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import yaml
-from lines import LINES, Line, unit
+from lines import LINES, Line, shown
 from matplotlib.figure import Figure
 
 mpl.rcParams.update({"svg.hashsalt": "crosspref", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})
@@ -34,8 +34,8 @@ median over the rounds, and the least and greatest. Absolute figures depend on t
 
 def load(path: Path) -> Results:
     """Return what was measured so far."""
-    found: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    results: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return results
 
 
 def write(docs: Path, results: Results) -> None:
@@ -50,55 +50,51 @@ def write(docs: Path, results: Results) -> None:
 
 def text(results: Results, notes: dict[str, str]) -> str:
     """Return the page: the table, then each line with its notes and figures, and on what was measured."""
-    there = {key: line for key, line in LINES.items() if key in results}
+    measured = {key: line for key, line in LINES.items() if key in results}
     page = HEAD.format(minutes=max(1, round(sum(line["seconds"] for line in results.values()) / 60)))
-    page += "".join(row(key, line, results[key]) for key, line in there.items())
+    page += "".join(row(key, line, results[key]) for key, line in measured.items())
     page += f"\n{notes['all'].strip()}\n" if "all" in notes else ""
-    for key, line in there.items():
+    for key, line in measured.items():
         page += f"\n## {key}\n\n{line.what[0].upper()}{line.what[1:]}, against {line.against}.\n"
         page += f"\n{notes[key].strip()}\n" if key in notes else ""
-        found = results[key]
-        rounds = ", ".join(unit(value, line.kind) for value in found["rounds"])
-        figures = "; ".join(f"{name.replace('_', ' ')} {figure(value)}" for name, value in found["figures"].items())
+        rounds = ", ".join(shown(value, line.kind) for value in results[key]["rounds"])
+        beside = results[key]["figures"].items()
+        figures = "; ".join(f"{name.replace('_', ' ')} {figure(value)}" for name, value in beside)
         page += f"\nRounds: {rounds}." + (f" Medians and other figures: {figures}.\n" if figures else "\n")
     return page + "\n## On what was measured\n" + "".join(f"\n{line}\n" for line in places(results))
 
 
-def row(key: str, line: Line, found: dict[str, Any]) -> str:
+def row(key: str, line: Line, result: dict[str, Any]) -> str:
     """Return a line's row of the table."""
     at = "at least" if line.kind == "ratio" else "at most"
-    low, high = unit(found["low"], line.kind), unit(found["high"], line.kind)
-    reached, met = f"**{unit(found['median'], line.kind)}**", "yes" if found["met"] else "**no**"
-    to_reach = f"{at} {unit(line.target, line.kind)}"
-    return f"| [{key}](#{key}) | {line.what} | {line.against} | {to_reach} | {reached} | {low} to {high} | {met} |\n"
+    low, median, high = (shown(result[name], line.kind) for name in ("low", "median", "high"))
+    target, met = shown(line.target, line.kind), "yes" if result["met"] else "**no**"
+    cells = f"[{key}](#{key}) | {line.what} | {line.against} | {at} {target} | **{median}** | {low} to {high} | {met}"
+    return f"| {cells} |\n"
 
 
 def figure(value: Any) -> str:
     """Return a figure beside the line."""
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def places(results: Results) -> list[str]:
     """Return a paragraph per machine and workload, with the lines that were measured there."""
     keys: dict[str, list[str]] = {}
-    for key, found in results.items():
-        keys.setdefault(json.dumps([found["machine"], found["settings"]]), []).append(key)
+    for key, result in results.items():
+        keys.setdefault(json.dumps([result["machine"], result["settings"]]), []).append(key)
     paragraphs = []
     for place, lines in keys.items():
         machine, settings = json.loads(place)
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         bfloat16 = "with" if machine["bfloat16"] else "without"
-        asked = ", ".join(f"{name} {value}" for name, value in settings.items())
+        workload = ", ".join(f"{name} {value}" for name, value in settings.items())
         paragraphs.append(
             f"{'All lines' if len(keys) == 1 else ', '.join(lines)}: {machine['processor']}, {machine['cores']} cores "
             f"{bfloat16} bfloat16 instructions, {machine['threads']} threads, {machine['memory_gb']} GB, Python "
-            f"{machine['python']}, {versions}. Workload: {asked}."
+            f"{machine['python']}, {versions}. Workload: {workload}."
         )
     return paragraphs
 
@@ -110,7 +106,7 @@ def draw(path: Path, results: Results) -> None:
         if key in results and line.kind != "count":
             values = [results[key][name] for name in ("low", "median", "high")]
             of = [value / line.target if line.kind == "ratio" else line.target / max(value, 1e-9) for value in values]
-            shares[key] = (*sorted(of), unit(values[1], line.kind), unit(line.target, line.kind))
+            shares[key] = (*sorted(of), shown(values[1], line.kind), shown(line.target, line.kind))
     drawing = Figure(figsize=(7.2, 0.34 * len(shares) + 1.2), layout="constrained")
     axes = drawing.subplots()
     for place, (low, median, high, reached, target) in enumerate(shares.values()):

@@ -1,4 +1,4 @@
-"""What people run now, in a few lines of our own: the released scripts' scoring, TRL's, a plain generate, the grid."""
+"""What people run now, in a few lines each: the released scripts' scoring, TRL's, a plain generate, the grid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from prepared import Options
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -31,37 +30,32 @@ def released_logprobs(model: Any, rows: Rows) -> list[list[float]]:
     In file order, three prompts at a time, one pass over the file per response index; padded to the right, with a
     float32 log-softmax over the whole vocabulary at every position. Which tokens count is as crosspref counts them.
     """
-    found: list[list[float]] = [[] for _ in rows]
+    scores: list[list[float]] = [[] for _ in rows]
     for index in range(max(len(responses) for _, responses in rows)):
         for start in range(0, len(rows), BATCH):
-            part = [
-                (number, *rows[number])
-                for number in range(start, min(start + BATCH, len(rows)))
-                if index < len(rows[number][1])
-            ]
-            if not part:
+            numbers = [number for number in range(len(rows))[start : start + BATCH] if index < len(rows[number][1])]
+            batch = [(rows[number][0], rows[number][1][index]) for number in numbers]
+            if not batch:
                 continue
-            width = max(len(prompt) + len(responses[index]) for _, prompt, responses in part)
-            ids, attention, counted = (torch.zeros(len(part), width, dtype=torch.int64) for _ in range(3))
-            for row, (_, prompt, responses) in enumerate(part):
-                end = len(prompt) + len(responses[index])
-                ids[row, :end] = torch.tensor(prompt + responses[index])
+            width = max(len(prompt) + len(response) for prompt, response in batch)
+            ids, attention, is_response = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(3))
+            for row, (prompt, response) in enumerate(batch):
+                end = len(prompt) + len(response)
+                ids[row, :end] = torch.tensor(prompt + response)
                 attention[row, :end] = 1
-                counted[row, len(prompt) : end] = 1
+                is_response[row, len(prompt) : end] = 1
             logits = model(input_ids=ids, attention_mask=attention).logits
             logprobs = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-            sums = (logprobs * counted[:, 1:]).sum(-1).tolist()
-            for (number, _, _), value in zip(part, sums, strict=True):
-                found[number].append(value)
-    return found
+            sums = (logprobs * is_response[:, 1:]).sum(-1).tolist()
+            for number, value in zip(numbers, sums, strict=True):
+                scores[number].append(value)
+    return scores
 
 
 @torch.inference_mode()
-def generate(
-    model: Any, prompts: list[list[int]], options: Options, stops: list[int], pad: int
-) -> list[list[list[int]]]:
+def generate(model: Any, prompts: list[list[int]], options: Any, stops: list[int], pad: int) -> list[list[list[int]]]:
     """Return responses to each prompt, one call of ``model.generate`` per prompt; sampled as by a recipe's defaults."""
-    found = []
+    responses = []
     for prompt in prompts:
         output = model.generate(
             input_ids=torch.tensor([prompt]),
@@ -77,8 +71,8 @@ def generate(
         )
         rows = output[:, len(prompt) :].tolist()
         ends = [next((place for place, token in enumerate(row) if token in stops), len(row)) for row in rows]
-        found.append([row[: end + 1] for row, end in zip(rows, ends, strict=True)])
-    return found
+        responses.append([row[: end + 1] for row, end in zip(rows, ends, strict=True)])
+    return responses
 
 
 class GivenIds(DPOTrainer):  # type: ignore[misc]
@@ -98,7 +92,7 @@ def dpo_trainer(
 ) -> DPOTrainer:
     """Return TRL's trainer with its defaults and the loss DPO+NLL, on (policy, reference).
 
-    Not its defaults: nothing is truncated (max_length), saved or reported. ``changes`` are more of that.
+    Apart from its defaults: nothing is truncated (max_length), saved or reported. ``changes`` are further ones.
     """
     arguments = DPOConfig(
         output_dir=str(output),
@@ -138,13 +132,12 @@ def trl_reference(trainer: DPOTrainer, pairs: Sequence[dict[str, list[int]]]) ->
 
     Without its cache file, which would answer the second time.
     """
-    batch_size = trainer.args.per_device_train_batch_size
-    found: list[float] = []
-    rows: Any = list(pairs)
+    batch_size, rows = trainer.args.per_device_train_batch_size, list(pairs)
+    scores: list[float] = []
     for batch in DataLoader(rows, batch_size=batch_size, collate_fn=trainer.data_collator, shuffle=False):
         chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model, batch)
-        found += [value for both in zip(chosen.tolist(), rejected.tolist(), strict=True) for value in both]
-    return found
+        scores += torch.stack([chosen, rejected], dim=1).flatten().tolist()
+    return scores
 
 
 def grid(rewards: NDArray[np.float64], lengths: NDArray[np.float64]) -> tuple[float, float]:

@@ -53,48 +53,35 @@ def measure(what: str, *arguments: str) -> None:
 
 def make_run(root: Path, prompts: int, n: int, shard: int) -> None:
     """Write the prompts, responses and scores of a run in one language."""
-    random = np.random.default_rng(0)
-    run = RunDirectory(root)
+    random, run = np.random.default_rng(0), RunDirectory(root)
     ids = [f"prompt-{number:08d}" for number in range(prompts)]
-    texts = [
-        "Explain in a few words what number " + str(number) + " is good for, and give one example of it."
-        for number in range(prompts)
-    ]
+    texts = [f"Explain in a few words what number {number} is good for, with one example." for number in range(prompts)]
     table = pa.Table.from_arrays([pa.array(ids), pa.repeat("en", prompts), pa.array(texts)], schema=SCHEMAS[Prompt])
     store(run.prompts("prompts", "en"), table)
     letters = np.frombuffer(b"etaoinshrdlu cmfwypvbgkjqxz  ", dtype=np.uint8)
     for start in range(0, prompts, shard):
-        own = ids[start : start + shard]
-        count = len(own) * n
+        part = ids[start : start + shard]
+        count = len(part) * n
         lengths = random.integers(CHARACTERS // 2, CHARACTERS * 3 // 2, count)
         tokens = random.integers(TOKENS // 2, TOKENS * 3 // 2, count)
-        text = pa.StringArray.from_buffers(
-            count, offsets(lengths), pa.py_buffer(random.choice(letters, lengths.sum()).tobytes())
-        )
-        token_ids = pa.ListArray.from_arrays(
-            np.concatenate([[0], tokens.cumsum()]).astype(np.int32), random.integers(0, 50_000, tokens.sum(), np.int32)
-        )
-        key = [
-            pa.array(np.repeat(own, n)),
-            pa.repeat("en", count),
-            pa.array(np.tile(np.arange(n, dtype=np.int32), len(own))),
-        ]
+        characters = pa.py_buffer(random.choice(letters, lengths.sum()).tobytes())
+        text = pa.StringArray.from_buffers(count, pa.py_buffer(offsets(lengths).tobytes()), characters)
+        token_ids = pa.ListArray.from_arrays(offsets(tokens), random.integers(0, 50_000, tokens.sum(), np.int32))
+        samples = np.tile(np.arange(n, dtype=np.int32), len(part))
+        key = [pa.array(np.repeat(part, n)), pa.repeat("en", count), pa.array(samples)]
         ends = pa.array(np.where(random.random(count) < 0.05, "length", "stop"))
-        responses = [*key, text, token_ids, ends, pa.array(random.integers(0, 2**62, count))]
-        name = f"{start:08d}.parquet"
-        store(
-            Unit(run.iteration(1) / "responses" / "en" / name),
-            pa.Table.from_arrays(responses, schema=SCHEMAS[Response]),
-        )
         rewards = random.normal(size=count) + lengths / 500
-        scores = [
-            *key, pa.repeat("crosslingual", count), pa.array(rewards), pa.array(rewards),
-            pa.array(tokens.astype(np.int32)), pa.array(lengths.astype(np.int32)), pa.array(rewards),
-        ]  # fmt: skip
-        store(
-            Unit(run.iteration(1) / "scores" / "crosslingual" / "en" / name),
-            pa.Table.from_arrays(scores, schema=SCHEMAS[Score]),
-        )
+        counts = [pa.array(values.astype(np.int32)) for values in (tokens, lengths)]
+        logprobs = [pa.array(rewards)] * 2
+        columns = {
+            (Response, "responses"): [*key, text, token_ids, ends, pa.array(random.integers(0, 2**62, count))],
+            (Score, "scores/crosslingual"): [
+                *key, pa.repeat("crosslingual", count), *logprobs, *counts, pa.array(rewards)
+            ],
+        }  # fmt: skip
+        for (kind, folder), arrays in columns.items():
+            unit = Unit(run.iteration(1) / folder / "en" / f"{start:08d}.parquet")
+            store(unit, pa.Table.from_arrays(arrays, schema=SCHEMAS[kind]))
     recipe = {
         "models": {"initial": "pi-I", "policy": "pi-0"},
         "languages": ["en"],
@@ -104,9 +91,9 @@ def make_run(root: Path, prompts: int, n: int, shard: int) -> None:
     write_text(run.recipe, dump_recipe(make_recipe(recipe)))
 
 
-def offsets(lengths: np.ndarray) -> pa.Buffer:
-    """Return the offsets of an Arrow string array."""
-    return pa.py_buffer(np.concatenate([[0], lengths.cumsum()]).astype(np.int32).tobytes())
+def offsets(lengths: np.ndarray) -> np.ndarray:
+    """Return the offsets of an Arrow array of texts or lists."""
+    return np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
 
 
 def store(unit: Unit, table: pa.Table) -> None:

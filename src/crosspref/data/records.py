@@ -130,6 +130,24 @@ class Pair:
     reference_chosen_logprob: float | None = None
     reference_rejected_logprob: float | None = None
 
+    @classmethod
+    def of(cls, instruction: str, chosen: Response, rejected: Response) -> "Pair":
+        """Return the pair of two responses to one instruction, without rewards."""
+        return cls(
+            chosen.prompt_id,
+            chosen.language,
+            as_messages(instruction),
+            [{"role": "assistant", "content": chosen.text}],
+            [{"role": "assistant", "content": rejected.text}],
+            chosen.sample,
+            rejected.sample,
+            chosen.token_ids,
+            rejected.token_ids,
+            None,
+            None,
+            None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:

@@ -4,15 +4,14 @@ import ctypes
 import ctypes.util
 import gc
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lines import reached
-from prepared import Prepared, rate
-from stepping import in_child
+from timing import in_child
+from workload import Workload, copy_tokenizer, rate
 
 from crosspref.data.records import Response
 from crosspref.languages import ENGLISH
@@ -24,72 +23,63 @@ VOCABULARY, HIDDEN, RESPONSES, TOKENS = 128_000, 256, 10, 2400
 WORD = "word "
 
 
-def measure_memory(work: Prepared) -> dict[str, dict[str, Any]]:
+def measure(work: Workload) -> dict[str, dict[str, Any]]:
     """Measure what scoring takes beside weights, with a large vocabulary and on the workload."""
-    model = locate_model(str(large_vocabulary(work)))
-    of_logits = RESPONSES * TOKENS * VOCABULARY * 4 / 1e6
-    values = [in_child(scoring_long, work, model, TOKENS) for _ in range(work.options.rounds)]
-    longest = max(len(prompt) + len(ids) for prompt, rows in work.rows() for ids in rows)
+    model, rounds = locate_model(str(large_vocabulary(work))), range(work.options.rounds)
+    large = [in_child(scoring_long, work, model, TOKENS) for _ in rounds]
+    usual = [in_child(scoring, work) for _ in rounds]
+    longest = max(len(prompt) + len(ids) for prompt, responses in work.rows() for ids in responses)
     vocabulary = json.loads((work.policy.directory / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    own = [in_child(scoring, work) for _ in range(work.options.rounds)]
-    full = work.options.responses * longest * vocabulary * 4 / 1e6
+    all_logits = {"float32 logits of all of it, MB": RESPONSES * TOKENS * VOCABULARY * 4 / 1e6}
+    logits = {"float32 logits of a prompt's responses, MB": work.options.responses * longest * vocabulary * 4 / 1e6}
     return {
-        "memory": reached("memory", values, **{"float32 logits of all of it, MB": of_logits}),
-        "memory-workload": reached("memory-workload", own, **{"float32 logits of a prompt's responses, MB": full}),
+        "memory": reached("memory", large, **all_logits),
+        "memory-workload": reached("memory-workload", usual, **logits),
     }
 
 
-def scoring_long(work: Prepared, model: ModelFiles, tokens: int) -> float:
+def scoring_long(work: Workload, model: ModelFiles, tokens: int) -> float:
     """Return the megabytes that scoring long responses under a large vocabulary takes above the weights."""
     scorer = work.engines().scorer(model, None)
-    rows = [
-        Response(
-            "long",
-            ENGLISH,
-            number,
-            "",
-            [(7 * number + 13 * place) % VOCABULARY for place in range(tokens)],
-            "length",
-            0,
-        )
-        for number in range(RESPONSES)
-    ]
+    rows = []
+    for number in range(RESPONSES):
+        ids = [(7 * number + 13 * place) % VOCABULARY for place in range(tokens)]
+        rows.append(Response("long", ENGLISH, number, "", ids, "length", 0))
     return extra(scorer, lambda: scorer.score(WORD * 200, rows))
 
 
-def scoring(work: Prepared) -> float:
-    """Return the megabytes that scoring the prompts with most tokens takes above the weights of two models."""
+def scoring(work: Workload) -> float:
+    """Return the megabytes that scoring the longest prompts takes above the weights of two models."""
     scorer = work.engines().scorer(work.policy, work.initial)
     longest = sorted(work.prompts, key=lambda prompt: -len(prompt.instruction))
     part = replace(work, prompts=longest).first(4)
     return extra(scorer, lambda: rate(scorer, part))
 
 
-def weights_of(work: Prepared, policy: ModelFiles, reference: ModelFiles) -> float:
-    """Return the megabytes that a scorer of two models holds; what scoring itself takes is not in it."""
+def weights_of(work: Workload, policy: ModelFiles, reference: ModelFiles) -> float:
+    """Return the megabytes that a scorer of two models holds, without what scoring itself takes."""
     import crosspref.engines.transformers.scorer  # noqa: F401 - the libraries must not count as weights
 
     before = resident()
     scorer = work.engines().scorer(policy, reference)
-    scorer.score(WORD, [Response("short", ENGLISH, 0, "", [1, 2], "length", 0)])
-    touch()
+    warm_up(scorer)
     return resident() - before
 
 
 def extra(scorer: Any, score: Callable[[], Any]) -> float:
     """Return by how many megabytes the greatest memory while scoring is above what the weights and libraries take."""
-    scorer.score(WORD, [Response("short", ENGLISH, 0, "", [1, 2], "length", 0)])
-    touch()
+    warm_up(scorer)
     before = resident()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     score()
     return field("VmHWM") - before
 
 
-def touch() -> None:
-    """Read all weights once: pages of files that nobody has read yet are not in memory."""
+def warm_up(scorer: Any) -> None:
+    """Score a little, and read all weights once: pages of files that nobody has read yet are not in memory."""
     import torch
 
+    scorer.score(WORD, [Response("short", ENGLISH, 0, "", [1, 2], "length", 0)])
     for item in gc.get_objects():
         if isinstance(item, torch.nn.Parameter):
             float(item.detach().sum())
@@ -111,7 +101,7 @@ def field(name: str) -> float:
     return int(facts[name].split()[0]) * 1024 / 1e6
 
 
-def large_vocabulary(work: Prepared) -> Path:
+def large_vocabulary(work: Workload) -> Path:
     """Write the model with the large vocabulary, and the workload's tokenizer, if it is not there."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -123,9 +113,6 @@ def large_vocabulary(work: Prepared) -> Path:
         config = LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=HIDDEN, max_position_embeddings=4096, tie_word_embeddings=True, **shape
         )
-        for pattern in ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt"):
-            for file in work.policy.directory.glob(pattern):
-                directory.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, directory / file.name)
+        copy_tokenizer(work.policy.directory, directory)
         LlamaForCausalLM(config).save_pretrained(directory)
     return directory
