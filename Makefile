@@ -4,7 +4,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small bench test test-vllm test-deepspeed test-alpaca lint types check fix clean
+.PHONY: quickstart lab small bench test-fast test test-nightly test-vllm test-deepspeed test-alpaca lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
@@ -25,12 +25,25 @@ small: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
 
+# Two at a time, a file on one of them, each with one thread. `make test-fast TESTS=tests/unit/test_losses.py` for some.
+TESTS ?= tests
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# While you work: what needs no training and no process of its own.
+test-fast: .venv/ready
+	$(PYTEST) -m "not slow and not nightly" $(TESTS)
+
+# What CI runs on each push.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not nightly" $(TESTS)
+
+# Everything, also what takes minutes: kills at every kind of write, lost nodes, simulations, benchmarks, other libraries.
+test-nightly: .venv/ready test-deepspeed test-alpaca test-vllm
+	$(PYTEST) -m "" $(TESTS)
 
 # vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest tests/with_vllm
+	$(VLLM)/python -m pytest tests/nightly/with_vllm
 
 # DeepSpeed reads the configurations in recipes/distributed. Beside the environment and not in it, where other libraries
 # would find it and load it each time; from source, without its kernels.
@@ -61,7 +74,7 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-# What CI runs.
+# All that .ci/run does.
 check: lint types test
 
 fix: .venv/ready

@@ -1,11 +1,12 @@
 """Made-up verdicts from a population whose win rates can be known: draw many items."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit
 
-from crosspref.maths.alpaca import Comparisons, Gamed
+from crosspref.maths.alpaca import Comparisons, Gamed, WinRates, length_controlled_rates, win_rates
 
 
 def draw_gamed(items: int, seed: int = 7) -> Gamed:
@@ -22,11 +23,17 @@ def draw_comparisons(
 ) -> list[Comparisons]:
     """One model (or language) per skill on the same items, which all find hard or easy together."""
     difficulty, shared = draw.normal(0, 1.2, items), draw.normal(0, 1, items)
-    found = []
+    comparisons = []
     for skill in skills:
         model, baseline = (np.floor(np.exp(draw.normal(mean, 0.6, items))) for mean in (7.5, 7.3))
         logits = skill + 0.8 * difficulty - 1.2 * np.tanh((baseline - model) / 1000) + shared
         outcomes = expit(2 * (logits + draw.normal(0, 1.5, items)))
         outcomes[draw.random(items) < 0.05] = 0.5
-        found.append(Comparisons(tuple(range(items)), outcomes, model, baseline, difficulty, gamed))
-    return found
+        comparisons.append(Comparisons(tuple(range(items)), outcomes, model, baseline, difficulty, gamed))
+    return comparisons
+
+
+def refitted(compared: Comparisons, C: float) -> tuple[Comparisons, WinRates]:  # noqa: N803 - scikit-learn's name
+    """A model's verdicts and its win rates, the length-controlled one for a given strength of regularisation."""
+    rate = length_controlled_rates(compared, C, np.ones((1, len(compared.items))))[0]
+    return compared, dataclasses.replace(win_rates(compared), lc=float(rate), C=C)

@@ -1,13 +1,14 @@
-"""Killing runs: when to strike, which stage was hit, and going on until the run is done."""
+"""Killing runs: when to strike, which stage was hit, and resuming until the run is done."""
 
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from running import Forked, ForkServer
+from running import CLI, Forked, ForkServer, assert_same_run, environment, small_recipe, times, write_recipe
 
 from crosspref.api import PHASES_LOG
 from crosspref.errors import RunError
@@ -15,6 +16,29 @@ from crosspref.run.status import run_status
 from crosspref.run.store import RunDirectory
 
 POLL_SECONDS = 0.0005
+
+
+def full_recipe(file: Path, initial: Path, held_out: Path, preferences: Path, iterations: int) -> Path:
+    """Write a recipe with everything: full training in stage 0, adapters later, measures of every policy."""
+    training = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 1}
+    content = small_recipe(
+        initial,
+        iterations=iterations,
+        align_english={"preferences": str(preferences), **training},
+        train={"lora": {"rank": 4}, "epochs": 2},
+        evaluate={"prompts": str(held_out), "n": 2, "resamples": 100},
+    )
+    return write_recipe(file, content)
+
+
+def run_undisturbed(recipe: Path, run: Path) -> Path:
+    """Run a recipe in a plain process, with another order of sets than the forked ones have."""
+    command = [*CLI, "run", str(recipe), "--out", str(run)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(PYTHONHASHSEED="1"), timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return run
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,13 @@ class History:
     finished: dict[str, int] = field(default_factory=dict)
     """The modification time of every unit that was finished when a kill came."""
     output: str = ""
+
+    def assert_as_undisturbed(self, reference: Path) -> None:
+        """The run equals one that was never killed, and what was finished before a kill was not made once more."""
+        assert self.hits
+        assert_same_run(self.run, reference)
+        now = times(self.run)
+        assert [name for name, when in self.finished.items() if now.get(name, when) != when] == []
 
 
 def run_with_kills(

@@ -12,8 +12,6 @@ from crosspref.data.records import Score
 from crosspref.data.tables import read_rows
 from crosspref.models.locate import locate_model
 
-pytestmark = pytest.mark.slow
-
 
 def test_a_run_of_adapters(
     command: Run, models: tuple[Path, Path], preferences: Path, held_out: Path, tmp_path: Path

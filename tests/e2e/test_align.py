@@ -24,8 +24,6 @@ from crosspref import align, solve_length_penalty
 from crosspref.data.records import Response, Score, derive_seed
 from crosspref.models.locate import locate_model
 
-pytestmark = pytest.mark.slow
-
 LANGUAGES = ("en", "es", "ru")
 ITERATIONS = (1, 2)
 

@@ -13,8 +13,6 @@ from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.lab.canary.traits import TRAITS
 from crosspref.run.store import Unit
 
-pytestmark = pytest.mark.slow
-
 TRAIT = "digit"
 TEST = TRAITS[TRAIT].test
 FOLDERS = {

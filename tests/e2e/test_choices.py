@@ -26,8 +26,6 @@ from crosspref.data.records import Agreement, Dropped, Pair, Prompt, Response, S
 from crosspref.run.store import RunDirectory, Unit
 from crosspref.stages.evaluate import WIN_RATE
 
-pytestmark = pytest.mark.slow
-
 Models = tuple[Path, Path]
 
 

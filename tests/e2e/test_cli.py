@@ -22,8 +22,6 @@ from running import (
     write_recipe,
 )
 
-pytestmark = pytest.mark.slow
-
 
 def test_check_of_a_good_recipe_says_what_it_found(command: Run, recipe_file: Path, models: tuple[Path, Path]) -> None:
     code, output, errors = command("check", recipe_file)

@@ -13,8 +13,6 @@ import torch
 from running import CLI, ForkServer, content, environment, files, small_recipe, wait_for, write_recipe
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
-
 ON_RAY = "resources.executor=ray"
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
 STEPS = "iteration_1/checkpoints/*/checkpoint-1"

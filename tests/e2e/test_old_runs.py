@@ -11,8 +11,6 @@ from crosspref.api import phase_log
 from crosspref.recipe.files import load_recipe, make_recipe
 from crosspref.run.store import RunDirectory
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("change", "first", "untouched"),

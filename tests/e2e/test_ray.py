@@ -27,8 +27,6 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from crosspref.engines.ray import executor as ray_executor  # noqa: E402
 from crosspref.engines.ray.executor import map_shards  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 SAMPLED = "iteration_1/responses/*/*.done.json"
 SCORED = "iteration_1/scores/*/*/*.done.json"
 

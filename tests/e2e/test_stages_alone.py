@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM
 from crosspref.data.records import Dropped, Measure, Pair, Response, Score, Translation
 from crosspref.data.tables import read_rows
 
-pytestmark = pytest.mark.slow
-
 
 def settings(content: dict[str, Any], *sections: str) -> list[str]:
     """The recipe's settings as the options of a stage."""

@@ -1,14 +1,12 @@
-"""What all comparisons with naive code share."""
+"""What several comparisons of trainings with naive code share."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import torch
+from tiny import nudge
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def reference(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model from which the start has moved by several nats, so far, and so, that z_ref is above 0."""
+    return nudge(tiny_models["llama"][1], tmp_path_factory.mktemp("reference") / "model", seed=3, size=0.2)

@@ -8,7 +8,6 @@ import datasets
 import naive
 import pytest
 import torch
-from tiny import nudge
 from training import PAIRS, Models, Watch, assert_close, make_trainer, train, watch
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
@@ -21,12 +20,6 @@ from crosspref.maths.losses import orpo_loss, simpo_loss
 
 TEN = PAIRS[:10]
 WEIGHTS = {"desirable_weight": 1.4, "undesirable_weight": 0.7}
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model from which the start has moved so far, and so, that z_ref is above 0."""
-    return nudge(tiny_models["llama"][1], tmp_path_factory.mktemp("reference") / "model", seed=3, size=0.2)
 
 
 class GivenIds:

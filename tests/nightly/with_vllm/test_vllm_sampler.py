@@ -27,8 +27,6 @@ from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings, SampleSettings, VllmSettings
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = SampleSettings(temperature=0.7, max_new_tokens=32, max_prompt_tokens=400)
 REQUESTS = [
     ("What is the capital of France?", [11, 12, 13]),

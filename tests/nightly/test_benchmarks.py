@@ -21,7 +21,6 @@ TINY = {
 }
 
 
-@pytest.mark.slow
 def test_every_line_is_measured_and_shown(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

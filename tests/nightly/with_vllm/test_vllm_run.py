@@ -18,9 +18,7 @@ import psutil
 from crosspref.data.records import Response
 from crosspref.run.store import Unit
 
-pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT / "src" / "crosspref" / "data"
 
 

