@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from crosspref.data.rows import Row
+from crosspref.data.items import Item, Problems, join
+from crosspref.data.rows import Row, RowError
+from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
-from crosspref.suites.files_by_language import Item, Problems, join, read_languages
 from crosspref.suites.xalpaca.files import OUTPUTS, read_items, read_preference, write_json
 
 
@@ -123,15 +124,24 @@ def test_a_broken_row_keeps_the_place_of_those_behind_it(tmp_path: Path) -> None
         assert [(item.item_id, item.place) for item in read_items(found["en"], problems)] == [("0", 0), ("2", 2)]
         assert problems.counts["items without id or text"] == 1
     file.write_text("\n".join([*lines[:2], lines[2][:-9], lines[3]]))
-    with pytest.raises(DataError, match=r"row 3 of .* is broken, and its language cannot be told: it is en before"):
+    with pytest.raises(RowError, match="it is en before it and es after it") as caught:
         read_languages(str(file), "items", None, OUTPUTS)
+    assert caught.value.problems[0].row == 3
 
 
 def test_a_language_that_is_none_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "items.json"
     write_json(file, [{"id": 1, "instruction": "Hi", "language": "English"}])
-    with pytest.raises(DataError, match=r"row 1 of .*unknown language 'english': did you mean en"):
+    with pytest.raises(RowError, match="did you mean en") as caught:
         read_languages(str(file), "items", None, OUTPUTS)
+    assert caught.value.problems[0].row == 1
+
+
+def test_two_files_of_one_language_are_refused(tmp_path: Path) -> None:
+    for name in ("es.json", "es.jsonl"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match=r"two files for es: es\.json, es\.jsonl"):
+        read_languages(str(tmp_path), "items", None, OUTPUTS)
 
 
 def test_half_a_character_is_no_text() -> None:

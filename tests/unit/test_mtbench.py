@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from crosspref.data.items import Problems
 from crosspref.data.rows import Row
+from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
-from crosspref.suites.files_by_language import Problems, read_languages
 from crosspref.suites.judge.questions import UnreadableError, read_answer
 from crosspref.suites.mtbench.files import REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.prompt import TEMPLATES, ask_about, describe_prompts, read_grade
@@ -202,5 +203,5 @@ def test_files_lie_as_fastchat_has_them_per_language(tmp_path: Path) -> None:
     assert {language: len(rows) for language, rows in found.items()} == {"de": 1, "fr": 2}
     assert list(read_languages(str(tmp_path), "mtbench.references", ["de"], REFERENCES)) == ["de"]
     (tmp_path / "de" / "reference_answer" / "gpt-4o.jsonl").write_text(line)
-    with pytest.raises(DataError, match=r"has several files: gpt-4\.jsonl, gpt-4o\.jsonl"):
+    with pytest.raises(DataError, match=r"two files for de: .*gpt-4\.jsonl, .*gpt-4o\.jsonl"):
         read_languages(str(tmp_path), "mtbench.references", ["de"], REFERENCES)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from nlp_items import make_items, write_items, write_lines
 
+from crosspref.data.items import Problems
 from crosspref.errors import DataError
-from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp.files import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.tasks import TaskName
 

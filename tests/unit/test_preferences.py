@@ -1,12 +1,12 @@
-import csv
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crosspref.data.preferences import load_preferences, read_preferences
+from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair, from_table, to_table
+from crosspref.data.rows import RowError
 from crosspref.errors import DataError
 
 
@@ -38,8 +38,16 @@ def error_of(source):
     return str(error.value)
 
 
+def problems_of(source):
+    """Return row, id and detail of each problem."""
+    with pytest.raises(RowError) as error:
+        load_preferences(source)
+    assert {problem.file for problem in error.value.problems} == {source}
+    return [(problem.row, problem.prompt_id, problem.detail) for problem in error.value.problems]
+
+
 def expected(prompt, chosen="Paris.", rejected="Lyon.", prompt_id="a"):
-    return Pair(prompt_id, "en", prompt, [assistant(chosen)], [assistant(rejected)], *[None] * 7)
+    return Pair(prompt_id, "en", prompt, [assistant(chosen)], [assistant(rejected)])
 
 
 PROMPT = [user("Capital of France?")]
@@ -104,19 +112,10 @@ def test_pairs_fit_the_table(tmp_path):
     assert from_table(to_table(pairs, Pair), Pair) == pairs
 
 
-def test_csv_parquet_json_and_folder_give_what_jsonl_gives(tmp_path):
+def test_a_folder_gives_what_its_file_gives(tmp_path):
     rows = [PLAIN, PLAIN | {"prompt_id": "b", "chosen": 'Par"is,\nof course'}]
-    wanted = load_preferences(write(tmp_path / "x.jsonl", rows))
-    with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(PLAIN))
-        writer.writeheader()
-        writer.writerows(rows)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
-    (tmp_path / "x.json").write_text(json.dumps(rows))
-    (tmp_path / "folder").mkdir()
-    write(tmp_path / "folder" / "en.jsonl", rows)
-    for name in ("x.csv", "x.parquet", "x.json", "folder"):
-        assert load_preferences(str(tmp_path / name)) == wanted, name
+    source = write(tmp_path / "en.jsonl", rows)
+    assert load_preferences(str(tmp_path)) == load_preferences(source)
 
 
 def test_parquet_with_messages(tmp_path):
@@ -156,8 +155,8 @@ def test_parquet_with_messages(tmp_path):
             },
             "the prompt is not what chosen and rejected begin with",
         ),
-        ({"prompt_id": "a"}, "the id is double: row 1 has it already"),
-        ({"prompt_id": "b", "chosen": "Paris.", "prompt": "Capital of France?"}, "the pair is double: row 1"),
+        ({"prompt_id": "a"}, "duplicate id: row 1 has it already"),
+        ({"prompt_id": "b", "chosen": "Paris.", "prompt": "Capital of France?"}, "duplicate pair: row 1"),
         ({"prompt_id": None}, "None in the column 'prompt_id' is not an id"),
     ],
 )
@@ -166,34 +165,26 @@ def test_each_problem_is_named_with_file_row_and_id(tmp_path, change, message):
     if "chosen" in change or "rejected" in change or "prompt" in change:
         second = PLAIN | {"prompt_id": "b"}
     source = write(tmp_path / "x.jsonl", [PLAIN, second | change])
+    [(row, prompt_id, detail)] = problems_of(source)
+    assert (row, prompt_id) == (2, (second | change)["prompt_id"])
+    assert message in detail
+
+
+def test_problems_are_listed_and_counted(tmp_path):
+    rows = [PLAIN | {"prompt_id": n, "chosen": ""} for n in range(33)]
+    source = write(tmp_path / "x.jsonl", rows)
+    assert [problem[0] for problem in problems_of(source)] == list(range(1, 34))
     text = error_of(source)
-    assert f"the preferences of {source} have 1 problem:" in text
-    prompt_id = (second | change)["prompt_id"]
-    at = f"  {source}, row 2, id {prompt_id!r}: " if prompt_id else f"  {source}, row 2: "
-    line = next(line for line in text.splitlines() if line.startswith(at))
-    assert message in line
-    assert text.endswith("Mend these rows, or take them out of the file.")
-
-
-def test_usable_pairs_come_beside_the_problems(tmp_path):
-    source = write(tmp_path / "x.jsonl", [PLAIN | {"rejected": "Paris."}, PLAIN | {"prompt_id": "b"}])
-    pairs, problems = read_preferences(source)
-    assert [pair.prompt_id for pair in pairs] == ["b"]
-    assert [(problem.row, problem.prompt_id, problem.reason) for problem in problems] == [(1, "a", "equal answers")]
-
-
-def test_more_than_twenty_problems_are_counted(tmp_path):
-    source = write(tmp_path / "x.jsonl", [PLAIN | {"prompt_id": n, "chosen": ""} for n in range(33)])
-    text = error_of(source)
-    assert "have 33 problems:" in text
-    assert "row 20," in text
+    assert text.startswith(f"the preferences of {source} have 33 problems:")
+    assert f"{source}, row 20, id '19': " in text
     assert "row 21," not in text
-    assert "... and 13 more" in text
 
 
 def test_broken_line(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(PLAIN) + "\n{oops\n")
-    assert "x.jsonl, row 2: the line is not valid JSON" in error_of(str(tmp_path / "x.jsonl"))
+    [(row, prompt_id, detail)] = problems_of(str(tmp_path / "x.jsonl"))
+    assert (row, prompt_id) == (2, None)
+    assert "not valid JSON" in detail
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,29 @@
 """Parallel prompts: one instruction in many languages, joined by id and never by position.
 
-`load_prompts` reads any source that ``prompt_sources`` knows, finds out by itself whether it is long (a row per
-language) or wide (a column per language), and names every problem with file, row, language and id.
+`load_prompts` reads any source that ``sources`` knows, detects whether it is long (a row per language) or wide (a
+column per language), and reports every problem with file, row, language and id.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from crosspref.data.records import Dropped, Prompt
-from crosspref.data.rows import BrokenRow, Problem, Row, describe_problems, read_id, text_problem
-from crosspref.data.sources import Part, as_tag, missing_languages, read_source
+from crosspref.data.rows import Problem, Row, RowError, columns_of, read_id, text_problem
+from crosspref.data.sources import (
+    ID_COLUMNS,
+    LANGUAGE_COLUMNS,
+    TEXT_COLUMNS,
+    Part,
+    as_tag,
+    read_source,
+    require_languages,
+)
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, LANGUAGES, language_name
 from crosspref.recipe.sections import PromptSettings
 
-ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
-TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
-LANGUAGE_COLUMNS = ("language", "lang")
 UNDETERMINED = "und"
-"""ISO 639-2's tag for an unknown language: of a broken row in a long file nobody can say which language it was."""
+"""ISO 639-2's tag for an unknown language, which a broken row of a long file has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +31,11 @@ class LoadedPrompts:
     """The usable prompts, language by language in English file order, and what was left out.
 
     ``dropped`` covers the whole source, each prompt and language once; a row without a readable id stands there with
-    ``file:row`` in the place of the id. ``problems`` says where each was found.
+    ``file:row`` in the place of the id.
     """
 
     prompts: list[Prompt]
     dropped: list[Dropped]
-    problems: list[Problem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,15 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
+    """One prompt in one language; a text that is not usable is empty, and among the problems."""
+
     prompt_id: str
     language: str
-    text: str  # "" where it is not usable, which is then among the problems
-    file: str
-    row: int
+    text: str
+    row: Row
+
+    def problem(self, reason: str, detail: str, affects: Sequence[str]) -> Problem:
+        return self.row.problem(reason, detail, self.language, self.prompt_id, tuple(affects))
 
 
 _Index = dict[str, dict[str, _Cell]]  # by language and prompt id, in file order
@@ -67,8 +75,8 @@ def load_prompts(settings: PromptSettings, languages: Sequence[str]) -> LoadedPr
     many ids in English file order are taken, and of those only ids that are usable in every language.
 
     Raises:
-        DataError: a language is unknown or wholly missing, there is no id column, nothing usable is left, or, with
-            ``on_problem="stop"``, any prompt has a problem; the message lists them.
+        DataError: a language is unknown or wholly missing, or there is no id column.
+        RowError: nothing usable is left or, with ``on_problem="stop"``, any prompt has a problem.
     """
     source, wanted = settings.source, _with_english(languages)
     problems: list[Problem] = []
@@ -76,30 +84,30 @@ def load_prompts(settings: PromptSettings, languages: Sequence[str]) -> LoadedPr
     index = _index(cells, wanted, problems)
     problems += _unmatched(index, wanted)
     if problems and settings.on_problem == "stop":
-        how = "Mend the rows, or leave the affected prompts out with `prompts.on_problem: drop`."
-        raise DataError(describe_problems(f"the prompts of {source}", problems, how))
+        advice = "Correct the rows, or leave the affected prompts out with `prompts.on_problem: drop`."
+        raise RowError.of(f"the prompts of {source}", problems, advice)
     dropped = _dropped(problems)
     prompts = _usable(index, wanted, settings.limit, dropped)
     used = {prompt.language for prompt in prompts}
     empty = [language for language in wanted if language not in used]
     if empty:
         what = f"no prompt of {source} can be used in {', '.join(empty)}: the prompts"
-        raise DataError(describe_problems(what, problems, "Mend the rows; dropping them leaves nothing."))
-    return LoadedPrompts(prompts, list(dropped.values()), problems)
+        raise RowError.of(what, problems, "Correct the rows; dropping them leaves nothing.")
+    return LoadedPrompts(prompts, list(dropped.values()))
 
 
 def _with_english(languages: Sequence[str]) -> list[str]:
     for language in languages:
         language_name(language)
-    doubles = sorted({language for language in languages if list(languages).count(language) > 1})
-    if doubles:
-        raise DataError(f"languages listed more than once: {', '.join(doubles)}.")
+    repeated = sorted({language for language in languages if list(languages).count(language) > 1})
+    if repeated:
+        raise DataError(f"languages listed more than once: {', '.join(repeated)}.")
     return list(languages) if ENGLISH in languages else [ENGLISH, *languages]
 
 
 def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Layout:
     """Find out which column is what; the names that the person gave come first."""
-    there = part.columns()
+    there = columns_of(part.rows)
     text = part.find_column(TEXT_COLUMNS, settings.text_column)
     language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
     is_wide = not part.language and not (language and text)
@@ -125,9 +133,7 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
             f"{part.name} is neither long (columns id, language, instruction) nor wide (columns id, en, es, ...). "
             f"{seen}. Name them with `prompts.text_column` and `prompts.language_column`."
         )
-    missing = [tag for tag in wanted if tag not in texts]
-    if missing:
-        raise missing_languages(part.name, f"column (besides the id column {prompt_id!r})", missing, list(texts))
+    require_languages(part.name, f"column (besides the id column {prompt_id!r})", wanted, list(texts))
     return _Layout(prompt_id, {tag: texts[tag] for tag in wanted}, "", "")
 
 
@@ -150,31 +156,27 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
     if not layout.texts:
         _check_long(part, wanted, layout.language_column)
     for row in part.rows:
-        if isinstance(row, BrokenRow):
-            at = (part.name, row.number, part.language, None)
-            problems.append(Problem(*at, "broken row", row.reason, layout.languages()))
+        if row.broken:
+            problems.append(row.problem("broken row", row.broken, part.language, affects=layout.languages()))
             continue
-        found = _texts(row, wanted, layout, problems)
-        if not found:
-            continue
+        texts = _texts(row, wanted, layout, problems)
         value = row.values.get(layout.id_column)
         prompt_id = read_id(value)
-        if prompt_id is None:
+        if texts and prompt_id is None:
             detail = f"{value!r} in the column {layout.id_column!r} is not an id (a text or a whole number)"
-            language = found[0][0] if len(found) == 1 else None
-            problems.append(Problem(row.file, row.number, language, None, "no id", detail, tuple(dict(found))))
-            continue
-        for language, text in found:
-            problems += _text_problems(_Cell(prompt_id, language, "", row.file, row.number), text, wanted)
-            yield _Cell(prompt_id, language, text if isinstance(text, str) else "", row.file, row.number)
+            language = texts[0][0] if len(texts) == 1 else None
+            problems.append(row.problem("no id", detail, language, affects=tuple(dict(texts))))
+        elif prompt_id is not None:
+            for language, text in texts:
+                cell = _Cell(prompt_id, language, text if isinstance(text, str) else "", row)
+                problems += _text_problems(cell, text, wanted)
+                yield cell
 
 
 def _check_long(part: Part, wanted: Sequence[str], language_column: str) -> None:
-    values = [row.values.get(language_column) for row in part.rows if isinstance(row, Row)]
+    values = [row.values.get(language_column) for row in part.rows]
     there = list(dict.fromkeys(as_tag(value) for value in values if isinstance(value, str)))
-    missing = [language for language in wanted if language not in there]
-    if missing:
-        raise missing_languages(part.name, f"row (column {language_column!r})", missing, there)
+    require_languages(part.name, f"row (column {language_column!r})", wanted, there)
 
 
 def _texts(row: Row, wanted: Sequence[str], layout: _Layout, problems: list[Problem]) -> list[tuple[str, object]]:
@@ -192,34 +194,31 @@ def _texts(row: Row, wanted: Sequence[str], layout: _Layout, problems: list[Prob
         except DataError as error:
             detail = str(error)
     prompt_id = read_id(row.values.get(layout.id_column))
-    affects = (tag or UNDETERMINED,)
-    problems.append(Problem(row.file, row.number, tag or None, prompt_id, "unknown language", detail, affects))
+    problems.append(row.problem("unknown language", detail, tag or None, prompt_id, (tag or UNDETERMINED,)))
     return []
 
 
 def _text_problems(cell: _Cell, text: object, wanted: Sequence[str]) -> list[Problem]:
     is_english = cell.language == ENGLISH
+    affects = wanted if is_english else [cell.language]
     if text is None:
         reason = "no English text" if is_english else "no translation"
-        found = (reason, f"there is no {language_name(cell.language)} text")
-    else:
-        trouble = text_problem(text)
-        if trouble is None:
-            return []
-        found = (f"{trouble[0]} in English" if is_english else trouble[0], trouble[1])
-    affects = tuple(wanted) if is_english else (cell.language,)
-    return [Problem(cell.file, cell.row, cell.language, cell.prompt_id, *found, affects)]
+        return [cell.problem(reason, f"there is no {language_name(cell.language)} text", affects)]
+    trouble = text_problem(text)
+    if trouble is None:
+        return []
+    reason, detail = trouble
+    return [cell.problem(f"{reason} in English" if is_english else reason, detail, affects)]
 
 
 def _index(cells: Iterable[_Cell], wanted: Sequence[str], problems: list[Problem]) -> _Index:
-    """Return the cells by language and id; an id that a language has twice is a problem in all languages."""
+    """Return the cells by language and id; a duplicate id in one language is a problem in all languages."""
     index: _Index = {language: {} for language in wanted}
     for cell in cells:
         first = index[cell.language].setdefault(cell.prompt_id, cell)
         if first is not cell:
-            detail = f"the id is double: row {first.row} has it already"
-            at = (cell.file, cell.row, cell.language, cell.prompt_id)
-            problems.append(Problem(*at, "double id", detail, tuple(wanted)))
+            # "double id" is stored in the table of dropped prompts, so that runs of older versions can be resumed.
+            problems.append(cell.problem("double id", f"duplicate id: row {first.row.number} has it already", wanted))
     return index
 
 
@@ -229,18 +228,17 @@ def _unmatched(index: _Index, wanted: Sequence[str]) -> Iterator[Problem]:
         for language in wanted:
             if prompt_id not in index[language]:
                 detail = f"no {language_name(language)} text has the id of this English one"
-                yield Problem(english.file, english.row, language, prompt_id, "no translation", detail, (language,))
+                yield english.row.problem("no translation", detail, language, prompt_id, (language,))
     known = set(index[ENGLISH])
     for language in wanted:
         for prompt_id, cell in index[language].items():
             if prompt_id not in known:
                 known.add(prompt_id)
-                at = (cell.file, cell.row, language, prompt_id)
-                yield Problem(*at, "no English text", "no English text has this id", tuple(wanted))
+                yield cell.problem("no English text", "no English text has this id", wanted)
 
 
 def _dropped(problems: Iterable[Problem]) -> dict[tuple[str, str], Dropped]:
-    """Return what the problems make unusable, by prompt id and language; the first reason found counts."""
+    """Return what the problems make unusable, by prompt id and language; the first reason counts."""
     dropped: dict[tuple[str, str], Dropped] = {}
     for problem in problems:
         prompt_id = problem.prompt_id if problem.prompt_id is not None else f"{problem.file}:{problem.row}"
@@ -252,7 +250,7 @@ def _dropped(problems: Iterable[Problem]) -> dict[tuple[str, str], Dropped]:
 def _usable(
     index: _Index, wanted: Sequence[str], limit: int | None, dropped: dict[tuple[str, str], Dropped]
 ) -> list[Prompt]:
-    """Return the prompts that nothing speaks against; ids that ``limit`` passes over are added to the dropped."""
+    """Return the prompts without a problem; ids that ``limit`` passes over are added to the dropped."""
     ids = list(index[ENGLISH])
     if limit is not None:
         whole = [prompt_id for prompt_id in ids if not any((prompt_id, language) in dropped for language in wanted)]

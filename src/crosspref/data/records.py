@@ -3,9 +3,12 @@
 Every table is Parquet and is joined by key, never by position. Log-probabilities and rewards are in nats.
 """
 
+import functools
 import hashlib
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from types import UnionType
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -20,6 +23,29 @@ Message = dict[str, str]
 
 Instruction = str | list[Message]
 """What a model is asked: what a user says first, or a conversation whose last message is the user's."""
+
+
+_COLUMN_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int32(),
+    float: pa.float64(),
+    FinishReason: pa.string(),
+    list[int]: pa.list_(pa.int32()),
+    list[Message]: pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+}
+
+
+@functools.cache
+def schema_of(kind: type) -> pa.Schema:
+    """Return the Arrow schema of a kind of rows: a column per field, in order; what may be None is its other type."""
+
+    def column(field: Field[Any]) -> tuple[str, pa.DataType]:
+        if field.name == "seed":  # 63 bits
+            return field.name, pa.int64()
+        stored = [part for part in get_args(field.type) if part is not type(None)]
+        return field.name, _COLUMN_TYPES[stored[0] if isinstance(field.type, UnionType) else field.type]
+
+    return pa.schema([column(field) for field in fields(kind)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +146,13 @@ class Pair:
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    chosen_sample: int | None
-    rejected_sample: int | None
-    chosen_token_ids: list[int] | None
-    rejected_token_ids: list[int] | None
-    chosen_reward: float | None
-    rejected_reward: float | None
-    alpha: float | None
+    chosen_sample: int | None = None
+    rejected_sample: int | None = None
+    chosen_token_ids: list[int] | None = None
+    rejected_token_ids: list[int] | None = None
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    alpha: float | None = None
     reference_chosen_logprob: float | None = None
     reference_rejected_logprob: float | None = None
 
@@ -201,102 +227,23 @@ class Agreement:
     pairs: int
 
 
-_KEY = [("prompt_id", pa.string()), ("language", pa.string())]
-_IDS = pa.list_(pa.int32())
-_CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
 SCHEMAS: dict[type, pa.Schema] = {
-    Prompt: pa.schema([*_KEY, ("instruction", pa.string())]),
-    Response: pa.schema(
-        [
-            *_KEY,
-            ("sample", pa.int32()),
-            ("text", pa.string()),
-            ("token_ids", _IDS),
-            ("finish_reason", pa.string()),
-            ("seed", pa.int64()),
-        ]
-    ),
-    Translation: pa.schema(
-        [
-            *_KEY,
-            ("sample", pa.int32()),
-            ("target", pa.string()),
-            ("text", pa.string()),
-            ("token_ids", _IDS),
-            ("finish_reason", pa.string()),
-            ("failure", pa.string()),
-        ]
-    ),
-    Score: pa.schema(
-        [
-            *_KEY,
-            ("sample", pa.int32()),
-            ("reward", pa.string()),
-            ("policy_logprob", pa.float64()),
-            ("reference_logprob", pa.float64()),
-            ("tokens", pa.int32()),
-            ("characters", pa.int32()),
-            ("implicit_reward", pa.float64()),
-        ]
-    ),
-    Pair: pa.schema(
-        [
-            *_KEY,
-            ("prompt", _CHAT),
-            ("chosen", _CHAT),
-            ("rejected", _CHAT),
-            ("chosen_sample", pa.int32()),
-            ("rejected_sample", pa.int32()),
-            ("chosen_token_ids", _IDS),
-            ("rejected_token_ids", _IDS),
-            ("chosen_reward", pa.float64()),
-            ("rejected_reward", pa.float64()),
-            ("alpha", pa.float64()),
-            ("reference_chosen_logprob", pa.float64()),
-            ("reference_rejected_logprob", pa.float64()),
-        ]
-    ),
-    Dropped: pa.schema([*_KEY, ("stage", pa.string()), ("reason", pa.string())]),
-    Agreement: pa.schema(
-        [
-            ("iteration", pa.int32()),
-            *((name, pa.string()) for name in ("language", "reward", "other")),
-            *((name, pa.float64()) for name in ("tau", "low", "high")),
-            ("prompts", pa.int32()),
-            *((name, pa.float64()) for name in ("same_chosen", "same_rejected", "same_pair", "swapped")),
-            ("pairs", pa.int32()),
-        ]
-    ),
-    Measure: pa.schema(
-        [
-            ("iteration", pa.int32()),
-            ("language", pa.string()),
-            ("measure", pa.string()),
-            ("mean", pa.float64()),
-            ("low", pa.float64()),
-            ("high", pa.float64()),
-            ("n", pa.int32()),
-            ("prompts", pa.int32()),
-        ]
-    ),
+    kind: schema_of(kind) for kind in (Prompt, Response, Translation, Score, Pair, Dropped, Agreement, Measure)
 }
 
 
-def to_table(rows: list[Any], kind: type) -> pa.Table:
+def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind as an Arrow table with that kind's schema."""
-    names = [field.name for field in fields(kind)]
-    columns = [[getattr(row, name) for row in rows] for name in names]
-    return pa.Table.from_arrays(
-        [pa.array(column, type=SCHEMAS[kind].field(name).type) for name, column in zip(names, columns, strict=True)],
-        schema=SCHEMAS[kind],
-    )
+    schema = schema_of(kind)
+    columns = [[getattr(row, name) for row in rows] for name in schema.names]
+    arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def from_table(table: pa.Table, kind: type) -> list[Any]:
     """Return the rows of an Arrow table as objects of one kind; columns of other names are left out.
 
-    A column that came later than the table, and has a default, may be missing.
+    A column that is newer than the table, and has a default, may be missing.
     """
     names = [field.name for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
     columns = [table.column(name).to_pylist() for name in names]

@@ -1,12 +1,13 @@
-"""The rows of prompt and preference files, read from JSONL, JSON, CSV and Parquet, and what can be wrong with them.
+"""The one reader of files with rows: JSONL, JSON, CSV and Parquet, and what can be wrong with a row.
 
-A row that cannot be read becomes a `BrokenRow`, so that the caller can name it and go on; what makes a whole file
-unreadable is a `DataError`. Nothing here knows which columns matter.
+A line that is no record becomes a `Row` that is ``broken``, so that the caller can report it and carry on; what makes a
+whole file unreadable is a `DataError`. Nothing here knows which columns matter.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -21,30 +22,12 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One record: ``number`` is its 1-based line in a text file (its first line), its 1-based position elsewhere."""
-
-    file: str
-    number: int
-    values: dict[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenRow:
-    """A line that is not a record, and why."""
-
-    file: str
-    number: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in the input that cannot be used.
+    """A row that cannot be used, in some or all languages.
 
-    ``reason`` is one of a few, so that problems can be counted by it; ``detail`` is for the person who mends the file.
-    ``affects`` are the languages in which the prompt cannot be used. Of a row without a readable id, ``prompt_id`` is
-    None.
+    ``reason`` is one of a few, so that problems can be counted by it; ``detail`` is for the person who corrects the
+    file. ``affects`` are the languages in which the prompt cannot be used. ``prompt_id`` is None for a row without a
+    readable id.
     """
 
     file: str
@@ -53,7 +36,7 @@ class Problem:
     prompt_id: str | None
     reason: str
     detail: str
-    affects: tuple[str, ...]
+    affects: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return one line: file, row, language and id as far as they are known, and what is wrong."""
@@ -62,11 +45,105 @@ class Problem:
         return f"{self.file}, row {self.row}{language}{prompt_id}: {self.detail}"
 
 
+class RowError(DataError):
+    """Rows cannot be used: ``problems`` lists all of them, and the message the first twenty."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems)
+
+    @classmethod
+    def of(cls, what: str, problems: Sequence[Problem], advice: str) -> "RowError":
+        """Return the error for problems with ``what``, a plural; ``advice`` says what to do."""
+        lines = [f"{what} have {len(problems)} problem{'s' if len(problems) != 1 else ''}:"]
+        lines += [f"  {problem}" for problem in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f"  ... and {len(problems) - _SHOWN} more")
+        return cls("\n".join([*lines, advice]), problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of a file; ``broken`` says why a line is none, and then there are no values.
+
+    ``number`` counts from 1: the line where the record starts in a text file, its position elsewhere.
+    """
+
+    file: str
+    number: int
+    values: dict[str, object]
+    broken: str = ""
+
+    def problem(
+        self,
+        reason: str,
+        detail: str,
+        language: str | None = None,
+        prompt_id: str | None = None,
+        affects: tuple[str, ...] = (),
+    ) -> Problem:
+        """Return what is wrong with this row."""
+        return Problem(self.file, self.number, language, prompt_id, reason, detail, affects)
+
+    def error(self, detail: str, advice: str = "") -> RowError:
+        """Return the error of a file that cannot be used because of this row."""
+        problem = self.problem("row", detail)
+        return RowError(f"{problem}. {advice}" if advice else str(problem), [problem])
+
+    def number_in(self, column: str, advice: str = "") -> float:
+        """Return the finite number in a column, which may be written as text; ``advice`` is part of the RowError."""
+        value = self.values.get(column)
+        try:
+            number = float(str(value))
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.error(f"{value!r} stands where a number is expected, in the column {column}", advice)
+        return number
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """Return the names of all columns that any row has, in the order of their first appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row.values))
+
+
+def read_file(file: Path, name: str) -> list[Row]:
+    """Return the rows of a file in file order; ``name`` is what messages call it.
+
+    Raises:
+        DataError: the file is of an unknown kind or cannot be read as a whole.
+    """
+    suffix = PurePath(file.name).suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{name}: files of kind {suffix!r} cannot be read. Known kinds: {', '.join(READERS)}.")
+    try:
+        return list(READERS[suffix](file, name))
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error}") from error
+
+
+def read_parquet(file: Path, name: str) -> pa.Table:
+    """Return the table in a Parquet file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return pq.ParquetFile(file).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be read as Parquet: {error}") from error
+
+
+def _parquet_rows(file: Path, name: str) -> Iterator[Row]:
+    for number, values in enumerate(read_parquet(file, name).to_pylist(), start=1):
+        yield Row(name, number, values)
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
     number: int
     text: str
-    broken: str | None
+    broken: str = ""
 
 
 def _lines(file: Path, name: str) -> list[_Line]:
@@ -78,7 +155,7 @@ def _lines(file: Path, name: str) -> list[_Line]:
     lines = []
     for number, line in enumerate(data[offset:].split(b"\n"), start=1):
         try:
-            lines.append(_Line(number, line.decode(), None))
+            lines.append(_Line(number, line.decode()))
         except UnicodeDecodeError as error:
             broken = (
                 f"not UTF-8: byte 0x{line[error.start]:02X} at byte offset {offset + error.start} of the file. Save it "
@@ -89,24 +166,24 @@ def _lines(file: Path, name: str) -> list[_Line]:
     return lines if lines[-1].text else lines[:-1]
 
 
-def _read_jsonl(file: Path, name: str) -> Iterator[Row | BrokenRow]:
+def _jsonl_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield one record per line; blank lines are skipped."""
     for line in _lines(file, name):
         if line.broken:
-            yield BrokenRow(name, line.number, line.broken)
+            yield Row(name, line.number, {}, line.broken)
         elif line.text.strip():
             try:
-                yield _as_row(name, line.number, json.loads(line.text))
+                yield _json_row(name, line.number, json.loads(line.text))
             except ValueError as error:
-                yield BrokenRow(name, line.number, f"the line is not valid JSON: {error}")
+                yield Row(name, line.number, {}, f"the line is not valid JSON: {error}")
 
 
-def _read_json(file: Path, name: str) -> Iterator[Row | BrokenRow]:
+def _json_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield the items of a file that is one JSON list of objects; their number is the position in the list."""
     lines = _lines(file, name)
     for line in lines:
         if line.broken:
-            raise DataError(f"{name}, row {line.number}: {line.broken}")
+            raise Row(name, line.number, {}).error(line.broken)
     try:
         items = json.loads("\n".join(line.text for line in lines))
     except ValueError as error:
@@ -114,42 +191,39 @@ def _read_json(file: Path, name: str) -> Iterator[Row | BrokenRow]:
     if not isinstance(items, list):
         raise DataError(f"{name} must hold a JSON list of objects, not {type(items).__name__}.")
     for number, item in enumerate(items, start=1):
-        yield _as_row(name, number, item)
+        yield _json_row(name, number, item)
 
 
-def _as_row(name: str, number: int, value: object) -> Row | BrokenRow:
+def _json_row(name: str, number: int, value: object) -> Row:
     if isinstance(value, dict):
         return Row(name, number, value)
-    return BrokenRow(name, number, f"a row must be a JSON object, not {type(value).__name__}")
+    return Row(name, number, {}, f"a row must be a JSON object, not {type(value).__name__}")
 
 
-def _read_csv(file: Path, name: str) -> Iterator[Row | BrokenRow]:
+def _csv_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped."""
     lines = _lines(file, name)
     broken = {line.number: line.broken for line in lines if line.broken}
     records = _csv_records([line.text + "\n" for line in lines])
     _, _, header = next(records, (1, 1, []))
     if isinstance(header, str) or 1 in broken:
-        raise DataError(f"{name}, row 1: the header cannot be read: {broken.get(1, header)}")
-    doubles = sorted({column for column in header if header.count(column) > 1})
-    if doubles:
-        raise DataError(f"{name}, row 1: the header names a column more than once: {', '.join(doubles)}. Rename one.")
+        raise Row(name, 1, {}).error(f"the header cannot be read: {broken.get(1, header)}")
+    repeated = sorted({column for column in header if header.count(column) > 1})
+    if repeated:
+        raise Row(name, 1, {}).error(f"the header names a column more than once: {', '.join(repeated)}", "Rename one.")
     for first, last, fields in records:
-        bad = [broken[line] for line in range(first, last + 1) if line in broken]
-        if bad:
-            yield BrokenRow(name, first, bad[0])
-        elif isinstance(fields, str):
-            yield BrokenRow(name, first, f"not valid CSV: {fields}")
-        elif len(fields) != len(header):
-            yield BrokenRow(name, first, f"{len(fields)} fields, but the header has {len(header)}")
-        else:
-            yield Row(name, first, dict(zip(header, fields, strict=True)))
+        fault = next((broken[line] for line in range(first, last + 1) if line in broken), "")
+        if not fault and isinstance(fields, str):
+            fault = f"not valid CSV: {fields}"
+        elif not fault and len(fields) != len(header):
+            fault = f"{len(fields)} fields, but the header has {len(header)}"
+        yield Row(name, first, {} if fault else dict(zip(header, fields, strict=True)), fault)
 
 
 def _csv_records(lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Yield first line, last line, and fields of each record, or in the place of the fields what is wrong with it."""
+    """Yield first line, last line, and fields of each record; what is wrong stands in the place of the fields."""
     limit = csv.field_size_limit()
-    csv.field_size_limit(max(limit, sum(map(len, lines))))  # the module refuses texts over 131,072 characters otherwise
+    csv.field_size_limit(max(limit, sum(map(len, lines))))  # otherwise texts over 131,072 characters are refused
     records: list[tuple[int, int, list[str] | str]] = []
     try:
         reader = csv.reader(lines, strict=True)
@@ -168,40 +242,14 @@ def _csv_records(lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]
     return iter(records)
 
 
-def _read_parquet(file: Path, name: str) -> Iterator[Row | BrokenRow]:
-    """Yield the rows of a Parquet file; their number is their position."""
-    try:
-        number = 0
-        for batch in pq.ParquetFile(pa.BufferReader(file.read_bytes())).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(name, number, values)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {error}") from error
-
-
-READERS: dict[str, Callable[[Path, str], Iterator[Row | BrokenRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+    ".csv": _csv_rows,
 }
-
-
-def read_file(file: Path, name: str) -> list[Row | BrokenRow]:
-    """Return the rows of a file in file order; ``name`` is how messages call it.
-
-    Raises:
-        DataError: the file is of an unknown kind or cannot be read as a whole.
-    """
-    suffix = PurePath(file.name).suffix.lower()
-    if suffix not in READERS:
-        raise DataError(f"{name}: files of kind {suffix!r} cannot be read. Known kinds: {', '.join(READERS)}.")
-    try:
-        return list(READERS[suffix](file, name))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error}") from error
+"""The kinds of files that can be read, by the ending of their name."""
 
 
 def read_id(value: object) -> str | None:
@@ -223,15 +271,6 @@ def text_problem(value: object) -> tuple[str, str] | None:
     if not is_unicode(value):
         return "broken text", "the text holds half of a surrogate pair, which is no character"
     return None
-
-
-def describe_problems(what: str, problems: Sequence[Problem], how_to_go_on: str) -> str:
-    """Return the message that lists the first twenty problems, counts the rest, and ends with what to do."""
-    lines = [f"{what} have {len(problems)} problem{'s' if len(problems) != 1 else ''}:"]
-    lines += [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  ... and {len(problems) - _SHOWN} more")
-    return "\n".join([*lines, how_to_go_on])
 
 
 def is_unicode(text: str) -> bool:

@@ -1,18 +1,24 @@
-"""Where prompts and preferences come from: files, folders, installed packages and hub datasets.
+"""Where files that people bring are: a file, a folder with one per language, an installed package, or the hub.
 
-`read_source` returns parts: one for a file, one per language for a folder or a hub dataset with a config per language.
+`read_source` returns parts for prompts and preferences: one for a file, one per language for a folder or a hub dataset
+with a config per language. `read_languages` returns the rows of each language for a suite of evaluations.
 """
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from crosspref.data.packages import PREFIX, inside_package
-from crosspref.data.rows import READERS, BrokenRow, Row, read_file
+from crosspref.data.rows import READERS, Row, columns_of, read_file
 from crosspref.errors import DataError
-from crosspref.languages import LANGUAGES
+from crosspref.languages import LANGUAGES, language_name
 
+ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
+TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
+LANGUAGE_COLUMNS = ("language", "lang")
+
+PACKAGE = "package:"
 _HUB = "hub:"
 _HUB_OPTIONS = r"(:(?P<config>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?"
 _HUB_ID = re.compile(r"(?P<path>\w[\w.-]*/\w[\w.-]*)" + _HUB_OPTIONS)
@@ -25,11 +31,7 @@ class Part:
 
     name: str
     language: str | None
-    rows: list[Row | BrokenRow]
-
-    def columns(self) -> list[str]:
-        """Return the names of all columns that any row has, in the order of their first appearance."""
-        return list(dict.fromkeys(column for row in self.rows if isinstance(row, Row) for column in row.values))
+    rows: list[Row]
 
     def find_column(self, candidates: Sequence[str], named: str | None = None) -> str | None:
         """Return the column that is named, or else the first candidate that is there.
@@ -37,20 +39,18 @@ class Part:
         Raises:
             DataError: the named column is not there.
         """
-        there = self.columns()
+        there = columns_of(self.rows)
         if named is not None and named not in there:
             raise DataError(f"{self.name} has no column {named!r}. Columns there: {', '.join(there)}.")
         return named or next((column for column in candidates if column in there), None)
 
     def check(self) -> None:
         """Raise a DataError if there are no rows, or none that can be read."""
-        broken = [row for row in self.rows if isinstance(row, BrokenRow)]
-        if len(broken) < len(self.rows):
-            return
-        if not broken:
+        if not self.rows:
             raise DataError(f"{self.name} has no rows.")
-        first = f"Row {broken[0].number}: {broken[0].reason}"
-        raise DataError(f"{self.name}: none of its {len(broken)} rows can be read. {first}")
+        if all(row.broken for row in self.rows):
+            first = f"Row {self.rows[0].number}: {self.rows[0].broken}"
+            raise DataError(f"{self.name}: none of its {len(self.rows)} rows can be read. {first}")
 
 
 def as_tag(name: str) -> str:
@@ -58,13 +58,41 @@ def as_tag(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def missing_languages(where: str, what: str, missing: Sequence[str], there: Sequence[str]) -> DataError:
-    """Return the error for languages that a source does not have at all; ``what`` is what holds one language."""
-    found = ", ".join(there) or "none"
-    return DataError(
-        f"{where} has no {what} for: {', '.join(missing)}. Languages found there: {found}. Add what is missing, or "
-        "take the language out of `languages` (English is always needed: the reward is computed with it)."
-    )
+def require_languages(where: str, what: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    """Raise a DataError for languages that a source does not have at all; ``what`` is what holds one language."""
+    missing = [language for language in wanted if language not in there]
+    if missing:
+        raise DataError(
+            f"{where} has no {what} for: {', '.join(missing)}. Languages found there: {', '.join(there) or 'none'}. "
+            "Add what is missing, or take the language out of `languages` (English is always needed: the reward is "
+            "computed with it)."
+        )
+
+
+def inside_package(name: str) -> Path:
+    """Return where a file or folder of an installed package lies, named ``package:NAME/path``.
+
+    The package is not imported: that would run its code, and may need libraries that the file does not.
+
+    Raises:
+        LookupError: the name is not of that form, or the package or the file is not there; says what to do.
+    """
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    if not package.isidentifier() or not inside or inside.startswith("/") or ".." in inside.split("/"):
+        raise LookupError(f"{name!r} must be {PACKAGE}NAME/path/inside, with a path that stays inside the package.")
+    spec = importlib.util.find_spec(package)
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    folders = [folder for folder in places if folder.is_dir()]  # a package inside a zip has none
+    if not folders:
+        raise LookupError(
+            f"{name!r} is in the package {package!r}, which is not installed. Install it (pip's name of it may differ, "
+            f"for example {package.replace('_', '-')})."
+        )
+    for folder in folders:
+        if (folder / inside).exists():
+            return folder / inside
+    there = sorted(entry.name for entry in folders[0].iterdir() if not entry.name.startswith(("_", ".")))
+    raise LookupError(f"{name!r}: the package is installed, but has no {inside!r}. It has: {', '.join(there)}.")
 
 
 def read_source(source: str, languages: Sequence[str]) -> list[Part]:
@@ -76,7 +104,7 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
     Raises:
         DataError: the source or a wanted language's file is not there, or a whole file cannot be read.
     """
-    if source.startswith(PREFIX):
+    if source.startswith(PACKAGE):
         try:
             return _local_parts(inside_package(source), source, languages)
         except LookupError as error:
@@ -100,26 +128,43 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
 def _local_parts(place: Path, source: str, languages: Sequence[str]) -> list[Part]:
     if not place.is_dir():
         return [Part(source, None, read_file(place, source))]
-    files = sorted((item for item in place.iterdir() if item.is_file()), key=lambda item: item.name)
-    found: dict[str, Path] = {}
-    for file in files:
-        tag = as_tag(PurePath(file.name).stem)
-        if PurePath(file.name).suffix.lower() not in READERS or tag not in LANGUAGES:
-            continue
-        if tag in found:
-            raise DataError(f"the folder {source} has two files for {tag}: {found[tag].name}, {file.name}. Keep one.")
-        found[tag] = file
-    if not found:
-        there = ", ".join(file.name for file in files[:20]) or "none"
+    files = language_files(place, source)
+    if not files:
+        names = sorted(item.name for item in place.iterdir() if item.is_file())
         raise DataError(
-            f"the folder {source} has no file named after a language, such as en.jsonl. Files there: {there}. "
-            f"A directory that is laid out as a hub dataset is read with {_HUB}{source}."
+            f"the folder {source} has no file named after a language, such as en.jsonl. Files there: "
+            f"{', '.join(names[:20]) or 'none'}. A directory that is laid out as a hub dataset is read with "
+            f"{_HUB}{source}."
         )
-    missing = [language for language in languages if language not in found]
-    if missing:
-        raise missing_languages(f"the folder {source}", "file {language}.jsonl (.parquet, .csv)", missing, list(found))
-    names = {tag: f"{source.rstrip('/')}/{found[tag].name}" for tag in languages}
-    return [Part(names[tag], tag, read_file(found[tag], names[tag])) for tag in languages]
+    require_languages(f"the folder {source}", "file {language}.jsonl (.parquet, .csv)", languages, list(files))
+    names = [f"{source.rstrip('/')}/{files[language].name}" for language in languages]
+    return [Part(name, tag, read_file(files[tag], name)) for tag, name in zip(languages, names, strict=True)]
+
+
+def language_files(folder: Path, name: str, inside: str | None = None) -> dict[str, Path]:
+    """Return the file of each language in a folder: ``es.json`` or, with ``inside``, also ``es/INSIDE.json``.
+
+    ``name`` is what messages call the folder. In place of ``es/INSIDE.json`` there may be one file in ``es/INSIDE``.
+
+    Raises:
+        DataError: a language has two files.
+    """
+    files: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        tag = as_tag(entry.stem if entry.is_file() else entry.name)
+        if tag not in LANGUAGES:
+            continue
+        candidates = [entry]
+        if entry.is_dir() and inside is not None:
+            candidates = [entry / f"{inside}{suffix}" for suffix in READERS]
+            candidates = [file for file in candidates if file.is_file()][:1] or sorted((entry / inside).glob("*"))
+        for file in candidates:
+            if file.is_file() and file.suffix.lower() in READERS:
+                if tag in files:
+                    both = f"{files[tag].relative_to(folder)}, {file.relative_to(folder)}"
+                    raise DataError(f"the folder {name} has two files for {tag}: {both}. Keep one.")
+                files[tag] = file
+    return files
 
 
 def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str]) -> list[Part]:
@@ -138,16 +183,77 @@ def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str
 
     try:
         configs = [] if config else datasets.get_dataset_config_names(path, revision=revision)
-        found = {as_tag(name): name for name in configs if as_tag(name) in LANGUAGES}
-        if not found:
+        by_tag = {as_tag(name): name for name in configs if as_tag(name) in LANGUAGES}
+        if not by_tag:
             return [load(config, None)]
-        missing = [language for language in languages if language not in found]
-        if missing:
-            raise missing_languages(f"the hub dataset {path}", "config", missing, list(found))
-        return [load(found[language], language) for language in languages]
+        require_languages(f"the hub dataset {path}", "config", languages, list(by_tag))
+        return [load(by_tag[language], language) for language in languages]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise DataError(
             f"{source!r} was taken for a hub dataset, and it cannot be loaded: {error}{cause}\n"
             "If it is a path, begin it with ./ and check its spelling; if it is private, log in with `hf auth login`."
         ) from error
+
+
+def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: str) -> dict[str, list[Row]]:
+    """Return the rows of each language: of ``DIR/es.json``, of ``DIR/es/INSIDE.json``, or by a file's column language.
+
+    ``what`` is the setting that names the source. A file without such a column is taken for the one language that is
+    asked for; of a broken row the rows around it tell the language.
+
+    Raises:
+        DataError: there is nothing to read, or a file cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = language_files(path, source, inside)
+        if not files:
+            raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
+        by_language = {language: read_file(file, str(file)) for language, file in files.items()}
+    elif path.is_file():
+        by_language = _by_column(read_file(path, f"{what} {source}"), asked)
+    else:
+        raise DataError(f"{what}: there is no file or directory {source}.")
+    return {language: rows for language, rows in by_language.items() if asked is None or language in asked}
+
+
+def _by_column(rows: Sequence[Row], asked: Sequence[str] | None) -> dict[str, list[Row]]:
+    by_language: dict[str, list[Row]] = {}
+    values = [first_of(row, LANGUAGE_COLUMNS) for row in rows]
+    tags = [as_tag(value) if isinstance(value, str) else None for value in values]
+    for place, (row, tag) in enumerate(zip(rows, tags, strict=True)):
+        # A broken row is counted in the language that it stands in: items are found by their place there.
+        language = tag or (None if row.values else _language_around(tags, place, row))
+        if language is not None:
+            if asked is None:
+                try:
+                    language_name(language)
+                except DataError as error:
+                    raise row.error(str(error)) from None
+            by_language.setdefault(language, []).append(row)
+        elif asked is not None and len(asked) == 1:
+            by_language.setdefault(asked[0], []).append(row)
+        elif row.values:
+            raise row.error(
+                "it names no language",
+                "Add a column language, give a directory with a file per language, or choose one with --languages.",
+            )
+    return by_language
+
+
+def _language_around(tags: Sequence[str | None], place: int, row: Row) -> str | None:
+    """Return the language of the rows before and after a broken one."""
+    before = next((tag for tag in reversed(tags[:place]) if tag), None)
+    after = next((tag for tag in tags[place + 1 :] if tag), None)
+    if before and after and before != after:
+        raise row.error(
+            f"it is broken, and its language cannot be told: it is {before} before it and {after} after it",
+            "Correct the row or remove it, or give a directory with a file per language.",
+        )
+    return before or after
+
+
+def first_of(row: Row, columns: Sequence[str]) -> object:
+    """Return the first of some columns that is there and not empty."""
+    return next((row.values[column] for column in columns if row.values.get(column) is not None), None)

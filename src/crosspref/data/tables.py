@@ -1,34 +1,24 @@
-"""Tables as files that people bring or take away: Parquet or JSONL, checked against the record they hold."""
+"""crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosspref.data.records import SCHEMAS, FinishReason, Pair, Response, Translation, from_table, to_table
+from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
+from crosspref.data.rows import Row, columns_of, read_file, read_parquet
 from crosspref.errors import DataError
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None},
     Translation: {"target": "en", "token_ids": None, "finish_reason": "stop", "failure": None},
-    Pair: {
-        "language": "en",
-        "chosen_sample": None,
-        "rejected_sample": None,
-        "chosen_token_ids": None,
-        "rejected_token_ids": None,
-        "chosen_reward": None,
-        "rejected_reward": None,
-        "alpha": None,
-        "reference_chosen_logprob": None,
-        "reference_rejected_logprob": None,
-    },
+    Pair: {"language": "en", **{field.name: field.default for field in fields(Pair) if field.default is not MISSING}},
 }
-"""Columns that may be left out, and what stands for them; samples are then numbered in the order of the file."""
+"""Columns that may be left out, and their values; samples are then numbered in the order of the file."""
 
 KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "other", "stage", "measure")
 """The columns that identify a row, where its record has them; pairs of one prompt differ in their answers."""
@@ -41,35 +31,25 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
     their paths.
 
     Raises:
-        DataError: a file cannot be read, a column is missing, a value has the wrong type, or a key is double.
+        DataError: a file cannot be read, a column is missing, or a value has the wrong type.
+        RowError: a row is broken, lacks a value, or has the key of an earlier one.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_below(path, kind)
-    table = _read(path)
+        files = sorted(path.rglob("*.parquet"))
+        if not files:
+            raise DataError(f"There is no .parquet file in the directory {path}.")
+        rows = [row for file in files for row in read_rows(file, kind)]
+        _check_keys(rows, path, range(1, len(rows) + 1))
+        return rows
+    table, numbers = _read(path)
     if path.suffix == ".jsonl" and not table.column_names:
         return []  # without a line there is no object that would name the columns
-    columns = {}
-    for field in fields(kind):
-        expected = SCHEMAS[kind].field(field.name).type
-        if field.name in table.column_names:
-            try:
-                columns[field.name] = table.column(field.name).cast(expected)
-            except pa.ArrowException as error:
-                raise DataError(f"{path}, column {field.name!r}: {error}. It must be of type {expected}.") from error
-            _check_nothing_missing(columns[field.name], field, path)
-        elif field.name in DEFAULTS.get(kind, {}):
-            columns[field.name] = pa.array([DEFAULTS[kind][field.name]] * len(table), type=expected)
-        else:
-            needed = [other.name for other in fields(kind) if other.name not in DEFAULTS.get(kind, {})]
-            raise DataError(
-                f"{path} has no column {field.name!r}; it has {', '.join(table.column_names) or 'none'}. "
-                f"A table of {kind.__name__.lower()}s needs: {', '.join(needed)}."
-            )
+    columns = {field.name: _column(path, table, numbers, field, kind) for field in fields(kind)}
     if kind is Response and "sample" not in table.column_names:
         columns["sample"] = _numbered(columns)
     rows = from_table(pa.table(columns), kind)
-    _check_keys(rows, path)
+    _check_keys(rows, path, numbers)
     return rows
 
 
@@ -93,48 +73,47 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
     temporary.replace(path)
 
 
-def _read_below(directory: Path, kind: type) -> list[Any]:
-    files = sorted(directory.rglob("*.parquet"))
-    if not files:
-        raise DataError(f"There is no .parquet file in the directory {directory}.")
-    rows = [row for file in files for row in read_rows(file, kind)]
-    _check_keys(rows, directory)
-    return rows
-
-
-def _read(path: Path) -> pa.Table:
+def _read(path: Path) -> tuple[pa.Table, Sequence[int]]:
+    """Return every column that any row has, and the number of each row in the file."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
-    try:
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path).read()
-        if path.suffix != ".jsonl":
-            raise DataError(f"{path} must end with .parquet or .jsonl.")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        return _table(path, [_object(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()])
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _table(path: Path, objects: Sequence[dict[str, Any]]) -> pa.Table:
-    """Return a table of every column that any of the objects has; ``from_pylist`` would take the first one's only."""
+    if path.suffix == ".parquet":
+        table = read_parquet(path, str(path))
+        return table, range(1, len(table) + 1)
+    if path.suffix != ".jsonl":
+        raise DataError(f"{path} must end with .parquet or .jsonl.")
+    rows = read_file(path, str(path))
+    for row in rows:
+        if row.broken:
+            raise row.error(row.broken)
     columns = {}
-    for name in dict.fromkeys(name for row in objects for name in row):
+    for name in columns_of(rows):  # ``from_pylist`` would take those of the first row alone
         try:
-            columns[name] = pa.array([row.get(name) for row in objects])
+            columns[name] = pa.array([row.values.get(name) for row in rows])
         except (pa.ArrowException, OverflowError) as error:
             raise DataError(f"{path}, column {name!r} cannot be read: {error}") from error
-    return pa.table(columns)
+    return pa.table(columns), [row.number for row in rows]
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[Any], kind: type) -> pa.Array:
+    """Return one column of a record in its type, or its default."""
+    expected, defaults = schema_of(kind).field(field.name).type, DEFAULTS.get(kind, {})
+    if field.name not in table.column_names:
+        if field.name in defaults:
+            return pa.array([defaults[field.name]] * len(table), type=expected)
+        needed = [other.name for other in fields(kind) if other.name not in defaults]
+        raise DataError(
+            f"{path} has no column {field.name!r}; it has {', '.join(table.column_names) or 'none'}. "
+            f"A table of {kind.__name__.lower()}s needs: {', '.join(needed)}."
+        )
     try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}, line {number} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}, line {number} must be a JSON object, but it is a {type(content).__name__}.")
-    return content
+        column = table.column(field.name).cast(expected)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}, column {field.name!r}: {error}. It must be of type {expected}.") from error
+    if column.null_count and type(None) not in get_args(field.type):
+        number = numbers[column.is_null().index(True).as_py()]
+        raise Row(str(path), number, {}).error(f"the column {field.name!r} must not be empty")
+    return column
 
 
 def _numbered(columns: dict[str, Any]) -> pa.Array:
@@ -146,20 +125,15 @@ def _numbered(columns: dict[str, Any]) -> pa.Array:
     return pa.array(numbers, type=pa.int32())
 
 
-def _check_nothing_missing(column: pa.ChunkedArray, field: Field[Any], path: Path) -> None:
-    if column.null_count and type(None) not in get_args(field.type):
-        row = column.is_null().index(True).as_py() + 1
-        raise DataError(f"{path}, row {row}: the column {field.name!r} must not be empty.")
-
-
-def _check_keys(rows: Sequence[Any], path: Path) -> None:
+def _check_keys(rows: Sequence[Any], path: Path, numbers: Sequence[int]) -> None:
     seen: set[tuple[Any, ...]] = set()
-    for number, row in enumerate(rows, start=1):
+    for row, number in zip(rows, numbers, strict=True):
         key = tuple(getattr(row, name) for name in KEYS if hasattr(row, name))
         if isinstance(row, Pair):
             key += (row.chosen[-1]["content"], row.rejected[-1]["content"])
         if key in seen:
-            raise DataError(f"{path}, row {number}: the key {key} is there twice.")
+            raise Row(str(path), number, {}).error(f"duplicate key {key}")
         if isinstance(row, Response) and row.finish_reason not in get_args(FinishReason):
-            raise DataError(f"{path}, row {number}: finish_reason must be stop or length, not {row.finish_reason!r}.")
+            detail = f"finish_reason must be stop or length, not {row.finish_reason!r}"
+            raise Row(str(path), number, {}).error(detail)
         seen.add(key)

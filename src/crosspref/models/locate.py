@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosspref.data.packages import PREFIX, inside_package
+from crosspref.data.sources import PACKAGE, inside_package
 from crosspref.errors import ModelError
 from crosspref.models.tokenizers import read_json, require_tokenizer_of_base
 from crosspref.recipe.sections import LoraSettings
@@ -58,7 +58,7 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
     Raises:
         ModelError: there is no such model, or the directory does not hold one.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(PACKAGE):
         try:
             path = inside_package(name)
         except LookupError as error:

@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from crosspref.data.packages import PREFIX
+from crosspref.data.sources import PACKAGE
 from crosspref.engines.transformers.models import load_model, readable_directory
 from crosspref.engines.transformers.quantized import load_quantized
 from crosspref.errors import ModelError
@@ -236,7 +236,7 @@ def name_of_base(start: ModelFiles, output: Path) -> tuple[str, str | None]:
     absolute; names of packages and of the hub stay as they are.
     """
     named = start.name if start.adapter is None else base_of_adapter(start.adapter)
-    if named.startswith(PREFIX):
+    if named.startswith(PACKAGE):
         return named, None
     path = Path(named).expanduser()
     if path.exists():

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from crosspref.data.items import Problems
 from crosspref.data.records import FollowUp, Prompt, as_messages
+from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
-from crosspref.suites.files_by_language import Problems, read_languages
 from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.tables import write_judgements, write_results
 from crosspref.suites.mtbench.turn import Turn

@@ -6,8 +6,8 @@ What cannot be used is counted, and the rest is used. References are joined by i
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from crosspref.data.items import Item, Problems, id_of, join, unique
 from crosspref.data.rows import Row, text_problem
-from crosspref.suites.files_by_language import Item, Problems, id_of, join, unique
 
 QUESTIONS, REFERENCES = "question", "reference_answer"
 """Names of a language's files where each language has a folder."""
@@ -63,7 +63,7 @@ def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Pro
                 problems.counts[f"questions of the unknown category {category}"] += 1
             own = _references(row.values.get("reference"))
             found.append((question_id, (category, turns), TwoTurns(question_id, category, (turns[0], turns[1]), own)))
-    questions = unique(found, problems)
+    questions = unique(found, problems).values()
     items = [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
     given = join(references, items, "choices", problems)
     return [_with_references(question, given.get(question.question_id)) for question in questions]

@@ -8,12 +8,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.items import Problems
 from crosspref.maths.resampling import Draws, difference, mean_over, percentile_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.differences import changes_of, pairs_of
-from crosspref.suites.files_by_language import Problems
 from crosspref.suites.judge.questions import LACKING
 from crosspref.suites.mtbench.files import TEMPERATURES, WITH_REFERENCE
 from crosspref.suites.mtbench.prompt import describe_prompts

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crosspref.data.items import Problems
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, ModelError, RecipeError, RunError
 from crosspref.reports.table import Report, arrow_table
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.suites.answers import identity_of
-from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp.files import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.tables import Found, write_results
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of

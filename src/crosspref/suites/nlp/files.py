@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from crosspref.data.rows import read_id
+from crosspref.data.items import Problems
+from crosspref.data.rows import read_file, read_id
+from crosspref.data.sources import language_files
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.run.store import digest_of
-from crosspref.suites.files_by_language import Problems, language_files, rows_of
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
 
 EXAMPLES = "{task}_examples"
@@ -240,7 +241,7 @@ def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return language_files(folder) if folder.is_dir() else {}
+    return language_files(folder, str(folder)) if folder.is_dir() else {}
 
 
 def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> list[dict[str, Any]] | None:
@@ -249,7 +250,7 @@ def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> li
         return None
     kind = KINDS[task][language != ENGLISH]
     found = []
-    for row in rows_of(file):
+    for row in read_file(file, str(file)):
         try:
             found.append(kind.model_validate(row.values).model_dump())
         except ValidationError as error:

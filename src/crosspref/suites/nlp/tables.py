@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from crosspref.data.items import Problems
 from crosspref.languages import LANGUAGES
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
 from crosspref.suites.differences import changes_of
-from crosspref.suites.files_by_language import Problems
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
 from crosspref.suites.reports import make_changes_report
 from crosspref.suites.results import MEAN, ItemScore, ModelChange, TaskScore

@@ -7,9 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from crosspref.data.rows import READERS, Row, read_file, read_id
+from crosspref.data.rows import READERS, Row, columns_of, read_file, read_id
 from crosspref.errors import DataError
 from crosspref.maths.statistics import nominal_alpha
 from crosspref.reports.table import inert
@@ -47,7 +46,7 @@ def _is_begun(path: Path) -> bool:
         rows = read_file(path, str(path))
     except DataError:
         return True
-    return any(not isinstance(row, Row) or row.values.get("choice") != "" for row in rows)
+    return any(row.values.get("choice") != "" for row in rows)
 
 
 class Votes:
@@ -66,8 +65,8 @@ class Votes:
             raise DataError(f"reward_accuracy.votes: {source} is no file, or of none of the kinds {kinds}.")
         rows = read_file(path, source)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        known = dict.fromkeys(name for row in rows if isinstance(row, Row) for name in row.values)
-        if rows and not {"id", "choice"} <= known.keys():
+        known = columns_of(rows)
+        if rows and not {"id", "choice"} <= set(known):
             raise DataError(
                 f"reward_accuracy.votes: {source} needs the columns id and choice; it has "
                 f"{', '.join(map(repr, known)) or 'none'}. Save it with commas between columns, as UTF-8."
@@ -84,8 +83,8 @@ class Votes:
             del self.by_pair[pair_id][annotator]
         self.problems["pairs of which one person said two things"] += len(contradicting)
 
-    def _read(self, row: Any) -> tuple[str, str, float] | None:
-        if not isinstance(row, Row):
+    def _read(self, row: Row) -> tuple[str, str, float] | None:
+        if row.broken:
             self.problems["broken rows"] += 1
             return None
         choice = str(row.values.get("choice") or "").strip().lower()

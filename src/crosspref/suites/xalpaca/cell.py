@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from crosspref.suites.files_by_language import Item
+from crosspref.data.items import Item
 from crosspref.suites.judge.questions import Question
 from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.xalpaca.rates import Compared

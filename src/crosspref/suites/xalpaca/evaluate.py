@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.items import Item, Problems, join
 from crosspref.data.records import Prompt
 from crosspref.data.rows import Row, is_unicode
+from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
-from crosspref.suites.files_by_language import Item, Problems, join, read_languages
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import LACKING, Template
 from crosspref.suites.judge.verdicts import Verdict

@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from crosspref.data.prompts import TEXT_COLUMNS
+from crosspref.data.items import Item, Problems, id_of, unique
 from crosspref.data.rows import Row, text_problem
+from crosspref.data.sources import TEXT_COLUMNS, first_of
 from crosspref.run.store import write_text
-from crosspref.suites.files_by_language import Item, Problems, first_of, id_of, unique
 
 OUTPUTS, ANNOTATIONS = "model_outputs", "annotations"
 """Names of a language's file where each language has a folder."""
@@ -25,7 +25,7 @@ def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
             else:
                 yield item_id, text, Item(item_id, place, text)
 
-    return unique(items(), problems)
+    return list(unique(items(), problems).values())
 
 
 def read_preference(value: object) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosspref.data.rows import BrokenRow, Row, read_file, read_id
+from crosspref.data.rows import Row, read_file, read_id
 from crosspref.errors import DataError
 from crosspref.suites.results import ModelChange
 from crosspref.suites.settings import XAlpacaSettings
@@ -13,6 +13,7 @@ from crosspref.suites.settings import XAlpacaSettings
 DIFFICULTY = "instruction_difficulty"
 GAMED_COLUMNS = ("index", "preference", "std_delta_len", DIFFICULTY)
 """What is read of alpaca_eval's gamed table: ``index`` is an item's place from 0, ``preference`` is in [0, 1]."""
+ADVICE = "Correct the file and give the same command again; no verdict is lost."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,65 +78,32 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
     Raises:
         DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
     """
-    gamed = _table(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else None
-    for row in gamed or ():
-        if not 0 <= row.numbers["preference"] <= 1:
-            wrong = row.numbers["preference"]
-            raise row.error(f"preference is {wrong:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)")
-    rows = gamed or []
+    rows = _table(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else []
+    gamed = [{name: row.number_in(name, ADVICE) for name in GAMED_COLUMNS} for row in rows] if settings.gamed else None
+    for row, numbers in zip(rows, gamed or (), strict=True):
+        if not 0 <= numbers["preference"] <= 1:
+            wrong = numbers["preference"]
+            raise row.error(f"preference is {wrong:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)", ADVICE)
     if settings.difficulty is not None:
         rows = _table(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
         if all("id" in row.values for row in rows):
-            by_id = {read_id(row.values["id"]): row.numbers[DIFFICULTY] for row in rows}
+            by_id = {read_id(row.values["id"]): row.number_in(DIFFICULTY, ADVICE) for row in rows}
             known = {name: value for name, value in by_id.items() if name is not None}
-            return Controls(_numbers(gamed), known, None, settings.paper_compat)
+            return Controls(gamed, known, None, settings.paper_compat)
     by_place: dict[int, float] = {}
     for row in rows:
         if "index" not in row.values:
-            raise row.error("it has neither an id nor an index")
-        by_place.setdefault(int(row.number("index")), row.numbers[DIFFICULTY])
-    return Controls(_numbers(gamed), None, by_place or None, settings.paper_compat)
+            raise row.error("it has neither an id nor an index", ADVICE)
+        by_place.setdefault(int(row.number_in("index", ADVICE)), row.number_in(DIFFICULTY, ADVICE))
+    return Controls(gamed, None, by_place or None, settings.paper_compat)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A row of a table, and the numbers in the columns that it needs."""
-
-    values: Mapping[str, object]
-    where: str
-    numbers: dict[str, float]
-
-    def number(self, column: str) -> float:
-        """Return the number in a column."""
-        value = self.values.get(column)
-        try:
-            found = float(str(value))
-        except ValueError:
-            found = math.nan
-        if not math.isfinite(found):
-            raise self.error(f"{value!r} stands where a number is expected, in the column {column}")
-        return found
-
-    def error(self, what: str) -> DataError:
-        """Return the error that this row makes."""
-        return DataError(f"{self.where}: {what}. Mend the file and give the same command again; no verdict is lost.")
-
-
-def _table(path: str, what: str, needed: Sequence[str]) -> list[_Line]:
-    given = read_file(Path(path), f"{what} {path}")
-    first = given[0].values if given and isinstance(given[0], Row) else {}
-    missing = [name for name in needed if name not in first]
-    if missing:
-        raise DataError(f"{what}: {path} has no column {', '.join(missing)}.")
-    found = []
-    for row in given:
-        line = _Line(row.values if isinstance(row, Row) else {}, f"{what}: row {row.number} of {path}", {})
-        if isinstance(row, BrokenRow):
-            raise line.error(row.reason)
-        line.numbers.update({name: line.number(name) for name in needed})
-        found.append(line)
-    return found
-
-
-def _numbers(gamed: Sequence[_Line] | None) -> list[dict[str, float]] | None:
-    return None if gamed is None else [line.numbers for line in gamed]
+def _table(path: str, what: str, needed: Sequence[str]) -> list[Row]:
+    rows = read_file(Path(path), f"{what} {path}")
+    missing = [name for name in needed if rows and name not in rows[0].values]
+    if missing or not rows:
+        raise DataError(f"{what}: {path} has no column {', '.join(missing or needed)}.")
+    for row in rows:
+        if row.broken:
+            raise row.error(row.broken, ADVICE)
+    return rows

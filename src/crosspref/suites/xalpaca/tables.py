@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from crosspref.data.items import Problems
 from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
-from crosspref.suites.files_by_language import Problems
 from crosspref.suites.judge.questions import LACKING
 from crosspref.suites.reports import CHANGES, make_changes_report
 from crosspref.suites.results import MEAN, ModelChange, WinRate
