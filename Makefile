@@ -21,7 +21,7 @@ small: .venv/ready
 	done
 	$(BIN)/crosspref compare $(addprefix runs/small/,$(TWINS)) --out runs/small/comparison
 
-# crosspref against what people run now, by turns: docs/performance.md. On a machine that does nothing else.
+# Compare crosspref with what people use now: docs/development/performance.md. Needs a machine that is otherwise idle.
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
 

@@ -90,7 +90,7 @@ def implicit_reward(
 def noise_gap(algorithm: str, beta: float) -> float:
     """Return what 0.5 nats of a log-ratio are worth in the reward; 0.0 for rewards per token.
 
-    0.5 nats is the standard deviation that bfloat16 scores were measured to have (docs/lab_notes.md).
+    0.5 nats is the standard deviation that bfloat16 scores were measured to have (docs/development/lab_notes.md).
     """
     return {"dpo": 0.5 * beta, "kto": 0.5}.get(algorithm, 0.0)
 

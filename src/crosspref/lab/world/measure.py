@@ -55,7 +55,7 @@ def policy_to_keep(fidelity: Mapping[int, Mapping[str, float]]) -> tuple[int, st
     """Return the last policy before any language's fidelity falls more than `SLIP` below pi_0's, and why, if it does.
 
     It needs no gold: what language an answer is in can be told of any real model's answers. In this world later
-    iterations collapse by mixing languages. It is a warning and no rule: docs/lab_notes.md has what it was worth.
+    iterations collapse by mixing languages. It is a warning only: see docs/development/lab_notes.md.
 
     Args:
         fidelity: the share of answers without a foreign word, by iteration (0 is pi_0) and language.
