@@ -207,11 +207,11 @@ def test_fit_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (lambda: compare([1.0, 0.5]), "preference at position 1 is 0.5"),
         (lambda: compare([2.5]), "preference at position 0 is 2.5"),
-        (lambda: compare([1.0, 2.0], items=["x", "x"]), "'x' comes more than once"),
+        (lambda: compare([1.0, 2.0], items=["x", "x"]), "'x' is a duplicate"),
         (lambda: compare([1.0], items=["x", "y"]), "2 items"),
         (lambda: compare([1.0, 2.0], lengths=([1, 2], [3])), r"shapes \[\(2,\), \(2,\), \(1,\)\]"),
         (lambda: compare([1.0], lengths=([-1], [3])), "item 0 is -1"),
-        (lambda: compare([1.0, 2.0], difficulty={1: 0.5}), "1 of 2 items have no difficulty, the first is 0"),
+        (lambda: compare([1.0, 2.0], difficulty={1: 0.5}), "1 of 2 items have no difficulty; the first is 0"),
         (lambda: compare([1.0, 2.0], difficulty={1: 0.5}, by_position=True), "only 1 difficulties"),
         (lambda: win_rates(compare([None, None])), "No item has a verdict"),
         (lambda: win_rates(compare([1.0, 2.0]), liblinear.fit_by_cross_validation), "there are 2"),

@@ -277,7 +277,7 @@ def test_best_and_worst_are_the_first_of_ties(problem: Problem, alpha: float) ->
     [
         (lambda: solve([], []), "no prompts"),
         (lambda: best_and_worst([], [], 0.0, [0]), "no prompts"),
-        (lambda: solve([[1.0]], []), "rewards of 1 prompts but lengths of 0"),
+        (lambda: solve([[1.0]], []), "rewards for 1 prompts but lengths for 0"),
         (lambda: solve([[1, 2], [3, 4]], [[1, 2], [3]]), "Prompt 1 has 2 rewards but 1 lengths"),
         (lambda: solve([[1, 2], [], [3]], [[1, 2], [], [3]]), "Prompt 1 has no responses"),
         (lambda: solve([[1], [2, math.nan]], [[1], [2, 3]]), "reward of response 1 of prompt 1 is nan"),
@@ -291,7 +291,7 @@ def test_best_and_worst_are_the_first_of_ties(problem: Problem, alpha: float) ->
         (lambda: solve_flat([1, 2], [1, 2], [0.0, 2.0]), "offsets"),
         (lambda: solve_flat([1, 2], [1, 2], [0, 2, 1, 2]), "Prompt 1 has no responses"),
         (lambda: best_and_worst([1, 2], [1, 2], math.inf, [0, 2]), "alpha is inf"),
-        (lambda: solve([[1, 2]], [[1, 2]]).difference_at(math.nan), "alpha = nan"),
+        (lambda: solve([[1, 2]], [[1, 2]]).difference_at(math.nan), "alpha is nan"),
     ],
 )
 def test_errors_say_where(call: Callable[[], object], message: str) -> None:

@@ -83,7 +83,7 @@ def test_mean_over_languages() -> None:
     draws = [Draws(10.0, np.array([1.0, 2.0]), 5), Draws(20.0, np.array([3.0, 6.0]), 7)]
     found = mean_over(draws)
     assert (found.point, found.values.tolist(), found.n) == (15.0, [2.0, 4.0], 12)
-    with pytest.raises(ValueError, match="nothing to take the mean of"):
+    with pytest.raises(ValueError, match="There are no draws"):
         mean_over([])
 
 
@@ -115,8 +115,8 @@ def test_means_are_resampled_as_win_rates_are(monkeypatch: pytest.MonkeyPatch) -
         key: {item: 100 * float(value) for item, value in zip(one.items, one.outcomes, strict=True)}
         for key, (one, _) in outcomes.items()
     }
-    for at_a_time in (resampling._AT_A_TIME, 28):
-        monkeypatch.setattr(resampling, "_AT_A_TIME", at_a_time)
+    for batch in (resampling._BATCH_NUMBERS, 28):
+        monkeypatch.setattr(resampling, "_BATCH_NUMBERS", batch)
         found = resample_means(values, 40, seed=3)
         for key, draws in found.items():
             assert (draws.point, draws.n) == (pytest.approx(expected[key].point), expected[key].n)

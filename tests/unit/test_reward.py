@@ -115,7 +115,7 @@ def test_no_tokens_have_no_reward_per_token() -> None:
 
 
 def test_an_unknown_algorithm_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"no algorithm 'ppo'\. Known: dpo, kto"):
+    with pytest.raises(ValueError, match=r"algorithm 'ppo'\. Known: dpo, kto"):
         implicit_reward("ppo", -12.0, -16.0, 8, 0.1)
 
 

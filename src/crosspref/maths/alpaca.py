@@ -27,12 +27,12 @@ from scipy.special import expit
 Floats = NDArray[np.float64]
 
 Fit = Callable[[Floats, Floats, Floats], tuple[Floats, float]]
-"""From a design (rows, features), outcomes (rows,) in [0, 1] and weights (rows,): the weights (features,) that minimise
-||w||_1 + C sum weight * cross-entropy, and the C that cross-validation chose. ``engines.liblinear`` has the one that
-alpaca-eval uses."""
+"""Takes a design (rows, features), outcomes (rows,) in [0, 1] and weights (rows,). Returns the weights (features,) that
+minimise ||w||_1 + C sum weight * cross-entropy, and the C that cross-validation chose. ``engines.liblinear`` has
+alpaca-eval's own fit."""
 
 Loss = Callable[[Floats], tuple[Floats, Floats, Floats]]
-"""From weights (b, f): the loss (b,), its gradient (b, f) and its Hessian (b, f, f)."""
+"""Takes weights (b, f). Returns the loss (b,), its gradient (b, f) and its Hessian (b, f, f)."""
 
 GAMED_WEIGHT = 0.1
 """The weight of a verdict on a gamed answer, where one on the model's answer has 1: 0.2, shared by two gamed models."""
@@ -49,10 +49,10 @@ _TOLERANCE = 1e-7
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gamed:
-    """Verdicts on gamed answers, a row each; the table ``df_gamed`` of AlpacaEval has 2 models x 805 items.
+    """Verdicts on gamed answers, one per row. AlpacaEval's table ``df_gamed`` has 2 models x 805 items.
 
-    ``items`` (rows) are ids in the table's own numbering; ``outcomes`` (rows,) are preference - 1, in [0, 1];
-    ``lengths`` (rows,) are D / sd(D) within the model of the row; ``difficulty`` (rows,) is the item's.
+    ``items`` (rows) are ids in the table's own numbering. ``outcomes`` (rows,) are preference - 1, in [0, 1].
+    ``lengths`` (rows,) are D / sd(D) within the row's model. ``difficulty`` (rows,) belongs to the item.
     """
 
     items: tuple[Hashable, ...]
@@ -70,19 +70,19 @@ class Gamed:
             raise ValueError("The gamed table has outcomes outside [0, 1]. Pass preference - 1.")
 
     def difficulties(self) -> dict[Hashable, float]:
-        """Return the difficulty of every item, in the order in which items first appear."""
-        found: dict[Hashable, float] = {}
+        """Return the difficulty of every item, in order of first appearance."""
+        by_item: dict[Hashable, float] = {}
         for item, difficulty in zip(self.items, self.difficulty, strict=True):
-            found.setdefault(item, float(difficulty))
-        return found
+            by_item.setdefault(item, float(difficulty))
+        return by_item
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparisons:
-    """One model against one baseline in one language, an item each; made by ``comparisons``.
+    """The comparisons of one model with one baseline in one language, one per item. Made by ``comparisons``.
 
-    ``outcomes`` (n,) are 1 where the model wins surely and 0 where the baseline does, nan where the judge gave no
-    verdict; lengths (n,) are in characters; ``difficulty`` (n,) has no unit.
+    ``outcomes`` (n,) are 1 for a certain win of the model, 0 for one of the baseline, and nan without a verdict.
+    Lengths (n,) are in characters. ``difficulty`` (n,) has no unit.
     """
 
     items: tuple[Hashable, ...]
@@ -95,11 +95,11 @@ class Comparisons:
 
 @dataclass(frozen=True, slots=True)
 class WinRates:
-    """What a row of a leaderboard needs. Rates and the standard error are in percent, lengths in characters.
+    """The figures of a leaderboard row. Rates and the standard error are in percent, lengths in characters.
 
-    ``n`` items were judged and ``missing`` have no verdict. ``standard_error`` is the plain win rate's. ``lc`` and what
-    belongs to it is None where it was not asked for; ``lc_name`` says which model it is. ``weights`` names the fitted
-    weights. Mean lengths are over all items, judged or not.
+    ``n`` items were judged and ``missing`` have no verdict. ``standard_error`` belongs to the plain win rate. ``lc``
+    and ``C`` are None if the length-controlled rate was not requested; ``lc_name`` says which variant it is.
+    ``weights`` has the fitted weights by name. Mean lengths are over all items, judged or not.
     """
 
     n: int
@@ -127,15 +127,15 @@ def comparisons(
     difficulty: Mapping[Hashable, float] | None = None,
     by_position: bool = False,
 ) -> Comparisons:
-    """Check the verdicts (n,) of one model and find the difficulty of their items.
+    """Check the verdicts (n,) of one model and look up the difficulty of their items.
 
-    A preference is in [1, 2]: 2 where the model wins surely; 0 and 1.5 are ties; None and nan say that there is no
-    verdict. Lengths (n,) are in characters. ``difficulty`` is by item and by default that of the gamed table.
-    ``by_position`` takes the difficulties in their own order instead of by item (the paper's variant; it is wrong when
-    an item in between is left out). Without ``gamed`` and ``difficulty`` there is no difficulty.
+    A preference is in [1, 2], where 2 is a certain win of the model. 0 and 1.5 are ties; None and nan mean that there
+    is no verdict. Lengths (n,) are in characters. ``difficulty`` is by item, and defaults to the gamed table's.
+    ``by_position`` takes the difficulties in their own order instead of by item. This is the paper's variant; it is
+    wrong if an item in between is missing. Without ``gamed`` and ``difficulty`` there is no difficulty.
 
-    Raises ValueError when sizes differ, an item comes twice or has no difficulty, a preference is out of range, or a
-    length is not a finite number of at least zero.
+    Raises ValueError when sizes differ, an item is a duplicate or has no difficulty, a preference is out of range, or
+    a length is not a finite number of at least zero.
     """
     names = tuple(items)
     outcomes = preference_outcomes(preferences)
@@ -145,7 +145,7 @@ def comparisons(
         raise ValueError(f"There are {len(names)} items, but preferences and both lengths have the shapes {shapes}.")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"The item {twice!r} comes more than once. Keep one verdict per item.")
+        raise ValueError(f"The item {twice!r} is a duplicate. Keep one verdict per item.")
     for column in (ours, theirs):
         if not (np.isfinite(column) & (column >= 0)).all():
             position = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))[0]
@@ -156,9 +156,9 @@ def comparisons(
 
 
 def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
-    """Return preference - 1 (n,), in [0, 1]: 0.5 for a tie (0 or 1.5), nan where there is no verdict (None or nan).
+    """Return preference - 1 (n,), in [0, 1]: 0.5 for a tie (0 or 1.5), nan without a verdict (None or nan).
 
-    Raises ValueError for another number outside [1, 2].
+    Raises ValueError for any other number outside [1, 2].
     """
     given = np.array([math.nan if one is None else one for one in preferences], dtype=np.float64)
     wrong = ~np.isnan(given) & (given != 0) & ((given < 1) | (given > 2))
@@ -172,12 +172,12 @@ def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
 
 
 def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
-    """Return the win rate, and with a ``fit`` the length-controlled win rate.
+    """Return the win rate, and with a ``fit`` the length-controlled win rate too.
 
-    WR = 100 mean(outcome); its standard error is 100 sd(outcome, ddof=1) / sqrt(n), nan for a single verdict. An item
-    without verdict counts in neither, nor in the fit, but in sd(D) and in the mean that is LC. LC is nan where every
-    row to fit is a sure win or every one a sure loss: no finite weights fit best. Raises ValueError when there is no
-    verdict at all, or for LC fewer than five rows to fit.
+    WR = 100 mean(outcome). Its standard error is 100 sd(outcome, ddof=1) / sqrt(n), or nan for a single verdict. An
+    item without a verdict does not count in these or in the fit, but it counts in sd(D) and in the mean that is LC. LC
+    is nan if all rows to fit are certain wins, or all certain losses: then no finite weights are optimal. Raises
+    ValueError when there is no verdict at all, or when LC has fewer than five rows to fit.
     """
     judged = compared.outcomes[~np.isnan(compared.outcomes)]
     if not judged.size:
@@ -212,15 +212,15 @@ def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str
 
 
 def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gamed_weight: float) -> float:
-    """Return LC, in percent, of given weights: 100 mean sigma(b d + c) over the items' difficulties d (n,).
+    """Return LC in percent for given weights: 100 mean sigma(b d + c) over the items' difficulties d (n,).
 
-    With weights that someone published, it checks the rate that they published.
+    With published weights, this checks the published rate.
     """
     return 100 * float(expit(difficulty_weight * difficulty + not_gamed_weight).mean())
 
 
 def lc_name(compared: Comparisons) -> str:
-    """Return which length-controlled win rate these verdicts allow: "LC", "LC-noreg" or "LC-minimal"."""
+    """Return the variant of the length-controlled win rate: "LC", "LC-noreg" or "LC-minimal"."""
     if compared.difficulty is None:
         return "LC-minimal"
     return "LC" if compared.gamed is not None else "LC-noreg"
@@ -232,7 +232,7 @@ def feature_names(compared: Comparisons) -> tuple[str, ...]:
 
 
 def length_feature(differences: Floats, spread: Floats | float) -> Floats:
-    """Return tanh(D / sd(D)) (..., n), and 0 where there is no spread: equal differences explain nothing.
+    """Return tanh(D / sd(D)) (..., n), or 0 without spread: equal differences explain nothing.
 
     ``differences`` (..., n) and ``spread`` (..., 1) are in the same unit.
     """
@@ -241,7 +241,7 @@ def length_feature(differences: Floats, spread: Floats | float) -> Floats:
 
 
 def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
-    """Return design, outcomes and weights of the rows to fit: the gamed ones first, then the judged items."""
+    """Return design, outcomes and weights of the rows to fit: first the gamed rows, then the judged items."""
     differences = compared.baseline_lengths - compared.model_lengths
     spread = float(differences.std(ddof=1)) if differences.size > 1 else 0.0
     columns = [length_feature(differences, spread), np.ones(differences.size)]
@@ -265,7 +265,7 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
 def _difficulty_of(
     items: Sequence[Hashable], difficulty: Mapping[Hashable, float] | None, by_position: bool
 ) -> Floats | None:
-    """Return the difficulty (n,) of every item, by its id or by its position; None when there are no difficulties."""
+    """Return the difficulty (n,) of every item, by id or by position. None if there are no difficulties."""
     if difficulty is None:
         return None
     if by_position:
@@ -275,17 +275,17 @@ def _difficulty_of(
     unknown = [item for item in items if item not in difficulty]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(items)} items have no difficulty, the first is {unknown[0]!r}. "
-            f"Difficulties are of items such as {next(iter(difficulty), None)!r}: use the same numbering."
+            f"{len(unknown)} of {len(items)} items have no difficulty; the first is {unknown[0]!r}. "
+            f"Difficulties have ids such as {next(iter(difficulty), None)!r}: use the same numbering."
         )
     return np.array([difficulty[item] for item in items], dtype=np.float64)
 
 
 def length_controlled_rates(compared: Comparisons, penalty: float, counts: Floats) -> Floats:
-    """Return the LC (b,), in percent, under each row of ``counts`` (b, n), how often an item was drawn.
+    """Return LC (b,) in percent for each row of ``counts`` (b, n), which says how often an item was drawn.
 
-    ``penalty`` is C. A rate is nan where no item with a verdict was drawn. Raises ValueError for another number of
-    items, a negative count, or a C that is not positive.
+    ``penalty`` is C. A rate is nan if no item with a verdict was drawn. Raises ValueError for a wrong number of items,
+    a negative count, or a C that is not positive.
     """
     if counts.ndim != 2 or counts.shape[1] != len(compared.items) or not penalty > 0 or (counts < 0).any():
         raise ValueError(
@@ -318,14 +318,14 @@ def _difficulty(compared: Comparisons) -> Floats:
 
 
 def _loss(compared: Comparisons, lengths: Floats, counts: Floats) -> Loss:
-    """Return the weighted cross-entropy of items and gamed rows; ``lengths`` and ``counts`` are (b, n)."""
+    """Return the weighted cross-entropy of items and gamed rows. ``lengths`` and ``counts`` are (b, n)."""
     judged = ~np.isnan(compared.outcomes)
     outcomes = compared.outcomes[judged]
     lengths, counts, difficulty = lengths[:, judged], counts[:, judged], _difficulty(compared)[judged]
     gamed = compared.gamed
-    held = np.stack([np.tanh(gamed.lengths), gamed.difficulty], axis=1) if gamed else np.empty((0, 2))
-    held_outcomes = gamed.outcomes if gamed else np.empty(0)
-    products = np.stack([held[:, i] * held[:, j] for i, j in ((0, 0), (0, 1), (1, 1))], axis=1)
+    gamed_rows = np.stack([np.tanh(gamed.lengths), gamed.difficulty], axis=1) if gamed else np.empty((0, 2))
+    gamed_outcomes = gamed.outcomes if gamed else np.empty(0)
+    products = np.stack([gamed_rows[:, i] * gamed_rows[:, j] for i, j in ((0, 0), (0, 1), (1, 1))], axis=1)
 
     def loss(weights: Floats) -> tuple[Floats, Floats, Floats]:
         value = np.empty(len(weights))
@@ -339,9 +339,9 @@ def _loss(compared: Comparisons, lengths: Floats, counts: Floats) -> Loss:
         hessian[:, 0, 0], hessian[:, 0, 1] = (long_curvature * lengths).sum(1), long_curvature @ difficulty
         hessian[:, 0, 2], hessian[:, 1, 1] = long_curvature.sum(1), curvature @ difficulty**2
         hessian[:, 1, 2], hessian[:, 2, 2] = curvature @ difficulty, curvature.sum(1)
-        entropy, residual, curvature = _cross_entropy(weights[:, :2] @ held.T, held_outcomes, GAMED_WEIGHT)
+        entropy, residual, curvature = _cross_entropy(weights[:, :2] @ gamed_rows.T, gamed_outcomes, GAMED_WEIGHT)
         value += entropy
-        gradient[:, :2] += residual @ held
+        gradient[:, :2] += residual @ gamed_rows
         added = curvature @ products
         hessian[:, 0, 0] += added[:, 0]
         hessian[:, 0, 1] += added[:, 1]
@@ -354,7 +354,7 @@ def _loss(compared: Comparisons, lengths: Floats, counts: Floats) -> Loss:
 
 
 def _cross_entropy(logits: Floats, outcomes: Floats, counts: Floats | float) -> tuple[Floats, Floats, Floats]:
-    """Return the sum of the cross-entropies (b,), and its first and second derivative (b, n) by each logit."""
+    """Return the sum of the cross-entropies (b,), and its first and second derivatives (b, n) by each logit."""
     shrunk = np.exp(-np.abs(logits))
     chances = np.where(logits >= 0, 1.0, shrunk) / (1 + shrunk)
     entropy = counts * (np.log1p(shrunk) + np.maximum(logits, 0) - outcomes * logits)
@@ -364,7 +364,7 @@ def _cross_entropy(logits: Floats, outcomes: Floats, counts: Floats | float) -> 
 def minimise(loss: Loss, penalty: float, size: int, features: int) -> Floats:
     """Return the weights (size, features) that minimise ||w||_1 + penalty * loss(w), for each of ``size`` losses.
 
-    Raises ArithmeticError when they are not found, which a convex loss does not let happen.
+    Raises ArithmeticError when the fit does not converge, which cannot happen with a convex loss.
     """
     weights = np.zeros((size, features))
     value, gradient, hessian = loss(weights)
@@ -382,24 +382,24 @@ def minimise(loss: Loss, penalty: float, size: int, features: int) -> Floats:
         gradient[better], hessian[better] = tried_gradient[better], tried_hessian[better]
         step = np.where(better[:, None], 1.0, step / 2)
     raise ArithmeticError(
-        f"Fits of the length-controlled win rate have not settled after {_STEPS} steps at C = {penalty}."
+        f"The fit of the length-controlled win rate did not converge in {_STEPS} steps at C = {penalty}."
     )
 
 
 def _newton_target(weights: Floats, gradient: Floats, hessian: Floats, threshold: float) -> Floats:
-    """Return where (b, f) the loss's quadratic approximation plus threshold * ||w||_1 is smallest."""
-    # Where no weight changes its sign, the threshold only adds to the slope, and the place is known at once.
+    """Return the minimum (b, f) of the loss's quadratic approximation plus threshold * ||w||_1."""
+    # If no weight changes its sign, the threshold only adds to the slope, and the minimum has a closed form.
     signs = np.sign(weights)
     slopes = (gradient + threshold * signs)[:, :, None]
     target: Floats = weights - np.linalg.solve(hessian + 1e-12 * np.eye(weights.shape[1]), slopes)[:, :, 0]
-    others = ((np.sign(target) != signs) | (signs == 0)).any(axis=1)
-    if others.any():
-        target[others] = _by_coordinates(weights[others], gradient[others], hessian[others], threshold)
+    crossing = ((np.sign(target) != signs) | (signs == 0)).any(axis=1)
+    if crossing.any():
+        target[crossing] = _by_coordinates(weights[crossing], gradient[crossing], hessian[crossing], threshold)
     return target
 
 
 def _by_coordinates(weights: Floats, gradient: Floats, hessian: Floats, threshold: float) -> Floats:
-    """Return the same (b, f) by going through the weights one by one, which lets them end at zero."""
+    """Return the same minimum (b, f) by coordinate descent, which allows weights of exactly zero."""
     target = weights.copy()
     curvature = np.maximum(np.diagonal(hessian, axis1=1, axis2=2), 1e-12)
     for _ in range(_STEPS):

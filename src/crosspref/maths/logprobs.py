@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from hidden states, in tiles, so that the logits never exist as a whole."""
+"""Log-probabilities of given tokens from hidden states, computed in tiles so that the full logits never exist."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 LIVE = 3
-"""So many float32 buffers of a tile live at once: its logits, a temporary of theirs or the soft-cap's slope, and what
-the products give and take in their own format."""
+"""Number of float32 buffers of a tile that exist at once: its logits, a temporary or the slope of the soft cap, and the
+operands of the products in their own number format."""
 ROWS = 2048
-"""Positions that go through the output layer together at most; more read its weights no less often."""
+"""Maximum number of positions per tile. More would not read the output layer's weights less often."""
 LEAST_COLUMNS = 64
 CACHED_BYTES = 8 << 20
-"""What one tile may take on a CPU, whatever the budget: what does not leave its cache is computed faster."""
+"""Maximum size of a tile on a CPU, whatever the budget: tiles that stay in the cache are faster."""
 
 
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -40,11 +40,11 @@ def tiled_logprobs(
     softcap: float | None = None,
     budget: int = 128 << 20,
 ) -> torch.Tensor:
-    """Return the log-probability of each token, without more of the logits at a time than a tile.
+    """Return the log-probability of each token, computing the logits one tile at a time.
 
-    A tile is some positions by some of the vocabulary. Going back, its logits are computed once more and turned into
-    their gradient where they are; of going forward only the hidden states and a number per position are kept. Under
-    autocast, products are in its number format, as those of an output layer would be.
+    A tile is a block of positions by a block of the vocabulary. The backward pass computes its logits again and turns
+    them into their gradient in place; the forward pass keeps only the hidden states and one number per position. Under
+    autocast, products use its number format, as they would in an output layer.
 
     Args:
         hidden: (tokens, width), the hidden states that predict ``ids``.
@@ -53,10 +53,10 @@ def tiled_logprobs(
         bias: (vocabulary,) of the output layer, or None.
         scale: logits are multiplied by it (Cohere, Granite).
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2), or None.
-        budget: bytes that the float32 logits and their temporaries may take, those of the backward pass included.
+        budget: maximum bytes for the float32 logits and their temporaries, including the backward pass.
 
     Returns:
-        (tokens,), float32 (float64 of float64), nats.
+        (tokens,), float32 (float64 for float64 inputs), nats.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -69,7 +69,7 @@ def tiled_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What an output layer does beside its projection, the number format of that, and the size of a tile."""
+    """The operations of an output layer besides its projection, the projection's number format, and the tile size."""
 
     scale: float
     softcap: float | None
@@ -83,17 +83,17 @@ class _Head:
         return torch.promote_types(self.dtype, torch.float32)
 
     def blocks(self, hidden: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield which positions stand in each row of tiles, and their hidden states."""
+        """Yield the positions of each row of tiles, and their hidden states."""
         for start in range(0, len(hidden), self.rows):
             rows = slice(start, start + self.rows)
             yield rows, hidden[rows].to(self.dtype)
 
     def parts(self, weight: torch.Tensor) -> list[slice]:
-        """Return which part of the vocabulary stands in each column of tiles."""
+        """Return the part of the vocabulary of each column of tiles."""
         return [slice(start, start + self.columns) for start in range(0, len(weight), self.columns)]
 
     def logits(self, states: torch.Tensor, part: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the logits of a tile (rows, columns), of states (rows, width) and weights (columns, width)."""
+        """Return the logits (rows, columns) of a tile from states (rows, width) and weights (columns, width)."""
         logits = states @ part.T if bias is None else torch.addmm(bias.to(self.dtype), states, part.T)
         logits = logits.to(self.wide)
         if self.scale != 1.0:
@@ -109,9 +109,9 @@ class _Head:
         picked: tuple[torch.Tensor, torch.Tensor],
         gradient: torch.Tensor,
     ) -> torch.Tensor:
-        """Turn logits, where they are, into the gradient of what the projection gave.
+        """Turn logits in place into the gradient of the projection's output.
 
-        d log p[id] / d logits = [id] - softmax, of which sums (rows, 1) is the logsumexp.
+        d log p[id] / d logits = [id] - softmax. ``sums`` (rows, 1) has the logsumexp of each row.
         """
         slope = None if self.softcap is None else (logits / self.softcap).square_().neg_().add_(1.0)
         places, there = picked
@@ -125,7 +125,7 @@ class _Head:
 
 
 def _places(ids: torch.Tensor, columns: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows, 1) where in a tile the ids are, and whether they are there at all."""
+    """Return (rows, 1) the column of each id in a tile, and whether the id is in the tile at all."""
     places = ids[:, None] - columns.start
     return places.clamp(0, logits.shape[1] - 1), (places >= 0) & (places < logits.shape[1])
 
@@ -135,7 +135,7 @@ class _TiledLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head: _Head
     ) -> torch.Tensor:
-        sums = hidden.new_full((len(ids), 1), float("-inf"), dtype=head.wide)  # logsumexp of what was seen so far
+        sums = hidden.new_full((len(ids), 1), float("-inf"), dtype=head.wide)  # logsumexp of the columns so far
         picked = torch.zeros_like(sums)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, states in head.blocks(hidden):
@@ -145,7 +145,7 @@ class _TiledLogprobs(torch.autograd.Function):
                     places, there = _places(ids[rows], columns, logits)
                     picked[rows] += logits.gather(1, places).masked_fill_(~there, 0.0)
                     sums[rows] = torch.logaddexp(sums[rows], logits.logsumexp(1, keepdim=True))
-                    del logits  # or it is still there when the next one is made
+                    del logits  # otherwise it still exists while the next tile is computed
         ctx.save_for_backward(hidden, ids, weight, bias, sums)
         ctx.head = head
         return (picked - sums).squeeze(1)
@@ -177,8 +177,8 @@ class _TiledLogprobs(torch.autograd.Function):
                         of_weight[columns] += factors.T @ states
                     del factors
         back = (
-            None if found is None else found.to(tensor.dtype)
-            for found, tensor in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
+            None if total is None else total.to(tensor.dtype)
+            for total, tensor in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
         )
         first, second, third = back
         return first, None, second, third, None

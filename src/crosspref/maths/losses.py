@@ -1,8 +1,8 @@
-"""The training losses, one value per pair or example; nothing here averages.
+"""The training losses: one value per pair or example, never an average.
 
-Each value depends on that pair or example alone (and KTO's on z_ref), so the mean over an optimizer step does not
-depend on how the step is cut into batches. Log-probabilities are sums over a response's tokens, and a log-ratio is
-log pi(y | x) - log pi_ref(y | x), both in nats.
+Each value depends only on its own pair or example (and on z_ref for KTO), so the mean over an optimizer step does not
+depend on how the step is split into batches. Log-probabilities are sums over a response's tokens. A log-ratio is
+log pi(y | x) - log pi_ref(y | x). Both are in nats.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 
 def dpo_loss(chosen_log_ratios: torch.Tensor, rejected_log_ratios: torch.Tensor, *, beta: float) -> torch.Tensor:
-    """Return the DPO loss: Eq. 5, and the first term of Eq. 11, of "Implicit Cross-Lingual Rewarding".
+    """Return the DPO loss (Eq. 5, and the first term of Eq. 11, of "Implicit Cross-Lingual Rewarding").
 
     Args:
         chosen_log_ratios: (pairs,), of y+, nats.
@@ -33,14 +33,14 @@ def ipo_loss(
 ) -> torch.Tensor:
     """Return the IPO loss (Azar et al. 2024, Eq. 17), with log-ratios per token.
 
-    The equation has them summed; per token is what TRL does on the word of the paper's authors.
+    The equation has sums. TRL uses means per token, as the paper's authors advised, and so does this function.
 
     Args:
         chosen_log_ratios: (pairs,), of y+, nats.
         rejected_log_ratios: (pairs,), of y-, nats.
-        chosen_tokens: (pairs,), how many tokens were summed for y+.
-        rejected_tokens: (pairs,), how many for y-.
-        beta: the paper's tau; the margin that is aimed at is 1 / (2 beta) nats per token.
+        chosen_tokens: (pairs,), number of tokens of y+.
+        rejected_tokens: (pairs,), number of tokens of y-.
+        beta: the paper's tau. The target margin is 1 / (2 beta) nats per token.
 
     Returns:
         (pairs,) (chosen - rejected - 1 / (2 beta))^2.
@@ -63,10 +63,10 @@ def simpo_loss(
     Args:
         chosen_logprobs: (pairs,), log pi(y+ | x), nats.
         rejected_logprobs: (pairs,), log pi(y- | x), nats.
-        chosen_tokens: (pairs,), how many tokens were summed for y+.
-        rejected_tokens: (pairs,), how many for y-.
+        chosen_tokens: (pairs,), number of tokens of y+.
+        rejected_tokens: (pairs,), number of tokens of y-.
         beta: scale of the rewards, which are beta times the mean log-probability of a token.
-        gamma: by how much the chosen reward should exceed the rejected one.
+        gamma: target margin between the chosen and the rejected reward.
 
     Returns:
         (pairs,) -log sigmoid(beta (chosen - rejected) - gamma), both per token.
@@ -76,17 +76,17 @@ def simpo_loss(
 
 
 def log_odds(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return log(p / (1 - p)) of p, the geometric mean of a response's token probabilities (Hong et al. 2024, Eq. 4).
+    """Return log(p / (1 - p)), where p is the geometric mean of the token probabilities (Hong et al. 2024, Eq. 4).
 
     Args:
         logprobs: (responses,), log pi(y | x), nats.
-        tokens: (responses,), how many tokens were summed.
+        tokens: (responses,), number of tokens.
 
     Returns:
-        (responses,), nats. A p that rounds to 1 counts as the largest number below it, so that the odds stay finite.
+        (responses,), nats. If p rounds to 1, the largest number below 1 is used, so that the odds stay finite.
     """
     mean = (logprobs / tokens).clamp(max=-torch.finfo(logprobs.dtype).eps)
-    return mean - torch.log(-torch.expm1(mean))  # expm1, since 1 - exp(mean) loses its digits where p is close to 1
+    return mean - torch.log(-torch.expm1(mean))  # expm1, because 1 - exp(mean) loses precision if p is close to 1
 
 
 def orpo_loss(
@@ -104,8 +104,8 @@ def orpo_loss(
     Args:
         chosen_logprobs: (pairs,), log pi(y+ | x), nats.
         rejected_logprobs: (pairs,), log pi(y- | x), nats.
-        chosen_tokens: (pairs,), how many tokens were summed for y+.
-        rejected_tokens: (pairs,), how many for y-.
+        chosen_tokens: (pairs,), number of tokens of y+.
+        rejected_tokens: (pairs,), number of tokens of y-.
         beta: the paper's lambda, the weight of this term.
 
     Returns:
@@ -123,25 +123,25 @@ def kto_loss(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> torch.Tensor:
-    """Return the KTO loss, lambda_y - v(x, y): Eq. 16 of "Implicit Cross-Lingual Rewarding".
+    """Return the KTO loss, lambda_y - v(x, y) (Eq. 16 of "Implicit Cross-Lingual Rewarding").
 
-    Eq. 16 prints z_ref outside of beta's reach. The KTO paper (Ethayarajh et al. 2024, Eq. 8) and the implementations
-    in use multiply their difference by beta, and so does this.
+    As printed, Eq. 16 does not multiply z_ref by beta. The KTO paper (Ethayarajh et al. 2024, Eq. 8) and common
+    implementations multiply the whole difference by beta, and so does this function.
 
     Args:
         log_ratios: (examples,), nats.
-        desirable: (examples,), bool: whether the response is a chosen one.
+        desirable: (examples,), bool, whether the response is a chosen one.
         kl: z_ref, a scalar of at least 0, nats (see ``kto_kl``).
         beta: strength of the KL constraint.
         desirable_weight: the papers' lambda for chosen responses (lambda_w, lambda_D).
         undesirable_weight: the papers' lambda for rejected responses (lambda_l, lambda_U).
 
     Returns:
-        (examples,) lambda_w (1 - sigmoid(beta (log-ratio - z_ref))) of a desirable response, and
-        lambda_l (1 - sigmoid(beta (z_ref - log-ratio))) of another.
+        (examples,) lambda_w (1 - sigmoid(beta (log-ratio - z_ref))) for a desirable response, and
+        lambda_l (1 - sigmoid(beta (z_ref - log-ratio))) for an undesirable one.
     """
     gain = beta * (log_ratios - kl)
-    # 1 - sigmoid(z) = sigmoid(-z), which keeps its digits where z is large.
+    # 1 - sigmoid(z) = sigmoid(-z), which is precise even if z is large.
     return torch.where(desirable, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
 
 
@@ -152,17 +152,17 @@ def kto_kl(mismatched_log_ratios: torch.Tensor) -> torch.Tensor:
         mismatched_log_ratios: (examples,), of responses to other prompts, for all examples of a step, nats.
 
     Returns:
-        Their mean, or 0 if that is below 0; a scalar, nats.
+        Their mean, or 0 if the mean is negative; a scalar, nats.
     """
     return mismatched_log_ratios.detach().mean().clamp(min=0)
 
 
 def nll_loss(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood per token of the response: the second term of Eq. 11.
+    """Return the negative log-likelihood per token of the response (the second term of Eq. 11).
 
     Args:
         logprobs: (responses,), log pi(y | x), nats.
-        tokens: (responses,), how many tokens were summed.
+        tokens: (responses,), number of tokens.
 
     Returns:
         (responses,), nats per token.

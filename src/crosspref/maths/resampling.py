@@ -1,14 +1,15 @@
-"""Intervals of win rates and scores by bootstrap over items: of a model, of a difference, of the mean over languages.
+"""Bootstrap intervals of win rates and scores over items: for models, differences and means over languages.
 
-All models and languages of a table are resampled together: in a resample an item is there equally often in every one of
-them. So a difference is over the same items, and what makes an item hard in all languages does not average out. The
-intervals cover the sampling of items, given the judge and the trained model; neither another judgement of the same
-answers, nor another sampling of answers, nor another training seed.
+All models and languages of a table are resampled together: in a resample, an item occurs equally often in all of them.
+So a difference is over the same items, and an item that is hard in all languages does not average out. The intervals
+cover the sampling of items, given the judge and the trained model. They do not cover another judgement of the same
+answers, another sampling of answers, or another training seed.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
@@ -19,15 +20,15 @@ from crosspref.maths.estimate import Estimate
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item", bound=Hashable)
-_AT_A_TIME = 2**22
-"""Drawn items that are held at a time, which bounds the memory."""
+_BATCH_NUMBERS = 2**22
+"""How many items are drawn together. It bounds the memory and does not change the result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """A statistic, its value (resamples,) in every resample, in the same unit, and the number of its items.
+    """A statistic, its value (resamples,) in every resample in the same unit, and its number of items.
 
-    Draws of one call of ``resample`` belong together: their differences and means are paired by resample.
+    The draws of one call of ``resample`` belong together: differences and means are paired by resample.
     """
 
     point: float
@@ -37,7 +38,7 @@ class Draws:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RateDraws:
-    """The draws of one model in one language, in percent; ``lc`` is None where none was measured."""
+    """The draws of one model in one language, in percent. ``lc`` is None if it was not measured."""
 
     win_rate: Draws
     lc: Draws | None
@@ -46,14 +47,14 @@ class RateDraws:
 def resample(
     cells: Mapping[Key, tuple[Comparisons, WinRates]], resamples: int = 2000, seed: int = 0
 ) -> dict[Key, RateDraws]:
-    """Return the win rate and LC of every cell in every resample of the items; a cell is a model in a language.
+    """Return the win rate and LC of every cell in every resample of the items. A cell is a model in a language.
 
-    Items are joined over cells by id and drawn with equal chances from all that any cell has. LC is refitted at the C
-    of the cell's ``WinRates``; its point is the LC given there. The same arguments give the same draws. Raises
-    ValueError for fewer than one resample.
+    Items are joined over cells by id and drawn uniformly from the items of all cells. LC is refitted at the C of the
+    cell's ``WinRates``; its point is the LC given there. The same arguments give the same draws. Raises ValueError for
+    fewer than one resample.
     """
     counts_of = _draw((compared.items for compared, _ in cells.values()), resamples, seed)
-    found = {}
+    draws = {}
     for key, (compared, rates) in cells.items():
         counts = counts_of(compared.items)
         judged = ~np.isnan(compared.outcomes)
@@ -63,8 +64,8 @@ def resample(
         lc = None
         if rates.lc is not None and rates.C is not None:
             lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
-        found[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
-    return found
+        draws[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
+    return draws
 
 
 def resample_means(
@@ -72,9 +73,9 @@ def resample_means(
 ) -> dict[Key, Draws]:
     """Return the mean of each cell's values, in their unit, in every resample of the items.
 
-    A cell has for each item a value, or several, such as the scores of a question's turns. An item is drawn with all of
-    its values, and with equal chances from all that any cell has; a mean is over values, and ``n`` counts items. The
-    same arguments give the same draws. Raises ValueError for fewer than one resample, or for a cell without items.
+    A cell has one or several values per item, such as the scores of a question's turns. Items are drawn with all of
+    their values, uniformly from the items of all cells. A mean is over values, and ``n`` counts items. The same
+    arguments give the same draws. Raises ValueError for fewer than one resample, or for a cell without items.
     """
     _check_resamples(resamples)
     for key, cell in cells.items():
@@ -87,10 +88,10 @@ def resample_means(
             values = np.atleast_1d(value)
             sums[places[item], column], sizes[places[item], column] = values.sum(), values.size
     draw, drawn = np.random.default_rng(seed), np.empty((resamples, len(cells)))
-    size = max(1, _AT_A_TIME // max(1, len(places)))
+    size = max(1, _BATCH_NUMBERS // max(1, len(places)))
     for start in range(0, resamples, size):
         counts = _counts(draw.integers(max(1, len(places)), size=(min(size, resamples - start), len(places))))
-        with np.errstate(invalid="ignore"):  # of a small cell's items a resample may have none
+        with np.errstate(invalid="ignore"):  # a resample may have no items of a small cell
             drawn[start : start + size] = (counts @ sums) / (counts @ sizes)
     points = sums.sum(axis=0) / sizes.sum(axis=0)
     return {
@@ -107,20 +108,20 @@ def difference(left: Draws, right: Draws) -> Draws:
 def mean_over(draws: Iterable[Draws]) -> Draws:
     """Return the plain mean of several statistics, such as one per language, resample by resample.
 
-    ``n`` is the sum of theirs. Raises ValueError when there are none.
+    ``n`` is their sum. Raises ValueError when there are no statistics.
     """
-    given = list(draws)
-    if not given:
-        raise ValueError("There is nothing to take the mean of. Pass the draws of at least one language.")
-    values = np.mean([one.values for one in given], axis=0)
-    return Draws(float(np.mean([one.point for one in given])), values, sum(one.n for one in given))
+    parts = list(draws)
+    if not parts:
+        raise ValueError("There are no draws, so there is no mean. Pass the draws of at least one language.")
+    values = np.mean([part.values for part in parts], axis=0)
+    return Draws(float(np.mean([part.point for part in parts])), values, sum(part.n for part in parts))
 
 
 def percentile_interval(draws: Draws, confidence: float = 0.95) -> Estimate:
-    """Return the statistic and its percentile interval; without width where all draws are equal.
+    """Return the statistic and its percentile interval, which has no width if all draws are equal.
 
-    The ends are nan for fewer than two items, or when a resample in more than a hundred has no value. Raises ValueError
-    for a confidence not between 0 and 1.
+    The ends are nan for fewer than two items, or if more than 1% of the resamples have no value. Raises ValueError when
+    the confidence is not between 0 and 1.
     """
     _check_confidence(confidence)
     known = draws.values[np.isfinite(draws.values)]
@@ -131,10 +132,10 @@ def percentile_interval(draws: Draws, confidence: float = 0.95) -> Estimate:
 
 
 def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, of one model in one language.
+    """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, for one model in one language.
 
-    ``outcomes`` (n,) are in [0, 1] and nan where there is no verdict, as ``preference_outcomes`` returns them. The ends
-    are nan for a single verdict. Raises ValueError when there is none, or for a confidence not between 0 and 1.
+    ``outcomes`` (n,) are in [0, 1], or nan without a verdict, as ``preference_outcomes`` returns them. The ends are nan
+    for a single verdict. Raises ValueError when there is none, or when the confidence is not between 0 and 1.
     """
     _check_confidence(confidence)
     judged = outcomes[~np.isnan(outcomes)]
@@ -145,7 +146,7 @@ def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int
         return Estimate(mean, math.nan, math.nan, 1)
     if (judged == judged[0]).all():
         return Estimate(mean, mean, mean, judged.size)
-    found = bootstrap(
+    interval = bootstrap(
         (judged,),
         np.mean,
         vectorized=True,
@@ -154,17 +155,17 @@ def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int
         method="BCa",
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
-    return Estimate(mean, 100 * float(found.low), 100 * float(found.high), judged.size)
+    return Estimate(mean, 100 * float(interval.low), 100 * float(interval.high), judged.size)
 
 
 def shared_items(*compared: Comparisons) -> tuple[Comparisons, ...]:
-    """Return each restricted to the items on which all have a verdict, in the first one's order: a fair comparison.
+    """Return all comparisons restricted to the items with a verdict in each of them, in the first one's order.
 
-    Lengths of the restricted items give another sd(D): measure ``win_rates`` anew. May return none at all.
+    The restricted lengths have a different sd(D), so compute ``win_rates`` again. There may be no shared items.
     """
-    known = [{item for item, one in zip(each.items, each.outcomes, strict=True) if one == one} for each in compared]
-    kept = [item for item in compared[0].items if all(item in names for names in known)] if compared else []
-    return tuple(_restricted(each, kept) for each in compared)
+    judged = [set(compress(part.items, ~np.isnan(part.outcomes))) for part in compared]
+    shared = [item for item in compared[0].items if all(item in items for items in judged)] if compared else []
+    return tuple(_restricted(part, shared) for part in compared)
 
 
 def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons:
@@ -182,7 +183,7 @@ def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons
 
 
 def _draw(cells: Iterable[Iterable[Hashable]], resamples: int, seed: int) -> Callable[[Iterable[Hashable]], Floats]:
-    """Draw the items of all cells, and return what tells how often (resamples, n) each of some items was drawn."""
+    """Draw the items of all cells. Returns a function from items (n) to how often (resamples, n) each was drawn."""
     _check_resamples(resamples)
     places = _places(cells)
     drawn = np.random.default_rng(seed).integers(max(len(places), 1), size=(resamples, len(places)))
@@ -191,12 +192,12 @@ def _draw(cells: Iterable[Iterable[Hashable]], resamples: int, seed: int) -> Cal
 
 
 def _places(cells: Iterable[Iterable[Item]]) -> dict[Item, int]:
-    """Return a place for each item that any cell has."""
+    """Return the column of each item of any cell."""
     return {item: place for place, item in enumerate(dict.fromkeys(item for cell in cells for item in cell))}
 
 
 def _counts(drawn: np.ndarray) -> Floats:
-    """Return how often (resamples, items) each item is among those drawn, of the same shape."""
+    """Return how often (resamples, items) each item was drawn. ``drawn`` has the same shape."""
     resamples, total = drawn.shape
     flat = drawn + total * np.arange(resamples)[:, None]
     return np.bincount(flat.ravel(), minlength=resamples * total).reshape(resamples, total).astype(np.float64)

@@ -1,16 +1,16 @@
 """The implicit reward of a directly aligned model, before the length penalty (Eq. 6, 9, 17), by alignment algorithm.
 
-Each takes log-probabilities summed over the response's tokens, in nats. Where a paper's loss compares log-probabilities
-per token, so does the reward that it leaves in the model.
+All functions take log-probabilities summed over the response's tokens, in nats. If an algorithm's loss compares
+log-probabilities per token, its reward is per token too.
 """
 
 import math
 
 ALGORITHMS = ("dpo", "kto", "ipo", "simpo", "orpo")
-"""The direct alignment algorithms whose reward is known."""
+"""The direct alignment algorithms with a known reward."""
 
 PER_TOKEN = frozenset({"ipo", "simpo", "orpo"})
-"""Those whose reward is per token; the others' is a sum over tokens."""
+"""The algorithms whose reward is per token. The reward of the others is a sum over tokens."""
 
 
 def dpo_reward(policy_logprob: float, reference_logprob: float, beta: float) -> float:
@@ -24,8 +24,8 @@ def dpo_reward(policy_logprob: float, reference_logprob: float, beta: float) -> 
 def kto_reward(policy_logprob: float, reference_logprob: float) -> float:
     """Return log(pi(y|x) / pi_ref(y|x)), in nats.
 
-    Eq. 17 of "Implicit Cross-Lingual Rewarding"; Ethayarajh et al. 2024, "KTO", whose beta stands in the value function
-    and not in the reward.
+    Eq. 17 of "Implicit Cross-Lingual Rewarding"; Ethayarajh et al. 2024, "KTO", where beta is part of the value
+    function and not of the reward.
     """
     return policy_logprob - reference_logprob
 
@@ -34,7 +34,7 @@ def ipo_reward(policy_logprob: float, reference_logprob: float, tokens: int, bet
     """Return beta / |y| * log(pi(y|x) / pi_ref(y|x)), in nats per token times beta.
 
     Azar et al. 2024, "A General Theoretical Paradigm to Understand Learning from Human Preferences", Eq. 17, whose tau
-    is beta. Log-ratios are per token, as TRL trains IPO on its authors' word.
+    is beta. Log-ratios are per token, as in TRL's IPO loss.
     """
     return beta * (policy_logprob - reference_logprob) / tokens
 
@@ -50,7 +50,7 @@ def simpo_reward(policy_logprob: float, tokens: int, beta: float) -> float:
 def orpo_reward(policy_logprob: float, tokens: int) -> float:
     """Return log(p / (1 - p)) with log p = log pi(y|x) / |y|: the log-odds, in nats. There is no reference.
 
-    Hong et al. 2024, "ORPO", Eq. 3 to 6: the loss compares log-odds without a factor. It is inf where p is 1.
+    Hong et al. 2024, "ORPO", Eq. 3 to 6: the loss compares log-odds without a factor. The result is inf if p is 1.
     """
     mean = policy_logprob / tokens
     return mean - math.log(-math.expm1(mean)) if mean < 0 else math.inf
@@ -59,20 +59,20 @@ def orpo_reward(policy_logprob: float, tokens: int) -> float:
 def implicit_reward(
     algorithm: str, policy_logprob: float, reference_logprob: float | None, tokens: int, beta: float
 ) -> float | None:
-    """Return the reward that training by ``algorithm`` leaves in a policy; None for no tokens where it is per token.
+    """Return a policy's implicit reward after training by ``algorithm``. None for a reward per token of no tokens.
 
     Args:
-        algorithm: by which algorithm the policy was aligned.
+        algorithm: the algorithm that aligned the policy.
         policy_logprob: log pi(y | x), summed over the response's tokens, nats.
         reference_logprob: log pi_ref(y | x) of the same tokens, nats; None for simpo and orpo only.
-        tokens: how many tokens were summed.
-        beta: the beta with which the policy was aligned; kto and orpo have none in their reward.
+        tokens: number of tokens in the sums.
+        beta: the beta that the policy was aligned with. The rewards of kto and orpo do not use it.
 
     Raises:
-        ValueError: the algorithm is unknown, or needs a reference where there is none.
+        ValueError: the algorithm is unknown, or a reference is missing.
     """
     if algorithm not in ALGORITHMS:
-        raise ValueError(f"There is no algorithm {algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
+        raise ValueError(f"Unknown algorithm {algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
     if algorithm in {"simpo", "orpo"}:
         if not tokens:
             return None
@@ -88,9 +88,9 @@ def implicit_reward(
 
 
 def noise_gap(algorithm: str, beta: float) -> float:
-    """Return what 0.5 nats of a log-ratio are worth in the reward; 0.0 for rewards per token.
+    """Return the reward that corresponds to a log-ratio of 0.5 nats, or 0.0 for rewards per token.
 
-    0.5 nats is the standard deviation that bfloat16 scores were measured to have (docs/development/lab_notes.md).
+    0.5 nats is the measured standard deviation of bfloat16 scores (docs/development/lab_notes.md).
     """
     return {"dpo": 0.5 * beta, "kto": 0.5}.get(algorithm, 0.0)
 

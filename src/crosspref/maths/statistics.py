@@ -18,7 +18,7 @@ from crosspref.maths.estimate import Estimate
 Floats = NDArray[np.float64]
 
 _BATCH_NUMBERS = 2**22
-"""How many values are resampled together; it bounds the memory and does not change the result."""
+"""How many values are resampled together. It bounds the memory and does not change the result."""
 
 
 def mean_interval(
@@ -30,10 +30,10 @@ def mean_interval(
 ) -> Estimate:
     """Return the mean of values (n,) and its percentile bootstrap interval.
 
-    ``clusters`` names the cluster of every value, for example its prompt_id; clusters are then drawn whole, and the
-    mean of a resample is over the values it holds. The same arguments give the same interval. Raises ValueError when
-    there are no values, when one is not finite, when ``clusters`` is of another size, or for a confidence not between
-    0 and 1 or fewer than one resample.
+    ``clusters`` names the cluster of every value, for example its prompt_id. Then whole clusters are drawn, and the
+    mean of a resample is over its values. The same arguments give the same interval. Raises ValueError when there are
+    no values, when one is not finite, when ``clusters`` has another size, when the confidence is not between 0 and 1,
+    or for fewer than one resample.
     """
     if not 0 < confidence < 1 or resamples < 1:
         raise ValueError(
@@ -55,7 +55,7 @@ def mean_interval(
     if (numbers == numbers[0]).all():
         value = float(numbers[0])
         return Estimate(value, value, value, numbers.size)
-    found = bootstrap(
+    interval = bootstrap(
         (sums, counts),
         _ratio_of_sums,
         paired=True,
@@ -66,14 +66,14 @@ def mean_interval(
         method="percentile",
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high), numbers.size)
+    return Estimate(mean, float(interval.low), float(interval.high), numbers.size)
 
 
 def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Return the mean of left - right (n,), paired, and its interval by Student's t: for few values, such as seeds.
+    """Return the mean of the paired differences left - right (n,) and its interval by Student's t.
 
-    The interval is nan for fewer than two pairs. Raises ValueError when sizes differ, when there are no values, or when
-    one is not finite.
+    Meant for few values, such as one per seed. The interval is nan for fewer than two pairs. Raises ValueError when
+    sizes differ, when there are no values, or when one is not finite.
     """
     first, second = _finite("left value", left), _finite("right value", right)
     if first.size != second.size or not first.size:
@@ -87,9 +87,9 @@ def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0
 
 
 def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: float = 0.0) -> Floats:
-    """Return the outcome (n,) of every comparison: 1 where the policy wins, 0 where it loses, 0.5 for a tie.
+    """Return the outcome (n,) of every comparison: 1 if the policy wins, 0 if it loses, 0.5 for a tie.
 
-    Rewards (n,) of both are in the same unit; those that differ by at most ``tolerance`` tie. The mean of the outcomes
+    Both rewards (n,) are in the same unit. They tie if they differ by at most ``tolerance``. The mean of the outcomes
     is the win rate. Raises ValueError when sizes differ, when a reward is not finite, or for a negative tolerance.
     """
     policy, baseline = _finite("policy reward", policy_rewards), _finite("baseline reward", baseline_rewards)
@@ -105,10 +105,10 @@ def win_rate(policy_rewards: ArrayLike, baseline_rewards: ArrayLike, tolerance: 
 
 
 def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
-    """Return Kendall's tau-b of two lists of numbers (n,): 1 for the same order, -1 for the opposite one.
+    """Return Kendall's tau-b of two lists of numbers (n,): 1 for the same order, -1 for the opposite order.
 
-    It is nan where one of them holds no two different numbers, so that there is no order. Raises ValueError when sizes
-    differ or when a number is not finite.
+    It is nan if all numbers of a list are equal, because then there is no order. Raises ValueError when sizes differ or
+    when a number is not finite.
     """
     left, right = _finite("first number", first), _finite("second number", second)
     if left.size != right.size:
@@ -121,9 +121,9 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
 def nominal_alpha(units: Iterable[Sequence[Hashable]]) -> tuple[float, float]:
     """Return the share of agreeing pairs of votes, and Krippendorff's alpha for nominal data, over units.
 
-    A unit has the votes of all who judged it, any number; one with a single vote says nothing. alpha is 1 where all
-    agree, 0 where they agree as often as by chance, and nan where all votes are the same. Raises ValueError where no
-    unit has two votes. Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
+    A unit has any number of votes; a single vote is ignored. alpha is 1 if all votes of each unit agree, 0 if they
+    agree as often as by chance, and nan if all votes are the same. Raises ValueError when no unit has two votes.
+    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C.
     """
     shared = [list(votes) for votes in units if len(votes) > 1]
     if not shared:
@@ -136,7 +136,7 @@ def nominal_alpha(units: Iterable[Sequence[Hashable]]) -> tuple[float, float]:
 
 
 def _differing(counts: Counter[Hashable]) -> int:
-    """Return how many ordered pairs of votes are different ones."""
+    """Return the number of ordered pairs of different votes."""
     return counts.total() ** 2 - sum(count**2 for count in counts.values())
 
 
@@ -147,13 +147,13 @@ def _ratio_of_sums(sums: NDArray[np.number], counts: NDArray[np.number], axis: i
 
 
 def _codes(clusters: Iterable[Hashable]) -> NDArray[np.intp]:
-    """Return the number (n,) of every value's cluster, counted from 0 in the order in which they appear."""
+    """Return the number (n,) of every value's cluster, counted from 0 in order of appearance."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
 
 
 def _finite(name: str, values: ArrayLike) -> Floats:
-    """Return values (n,) as an array; raise ValueError for another shape or a value that is not finite."""
+    """Return values (n,) as an array. Raises ValueError for another shape or a value that is not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1:
         raise ValueError(f"The {name}s have shape {numbers.shape}. Pass a flat list of numbers.")
@@ -166,18 +166,18 @@ def _finite(name: str, values: ArrayLike) -> Floats:
 def sign_flip_test(differences: ArrayLike, resamples: int = 9999, seed: int = 0) -> float:
     """Return the two-sided p-value of the mean of paired differences (n,), such as of outcomes on the same items.
 
-    If the two sides were alike, a difference would be as likely with the other sign. All signs are tried where that
-    takes no more than ``resamples``, else so many random ones. nan (an item without verdict) is left out. The value is
-    1 where fewer than two differences are not zero. Raises ValueError when there is none at all.
+    Under the null hypothesis each difference is as likely with the opposite sign. All sign combinations are tried if
+    there are at most ``resamples`` of them, otherwise that many random ones. nan (an item without a verdict) is left
+    out. The p-value is 1 if fewer than two differences are nonzero. Raises ValueError when there are no differences.
     """
-    given = np.asarray(differences, dtype=np.float64)
-    known = given[~np.isnan(given)]
+    values = np.asarray(differences, dtype=np.float64)
+    known = values[~np.isnan(values)]
     if not known.size:
         raise ValueError("There are no differences, so nothing can be tested. Pass at least one.")
-    changed = known[known != 0]  # a zero has no sign to flip, and only makes fewer of the rest
+    changed = known[known != 0]  # a zero has no sign to flip
     if changed.size < 2:
         return 1.0
-    found = permutation_test(
+    test = permutation_test(
         (changed,),
         np.sum,
         permutation_type="samples",
@@ -186,21 +186,21 @@ def sign_flip_test(differences: ArrayLike, resamples: int = 9999, seed: int = 0)
         batch=max(1, 2**22 // changed.size),
         random_state=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Return p-values (m,) adjusted for there being m of them, by Holm (1979): the k-th smallest times m - k + 1.
+    """Return p-values (m,) adjusted for multiple tests by Holm's method (1979): the k-th smallest times m - k + 1.
 
-    None falls below a smaller one's, and none exceeds 1. Rejecting what is at most alpha makes a false rejection
-    anywhere at most alpha likely. Raises ValueError for a p-value outside [0, 1].
+    Adjusted values keep the order of the p-values and do not exceed 1. If all values up to alpha are rejected, the
+    probability of any false rejection is at most alpha. Raises ValueError for a p-value outside [0, 1].
     """
-    given = np.asarray(p_values, dtype=np.float64)
-    if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
-        raise ValueError(f"Pass a flat list of p-values from 0 to 1, not {given.tolist()}.")
-    order = np.argsort(given, kind="stable")
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(given.size, 0, -1)), 1)
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"Pass a flat list of p-values from 0 to 1, not {values.tolist()}.")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1)), 1)
     return adjusted
 
 
@@ -209,33 +209,33 @@ def wilson_interval(
 ) -> Estimate:
     """Return the mean of outcomes (n,) in [0, 1] and its interval by Wilson (1927), as shares from 0 to 1.
 
-    An outcome of one half is a tie; it makes the interval a little too wide. ``clusters`` names what belongs together,
-    such as the item that was judged in both orders: n is then replaced by how many independent outcomes would tell as
-    much, n / (variance of the mean by clusters / that of independent outcomes), which is kept between the number of
-    clusters and n. ``n`` of the result stays the number of outcomes.
+    An outcome of one half is a tie, and makes the interval slightly too wide. ``clusters`` names the cluster of every
+    outcome, such as an item that was judged in both orders. Then n is replaced by the effective number of independent
+    outcomes: n / (variance of the mean by clusters / that of independent outcomes), limited to the range from the
+    number of clusters to n. ``n`` of the result is still the number of outcomes.
 
-    Raises ValueError when there are no outcomes, one is outside [0, 1], or ``clusters`` is of another size.
+    Raises ValueError when there are no outcomes, one is outside [0, 1], or ``clusters`` has another size.
     """
-    given = np.asarray(outcomes, dtype=np.float64)
-    if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all():
-        raise ValueError(f"Pass at least one outcome from 0 to 1 in a flat list, not {given.tolist()[:5]} ...")
+    values = np.asarray(outcomes, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"Pass at least one outcome from 0 to 1 in a flat list, not {values.tolist()[:5]} ...")
     if not 0 < confidence < 1:
         raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")
-    mean = float(given.mean())
-    size = float(given.size) if clusters is None else _independent_outcomes(given, list(clusters))
+    mean = float(values.mean())
+    size = float(values.size) if clusters is None else _independent_outcomes(values, list(clusters))
     quantile = float(norm.ppf((1 + confidence) / 2))
     shrink = 1 + quantile**2 / size
     middle = (mean + quantile**2 / (2 * size)) / shrink
     reach = quantile / shrink * math.sqrt(mean * (1 - mean) / size + quantile**2 / (4 * size**2))
-    return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), given.size)
+    return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), values.size)
 
 
 def newcombe_interval(left: Estimate, right: Estimate) -> Estimate:
-    """Return the difference of two independent shares, left - right, and its interval from both of theirs.
+    """Return the difference of two independent shares, left - right, and its interval.
 
-    By Newcombe (1998), method 10, where theirs are Wilson's: the distances from each share to the end of its interval
-    are added as if they were standard errors. Where the two are on some of the same items and rise and fall together,
-    it is too wide. ``n`` is that of both.
+    Method 10 of Newcombe (1998), for Wilson intervals: the distances from each share to the end of its interval are
+    combined like standard errors. If both shares come from some of the same items and are positively correlated, the
+    interval is too wide. ``n`` is the sum of both.
     """
     gap = left.value - right.value
     low = gap - math.hypot(left.value - left.low, right.high - right.value)
@@ -244,12 +244,11 @@ def newcombe_interval(left: Estimate, right: Estimate) -> Estimate:
 
 
 def _independent_outcomes(outcomes: Floats, clusters: list[Hashable]) -> float:
-    """Return how many independent outcomes would say as much about the mean as these in clusters do."""
+    """Return the effective number of independent outcomes of clustered outcomes."""
     if len(clusters) != outcomes.size:
         raise ValueError(f"There are {outcomes.size} outcomes but {len(clusters)} cluster names.")
-    numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    count, mean = len(numbers), float(outcomes.mean())
+    codes = _codes(clusters)
+    count, mean = int(codes.max()) + 1, float(outcomes.mean())
     if count == 1 or mean in (0.0, 1.0):
         return float(count)
     of_clusters = np.bincount(codes, weights=outcomes - mean)
