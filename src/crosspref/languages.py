@@ -1,7 +1,7 @@
 """Languages: their tags, their English names, and the instruction prefix P(l) of the paper's section 3.
 
-A tag is the lower-case ISO 639-1 code where there is one, the ISO 639-3 code where there is none, and a few regional
-forms with a hyphen. The name is what the prefix says to the model.
+A tag is the lower-case ISO 639-1 code, or the ISO 639-3 code if there is none. A few regional forms have a hyphen. The
+prefix uses the English name.
 """
 
 import difflib
@@ -14,13 +14,13 @@ CROSSLINGUAL_PREFIX = (
     "Please answer the following instruction using only {language}, "
     "unless explicitly instructed to respond in a different language.\n\n"
 )
-"""P(l) of Eq. 8: section 3 of the paper, with the comma that its appendix and its released scripts have."""
+"""P(l) of Eq. 8 (section 3 of the paper), with the comma of the paper's appendix and released scripts."""
 
 TRANSLATION_PROMPT = (
     "Please translate the following sentences into {language}. "
     "The input sentences are wrapped by <sentence> and </sentence>:\n\n<sentence>\n{text}\n</sentence>"
 )
-"""LLM-Translate(y) of Eq. 14: the prompt of the paper's section E.2."""
+"""The prompt of LLM-Translate(y) in Eq. 14 (section E.2 of the paper)."""
 
 LANGUAGES: dict[str, str] = {
     "af": "Afrikaans",
@@ -179,7 +179,7 @@ def language_name(language: str) -> str:
     """Return the English name of a language tag.
 
     Raises:
-        DataError: the tag is not in `LANGUAGES`; the message names the nearest tags.
+        DataError: the tag is not in `LANGUAGES`. The message lists similar tags.
     """
     if language in LANGUAGES:
         return LANGUAGES[language]
@@ -191,7 +191,7 @@ def language_name(language: str) -> str:
 
 
 def crosslingual_instruction(english_instruction: str, language: str) -> str:
-    """Return G(x) of Eq. 8: the English instruction, behind the prefix P(l) unless the language is English.
+    """Return G(x) of Eq. 8: the English instruction, after the prefix P(l) unless the language is English.
 
     Raises:
         DataError: the language is not in `LANGUAGES`.
@@ -202,7 +202,7 @@ def crosslingual_instruction(english_instruction: str, language: str) -> str:
 
 
 def translation_instruction(text: str, language: str) -> str:
-    """Return the prompt that asks for a text's translation into a language (Eq. 14).
+    """Return the prompt that asks for the translation of a text into a language (Eq. 14).
 
     Raises:
         DataError: the language is not in `LANGUAGES`.

@@ -1,1 +1,1 @@
-"""The mathematics: free functions with no input or output, no settings and no device."""
+"""The mathematics: free functions without input, output, settings or device. They import nothing else of crosspref."""

@@ -117,7 +117,7 @@ class WinRates:
     baseline_length: float
 
 
-def comparisons(
+def comparisons(  # noqa: PLR0913 - its options are keyword-only
     items: Iterable[Hashable],
     preferences: Iterable[float | None],
     model_lengths: ArrayLike,

@@ -30,7 +30,7 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def tiled_logprobs(
+def tiled_logprobs(  # noqa: PLR0913 - its options are keyword-only
     hidden: torch.Tensor,
     ids: torch.Tensor,
     weight: torch.Tensor,

@@ -1,1 +1,1 @@
-"""Every setting of a run, and reading and writing recipes; no torch."""
+"""Recipes: every setting of a run, and reading and writing them. No torch. Imports errors and languages only."""
