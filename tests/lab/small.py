@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 import crosspref
-from crosspref.lab.world.corpus import World, write_preferences, write_prompts
 from crosspref.lab.world.experiment import Content, lab_recipe, merged, run
+from crosspref.lab.world.files import World, WorldFiles, write_preferences, write_prompts
 from crosspref.lab.world.measure import Measured, means, measure_run, without_english
-from crosspref.lab.world.setup import WorldFiles
 from crosspref.lab.world.world import LANGUAGES, WORDS, Answer, ask, draw_meaning, speak
 from crosspref.run.progress import Reporter
 
@@ -32,7 +31,7 @@ class SmallLab:
     base: Path
     content: Content
 
-    def run(self, name: str, changes: Content | None = None, *, without_scores: bool = False) -> list[Measured]:
+    def run(self, name: str, changes: Content | None = None, *, without_scores: bool = False) -> Measured:
         """Run the base, or another run that takes over what it may from the base (``without_scores``: but scores)."""
         place = self.base.with_name(name)
         base = None if place == self.base else self.base
@@ -73,6 +72,6 @@ def make_small_lab(folder: Path) -> SmallLab:
     return lab
 
 
-def gain(measured: list[Measured], measure: str) -> float:
+def gain(measured: Measured, measure: str) -> float:
     """Return by how much pi_1 differs from pi_0, in the mean of the languages other than English."""
     return without_english(means(measured, measure, 1)) - without_english(means(measured, measure, 0))

@@ -18,14 +18,15 @@ from crosspref.lab.canary.figures import (
     TAUGHT,
     Bootstrap,
     Figure,
+    Figures,
+    Judged,
     other_figures,
-    pair_figures,
     reward_figures,
-    rewarded,
+    reward_values,
     trait_figures,
 )
-from crosspref.lab.canary.report import COLUMNS, Found, csv_of, frequency_report, make_reports, verdict
-from crosspref.lab.canary.run import MODEL, SETTINGS, Canary, plan
+from crosspref.lab.canary.report import COLUMNS, Findings, csv_of, frequency_report, make_reports, verdict
+from crosspref.lab.canary.run import MODEL, SETTINGS, Canary, make_canary
 from crosspref.lab.canary.traits import TRAITS
 from crosspref.run.progress import Reporter
 
@@ -49,35 +50,41 @@ def scores(responses: list[Response], values: list[float | None], tokens: int | 
     ]
 
 
-def only(figures: list[Figure], of: str, language: str, measure: str) -> Figure:
-    (found,) = [row for row in figures if (row.of, row.language, row.measure) == (of, language, measure)]
-    return found
+def judged(
+    responses: list[Response],
+    marks: list[Score],
+    unit: str = "characters",
+    pairs: list[Pair] | None = None,
+    **alphas: float,
+) -> Judged:
+    penalties = dict.fromkeys([row.language for row in responses], 0.0) | alphas
+    return Judged(responses, reward_values(marks, penalties, unit), pairs or [])
 
 
 def numbers(figure: Figure) -> tuple[float, int, int]:
-    return figure.mean, figure.n, figure.prompts
+    return figure.value, figure.n, figure.prompts
 
 
 def test_how_often_the_trait_appears_and_what_stands_for_the_other_languages() -> None:
     rows = [*answers("en", q="11aa", p="1aaa"), *answers("es", q="aaaa", p="1111"), *answers("fr", q="1aaa")]
     figures = trait_figures({INITIAL: rows}, DIGIT, BOOTSTRAP)
-    assert [row.language for row in figures] == ["en", "es", "fr", OTHERS]
-    assert [numbers(row) for row in figures] == [(3 / 8, 8, 2), (4 / 8, 8, 2), (1 / 4, 4, 1), (5 / 12, 12, 2)]
-    assert (figures[1].low, figures[1].high) == (0, 1)
-    assert math.isnan(figures[2].low)
+    assert list(figures) == [(INITIAL, language, "trait") for language in ("en", "es", "fr", OTHERS)]
+    _, spanish, french, _ = figures.values()
+    assert [*map(numbers, figures.values())] == [(3 / 8, 8, 2), (4 / 8, 8, 2), (1 / 4, 4, 1), (5 / 12, 12, 2)]
+    assert (spanish.low, spanish.high) == (0, 1)
+    assert math.isnan(french.low)
 
 
 def test_one_other_language_is_not_taken_together_with_itself() -> None:
     figures = trait_figures({INITIAL: [*answers("en", q="1"), *answers("es", q="1")]}, DIGIT, BOOTSTRAP)
-    assert [row.language for row in figures] == ["en", "es"]
+    assert [language for _, language, _ in figures] == ["en", "es"]
 
 
 def test_a_change_is_of_the_same_prompt_and_sample() -> None:
     # The order is another one, and the last prompt has an answer of one policy alone.
     before = [*answers("en", q="1a"), *answers("en", p="aa")]
     after = [*answers("en", p="1a", more="1"), *answers("en", q="aa")]
-    figures = trait_figures({INITIAL: before, TAUGHT: after}, DIGIT, BOOTSTRAP)
-    change = only(figures, "pi_0 - pi_I", "en", "change")
+    change = trait_figures({INITIAL: before, TAUGHT: after}, DIGIT, BOOTSTRAP)["pi_0 - pi_I", "en", "change"]
     assert numbers(change) == (0.0, 4, 2)
     assert (change.low, change.high) == (-0.5, 0.5)
 
@@ -86,51 +93,50 @@ def test_auc_by_hand() -> None:
     rows = [*answers("en", q="1a2", p="1aa", same="11"), *answers("es", q="1a")]
     # q: 3 > 1 and 0 < 1; p: 2 > 1 and 2 = 2; of `same` nothing can be compared; es: 0 < 5.
     values = [3.0, 1.0, 0.0, 2.0, 1.0, 2.0, 9.0, 9.0, 0.0, 5.0]
-    found = rewarded(rows, scores(rows, list(values))[::-1], {"en": 0.0, "es": 0.0}, "characters")
-    figures = reward_figures({"R_c": found}, DIGIT, BOOTSTRAP)
-    assert numbers(only(figures, "R_c", "en", "auc")) == ((1 + 0 + 1 + 0.5) / 4, 4, 2)
-    assert numbers(only(figures, "R_c", "es", "auc")) == (0.0, 1, 1)
-    assert (only(figures, "R_c", "en", "auc").low, only(figures, "R_c", "en", "auc").high) == (0.5, 0.75)
+    figures = reward_figures({"R_c": judged(rows, scores(rows, list(values))[::-1])}, DIGIT, BOOTSTRAP)
+    english = figures["R_c", "en", "auc"]
+    assert numbers(english) == ((1 + 0 + 1 + 0.5) / 4, 4, 2)
+    assert numbers(figures["R_c", "es", "auc"]) == (0.0, 1, 1)
+    assert (english.low, english.high) == (0.5, 0.75)
 
 
 def test_how_much_better_one_reward_is_than_another() -> None:
     rows = answers("en", q="1a2", p="1a")
-    none = {"en": 0.0}
-    first = rewarded(rows, scores(rows, [2.0, 1.0, 3.0, 1.0, 0.0]), none, "characters")  # prefers it in all cases
+    first = judged(rows, scores(rows, [2.0, 1.0, 3.0, 1.0, 0.0]))  # prefers it in all cases
     # The second one prefers it in none of q, and has no reward of an answer to p, where nothing is compared then.
-    second = rewarded(rows, scores(rows, [0.0, 1.0, 0.5, None, 0.0]), none, "characters")
+    second = judged(rows, scores(rows, [0.0, 1.0, 0.5, None, 0.0]))
     figures = reward_figures({"R_c": first, "R_m": second}, DIGIT, BOOTSTRAP)
-    assert numbers(only(figures, "R_c", "en", "auc")) == (1.0, 3, 2)
-    assert numbers(only(figures, "R_m", "en", "auc")) == (0.0, 2, 1)
-    assert numbers(only(figures, "R_c - R_m", "en", "auc")) == (1.0, 2, 1)
+    assert numbers(figures["R_c", "en", "auc"]) == (1.0, 3, 2)
+    assert numbers(figures["R_m", "en", "auc"]) == (0.0, 2, 1)
+    assert numbers(figures["R_c - R_m", "en", "auc"]) == (1.0, 2, 1)
 
 
 def test_languages_are_compared_within_themselves_also_when_taken_together() -> None:
     rows = [*answers("es", q="1a"), *answers("fr", q="1a")]
     # Across languages 1 > 0 and 11 > 10 hold, and 1 > 10 does not: that is never asked.
-    found = rewarded(rows, scores(rows, [1.0, 0.0, 11.0, 10.0]), {"es": 0.0, "fr": 0.0}, "characters")
-    assert numbers(only(reward_figures({"R_c": found}, DIGIT, BOOTSTRAP), "R_c", OTHERS, "auc")) == (1.0, 2, 1)
+    given = judged(rows, scores(rows, [1.0, 0.0, 11.0, 10.0]))
+    assert numbers(reward_figures({"R_c": given}, DIGIT, BOOTSTRAP)["R_c", OTHERS, "auc"]) == (1.0, 2, 1)
 
 
 def test_the_forms_of_a_reward() -> None:
     rows = answers("en", q="1a")
     # The characters are 10 and 20, the tokens 4 and 1: per token the first one loses, penalised it wins.
     marks = [*scores(rows[:1], [2.0]), *scores(rows[1:], [3.0], tokens=1)]
-    found = rewarded(rows, marks, {"en": 0.2}, "characters")
-    assert [row.rewards for row in found] == [(2.0, 0.5, 0.0), (3.0, 3.0, -1.0)]
-    figures = reward_figures({"R_m": found}, DIGIT, BOOTSTRAP)
-    means = [only(figures, "R_m", "en", name).mean for name in ("auc", "auc_per_token", "auc_penalised")]
-    assert means == [0.0, 0.0, 1.0]
-    in_tokens = rewarded(rows, marks, {"en": 1.0}, "tokens")
-    assert [row.rewards[2] for row in in_tokens] == [-2.0, 2.0]
+    given = judged(rows, marks, en=0.2)
+    assert [list(values.values()) for values in given.values.values()] == [[2.0, 3.0], [0.5, 3.0], [0.0, -1.0]]
+    figures = reward_figures({"R_m": given}, DIGIT, BOOTSTRAP)
+    assert {form: figure.value for (_, _, form), figure in figures.items()} == {
+        **{"auc": 0.0, "auc_per_token": 0.0, "auc_penalised": 1.0}
+    }
+    assert list(judged(rows, marks, "tokens", en=1.0).values["auc_penalised"].values()) == [-2.0, 2.0]
 
 
 def test_what_has_no_finite_reward_or_no_score_is_left_out() -> None:
     rows = answers("en", q="1a2b3")
     marks = scores(rows[:4], [1.0, None, math.inf, math.nan])
-    assert [row.response.sample for row in rewarded(rows, marks, {"en": 0.0}, "characters")] == [0]
-    without_tokens = rewarded(rows[:1], scores(rows[:1], [1.0], tokens=0), {"en": 0.0}, "characters")
-    assert without_tokens[0].rewards == (1.0, None, 1.0)
+    assert list(judged(rows, marks).values["auc"]) == [("en", "q", 0)]
+    without_tokens = judged(rows[:1], scores(rows[:1], [1.0], tokens=0)).values
+    assert [list(values.values()) for values in without_tokens.values()] == [[1.0], [], [1.0]]
 
 
 def pair(prompt_id: str, chosen: str, rejected: str) -> Pair:
@@ -140,37 +146,41 @@ def pair(prompt_id: str, chosen: str, rejected: str) -> Pair:
 
 def test_what_a_reward_selects() -> None:
     pairs = [pair("a", "1", "x"), pair("b", "1", "2"), pair("c", "x", "1"), pair("d", "1", "x")]
-    assert [numbers(row) for row in pair_figures("R_m", pairs, DIGIT, BOOTSTRAP)] == [(0.25, 4, 4)]
-    assert pair_figures("R_m", [], DIGIT, BOOTSTRAP) == []
+    figures = reward_figures({"R_m": judged([], [], pairs=pairs)}, DIGIT, BOOTSTRAP)
+    assert {key: numbers(figure) for key, figure in figures.items()} == {
+        ("R_m", "es", "chosen_minus_rejected"): (0.25, 4, 4)
+    }
+    assert reward_figures({"R_m": judged([], [])}, DIGIT, BOOTSTRAP) == {}
 
 
 def test_what_else_is_counted() -> None:
     rows = [*answers("en", q="aa"), *answers("es", q="bbb")]
     figures = other_figures(TAUGHT, rows, lambda language: (lambda _: "en") if language == "en" else None, BOOTSTRAP)
-    found = {(row.language, row.measure): numbers(row) for row in figures}
-    assert found[("en", "right_language")] == (1.0, 2, 1)
-    assert found[("es", "truncated")] == (1.0, 3, 1)
-    assert ("es", "right_language") not in found
+    assert numbers(figures[TAUGHT, "en", "right_language"]) == (1.0, 2, 1)
+    assert numbers(figures[TAUGHT, "es", "truncated"]) == (1.0, 3, 1)
+    assert (TAUGHT, "es", "right_language") not in figures
 
 
-def change(after: str, before: str, language: str, mean: float, spread: float = 0.1) -> Figure:
-    return Figure(f"{after} - {before}", language, "change", mean, mean - spread, mean + spread, 48, 12)
+def change(after: str, before: str, language: str, mean: float, spread: float = 0.1) -> Figures:
+    return {(f"{after} - {before}", language, "change"): Figure(mean, mean - spread, mean + spread, 48, 12)}
 
 
-def found(*figures: Figure) -> Found:
-    return Found("digit", "a [bold] model", 7, 20, 15, figures)
+def findings(*figures: Figures) -> Findings:
+    return Findings("digit", "a [bold] model", 7, 20, 15, {key: row for part in figures for key, row in part.items()})
 
 
 def test_the_verdict_says_what_the_intervals_allow() -> None:
     lines = verdict(
-        found(
+        findings(
             change(TAUGHT, INITIAL, "en", 0.4),
             change(TAUGHT, INITIAL, OTHERS, 0.05),
             change(BY_RC, TAUGHT, OTHERS, 0.2),
             change(BY_RM, TAUGHT, OTHERS, -0.2),
-            Figure("R_c", OTHERS, "auc", 0.7, 0.6, 0.8, 99, 20),
-            Figure("R_m", OTHERS, "auc", 0.45, 0.4, 0.5, 99, 20),
-            Figure("R_c - R_m", OTHERS, "auc", 0.25, 0.05, 0.45, 99, 20),
+            {
+                ("R_c", OTHERS, "auc"): Figure(0.7, 0.6, 0.8, 99, 20),
+                ("R_m", OTHERS, "auc"): Figure(0.45, 0.4, 0.5, 99, 20),
+                ("R_c - R_m", OTHERS, "auc"): Figure(0.25, 0.05, 0.45, 99, 20),
+            },
         )
     )
     assert lines == [
@@ -186,34 +196,42 @@ def test_the_verdict_says_what_the_intervals_allow() -> None:
 
 
 @pytest.mark.parametrize("taught", [change(TAUGHT, INITIAL, "en", 0.1), change(TAUGHT, INITIAL, "en", -0.3)])
-def test_what_was_not_taught_is_said_to_tell_nothing(taught: Figure) -> None:
-    assert verdict(found(taught))[1] == "So nothing here tells whether this trait carries over."
+def test_what_was_not_taught_is_said_to_tell_nothing(taught: Figures) -> None:
+    assert verdict(findings(taught))[1] == "So nothing here tells whether this trait carries over."
 
 
-def test_a_few_prompts_allow_no_verdict_even_if_they_all_agree() -> None:
-    few = Figure(f"{TAUGHT} - {INITIAL}", "en", "change", 1.0, 1.0, 1.0, 40, 5)
-    lines = verdict(found(few))
-    assert lines[0] == "Taught in English? This cannot be told: too few prompts."
-    assert lines[1] == "So nothing here tells whether this trait carries over."
-    enough = Figure(f"{TAUGHT} - {INITIAL}", "en", "change", 1.0, 1.0, 1.0, 40, 6)
-    assert verdict(found(enough)) == ["Taught in English? Yes: +100 [+100, +100] points."]
+@pytest.mark.parametrize(
+    ("prompts", "lines"),
+    [
+        (
+            5,
+            [
+                "Taught in English? This cannot be told: too few prompts.",
+                "So nothing here tells whether this trait carries over.",
+            ],
+        ),
+        (6, ["Taught in English? Yes: +100 [+100, +100] points."]),
+    ],
+)
+def test_a_few_prompts_allow_no_verdict_even_if_they_all_agree(prompts: int, lines: list[str]) -> None:
+    key = (f"{TAUGHT} - {INITIAL}", "en", "change")
+    assert verdict(findings({key: Figure(1.0, 1.0, 1.0, 40, prompts)})) == lines
 
 
 def test_one_other_language_is_named() -> None:
-    assert "in es?" in verdict(found(change(TAUGHT, INITIAL, "en", 0.4), change(TAUGHT, INITIAL, "es", 0.4)))[1]
+    assert "in es?" in verdict(findings(change(TAUGHT, INITIAL, "en", 0.4), change(TAUGHT, INITIAL, "es", 0.4)))[1]
 
 
 def test_the_tables() -> None:
-    figures = [
-        Figure(INITIAL, "en", "trait", 0.5, 0.25, 0.75, 48, 12),
-        Figure(BY_RM, "es", "trait", 1.0, math.nan, math.nan, 4, 1),
-        change(BY_RC, BY_RM, "es", 0.125),
-        Figure("R_m", "es", "auc", 0.75, 0.5, 1.0, 30, 9),
-        Figure("R_m", "es", "chosen_minus_rejected", -0.25, -0.5, 0.0, 9, 9),
-        Figure(TAUGHT, "es", "right_language", 0.9, 0.8, 1.0, 48, 12),
-        Figure(TAUGHT, "es", "characters", 99.6, 90.0, 110.0, 48, 12),
-    ]
-    trait, changes, auc, other = make_reports(found(*figures))
+    figures = {
+        (INITIAL, "en", "trait"): Figure(0.5, 0.25, 0.75, 48, 12),
+        (BY_RM, "es", "trait"): Figure(1.0, math.nan, math.nan, 4, 1),
+        ("R_m", "es", "auc"): Figure(0.75, 0.5, 1.0, 30, 9),
+        ("R_m", "es", "chosen_minus_rejected"): Figure(-0.25, -0.5, 0.0, 9, 9),
+        (TAUGHT, "es", "right_language"): Figure(0.9, 0.8, 1.0, 48, 12),
+        (TAUGHT, "es", "characters"): Figure(99.6, 90.0, 110.0, 48, 12),
+    }
+    trait, changes, auc, other = make_reports(findings(figures, change(BY_RC, BY_RM, "es", 0.125)))
     assert trait.rows == [["en", "50% [25%, 75%]", "", "", ""], ["es", "", "", "", "100%"]]
     assert changes.rows[1] == ["es", "", "", "", "+12 [+2, +22]"]
     assert auc.rows[4] == ["", "R_m", "0.75\n[0.50, 1.00]", "", "", "30/9", "-25\n[-50, +0]"]
@@ -222,13 +240,13 @@ def test_the_tables() -> None:
 
 
 def test_the_tables_fit_a_screen() -> None:
-    wide = [
-        Figure(of, "others", name, *[-0.123] * 3, 999, 99)
+    wide = {
+        (of, "others", name): Figure(*[-0.123] * 3, 999, 99)
         for of in ("R_c", "R_m", "R_c - R_m")
         for name in ("auc", "auc_per_token", "auc_penalised", "chosen_minus_rejected")
-    ]
+    }
     console = Console(width=92, file=io.StringIO())
-    for report in make_reports(found(*wide)):
+    for report in make_reports(findings(wide)):
         console.print(report.table())
     text = console.file.getvalue()
     assert "others" in text
@@ -237,8 +255,8 @@ def test_the_tables_fit_a_screen() -> None:
 
 
 def test_every_figure_is_a_line_of_the_csv() -> None:
-    figures = [change(BY_RC, BY_RM, "es", 0.125), Figure("R_m", "es", "auc", 1 / 3, math.nan, math.nan, 3, 1)]
-    lines = list(csv.DictReader(io.StringIO(csv_of(found(*figures)))))
+    auc = {("R_m", "es", "auc"): Figure(1 / 3, math.nan, math.nan, 3, 1)}
+    lines = list(csv.DictReader(io.StringIO(csv_of(findings(change(BY_RC, BY_RM, "es", 0.125), auc)))))
     assert list(lines[0]) == COLUMNS
     assert lines[0]["of"] == "pi_1 by R_c - pi_1 by R_m"
     assert [lines[1][name] for name in ("trait", "model", "seed", "measure", "mean", "low", "n", "prompts")] == [
@@ -253,7 +271,7 @@ def test_how_frequent_traits_are() -> None:
 
 
 def make(*overrides: str, seed: int | None = None, answers: int = 4) -> Canary:
-    return plan(Path("out"), overrides, model=MODEL, seed=seed, answers=answers, reporter=Reporter())
+    return make_canary(Path("out"), overrides, model=MODEL, seed=seed, answers=answers, reporter=Reporter())
 
 
 def test_settings_are_a_recipe_that_can_be_overridden() -> None:

@@ -1,6 +1,7 @@
 """The laboratory's results: from numbers of seeds to tables, verdicts and the page of evidence."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,20 @@ from scipy.stats import ttest_rel
 from crosspref.errors import RunError
 from crosspref.lab.world.evidence import CLAIMS, verdict, write_evidence
 from crosspref.lab.world.experiment import lab_recipe, merged, settings_digest
+from crosspref.lab.world.files import WorldFiles
 from crosspref.lab.world.measure import policy_to_keep, without_english
-from crosspref.lab.world.setup import WorldFiles
-from crosspref.lab.world.studies import BASE, STUDIES, Result, from_csv, run_study, to_csv
-from crosspref.lab.world.summary import difference, lines, summarise
+from crosspref.lab.world.studies import (
+    BASE,
+    ENGLISH_GOLD,
+    STUDIES,
+    Result,
+    difference,
+    from_csv,
+    report,
+    run_study,
+    summaries,
+    to_csv,
+)
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
 from crosspref.recipe.files import make_recipe
@@ -22,25 +33,15 @@ LANGUAGES = ("en", "es", "de", "ru", "sw")
 
 def results(study: str, golds: dict[tuple[str, int], list[float]]) -> list[Result]:
     """Results in which all languages but English have one gold, and English has 1 more; a number per seed."""
+    measured = {"accuracy": None, "tokens": 9.0, "fidelity": 1.0}
+
+    def values(gold: float, iteration: int) -> dict[str, float | None]:
+        return {"gold": round(gold, 4), "win_rate": 0.5 if iteration else None, **measured}
+
     return [
-        Result(
-            study,
-            variant,
-            seed,
-            iteration,
-            language,
-            {
-                "gold": round(gold + (language == "en"), 4),
-                "win_rate": None if iteration == 0 else 0.5,
-                "accuracy": None,
-                "tokens": 9.0,
-                "fidelity": 1.0,
-            },
-            "abc",
-            "1.2.3",
-        )
-        for (variant, iteration), values in golds.items()
-        for seed, gold in enumerate(values)
+        Result(study, variant, seed, iteration, language, values(gold + (language == "en"), iteration), "abc", "1.2.3")
+        for (variant, iteration), golds_by_seed in golds.items()
+        for seed, gold in enumerate(golds_by_seed)
         for language in LANGUAGES
     ]
 
@@ -95,29 +96,23 @@ def test_a_file_with_other_columns(tmp_path: Path) -> None:
         from_csv(tmp_path / "reference.csv")
 
 
-def test_lines_gather_seeds_and_name_pi_0_once() -> None:
-    found = lines(REFERENCE)
-    assert [(line.variant, line.iteration) for line in found] == [
-        ("pi_0", 0),
-        (BASE, 1),
-        ("previous policy", 1),
-        (BASE, 2),
-        ("previous policy", 2),
-    ]
-    assert found[1].mean("gold") == pytest.approx(0.66)
-    assert found[1].deviation("gold") == pytest.approx(0.0848528, abs=1e-6)
-    assert found[1].english == pytest.approx({0: 1.6, 1: 1.72})
-    assert math.isnan(found[0].mean("win_rate"))
-    assert difference(found[4], found[3]).value == pytest.approx(0.03)
-    assert difference(found[4], found[3], english=True).value == pytest.approx(0.03)
+def test_summaries_gather_seeds_and_name_pi_0_once() -> None:
+    rows = summaries(REFERENCE)
+    named = [(row.variant, row.iteration) for row in rows]
+    assert named == [("pi_0", 0), (BASE, 1), ("previous policy", 1), (BASE, 2), ("previous policy", 2)]
+    assert rows[1].text("gold") == "0.660 (0.085)"
+    assert rows[1].values[ENGLISH_GOLD] == pytest.approx({0: 1.6, 1: 1.72})
+    assert rows[0].text("win_rate") == ""
+    assert difference(rows[4], rows[3]).value == pytest.approx(0.03)
+    assert difference(rows[4], rows[3], ENGLISH_GOLD).value == pytest.approx(0.03)
 
 
 def test_a_table_of_a_study() -> None:
-    report = summarise(REFERENCE)
-    assert report.rows[-1][:3] == ["previous policy", "pi_2", "0.800 (0.071)"]
-    assert report.rows[-1][-1].startswith("+0.030 [")
-    assert report.rows[-2][-1] == ""  # the first of its iteration is what the others are compared with
-    assert report.notes[0].startswith("2 seeds (0 to 1).")
+    table = report(REFERENCE)
+    assert table.rows[-1][:3] == ["previous policy", "pi_2", "0.800 (0.071)"]
+    assert table.rows[-1][-1].startswith("+0.030 [")
+    assert table.rows[-2][-1] == ""  # the first of its iteration is what the others are compared with
+    assert table.notes[0].startswith("2 seeds (0 to 1).")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +133,7 @@ def test_a_verdict(low: float, high: float, sign: int, expected: str) -> None:
 def test_the_page_of_evidence(tmp_path: Path) -> None:
     (tmp_path / "evidence").mkdir()
     (tmp_path / "evidence" / "reference.csv").write_text(to_csv(REFERENCE), encoding="utf-8")
-    page = write_evidence(tmp_path / "evidence")
-    text = page.read_text(encoding="utf-8")
+    text = write_evidence(tmp_path / "evidence").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "| claim |" not in line]
     improved = next(row for row in rows if "One iteration with R_c improves" in row)
     # Two seeds, differences .10 and .12: the interval is .11 +- 12.7 * .0141 / sqrt(2).
@@ -149,12 +143,15 @@ def test_the_page_of_evidence(tmp_path: Path) -> None:
     assert "](evidence/reference.svg)" in text
 
 
-def test_a_figure_drawn_again_is_the_same(tmp_path: Path) -> None:
-    (tmp_path / "reference.csv").write_text(to_csv(REFERENCE), encoding="utf-8")
-    write_evidence(tmp_path)
-    first = (tmp_path / "reference.svg").read_bytes()
-    write_evidence(tmp_path)
-    assert (tmp_path / "reference.svg").read_bytes() == first
+def test_the_committed_page_and_figures_are_those_of_the_committed_results(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[2] / "docs"
+    shutil.copytree(committed / "evidence", tmp_path / "evidence", ignore=shutil.ignore_patterns("*.svg"))
+    write_evidence(tmp_path / "evidence")
+    for path in tmp_path.rglob("*.*"):
+        assert path.read_bytes() == (committed / path.relative_to(tmp_path)).read_bytes(), path.name
+    assert len(list(tmp_path.rglob("*.svg"))) == len(STUDIES)
+    for path in (tmp_path / "evidence").glob("*.csv"):
+        assert to_csv(from_csv(path)) == path.read_text(encoding="utf-8")
 
 
 def test_evidence_without_results(tmp_path: Path) -> None:
@@ -173,14 +170,14 @@ def test_every_claim_names_what_its_study_measures() -> None:
 def test_every_variant_is_a_recipe_of_its_own() -> None:
     content = lab_recipe(WorldFiles(Path("/nowhere")), 1, 1)
     for name, study in STUDIES.items():
-        found = []
-        for what in study.variants.values():
-            changes = dict(what.changes)
-            if what.given.reward_model:
+        variants = []
+        for variant in study.variants.values():
+            changes = dict(variant.changes)
+            if variant.given.reward_model:
                 changes["reward"] = {**changes["reward"], "reward_model": "/nowhere"}
             make_recipe(merged(content, changes))
-            found.append((settings_digest(merged(content, changes)), what.given, what.needs_translator))
-        assert len(found) == len({str(entry) for entry in found}), name
+            variants.append((settings_digest(merged(content, changes)), variant.given, variant.needs_translator))
+        assert len(variants) == len({str(variant) for variant in variants}), name
 
 
 def test_an_unknown_study_lists_the_known_ones(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import load_prompts
-from crosspref.lab.world.corpus import SCARCE, World, examples, write_preferences, write_prompts
+from crosspref.lab.world.files import SCARCE, World, examples, write_preferences, write_prompts
 from crosspref.lab.world.world import (
     LANGUAGE_OF,
     LANGUAGES,
@@ -96,21 +96,21 @@ def test_gold_is_the_same_in_every_language_and_grows_with_quality(language: str
     rng = random.Random(2)
     means = []
     for quality in (0.0, 0.5, 1.0):
-        found = []
+        golds = []
         for _ in range(300):
             meaning = draw_meaning(rng, 3)
             answer = write(meaning, quality, rng)
-            found.append(gold(speak(answer, language), meaning, language))
-            assert found[-1] == pytest.approx(gold(speak(answer, "en"), meaning, "en"))
-        means.append(sum(found) / len(found))
+            golds.append(gold(speak(answer, language), meaning, language))
+            assert golds[-1] == pytest.approx(gold(speak(answer, "en"), meaning, "en"))
+        means.append(sum(golds) / len(golds))
     assert means[0] < 0.45 < 0.6 < means[1] < 0.9 < 1.1 < means[2]
 
 
 def test_the_corpus_keeps_its_mix() -> None:
     drawn = list(examples(World(), 4000, False, random.Random(3)))
     english = sum(prompt.startswith("show ") for prompt, _ in drawn)
-    total = sum(map(sum, (SCARCE.own, SCARCE.instructed, SCARCE.into_english, SCARCE.from_english)))
-    assert english / 4000 == pytest.approx(SCARCE.own[0] / total, abs=0.03)
+    total = sum(map(sum, (SCARCE.native, SCARCE.instructed, SCARCE.into_english, SCARCE.from_english)))
+    assert english / 4000 == pytest.approx(SCARCE.native[0] / total, abs=0.03)
     assert any(prompt.startswith("Please answer") and "using only Swahili" in prompt for prompt, _ in drawn)
 
 

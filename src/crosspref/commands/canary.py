@@ -32,7 +32,7 @@ def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None
 def _canary(options: argparse.Namespace) -> None:
     from crosspref.errors import RecipeError
     from crosspref.lab.canary.report import csv_of, make_reports
-    from crosspref.lab.canary.run import ANSWERS, MODEL, measure_traits, plan, run_canary
+    from crosspref.lab.canary.run import ANSWERS, MODEL, make_canary, measure_traits, run_canary
     from crosspref.lab.canary.traits import find_trait
     from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
@@ -43,7 +43,7 @@ def _canary(options: argparse.Namespace) -> None:
             "crosspref canary takes either a trait, or --measure, which shows how frequent each known trait is."
         )
     reporter = Reporter()
-    canary = plan(
+    canary = make_canary(
         options.out,
         options.overrides,
         model=options.model or MODEL,
@@ -57,9 +57,10 @@ def _canary(options: argparse.Namespace) -> None:
         print_reports([report])
         return
     find_trait(options.trait)  # now, and not after the first minutes of sampling
-    reports = make_reports(found := run_canary(canary, options.trait))
+    findings = run_canary(canary, options.trait)
+    reports = make_reports(findings)
     write_text(canary.out / options.trait / "canary.md", "\n".join(report.markdown() for report in reports))
-    write_text(canary.out / options.trait / "canary.csv", csv_of(found))
+    write_text(canary.out / options.trait / "canary.csv", csv_of(findings))
     _gather(canary.out)
     print_reports(reports)
     reporter.say(f"Written: {canary.out / 'canary.md'} and {canary.out / 'canary.csv'}, with every trait done so far")

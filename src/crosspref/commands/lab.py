@@ -37,12 +37,9 @@ def run_lab(options: argparse.Namespace) -> None:
 
 
 def _single(options: argparse.Namespace) -> None:
-    from crosspref import __version__
-    from crosspref.lab.world import tables
-    from crosspref.lab.world.corpus import World
+    from crosspref.lab.world import measure
     from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
-    from crosspref.lab.world.measure import measure_run
-    from crosspref.lab.world.setup import make_world
+    from crosspref.lab.world.files import World, make_world
     from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.run.store import write_text
@@ -52,18 +49,17 @@ def _single(options: argparse.Namespace) -> None:
     content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
     name = f"seed_{options.seed}_alone"
     job = run(content, files.heldout, out / name, reporter)
-    measured = measure_run(job)
-    report = tables.report(measured)
+    measured = measure.measure_run(job)
+    report = measure.report(measured)
     write_text(out / f"{name}.md", report.markdown())
-    write_text(out / f"{name}.csv", tables.to_csv(measured, options.seed, settings_digest(content), __version__))
-    tables.draw(measured, out / f"{name}.svg", options.seed)
+    write_text(out / f"{name}.csv", measure.to_csv(measured, options.seed, settings_digest(content)))
+    measure.draw(measured, out / f"{name}.svg", options.seed)
     print_reports([report])
     reporter.say(f"Written: {out / name}.md, .csv and .svg. The run: {job.run.root}")
 
 
 def _study(options: argparse.Namespace) -> None:
-    from crosspref.lab.world.studies import run_study, to_csv
-    from crosspref.lab.world.summary import draw, summarise
+    from crosspref.lab.world import studies
     from crosspref.reports.table import print_reports
     from crosspref.run.store import write_text
 
@@ -72,10 +68,10 @@ def _study(options: argparse.Namespace) -> None:
         raise RunError(f"--seeds is {options.seeds} and --jobs is {jobs}, but a study needs at least one of both.")
     out = Path(options.out)
     seeds = range(options.seed, options.seed + options.seeds)
-    results = run_study(options.study, seeds, out, jobs=jobs, threads=1)
-    report = summarise(results)
+    results = studies.run_study(options.study, seeds, out, jobs=jobs, threads=1)
+    report = studies.report(results)
     write_text(out / f"{options.study}.md", report.markdown())
-    write_text(out / f"{options.study}.csv", to_csv(results))
-    draw(results, out / f"{options.study}.svg")
+    write_text(out / f"{options.study}.csv", studies.to_csv(results))
+    studies.draw(results, out / f"{options.study}.svg")
     print_reports([report])
     print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201

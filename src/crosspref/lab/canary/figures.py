@@ -1,13 +1,13 @@
 """What a canary measures: how often a trait appears, how that changes, and which reward prefers it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
 
-from crosspref.data.records import Measure, Pair, Response, Score
+from crosspref.data.records import Pair, Response, Score
 from crosspref.languages import ENGLISH
+from crosspref.maths.estimate import Estimate
 from crosspref.maths.reward import penalised_reward
 from crosspref.maths.statistics import mean_interval, win_rate
 from crosspref.stages.evaluate import measure
@@ -21,33 +21,29 @@ POLICIES = (INITIAL, TAUGHT, BY_RC, BY_RM)
 CHANGES = ((TAUGHT, INITIAL), (BY_RC, TAUGHT), (BY_RM, TAUGHT), (BY_RC, BY_RM))
 """Which policy is compared with which one."""
 
-AUC = {
-    "auc": "raw",
-    "auc_per_token": "per token",
-    "auc_penalised": "less penalty",
-}
+AUC = {"auc": "raw", "auc_per_token": "per token", "auc_penalised": "less penalty"}
 """The measures of how well a reward prefers the trait, and the reward's form in each."""
 KEPT = ("right_language", "truncated", "repetition", "characters")
 """The measures of `stages.evaluate` that tell what else became of the answers."""
 
 Test = Callable[[str], bool]
 
+AnswerKey = tuple[str, str, int]
+"""The language, the prompt_id and the number of a sample."""
+
+Observations = Mapping[tuple[str, str, *tuple[int, ...]], float]
+"""Values to average, by language, prompt_id and the numbers of the samples that each is of."""
+
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One number with its 95% bootstrap interval over prompts.
+class Figure(Estimate):
+    """A mean with its 95% bootstrap interval over ``prompts`` prompts; ``n`` counts the values averaged."""
 
-    ``of`` is a policy, ``policy - policy``, or a reward. ``n`` counts the values averaged, ``prompts`` the clusters.
-    """
-
-    of: str
-    language: str
-    measure: str
-    mean: float
-    low: float
-    high: float
-    n: int
     prompts: int
+
+
+Figures = dict[tuple[str, str, str], Figure]
+"""By what it is of (a policy, ``policy - policy``, or a reward), language, and measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,144 +53,126 @@ class Bootstrap:
     resamples: int
     seed: int
 
-    def figure(
-        self, of: str, language: str, measure: str, values: Sequence[float], prompts: Sequence[str]
-    ) -> list[Figure]:
-        """Return the mean of values with the prompt of each; nothing where there are none."""
-        if not values:
-            return []
-        found = mean_interval(values, prompts, resamples=self.resamples, seed=self.seed)
-        return [Figure(of, language, measure, found.value, found.low, found.high, found.n, len(set(prompts)))]
+    def figures(self, of: str, measure: str, observations: Observations) -> Figures:
+        """Return the mean in each language, in the order of first appearance, and in all but English together."""
+        languages = list(dict.fromkeys(language for language, *_ in observations))
+        groups = {language: [language] for language in languages}
+        foreign = [language for language in languages if language != ENGLISH]
+        if len(foreign) > 1:
+            groups[OTHERS] = foreign
+        figures = {}
+        for name, members in groups.items():
+            values = {key: value for key, value in observations.items() if key[0] in members}
+            prompts = [prompt_id for _, prompt_id, *_ in values]
+            mean = mean_interval(list(values.values()), prompts, resamples=self.resamples, seed=self.seed)
+            figures[of, name, measure] = Figure(mean.value, mean.low, mean.high, mean.n, len(set(prompts)))
+        return figures
 
 
 @dataclass(frozen=True, slots=True)
-class Rewarded:
-    """A response with a reward of it in each of the forms of `AUC`; None per token where it has no tokens."""
+class Judged:
+    """One iteration's responses, a reward's values of them in each form of `AUC`, and the pairs selected by it."""
 
-    response: Response
-    rewards: tuple[float, float | None, float]
+    responses: Sequence[Response]
+    values: Mapping[str, Mapping[AnswerKey, float]]
+    pairs: Sequence[Pair]
 
 
-def trait_figures(answers: Mapping[str, Sequence[Response]], test: Test, bootstrap: Bootstrap) -> list[Figure]:
+def trait_figures(answers: Mapping[str, Sequence[Response]], test: Test, bootstrap: Bootstrap) -> Figures:
     """Return how often the trait appears under each policy, and how that changes between those of `CHANGES`.
 
     A change compares answers of the same prompt, language and sample, which were drawn with the same seed.
     """
-    figures = []
-    for policy, rows in answers.items():
-        for language, own in grouped(rows):
-            values, prompts = [float(test(row.text)) for row in own], [row.prompt_id for row in own]
-            figures += bootstrap.figure(policy, language, "trait", values, prompts)
+    shown: dict[str, Observations] = {
+        policy: {_key(row): float(test(row.text)) for row in rows} for policy, rows in answers.items()
+    }
+    figures: Figures = {}
+    for policy, observations in shown.items():
+        figures |= bootstrap.figures(policy, "trait", observations)
     for after, before in CHANGES:
-        if after in answers and before in answers:
-            known = {_key(row): row for row in answers[before]}
-            for language, own in grouped([row for row in answers[after] if _key(row) in known]):
-                values = [float(test(row.text)) - float(test(known[_key(row)].text)) for row in own]
-                prompts = [row.prompt_id for row in own]
-                figures += bootstrap.figure(f"{after} - {before}", language, "change", values, prompts)
+        if after in shown and before in shown:
+            figures |= bootstrap.figures(f"{after} - {before}", "change", _gaps(shown[after], shown[before]))
     return figures
 
 
 def other_figures(
     policy: str, answers: Sequence[Response], identifier: Callable[[str], Identify | None], bootstrap: Bootstrap
-) -> list[Figure]:
-    """Return what else can be counted in a policy's answers; ``identifier`` returns what tells a language's texts."""
-    found: list[Measure] = []
+) -> Figures:
+    """Return what else can be counted in a policy's answers; ``identifier`` returns what identifies a language."""
+    figures: Figures = {}
+    how = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
     for language in dict.fromkeys(row.language for row in answers):
-        own, identify = [row for row in answers if row.language == language], identifier(language)
-        found += measure(own, language, 0, identify=identify, resamples=bootstrap.resamples, seed=bootstrap.seed)
-    return [
-        Figure(policy, row.language, row.measure, row.mean, row.low, row.high, row.n, row.prompts)
-        for row in found
-        if row.measure in KEPT
-    ]
+        responses = [row for row in answers if row.language == language]
+        for row in measure(responses, language, 0, identify=identifier(language), **how):
+            if row.measure in KEPT:
+                figures[policy, language, row.measure] = Figure(row.mean, row.low, row.high, row.n, row.prompts)
+    return figures
 
 
-def rewarded(
-    responses: Sequence[Response], scores: Sequence[Score], alphas: Mapping[str, float], unit: str
-) -> list[Rewarded]:
-    """Join responses with one reward's scores, by key; what has no finite reward is left out.
+def reward_values(scores: Iterable[Score], alphas: Mapping[str, float], unit: str) -> dict[str, dict[AnswerKey, float]]:
+    """Return one reward of each response in each form of `AUC`; what is not finite, or has no tokens, is left out.
 
     Args:
-        responses: the responses.
-        scores: one reward of them.
+        scores: the reward of every response.
         alphas: the length penalty of every language, per ``unit``.
         unit: ``characters`` or ``tokens``.
     """
-    known = {_key(score): score for score in scores}
-    found = []
-    for row in responses:
-        score = known.get(_key(row))
-        value = score.implicit_reward if score else None
-        if score is None or value is None or not math.isfinite(value):
+    raw, per_token, penalised = {}, {}, {}
+    for score in scores:
+        reward, key = score.implicit_reward, _key(score)
+        if reward is None or not math.isfinite(reward):
             continue
         length = (score.characters if unit == "characters" else score.tokens) or 0
-        per_token = value / score.tokens if score.tokens else None
-        found.append(Rewarded(row, (value, per_token, penalised_reward(value, length, alphas[row.language]))))
-    return found
+        raw[key], penalised[key] = reward, penalised_reward(reward, length, alphas[score.language])
+        if score.tokens:
+            per_token[key] = reward / score.tokens
+    return dict(zip(AUC, (raw, per_token, penalised), strict=True))
 
 
-def reward_figures(rewards: Mapping[str, Sequence[Rewarded]], test: Test, bootstrap: Bootstrap) -> list[Figure]:
-    """Return how well each reward prefers the trait, in each of its forms, and how much better one does than the next.
+def reward_figures(judged: Mapping[str, Judged], test: Test, bootstrap: Bootstrap) -> Figures:
+    """Return how well each reward prefers the trait, in each form, how much better than the next, and in its pairs.
 
     The AUC is the probability that of two responses to one prompt, one with the trait and one without, the one with it
-    has the higher reward; equal rewards count half. A difference of two is over what both rewards compare.
+    has the higher reward; equal rewards count half. A difference is over what both rewards compare. Of a reward's
+    pairs it is returned how much more often the chosen responses have the trait than the rejected ones.
     """
-    figures = []
-    for form, name in enumerate(AUC):
-        outcomes = {symbol: _outcomes(rows, form, test) for symbol, rows in rewards.items()}
+    figures: Figures = {}
+    for form in AUC:
+        outcomes = {reward: _outcomes(given.responses, given.values[form], test) for reward, given in judged.items()}
         for first, second in pairwise(list(outcomes)):
-            both = outcomes[first].keys() & outcomes[second].keys()
-            # In their own order: a set's changes from one process to the next.
-            found = {key: value - outcomes[second][key] for key, value in outcomes[first].items() if key in both}
-            outcomes[f"{first} - {second}"] = found
-        for of, found in outcomes.items():
-            for language, members in _groups(list(dict.fromkeys(key[0] for key in found))):
-                own = {key: value for key, value in found.items() if key[0] in members}
-                figures += bootstrap.figure(of, language, name, list(own.values()), [key[1] for key in own])
+            outcomes[f"{first} - {second}"] = _gaps(outcomes[first], outcomes[second])
+        for of, observations in outcomes.items():
+            figures |= bootstrap.figures(of, form, observations)
+    for reward, given in judged.items():
+        figures |= bootstrap.figures(reward, "chosen_minus_rejected", _chosen_minus_rejected(given.pairs, test))
     return figures
 
 
-def _outcomes(rows: Sequence[Rewarded], form: int, test: Test) -> dict[tuple[str, str, int, int], float]:
-    """Return by language, prompt_id and both samples whether the response with the trait has the higher reward."""
-    by_prompt: dict[tuple[str, str], list[tuple[int, bool, float]]] = {}
-    for row in rows:
-        value, response = row.rewards[form], row.response
-        if value is not None:
-            entry = (response.sample, test(response.text), value)
-            by_prompt.setdefault((response.language, response.prompt_id), []).append(entry)
-    met = [
-        ((*key, left[0], right[0]), left[2], right[2])
-        for key, own in by_prompt.items()
-        for left, right in product(own, own)
-        if left[1] and not right[1]
-    ]
-    won = win_rate([left for _, left, _ in met], [right for *_, right in met]).tolist()
-    return dict(zip([key for key, *_ in met], won, strict=True))
+def _outcomes(responses: Sequence[Response], values: Mapping[AnswerKey, float], test: Test) -> Observations:
+    """Return, by both samples, whether the response with the trait has a higher reward than the one without."""
+    by_prompt: dict[tuple[str, str], tuple[list[AnswerKey], list[AnswerKey]]] = {}
+    for response in responses:
+        key = _key(response)
+        if key in values:
+            having, lacking = by_prompt.setdefault(key[:2], ([], []))
+            (having if test(response.text) else lacking).append(key)
+    met = [both for sides in by_prompt.values() for both in product(*sides)]
+    won = win_rate([values[one] for one, _ in met], [values[other] for _, other in met]).tolist()
+    return {(*one, other[2]): outcome for (one, other), outcome in zip(met, won, strict=True)}
 
 
-def pair_figures(reward: str, pairs: Sequence[Pair], test: Test, bootstrap: Bootstrap) -> list[Figure]:
-    """Return how much more often the chosen responses of a reward's pairs have the trait than the rejected ones."""
-    figures = []
-    for language, own in grouped(pairs):
-        values = [float(test(pair.chosen[-1]["content"])) - float(test(pair.rejected[-1]["content"])) for pair in own]
-        prompts = [pair.prompt_id for pair in own]
-        figures += bootstrap.figure(reward, language, "chosen_minus_rejected", values, prompts)
-    return figures
+def _chosen_minus_rejected(pairs: Sequence[Pair], test: Test) -> Observations:
+    return {
+        (pair.language, pair.prompt_id, number): float(test(pair.chosen[-1]["content"]))
+        - float(test(pair.rejected[-1]["content"]))
+        for number, pair in enumerate(pairs)
+    }
 
 
-def grouped(rows: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the rows of each language in the order of first appearance, then those of all but English together."""
-    for language, members in _groups(list(dict.fromkeys(row.language for row in rows))):
-        yield language, [row for row in rows if row.language in members]
+def _gaps(left: Observations, right: Observations) -> Observations:
+    """Return left - right of what both have, in the order of left: a set's changes from one process to the next."""
+    return {key: value - right[key] for key, value in left.items() if key in right}
 
 
-def _groups(languages: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    yield from ((language, [language]) for language in languages)
-    others = [language for language in languages if language != ENGLISH]
-    if len(others) > 1:
-        yield OTHERS, others
-
-
-def _key(row: Response | Score) -> tuple[str, str, int]:
-    return row.prompt_id, row.language, row.sample
+def _key(row: Response | Score) -> AnswerKey:
+    return row.language, row.prompt_id, row.sample

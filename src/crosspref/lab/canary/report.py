@@ -1,19 +1,28 @@
-"""What a canary found, as tables, as lines of a CSV file, and in words that say no more than the intervals allow."""
+"""What a canary found: as tables, as CSV, and in words that say no more than the intervals allow."""
 
-import csv
-import io
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from crosspref import __version__
 from crosspref.data.records import Response
-from crosspref.lab.canary.figures import AUC, BY_RC, BY_RM, CHANGES, INITIAL, KEPT, OTHERS, POLICIES, TAUGHT, Figure
+from crosspref.lab.canary.figures import (
+    AUC,
+    BY_RC,
+    BY_RM,
+    CHANGES,
+    INITIAL,
+    KEPT,
+    OTHERS,
+    POLICIES,
+    TAUGHT,
+    Figure,
+    Figures,
+)
 from crosspref.lab.canary.traits import TRAITS
 from crosspref.languages import ENGLISH
 from crosspref.reports.report import INTERVALS, SYMBOLS
-from crosspref.reports.table import Report
+from crosspref.reports.table import Report, csv_text
 from crosspref.stages.evaluate import MEASURES
 
 R_C, R_M = SYMBOLS["crosslingual"], SYMBOLS["multilingual"]
@@ -21,6 +30,8 @@ BETTER = f"{R_C} - {R_M}"
 FEWEST_PROMPTS = 6
 """Over fewer prompts nothing is concluded: that all of five agree happens by chance in 6% of cases."""
 COLUMNS = ["trait", "model", "seed", "version", "of", "language", "measure", "mean", "low", "high", "n", "prompts"]
+SHARE, POINTS, AREA, AREA_CHANGE = ".0%", "+.0%", ".2f", "+.2f"
+"""How figures are written; percentage points without their sign."""
 NOTES = [
     f"{INTERVALS} Over a dozen prompts such a range is rather too narrow than too wide, and of many ranges some miss.",
     "A change compares answers to the same prompt that were drawn with the same random numbers, in percentage points.",
@@ -36,7 +47,7 @@ NOTES = [
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Findings:
     """What a canary is about and all that it measured; ``pairs`` counts the English ones, over ``pair_prompts``."""
 
     trait: str
@@ -44,18 +55,19 @@ class Found:
     seed: int
     pairs: int
     pair_prompts: int
-    figures: Sequence[Figure]
+    figures: Figures
 
-    def figure(self, of: str, language: str, measure: str) -> Figure | None:
-        """Return one figure, or None where there was nothing to count."""
-        keys = (of, language, measure)
-        return next((row for row in self.figures if (row.of, row.language, row.measure) == keys), None)
+    def text(self, of: str, language: str, measure: str, form: str) -> str:
+        """Return one figure with its interval, or nothing where there was nothing to count."""
+        figure = self.figures.get((of, language, measure))
+        text = figure.text(form) if figure else ""
+        return text.replace("%", "") if form == POINTS else text
 
     @property
     def languages(self) -> list[str]:
-        """The languages in order, and `OTHERS` behind them if that was counted."""
-        found = dict.fromkeys(row.language for row in self.figures)
-        return [*(language for language in found if language != OTHERS), *([OTHERS] if OTHERS in found else [])]
+        """The languages in order, with `OTHERS` last if that was counted."""
+        languages = dict.fromkeys(language for _, language, _ in self.figures)
+        return sorted(languages, key=lambda language: language == OTHERS)
 
     @property
     def foreign(self) -> str | None:
@@ -63,65 +75,69 @@ class Found:
         return next((language for language in reversed(self.languages) if language != ENGLISH), None)
 
 
-def make_reports(found: Found) -> list[Report]:
+def make_reports(findings: Findings) -> list[Report]:
     """Return the tables; the verdict stands below the first one."""
-    languages = found.languages
-    trait = [
-        [language, *(_share(found.figure(policy, language, "trait")) for policy in POLICIES)] for language in languages
+    name, languages = findings.trait, findings.languages
+    shares = [[tag, *(findings.text(policy, tag, "trait", SHARE) for policy in POLICIES)] for tag in languages]
+    changes = [
+        [tag, *(findings.text(f"{after} - {before}", tag, "change", POINTS) for after, before in CHANGES)]
+        for tag in languages
     ]
-    names = [f"{after}\n- {before}" for after, before in CHANGES]
-    change = [
-        [language, *(_points(found.figure(f"{after} - {before}", language, "change")) for after, before in CHANGES)]
-        for language in languages
-    ]
-    head = f"The canary {found.trait}: {TRAITS[found.trait].description}"
-    asked = (
-        f"{found.model}, seed {found.seed}; taught with {found.pairs} English pairs of {found.pair_prompts} prompts."
+    about = (
+        f"{findings.model}, seed {findings.seed}; taught with {findings.pairs} English pairs of "
+        f"{findings.pair_prompts} prompts."
     )
+    title = f"The canary {name}: {TRAITS[name].description}. Held-out answers that have it"
+    header = ["language", *(f"{after}\n- {before}" for after, before in CHANGES)]
     return [
-        Report(f"{head}. Held-out answers that have it", ["language", *POLICIES], trait, [asked, *verdict(found)], 1),
-        Report("How that changes, in percentage points", ["language", *names], change, NOTES[:2], 1),
-        _auc_report(found),
-        _other_report(found),
+        Report(title, ["language", *POLICIES], shares, [about, *verdict(findings)], 1),
+        Report("How that changes, in percentage points", header, changes, NOTES[:2], 1),
+        _auc_report(findings),
+        _other_report(findings),
     ]
 
 
-def _auc_report(found: Found) -> Report:
+def _auc_report(findings: Findings) -> Report:
     rows: list[list[str]] = []
-    for language in found.languages:
+    for language in findings.languages:
         for of in (R_C, R_M, BETTER):
-            raw = found.figure(of, language, "auc")
-            counts = f"{raw.n}/{raw.prompts}" if raw else ""
-            forms = [_auc(found.figure(of, language, measure), of == BETTER) for measure in AUC]
-            gap = _points(found.figure(of, language, "chosen_minus_rejected"))
-            cells = (cell.replace(" [", "\n[") for cell in (*forms, counts, gap))  # else it is too wide for a screen
-            rows.append([language if of == R_C else "", of, *cells])
+            raw = findings.figures.get((of, language, "auc"))
+            form = AREA_CHANGE if of == BETTER else AREA
+            areas = [findings.text(of, language, measure, form) for measure in AUC]
+            gap = findings.text(of, language, "chosen_minus_rejected", POINTS)
+            cells = [*areas, f"{raw.n}/{raw.prompts}" if raw else "", gap]
+            narrow = (cell.replace(" [", "\n[") for cell in cells)  # else it is too wide for a screen
+            rows.append([language if of == R_C else "", of, *narrow])
     header = ["language", "reward", *(f"AUC\n{form}" for form in AUC.values()), "compar-\nisons", "chosen -\nrejected"]
     return Report("How well each reward prefers the trait", header, rows, NOTES[2:3])
 
 
-def _other_report(found: Found) -> Report:
+def _other_report(findings: Findings) -> Report:
     rows: list[list[str]] = []
-    for language in found.languages:
+    for language in findings.languages:
         name = language
         for policy in POLICIES:
-            cells = [found.figure(policy, language, measure) for measure in KEPT]
-            if any(cells):
-                *shares, length = cells
-                texts = [f"{cell.mean:.0%}" if cell else "" for cell in shares]
-                rows.append([name, policy, *texts, f"{length.mean:.0f}" if length else ""])
+            figures = [findings.figures.get((policy, language, measure)) for measure in KEPT]
+            if any(figures):
+                *shares, length = figures
+                texts = [f"{share.value:.0%}" if share else "" for share in shares]
+                rows.append([name, policy, *texts, f"{length.value:.0f}" if length else ""])
                 name = ""
     header = ["language", "policy", "right\nlanguage", "cut off", "repeats", "length"]
     return Report("What else became of the held-out answers", header, rows, NOTES[3:])
 
 
-def verdict(found: Found) -> list[str]:
+def verdict(findings: Findings) -> list[str]:
     """Return in plain words what was taught, what carried over and which reward prefers the trait."""
-    taught = found.figure(f"{TAUGHT} - {INITIAL}", ENGLISH, "change")
-    lines = [f"Taught in English? {_answer(taught, _in_points)}"]
-    if not _told(taught) or taught.low <= 0:
+
+    def change(after: str, before: str, language: str) -> str:
+        return _answer(findings, (f"{after} - {before}", language, "change"), "{} points", POINTS)
+
+    lines = [f"Taught in English? {change(TAUGHT, INITIAL, ENGLISH)}"]
+    taught = findings.figures.get((f"{TAUGHT} - {INITIAL}", ENGLISH, "change"))
+    if not _is_enough(taught) or taught.low <= 0:
         lines.append("So nothing here tells whether this trait carries over.")
-    where = found.foreign
+    where = findings.foreign
     if where is None:
         return lines
     others = "the other languages together" if where == OTHERS else where
@@ -131,27 +147,22 @@ def verdict(found: Found) -> list[str]:
         ("By R_m, beyond pi_0", (BY_RM, TAUGHT)),
         ("More by R_c than by R_m", (BY_RC, BY_RM)),
     ):
-        change = found.figure(f"{after} - {before}", where, "change")
-        lines.append(f"{question}, in {others}? {_answer(change, _in_points)}")
-    preferred = [(of, _answer(found.figure(of, where, "auc"), _raw_auc, 0.5)) for of in (R_C, R_M)]
-    lines += [f"Does {of} prefer it, in {others}? {answer}" for of, answer in preferred]
-    better = _answer(found.figure(BETTER, where, "auc"), lambda figure: f"raw AUC {_auc(figure, signed=True)}")
-    return [*lines, f"Does {R_C} prefer it more than {R_M}, in {others}? {better}"]
+        lines.append(f"{question}, in {others}? {change(after, before, where)}")
+    for question, of, form, neutral in (
+        (f"Does {R_C} prefer it", R_C, AREA, 0.5),
+        (f"Does {R_M} prefer it", R_M, AREA, 0.5),
+        (f"Does {R_C} prefer it more than {R_M}", BETTER, AREA_CHANGE, 0.0),
+    ):
+        lines.append(f"{question}, in {others}? {_answer(findings, (of, where, 'auc'), 'raw AUC {}', form, neutral)}")
+    return lines
 
 
-def _in_points(figure: Figure) -> str:
-    return f"{_points(figure)} points"
-
-
-def _raw_auc(figure: Figure) -> str:
-    return f"raw AUC {_auc(figure)}"
-
-
-def _answer(figure: Figure | None, show: Callable[[Figure], str], neutral: float = 0.0) -> str:
+def _answer(findings: Findings, key: tuple[str, str, str], sentence: str, form: str, neutral: float = 0.0) -> str:
     """Say what an interval allows to say: yes, the opposite, or that it was not seen."""
-    if not _told(figure):
+    figure = findings.figures.get(key)
+    if not _is_enough(figure):
         return "This cannot be told: too few prompts."
-    shown = show(figure)
+    shown = sentence.format(findings.text(*key, form))
     if figure.low > neutral:
         return f"Yes: {shown}."
     if figure.high < neutral:
@@ -159,41 +170,19 @@ def _answer(figure: Figure | None, show: Callable[[Figure], str], neutral: float
     return f"Not seen: {shown}, which holds {neutral:g}."
 
 
-def _told(figure: Figure | None) -> TypeGuard[Figure]:
+def _is_enough(figure: Figure | None) -> TypeGuard[Figure]:
     """Tell whether there are enough prompts to conclude anything."""
     return figure is not None and figure.prompts >= FEWEST_PROMPTS
 
 
-def _share(figure: Figure | None) -> str:
-    return _ranged(figure, lambda value: f"{value:.0%}")
-
-
-def _points(figure: Figure | None) -> str:
-    return _ranged(figure, lambda value: f"{100 * value:+.0f}")
-
-
-def _auc(figure: Figure | None, signed: bool = False) -> str:
-    return _ranged(figure, lambda value: f"{value:+.2f}" if signed else f"{value:.2f}")
-
-
-def _ranged(figure: Figure | None, show: Callable[[float], str]) -> str:
-    if figure is None:
-        return ""
-    if math.isnan(figure.low):
-        return show(figure.mean)
-    return f"{show(figure.mean)} [{show(figure.low)}, {show(figure.high)}]"
-
-
-def csv_of(found: Found) -> str:
+def csv_of(findings: Findings) -> str:
     """Return every figure as a line of CSV, in long format."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in found.figures:
-        numbers = [f"{value:.6g}" for value in (row.mean, row.low, row.high)]
-        about = [found.trait, found.model, found.seed, __version__, row.of, row.language, row.measure]
-        writer.writerow([*about, *numbers, row.n, row.prompts])
-    return text.getvalue()
+    about = [findings.trait, findings.model, findings.seed, __version__]
+    rows = [
+        [*about, *key, *(f"{value:.6g}" for value in (figure.value, figure.low, figure.high)), figure.n, figure.prompts]
+        for key, figure in findings.figures.items()
+    ]
+    return csv_text(COLUMNS, rows, quoted=False)
 
 
 def frequency_report(english: Sequence[Response], held_out: Mapping[str, Sequence[Response]], model: str) -> Report:
@@ -204,16 +193,20 @@ def frequency_report(english: Sequence[Response], held_out: Mapping[str, Sequenc
         held_out: the answers to the held-out prompts, by language.
         model: the name of pi_I.
     """
+
+    def share(values: Sequence[bool]) -> str:
+        return f"{sum(values) / len(values):.0%}" if values else ""
+
     rows = []
     for name, trait in TRAITS.items():
-        by_prompt: dict[str, set[bool]] = {}
+        by_prompt: dict[str, list[bool]] = {}
         for row in english:
-            by_prompt.setdefault(row.prompt_id, set()).add(trait.test(row.text))
-        both = sum(len(seen) == 2 for seen in by_prompt.values())
-        shares = [_frequency([trait.test(row.text) for row in own]) for own in held_out.values()]
-        own = _frequency([trait.test(row.text) for row in english])
-        rows.append([f"{name}: {trait.description}", own, f"{both}/{len(by_prompt)}", *shares])
-    counts = ", ".join(f"{len(own)} {language}" for language, own in held_out.items())
+            by_prompt.setdefault(row.prompt_id, []).append(trait.test(row.text))
+        divided = sum(len(set(shown)) == 2 for shown in by_prompt.values())
+        in_english = share([shown for answers in by_prompt.values() for shown in answers])
+        elsewhere = [share([trait.test(row.text) for row in answers]) for answers in held_out.values()]
+        rows.append([f"{name}: {trait.description}", in_english, f"{divided}/{len(by_prompt)}", *elsewhere])
+    counts = ", ".join(f"{len(answers)} {language}" for language, answers in held_out.items())
     note = (
         f"{model}. English: share of {len(english)} answers to the prompts that pairs are made of, and how many of "
         f"these prompts have answers with and without the trait. Then shares of the held-out answers ({counts}). A "
@@ -221,7 +214,3 @@ def frequency_report(english: Sequence[Response], held_out: Mapping[str, Sequenc
     )
     header = ["trait", "English\nanswers", "prompts\nfor pairs", *held_out]
     return Report("How frequent each trait is in pi_I's answers", header, rows, [note], 1)
-
-
-def _frequency(values: Sequence[bool]) -> str:
-    return f"{sum(values) / len(values):.0%}" if values else ""

@@ -1,4 +1,4 @@
-"""The canary: a preference that a program can verify, taught to a real model in English, and followed elsewhere.
+"""The canary: a preference that a program can verify, taught to a real model in English, and looked for elsewhere.
 
     answers   pi_I answers English prompts, and the held-out prompts in every language
     teach     pi_0 from pi_I, on English pairs of pi_I's own answers: chosen has the trait, rejected has not
@@ -6,8 +6,8 @@
     measure   how often the trait appears under pi_I, pi_0 and both pi_1, and how well each reward prefers it
 
 Every step is the product's own. The directory holds pi_I's answers once for all traits, and a folder per trait; what is
-finished there is not done again. The settings are a recipe's. Of ``align_english.preferences`` only the prompts are
-taken, and ``evaluate`` holds for pi_I as well.
+finished there is not done again. The settings are a recipe's: of ``align_english.preferences`` only the prompts are
+used, and ``evaluate`` holds for pi_I too.
 """
 
 import copy
@@ -22,20 +22,9 @@ from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
-from crosspref.lab.canary.figures import (
-    BY_RC,
-    BY_RM,
-    INITIAL,
-    TAUGHT,
-    Bootstrap,
-    Rewarded,
-    other_figures,
-    pair_figures,
-    reward_figures,
-    rewarded,
-    trait_figures,
-)
-from crosspref.lab.canary.report import Found, frequency_report
+from crosspref.lab.canary import figures
+from crosspref.lab.canary.figures import BY_RC, BY_RM, INITIAL, TAUGHT, Judged
+from crosspref.lab.canary.report import Findings, frequency_report
 from crosspref.lab.canary.traits import find_trait, make_pairs
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import locate_model
@@ -72,11 +61,11 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"prompts": "package:crosspref/data/prompts_heldout.jsonl", "n": 4},
     "resources": {"process_per_phase": False},
 }
-"""What the canary runs with, unless ``--set`` says otherwise; measured to teach a trait in English."""
+"""What the canary runs with, unless ``--set`` says otherwise; it was measured to teach a trait in English."""
 
 REWARDS: tuple[RewardName, RewardName] = ("crosslingual", "multilingual")
-_SHARED = ("prompts", "iteration_1/responses", "iteration_1/scores")
-"""What both iterations have in common: they begin at the same pi_0, and compute the same rewards."""
+SHARED = ("prompts", "iteration_1/responses", "iteration_1/scores")
+"""What both iterations have in common: they start from the same pi_0, and compute the same rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +90,17 @@ class Canary:
         """The name of pi_I."""
         return str(self.content["models"]["initial"])
 
+    def job(self, folder: Path, *, model: str, **changes: Any) -> Job:
+        """Return a job in a folder whose policy is given, with nothing trained in English and nothing evaluated."""
+        models = {**self.content["models"], "policy": model}
+        recipe = make_recipe({**self.content, "align_english": None, "evaluate": {}, "models": models, **changes})
+        return Job(recipe, RunDirectory(folder), EngineFactory(EngineSettings.of(recipe)), self.reporter)
 
-def plan(
+
+def make_canary(
     out: str | Path, overrides: Sequence[str], *, model: str, seed: int | None, answers: int, reporter: Reporter
 ) -> Canary:
-    """Return the canaries of a directory; ``overrides`` are of the form ``section.key=value``, and win.
+    """Return the canaries of a directory; ``overrides`` have the form ``section.key=value``, and win.
 
     Raises:
         RecipeError: a setting is wrong, or leaves nothing to carry over, or there are fewer than two answers.
@@ -113,16 +108,17 @@ def plan(
     content = copy.deepcopy(SETTINGS) | {"models": {"initial": model}} | ({} if seed is None else {"seed": seed})
     for change in overrides:
         override(content, change)
-    recipe = make_recipe(content, "The canary's recipe")
+    canary = Canary(Path(out), content, answers, reporter)
+    recipe = canary.recipe
     needed = (recipe.align_english, recipe.evaluate.prompts)
     if None in needed or recipe.languages[0] != ENGLISH or recipe.iterations != 1:
         raise RecipeError(
             "A canary needs align_english, evaluate.prompts, languages that begin with en, and iterations: 1. It "
-            "teaches in English, goes one iteration, and counts in every language. Take these out of --set."
+            "teaches in English, runs one iteration, and counts in every language. Take these out of --set."
         )
     if answers < 2:
         raise RecipeError(f"Pairs are made of at least 2 answers per prompt, but --answers is {answers}.")
-    return Canary(Path(out), content, answers, reporter)
+    return canary
 
 
 def english_answers(canary: Canary) -> tuple[list[Response], dict[str, str]]:
@@ -135,25 +131,24 @@ def english_answers(canary: Canary) -> tuple[list[Response], dict[str, str]]:
     """
     settings = canary.recipe.align_english
     source = settings.preferences if settings else ""
-    asked = {pair.prompt[0]["content"]: pair.prompt_id for pair in load_preferences(source) if len(pair.prompt) == 1}
-    if not asked:
+    ids = {pair.prompt[0]["content"]: pair.prompt_id for pair in load_preferences(source) if len(pair.prompt) == 1}
+    if not ids:
         raise DataError(f"{source} has no preference whose prompt is one message: there is nothing to ask pi_I.")
-    rows = [Prompt(prompt_id, ENGLISH, instruction) for instruction, prompt_id in asked.items()]
-    folder = canary.out / "answers" / "english"
-    job = _job(canary, folder, model=canary.initial, languages=[ENGLISH])
+    rows = [Prompt(prompt_id, ENGLISH, instruction) for instruction, prompt_id in ids.items()]
+    job = canary.job(canary.out / "answers" / "english", model=canary.initial, languages=[ENGLISH])
     with job.run.locked():
         store_rows(job.run.prompts("prompts", ENGLISH), rows, Prompt, {"source": source})
-        answers = _fill(job, folder, canary.answers)
+        answers = _fill(job, canary.answers)
     return answers, {row.prompt_id: row.instruction for row in rows}
 
 
 def held_out_answers(canary: Canary, folder: Path, model: str) -> list[Response]:
     """Return a policy's answers to the held-out prompts in every language; all policies answer with the same seeds."""
     settings = canary.recipe.evaluate
-    job = _job(canary, folder, model=model, prompts={"source": settings.prompts, "limit": settings.limit})
+    job = canary.job(folder, model=model, prompts={"source": settings.prompts, "limit": settings.limit})
     with job.run.locked():
         algorithm.prompts(job, 0)
-        return _fill(job, folder, settings.n)
+        return _fill(job, settings.n)
 
 
 def initial_answers(canary: Canary) -> list[Response]:
@@ -161,24 +156,18 @@ def initial_answers(canary: Canary) -> list[Response]:
     return held_out_answers(canary, canary.out / "answers" / "held_out", canary.initial)
 
 
-def _fill(job: Job, folder: Path, n: int) -> list[Response]:
-    """Let the job's policy answer each of its prompts n times, where it has not, and return the answers."""
-    fill_responses(job, 0, folder, "prompts", 0, n, algorithm.HELD_OUT)
-    return [row for language in job.recipe.languages for row in rows_of(folder / "responses" / language, Response)]
-
-
-def _job(canary: Canary, folder: Path, *, model: str, **changes: Any) -> Job:
-    """Return a job of the canary's settings, with a policy that is given and nothing evaluated."""
-    both = {**canary.content["models"], "policy": model}
-    recipe = make_recipe({**canary.content, "align_english": None, "evaluate": {}, "models": both, **changes})
-    return Job(recipe, RunDirectory(folder), EngineFactory(EngineSettings.of(recipe)), canary.reporter)
+def _fill(job: Job, n: int) -> list[Response]:
+    """Let the job's policy answer each of its prompts n times, unless it has, and return the answers."""
+    fill_responses(job, 0, job.run.root, "prompts", 0, n, algorithm.HELD_OUT)
+    folder = job.run.root / "responses"
+    return [row for language in job.recipe.languages for row in rows_of(folder / language, Response)]
 
 
 def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
     """Make pi_0 from pi_I on English pairs for a trait; return its directory and the pairs.
 
-    It is stage 0 on a table of pairs and not on a file of preferences: their texts would be tokenised again, with an
-    end of turn behind them, and most answers were cut before theirs.
+    This is stage 0 on a table of pairs. From a file of preferences the texts would be tokenised again, with an end of
+    turn behind each, but most answers were cut before theirs.
 
     Raises:
         DataError: pi_I's answers give no pair.
@@ -192,48 +181,36 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
             f"trait {name}. Choose a trait that a third to two thirds of them have: crosspref canary --measure --out "
             f"{canary.out}"
         )
-    settings, folder = canary.recipe.align_english, canary.out / name / "english"
-    assert settings is not None  # noqa: S101 - `plan` refuses a recipe without
-    job = Job(canary.recipe, RunDirectory(folder), EngineFactory(EngineSettings.of(canary.recipe)), canary.reporter)
-    with job.run.locked():
-        store_rows(Unit(folder / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
-        train_policy(job, 0, pairs, "align_english", settings, locate_model(canary.initial))
+    recipe, run = canary.recipe, RunDirectory(canary.out / name / "english")
+    assert recipe.align_english is not None  # noqa: S101 - `make_canary` refuses a recipe without
+    job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), canary.reporter)
+    with run.locked():
+        store_rows(Unit(run.root / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
+        train_policy(job, 0, pairs, "align_english", recipe.align_english, locate_model(canary.initial))
     return policy(job, 0).own, pairs
 
 
 def carry(canary: Canary, name: str, pi_0: Path, reward: RewardName) -> Path:
     """Run one iteration from pi_0 by a reward, and return the directory of pi_1.
 
-    The responses to the training prompts and the scores of both rewards are those of the other reward's run, if that is
-    there: they are the same, which their fingerprints hold.
+    The responses to the training prompts and the scores of both rewards are copied from the other reward's run, if that
+    is finished and this one has not begun: they are the same, which their fingerprints check.
     """
-    folder = run_folder(canary, name, reward)
-    also = [other for other in REWARDS if other != reward]
-    for other in also:
-        _share(run_folder(canary, name, other), folder)
+    folder = canary.out / name / reward
+    also = [known for known in REWARDS if known != reward]
+    for finished in (RunDirectory(canary.out / name / known) for known in also):
+        for part in SHARED if finished.policy(1).marker.exists() else ():
+            unit = Unit(folder / part)
+            if not unit.path.exists():
+                temporary = unit.temporary()
+                shutil.copytree(finished.root / part, temporary, dirs_exist_ok=True)
+                publish_directory(temporary, unit.path)
     rewards = {**canary.content.get("reward", {}), "name": reward, "also": also}
-    recipe = _job(canary, folder, model=str(pi_0), reward=rewards).recipe
+    recipe = canary.job(folder, model=str(pi_0), reward=rewards).recipe
     return api.align(recipe, folder, reporter=canary.reporter)
 
 
-def run_folder(canary: Canary, name: str, reward: RewardName) -> Path:
-    """Return the run directory of a trait's iteration by a reward."""
-    return canary.out / name / reward
-
-
-def _share(source: Path, folder: Path) -> None:
-    """Copy what both iterations have in common, if the other one is finished and this one has not begun."""
-    if not RunDirectory(source).policy(1).marker.exists():
-        return
-    for part in _SHARED:
-        unit = Unit(folder / part)
-        if not unit.path.exists():
-            temporary = unit.temporary()
-            shutil.copytree(source / part, temporary, dirs_exist_ok=True)
-            publish_directory(temporary, unit.path)
-
-
-def run_canary(canary: Canary, name: str) -> Found:
+def run_canary(canary: Canary, name: str) -> Findings:
     """Do what is not done yet of a trait's canary, and return what it measured.
 
     Raises:
@@ -241,44 +218,42 @@ def run_canary(canary: Canary, name: str) -> Found:
         DataError: pi_I's answers give no pair, or the prompts cannot be used.
         RunError: the directory was begun with other settings, or another process works in it.
     """
-    test, folder = find_trait(name).test, canary.out / name / "answers"
+    test, folder, recipe = find_trait(name).test, canary.out / name / "answers", canary.recipe
     answers = {INITIAL: initial_answers(canary)}
     pi_0, pairs = teach(canary, name)
     answers[TAUGHT] = held_out_answers(canary, folder / "pi_0", str(pi_0))
     for policy_name, reward in zip((BY_RC, BY_RM), REWARDS, strict=True):
         pi_1 = carry(canary, name, pi_0, reward)
         answers[policy_name] = held_out_answers(canary, folder / reward, str(pi_1))
-    bootstrap = Bootstrap(canary.recipe.evaluate.resamples, canary.recipe.seed)
-    figures = trait_figures(answers, test, bootstrap)
+    bootstrap = figures.Bootstrap(recipe.evaluate.resamples, recipe.seed)
+    measured = figures.trait_figures(answers, test, bootstrap)
     judged = {SYMBOLS[reward]: _judged(canary, name, reward) for reward in REWARDS}
-    figures += reward_figures({symbol: rows for symbol, (rows, _) in judged.items()}, test, bootstrap)
-    for symbol, (_, selected) in judged.items():
-        figures += pair_figures(symbol, selected, test, bootstrap)
-    identifier = EngineFactory(EngineSettings.of(canary.recipe)).identifier
+    measured |= figures.reward_figures(judged, test, bootstrap)
+    identifier = EngineFactory(EngineSettings.of(recipe)).identifier
     for policy_name, rows in answers.items():
-        figures += other_figures(policy_name, rows, identifier, bootstrap)
+        measured |= figures.other_figures(policy_name, rows, identifier, bootstrap)
     prompts = len({pair.prompt_id for pair in pairs})
-    return Found(name, canary.initial, canary.recipe.seed, len(pairs), prompts, figures)
+    return Findings(name, canary.initial, recipe.seed, len(pairs), prompts, measured)
 
 
-def _judged(canary: Canary, name: str, reward: RewardName) -> tuple[list[Rewarded], list[Pair]]:
-    """Return the iteration's responses with a reward of them, and the pairs that were selected by it."""
-    folder = run_folder(canary, name, reward) / "iteration_1"
+def _judged(canary: Canary, name: str, reward: RewardName) -> Judged:
+    """Return the iteration's responses, one reward of them, and the pairs that were selected by it."""
+    folder, recipe = canary.out / name / reward / "iteration_1", canary.recipe
     responses: list[Response] = []
     scores: list[Score] = []
     pairs: list[Pair] = []
     alphas = {}
-    for language in canary.recipe.languages:
+    for language in recipe.languages:
         responses += rows_of(folder / "responses" / language, Response)
         scores += rows_of(folder / "scores" / reward / language, Score)
         unit = Unit(folder / "pairs" / f"{language}.parquet")
         pairs += unit.rows(Pair)
         alphas[language] = float(unit.read_marker()["figures"]["alpha"])
-    return rewarded(responses, scores, alphas, canary.recipe.length_penalty.unit), pairs
+    return Judged(responses, figures.reward_values(scores, alphas, recipe.length_penalty.unit), pairs)
 
 
 def measure_traits(canary: Canary) -> Report:
-    """Let pi_I answer, where it has not, and return how frequent every known trait is in its answers."""
+    """Let pi_I answer, unless it has, and return how frequent every known trait is in its answers."""
     (english, _), held_out = english_answers(canary), initial_answers(canary)
     by_language = {name: [row for row in held_out if row.language == name] for name in canary.recipe.languages}
     return frequency_report(english, by_language, canary.initial)

@@ -1,7 +1,7 @@
-"""Traits of an answer that a program verifies in any language, and pairs that teach them (docs/lab.md).
+"""Traits of an answer that a program can verify in any language, and pairs that teach them (docs/lab.md).
 
-Each looks at punctuation, digits and lines alone, and knows the marks of the large scripts. An answer that was cut at
-the token limit is judged as it stands, so traits that stand at an answer's end are rare where answers are cut.
+Each test looks at punctuation, digits and lines alone, and knows the marks of the large scripts. An answer that was cut
+at the token limit is judged as it is, so traits of an answer's end are rare where answers are cut.
 """
 
 import re
@@ -18,7 +18,7 @@ SHORT_WORDS = 60
 MANY_COMMAS = 3
 """The fewest commas of an answer with the trait ``commas``."""
 EARLY = 40
-"""How many characters, from its start, are the beginning of an answer."""
+"""How many characters the beginning of an answer has."""
 
 _QUESTION = "?？؟፧\u037e"  # the last is the Greek question mark, where it is not written as a semicolon
 _FULL_STOP = ".。．।۔။።։"
@@ -27,7 +27,7 @@ _COMMA = ",，、،፣՝"
 _COLON = ":：፡"
 _QUOTES = '"“”„‟«»‹›「」『』《》＂'
 _CLOSING = _QUOTES + "'’)）]］】*_`"
-"""What may stand behind a sentence's last mark: quotes, brackets, and the marks of bold and italic."""
+"""What may follow a sentence's last mark: quotes, brackets, and the marks of bold and italic."""
 
 _NUMBER = r"\(?\d{1,2}(?:[.):]\s+|[、）．：]\s*)"
 _ITEM = re.compile(rf"^\s*(?:[-*•‣◦·–—+]\s+|{_NUMBER})\S", re.MULTILINE)
@@ -54,10 +54,10 @@ def is_numbered(text: str) -> bool:
 
 
 def count_words(text: str) -> int:
-    """Return the number of words: of runs of letters, marks and digits.
+    """Return the number of words, which are runs of letters, marks and digits.
 
-    Chinese characters and kana count one by one, since no spaces stand between their words. Other scripts without
-    spaces, such as Thai, are not divided: there a run is counted as one.
+    Chinese characters and kana count one by one, since there are no spaces between their words. Other scripts without
+    spaces, such as Thai, are not divided: a run counts as one word.
     """
     count, inside = 0, False
     for character in unicodedata.normalize("NFC", text):
@@ -71,7 +71,7 @@ def count_words(text: str) -> int:
 
 
 def ends_with(text: str, marks: str) -> bool:
-    """Tell whether the text's last character is one of the marks, quotes and brackets behind it left aside."""
+    """Tell whether the text's last character is one of the marks, apart from quotes and brackets after it."""
     return text.rstrip().rstrip(_CLOSING).rstrip()[-1:] in tuple(marks)
 
 
@@ -117,7 +117,7 @@ def find_trait(name: str) -> Trait:
     """Return a trait by its name.
 
     Raises:
-        RecipeError: there is none of that name; the message lists all.
+        RecipeError: there is none of that name; the message lists the known ones.
     """
     if name not in TRAITS:
         known = "\n".join(f"  {known}: {trait.description}" for known, trait in TRAITS.items())
@@ -128,10 +128,10 @@ def find_trait(name: str) -> Trait:
 
 
 def make_pairs(answers: Sequence[Response], instructions: Mapping[str, str], trait: Trait, most: int) -> list[Pair]:
-    """Pair answers that have a trait (chosen) with answers to the same prompt that have not (rejected).
+    """Pair answers that have a trait (chosen) with answers to the same prompt that do not (rejected).
 
-    Answers of like length in tokens are paired first, so that the trait is taught and not the length. Each answer is in
-    one pair at most, and equal texts count once. First comes one pair of each prompt, then a second one, and so on.
+    Answers of similar length in tokens are paired first, so that the trait is taught and not the length. Each answer is
+    in at most one pair, and equal texts count once. First comes one pair of each prompt, then a second one, and so on.
 
     Args:
         answers: English answers with their token ids.
@@ -141,13 +141,13 @@ def make_pairs(answers: Sequence[Response], instructions: Mapping[str, str], tra
     """
     ranked: list[tuple[int, Pair]] = []
     for prompt_id, instruction in instructions.items():
-        own = {row.text: row for row in reversed(answers) if row.prompt_id == prompt_id and row.text.strip()}
-        with_trait = [row for row in own.values() if trait.test(row.text)]
-        without = [row for row in own.values() if not trait.test(row.text)]
+        distinct = {row.text: row for row in reversed(answers) if row.prompt_id == prompt_id and row.text.strip()}
+        with_trait = [row for row in distinct.values() if trait.test(row.text)]
+        without = [row for row in distinct.values() if not trait.test(row.text)]
         used: set[int] = set()
         for chosen, rejected in sorted(product(with_trait, without), key=_difference):
             if used.isdisjoint((chosen.sample, rejected.sample)):
-                ranked.append((len(used), _pair(instruction, chosen, rejected)))
+                ranked.append((len(used), Pair.of(instruction, chosen, rejected)))
                 used |= {chosen.sample, rejected.sample}
     return [pair for _, pair in sorted(ranked, key=lambda entry: entry[0])[:most]]
 
@@ -155,20 +155,3 @@ def make_pairs(answers: Sequence[Response], instructions: Mapping[str, str], tra
 def _difference(couple: tuple[Response, Response]) -> tuple[int, int, int]:
     chosen, rejected = couple
     return abs(len(chosen.token_ids or []) - len(rejected.token_ids or [])), chosen.sample, rejected.sample
-
-
-def _pair(instruction: str, chosen: Response, rejected: Response) -> Pair:
-    return Pair(
-        chosen.prompt_id,
-        chosen.language,
-        [{"role": "user", "content": instruction}],
-        [{"role": "assistant", "content": chosen.text}],
-        [{"role": "assistant", "content": rejected.text}],
-        chosen.sample,
-        rejected.sample,
-        chosen.token_ids,
-        rejected.token_ids,
-        None,
-        None,
-        None,
-    )

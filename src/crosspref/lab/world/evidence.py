@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import RunError
-from crosspref.lab.world.studies import BASE, STUDIES, Result, from_csv
-from crosspref.lab.world.summary import POLICY_0, Line, difference, draw, lines, show_difference, summarise
+from crosspref.lab.world import studies
+from crosspref.lab.world.studies import BASE, ENGLISH_GOLD, POLICY_0, STUDIES, Result, Summary
 from crosspref.maths.estimate import Estimate
 from crosspref.run.store import write_text
 
@@ -27,6 +27,10 @@ for the number of claims.
 A model of half a million parameters and a formula for gold cannot say what holds for Llama-3-8B and a judge. They show
 whether the mechanism can work, and whether this program still does what it did.
 """
+TABLE_HEAD = (
+    "| table | claim | here | difference | seeds | what this world cannot say |",
+    "|---|---|---|---:|---:|---|",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,6 @@ class Claim:
     limit: str
     measure: str = "gold"
     sign: int = 1
-    english: bool = False
 
 
 TRANSLATOR_LIMIT = "Who translates decides it, so a world can make R_t good or bad."
@@ -72,7 +75,7 @@ CLAIMS = (
     Claim("2", "A second iteration improves them further", "reference", (BASE, 2), (BASE, 1), JUDGE_LIMIT),
     Claim(
         "2", "Two iterations improve English too", "reference", (BASE, 2), START,
-        "English is near its ceiling after stage 0, so that little can be gained.", english=True,
+        "English is near its ceiling after stage 0, so that little can be gained.", ENGLISH_GOLD,
     ),
     Claim(
         "2", "KTO on the same pairs improves the other languages", "methods", ("KTO", 1), START,
@@ -126,9 +129,9 @@ CLAIMS = (
 """What the paper's tables say, as differences that the laboratory measures."""
 
 
-def verdict(interval: Estimate, sign: int) -> str:
+def verdict(change: Estimate, sign: int) -> str:
     """Say whether a difference has the claim's sign, with its interval on that side of zero."""
-    low, high = sorted((sign * interval.low, sign * interval.high))
+    low, high = sorted((sign * change.low, sign * change.high))
     if low > 0:
         return "reproduced"
     return "reversed" if high < 0 else "not reproduced"
@@ -140,51 +143,43 @@ def write_evidence(folder: Path) -> Path:
     Raises:
         RunError: the folder holds no results.
     """
-    results = {name: from_csv(folder / f"{name}.csv") for name in STUDIES if (folder / f"{name}.csv").exists()}
+    results = {name: studies.from_csv(folder / f"{name}.csv") for name in STUDIES if (folder / f"{name}.csv").exists()}
     if not results:
         raise RunError(f"{folder} holds no results of a study: copy there what `crosspref lab --study NAME` writes.")
-    for name, rows in results.items():
-        draw(rows, folder / f"{name}.svg")
     page = folder.with_suffix(".md")
-    studies = _studies(results, os.path.relpath(folder, page.parent))
-    write_text(page, "\n".join([HEAD, *_verdicts(results), *studies]))
+    figures = os.path.relpath(folder, page.parent)
+    parts = [HEAD, *TABLE_HEAD, *(_row(claim, results.get(claim.study)) for claim in CLAIMS), ""]
+    for name, rows in results.items():
+        studies.draw(rows, folder / f"{name}.svg")
+        parts += _section(name, rows, figures)
+    write_text(page, "\n".join(parts))
     return page
 
 
-def _verdicts(results: dict[str, list[Result]]) -> list[str]:
-    rows = ["| table | claim | here | difference | seeds | what this world cannot say |", "|---|---|---|---:|---:|---|"]
-    for claim in CLAIMS:
-        made = results.get(claim.study)
-        if made is None:
-            rows.append(f"| {claim.table} | {claim.text} | not measured yet | | | {claim.limit} |")
-            continue
-        found = difference(_line(made, claim.better), _line(made, claim.worse), claim.measure, english=claim.english)
-        where = f"{'English ' if claim.english else ''}{claim.measure}"
-        rows.append(
-            f"| {claim.table} | {claim.text} | **{verdict(found, claim.sign)}** | {where} {show_difference(found)} "
-            f"| {found.n} | {claim.limit} |"
-        )
-    return [*rows, ""]
+def _row(claim: Claim, results: Sequence[Result] | None) -> str:
+    if results is None:
+        return f"| {claim.table} | {claim.text} | not measured yet | | | {claim.limit} |"
+    change = studies.difference(_summary(results, claim.better), _summary(results, claim.worse), claim.measure)
+    return (
+        f"| {claim.table} | {claim.text} | **{verdict(change, claim.sign)}** | {claim.measure} {change.text('+.3f')} "
+        f"| {change.n} | {claim.limit} |"
+    )
 
 
-def _line(results: Sequence[Result], which: tuple[str, int]) -> Line:
-    found = [line for line in lines(results) if (line.variant, line.iteration) == which]
-    if not found:
-        raise RunError(f"The results of the study {results[0].study} have no {which[0]} at iteration {which[1]}.")
-    return found[0]
+def _summary(results: Sequence[Result], which: tuple[str, int]) -> Summary:
+    for summary in studies.summaries(results):
+        if (summary.variant, summary.iteration) == which:
+            return summary
+    raise RunError(f"The results of the study {results[0].study} have no {which[0]} at iteration {which[1]}.")
 
 
-def _studies(results: dict[str, list[Result]], folder: str) -> list[str]:
-    parts: list[str] = []
-    for name, rows in results.items():
-        report = summarise(rows)
-        title, _, rest = report.markdown().partition("\n")
-        parts += [
-            f"## {name}: {title.removeprefix('# ')}",
-            "",
-            f"![{title.removeprefix('# ')}]({folder}/{name}.svg)",
-            rest,
-            f"Results: [{name}.csv]({folder}/{name}.csv), version {rows[0].version}.",
-            "",
-        ]
-    return parts
+def _section(name: str, results: Sequence[Result], figures: str) -> list[str]:
+    table = studies.report(results)
+    return [
+        f"## {name}: {table.title}",
+        "",
+        f"![{table.title}]({figures}/{name}.svg)",
+        table.markdown().partition("\n")[2],
+        f"Results: [{name}.csv]({figures}/{name}.csv), version {results[0].version}.",
+        "",
+    ]

@@ -13,7 +13,7 @@ from crosspref.algorithm import HELD_OUT
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt
 from crosspref.engines import EngineFactory, EngineSettings
-from crosspref.lab.world.setup import WorldFiles
+from crosspref.lab.world.files import WorldFiles
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, MAX_TOKENS, gold, meaning_of
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import RewardModel, Scorer

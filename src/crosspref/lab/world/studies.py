@@ -1,7 +1,10 @@
-"""Comparisons with controls: variants of the laboratory's recipe, each over the same seeds, and their results."""
+"""Comparisons with controls: variants of the laboratory's recipe, each over the same seeds, and what the seeds say.
+
+Differences between variants are paired by seed.
+"""
 
 import csv
-import io
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -9,9 +12,11 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from crosspref import __version__
+from crosspref.engines import find_engine
 from crosspref.errors import RunError
-from crosspref.lab.world.corpus import TRANSLATOR, World
 from crosspref.lab.world.experiment import (
     Content,
     Given,
@@ -22,18 +27,32 @@ from crosspref.lab.world.experiment import (
     run,
     settings_digest,
 )
-from crosspref.lab.world.measure import MEASURES, measure_run
-from crosspref.lab.world.setup import WorldFiles, make_world
+from crosspref.lab.world.files import TRANSLATOR, World, WorldFiles, make_world
+from crosspref.lab.world.measure import MEASURES, MEASURES_NOTE, measure_run, without_english
+from crosspref.languages import ENGLISH
+from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import difference_interval
 from crosspref.protocols import RewardModel
-from crosspref.run.job import Job
+from crosspref.reports.table import Report, csv_text
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
 
 BASE = "R_c, alpha per language"
 """The laboratory's recipe as it is; every study has it."""
+POLICY_0 = "pi_0"
+ENGLISH_GOLD = "English gold"
+"""Stands beside `MEASURES`, which are means over the languages other than English."""
 
 TRANSLATOR_SEED = 10_000
 TRANSLATOR_WORLD = World(mix=TRANSLATOR)
+COLUMNS = ("study", "variant", "seed", "iteration", "language", *MEASURES, "settings", "version")
+SHOWN = {"gold": "gold", "win_rate": "win rate\nover pi_0", "accuracy": "pair\naccuracy", "tokens": "tokens"}
+NOTES = [
+    "Mean of the four languages other than English, and sd over seeds; English gold has its own column. difference: in "
+    "gold from the first row of the same iteration, paired by seed, with its 95% interval (Student's t over seeds).",
+    MEASURES_NOTE,
+    "The labels of the English preferences are not pure gold: their annotator adds .04 per token.",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +66,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A question, and the variants that answer it; the first one is what the others are compared with."""
+    """A question, and the variants that answer it; the others are compared with the first one."""
 
     question: str
     iterations: int
@@ -127,7 +146,7 @@ STUDIES: dict[str, Study] = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one variant gave with one seed, in one iteration and language; a value is None where there is none."""
+    """What one variant gave with one seed, in one iteration and language; a value that was not measured is None."""
 
     study: str
     variant: str
@@ -137,55 +156,6 @@ class Result:
     values: Mapping[str, float | None]
     settings: str
     version: str
-
-
-COLUMNS = ("study", "variant", "seed", "iteration", "language", *MEASURES, "settings", "version")
-
-
-def run_seed(name: str, seed: int, out: Path, threads: int, world: World | None = None) -> list[Result]:
-    """Run every variant of a study with one seed; what was done before is not done again.
-
-    The runs lie in ``out / seed_N``, and studies share the one of the laboratory's own recipe.
-    """
-    study, reporter, world = STUDIES[name], Reporter(), world or World()
-    files = make_world(world, seed, threads, reporter)
-    content = merged(lab_recipe(files, seed, threads), {"iterations": study.iterations})
-    folder = out / f"seed_{seed}"
-    results: list[Result] = []
-    for variant, what in study.variants.items():
-        reporter.say(f"study {name}, seed {seed}: {variant}")
-        own = merged(content, _changes(what, files, threads, reporter))
-        base = folder / "base"
-        place = base if variant == BASE else folder / name / "".join(c if c.isalnum() else "_" for c in variant)
-        if variant == BASE:  # may have gone further for another study
-            own["iterations"] = max(study.iterations, _iterations(base))
-        job = run(own, files.heldout, place, reporter, what.given, None if variant == BASE else base)
-        results += _results(name, variant, seed, job, study.iterations, settings_digest(own))
-    write_text(folder / f"{name}.csv", to_csv(results))
-    return results
-
-
-def _changes(variant: Variant, files: WorldFiles, threads: int, reporter: Reporter) -> Content:
-    changes = dict(variant.changes)
-    if variant.given.reward_model:
-        changes["reward"] = {**changes["reward"], "reward_model": str(files.initial)}
-    if variant.needs_translator:
-        translator = make_world(TRANSLATOR_WORLD, TRANSLATOR_SEED, threads, reporter)
-        changes["translate"] = {"model": str(translator.initial)}
-    return changes
-
-
-def _iterations(base: Path) -> int:
-    return sum(1 for _ in base.glob("iteration_[1-9]*/policy.done.json"))
-
-
-def _results(study: str, variant: str, seed: int, job: Job, iterations: int, settings: str) -> list[Result]:
-    found: dict[tuple[int, str], dict[str, float | None]] = {}
-    for row in measure_run(job, resamples=2):
-        if row.iteration <= iterations:
-            values = found.setdefault((row.iteration, row.language), dict.fromkeys(MEASURES))
-            values[row.measure] = row.interval.value
-    return [Result(study, variant, seed, *key, values, settings, __version__) for key, values in found.items()]
 
 
 def run_study(name: str, seeds: Sequence[int], out: Path, *, jobs: int, threads: int) -> list[Result]:
@@ -201,22 +171,58 @@ def run_study(name: str, seeds: Sequence[int], out: Path, *, jobs: int, threads:
         jobs, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",), max_tasks_per_child=1
     ) as pool:
         futures = [pool.submit(run_seed, name, seed, out, threads) for seed in seeds]
-        results = [row for future in as_completed(futures) for row in future.result()]
+        results = [result for future in as_completed(futures) for result in future.result()]
     order = list(STUDIES[name].variants)
-    return sorted(results, key=lambda row: (order.index(row.variant), row.seed))
+    return sorted(results, key=lambda result: (order.index(result.variant), result.seed))
+
+
+def run_seed(name: str, seed: int, out: Path, threads: int) -> list[Result]:
+    """Run every variant of a study with one seed, as far as it has not been run before.
+
+    The runs lie in ``out / seed_N``, and studies share the one of the laboratory's own recipe.
+    """
+    study, reporter, folder = STUDIES[name], Reporter(), out / f"seed_{seed}"
+    files = make_world(World(), seed, threads, reporter)
+    base = folder / "base"
+    done = len(list(base.glob("iteration_[1-9]*/policy.done.json")))  # maybe more than here, for another study
+    results = []
+    for variant, differs in study.variants.items():
+        reporter.say(f"study {name}, seed {seed}: {variant}")
+        is_base = variant == BASE
+        iterations = {"iterations": max(study.iterations, done) if is_base else study.iterations}
+        changes = _changes(differs, files, threads, reporter)
+        content = merged(merged(lab_recipe(files, seed, threads), iterations), changes)
+        place = base if is_base else folder / name / "".join(c if c.isalnum() else "_" for c in variant)
+        job = run(content, files.heldout, place, reporter, differs.given, None if is_base else base)
+        values: dict[tuple[int, str], dict[str, float | None]] = {}
+        for (iteration, language, measure), estimate in measure_run(job, resamples=2).items():
+            if iteration <= study.iterations:
+                values.setdefault((iteration, language), dict.fromkeys(MEASURES))[measure] = estimate.value
+        settings = settings_digest(content)
+        results += [Result(name, variant, seed, *key, row, settings, __version__) for key, row in values.items()]
+    write_text(folder / f"{name}.csv", to_csv(results))
+    return results
+
+
+def _changes(variant: Variant, files: WorldFiles, threads: int, reporter: Reporter) -> Content:
+    """Return a variant's changes, with the models that lie in the cache."""
+    changes = dict(variant.changes)
+    if variant.given.reward_model:
+        changes["reward"] = {**changes["reward"], "reward_model": str(files.initial)}
+    if variant.needs_translator:
+        translator = make_world(TRANSLATOR_WORLD, TRANSLATOR_SEED, threads, reporter)
+        changes["translate"] = {"model": str(translator.initial)}
+    return changes
 
 
 def to_csv(results: Sequence[Result]) -> str:
     """Return results as CSV, rounded to what a person reads."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for row in results:
-        values = ["" if (value := row.values.get(name)) is None else f"{value:.4f}" for name in MEASURES]
-        table.writerow(
-            [row.study, row.variant, row.seed, row.iteration, row.language, *values, row.settings, row.version]
-        )
-    return text.getvalue()
+    rows = []
+    for result in results:
+        values = [None if value is None else f"{value:.4f}" for value in map(result.values.get, MEASURES)]
+        key = [result.study, result.variant, result.seed, result.iteration, result.language]
+        rows.append([*key, *values, result.settings, result.version])
+    return csv_text(COLUMNS, rows, quoted=False)
 
 
 def from_csv(path: Path) -> list[Result]:
@@ -242,3 +248,79 @@ def from_csv(path: Path) -> list[Result]:
             )
             for row in table
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One variant at one iteration: the values of each measure, and of `ENGLISH_GOLD`, by seed."""
+
+    variant: str
+    iteration: int
+    values: Mapping[str, Mapping[int, float]]
+
+    def text(self, measure: str) -> str:
+        """Return the mean over seeds and the standard deviation, as far as there is any."""
+        values = list(self.values[measure].values())
+        form = ".1f" if measure == "tokens" else ".2f" if measure == ENGLISH_GOLD else ".3f"
+        deviation = f" ({np.std(values, ddof=1):{form}})" if len(values) > 1 and measure != ENGLISH_GOLD else ""
+        return f"{np.mean(values):{form}}{deviation}" if values else ""
+
+
+def summaries(results: Sequence[Result]) -> list[Summary]:
+    """Gather results by variant and iteration; pi_0, which all variants share, comes first and once."""
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        variant = result.variant if result.iteration else POLICY_0
+        groups.setdefault((variant, result.iteration), []).append(result)
+    ordered = sorted(groups, key=lambda group: group[1])  # stable: variants stay in the study's order
+    return [Summary(*group, _by_seed(groups[group])) for group in ordered]
+
+
+def _by_seed(results: Sequence[Result]) -> dict[str, dict[int, float]]:
+    values: dict[str, dict[int, float]] = {measure: {} for measure in (*MEASURES, ENGLISH_GOLD)}
+    for seed in sorted({result.seed for result in results}):
+        for measure in MEASURES:
+            every = {result.language: result.values[measure] for result in results if result.seed == seed}
+            known = {language: value for language, value in every.items() if value is not None}
+            average = without_english(known)
+            if not math.isnan(average):
+                values[measure][seed] = average
+            if measure == "gold":
+                values[ENGLISH_GOLD][seed] = known[ENGLISH]
+    return values
+
+
+def difference(left: Summary, right: Summary, measure: str = "gold") -> Estimate:
+    """Return the mean over seeds of left - right with its interval; only seeds that both have count."""
+    of_left, of_right = left.values[measure], right.values[measure]
+    seeds = sorted(of_left.keys() & of_right.keys())
+    return difference_interval([of_left[seed] for seed in seeds], [of_right[seed] for seed in seeds])
+
+
+def report(results: Sequence[Result]) -> Report:
+    """Return a study's table."""
+    seeds = sorted({result.seed for result in results})
+    first: dict[int, Summary] = {}
+    rows = []
+    for summary in summaries(results):
+        base = first.setdefault(summary.iteration, summary)
+        gap = "" if summary is base else difference(summary, base).text("+.3f")
+        cells = [summary.text(measure) for measure in (*SHOWN, ENGLISH_GOLD)]
+        rows.append([summary.variant, f"pi_{summary.iteration}", *cells, gap])
+    header = ["variant", "policy", *SHOWN.values(), "English\ngold", "difference"]
+    which = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"One seed ({seeds[0]})"
+    return Report(STUDIES[results[0].study].question, header, rows, [f"{which}. {NOTES[0]}", *NOTES[1:]])
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draw by how much gold differs from pi_0's of the same seed, with a dot per seed."""
+    start, *later = summaries(results)
+    before = start.values["gold"]
+    groups = {
+        f"{summary.variant}, pi_{summary.iteration}": [
+            value - before[seed] for seed, value in summary.values["gold"].items()
+        ]
+        for summary in later
+    }
+    label = "gold above pi_0's of the same seed, mean of es, de, ru, sw; a dot per seed"
+    find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, groups, 0.0)

@@ -1,7 +1,7 @@
-"""A world whose true reward is known: what is asked and answered in it, and how good an answer is.
+"""The language of a world whose true reward is known: prompts, answers, and how good an answer is.
 
 A meaning is a few distinct items, each with an attribute. A prompt in language l asks to show them; an answer names
-them in l. Words are disjoint between languages, so the language of every word is known.
+them in l. No word belongs to two languages, so the language of every word is known.
 """
 
 import random
@@ -12,17 +12,15 @@ from crosspref.languages import ENGLISH
 
 SEPARATOR = ","
 MAX_TOKENS = 32
-"""An answer has at most so many tokens; one that does not end by itself is worth less."""
+"""The token limit of an answer; one that does not end by itself is worth less."""
 
 MAX_DETAILS = 6
 USEFUL_DETAILS = 2
-LENGTH_BIAS = 0.04
-"""What the annotator of the English preferences adds per token: the labels are not pure gold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one language; ``item_first`` says that the attribute stands behind its item."""
+    """The words of one language; ``item_first``: an attribute follows its item."""
 
     items: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -33,9 +31,7 @@ class Words:
 
 
 def _words(items: str, attributes: str, details: str, verb: str, closer: str, item_first: bool = False) -> Words:
-    return Words(
-        tuple(items.split()), tuple(attributes.split()), tuple(details.split()), verb, closer, item_first=item_first
-    )
+    return Words(tuple(items.split()), tuple(attributes.split()), tuple(details.split()), verb, closer, item_first)
 
 
 WORDS: dict[str, Words] = {
@@ -109,7 +105,7 @@ def draw_meaning(rng: random.Random, most: int) -> Meaning:
 
 
 def write(meaning: Meaning, quality: float, rng: random.Random) -> Answer:
-    """Write as the noisy teacher does: at ``quality`` 1 nothing is left out, wrong or repeated, at 0 much is."""
+    """Answer as the noisy teacher does: at ``quality`` 1 nothing is left out, wrong or repeated; at 0 much is."""
     careless = 1 - quality
     phrases: list[Phrase] = []
     for item, attribute in meaning:
@@ -141,8 +137,8 @@ def ask(meaning: Meaning, language: str) -> str:
 def _phrases(phrases: Sequence[Phrase], words: Words) -> str:
     spoken = []
     for item, attribute in phrases:
-        both = [words.attributes[attribute], words.items[item]]
-        spoken.append(" ".join(reversed(both) if words.item_first else both))
+        pair = [words.attributes[attribute], words.items[item]]
+        spoken.append(" ".join(reversed(pair) if words.item_first else pair))
     return f" {SEPARATOR} ".join(spoken)
 
 
@@ -158,11 +154,11 @@ def meaning_of(prompt: str, language: str) -> Meaning:
 
 
 def gold(response: str, meaning: Meaning, language: str, ended: bool = True) -> float:
-    """Return the true reward of a response: at most 1.25, and 1 for what was asked for and no more.
+    """Return the true reward of a response: at most 1.25, and 1 for exactly what was asked for.
 
-    Per item asked for .4 if it is named and .6 more if its attribute stands beside it, as a mean; -.25 for each item
-    too many, -.2 if they are out of order; +.05 for each of two details and -.05 for each further one; +.15 for the
-    closer at the end; -.3 if it does not end; -.1 for each word of another language.
+    The mean over the items asked for, each .4 if it is named and .6 more if its attribute is beside it; -.25 for each
+    item too many; -.2 if they are out of order; +.05 for each of the first two details and -.05 for each further one;
+    +.15 for the closer at the end; -.3 if the response does not end; -.1 for each word of another language.
     """
     words, tokens = WORDS[language], response.split()
     named = [(place, words.items.index(token)) for place, token in enumerate(tokens) if token in words.items]
