@@ -7,8 +7,10 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -23,7 +25,6 @@ from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.store import Unit
 from crosspref.suites.reward_accuracy.pairs import compare
-from crosspref.suites.reward_accuracy.rates import Accuracy, AccuracyChange, PairOutcome
 
 pytest.importorskip("openai")
 
@@ -86,8 +87,9 @@ def arguments(run: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", run, "--suite", "reward_accuracy", "--with", run.parent / "evaluation.yaml", *more]
 
 
-def table(run: Path, kind: type = Accuracy, name: str = "accuracy") -> list[Any]:
-    return Unit(run / "evaluation" / "reward_accuracy" / f"{name}.parquet").rows(kind)
+def table(run: Path, name: str = "accuracy") -> list[Any]:
+    path = run / "evaluation" / "reward_accuracy" / f"{name}.parquet"
+    return [SimpleNamespace(**row) for row in pq.read_table(path).to_pylist()]
 
 
 def sheet(run: Path) -> list[dict[str, str]]:
@@ -122,7 +124,7 @@ def test_a_judge_in_both_orders_and_again_by_replay(command: Run, run: Path) -> 
         assert (row.kind, row.judge) == ("judge", "judge-1")
     for english, spanish, pooled in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         assert (pooled.n, pooled.wins) == (english.n + spanish.n, english.wins + spanish.wins)
-    changes = table(run, AccuracyChange, "changes")
+    changes = table(run, "changes")
     compared = {(row.reward, row.iteration, row.other_reward, row.other_iteration) for row in changes}
     assert compared == {
         ("crosslingual", 1, "multilingual", 1),
@@ -229,7 +231,7 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
     pairs: list[Pair] = Unit(run / "iteration_1" / "pairs" / "es.parquet").rows(Pair)
     found = {
         (row.kind, row.prompt_id): row
-        for row in table(run, PairOutcome, "pairs")
+        for row in table(run, "pairs")
         if (row.reward, row.iteration, row.language) == ("crosslingual", 1, "es")
     }
     for pair in pairs:

@@ -13,7 +13,7 @@ from fake_judge import FakeJudge
 from rich.console import Console
 
 from crosspref.data.records import Pair
-from crosspref.data.rows import Row, read_file
+from crosspref.data.rows import read_file
 from crosspref.engines import EngineSettings
 from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
@@ -23,12 +23,19 @@ from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import UnreadableError
 from crosspref.suites.judge.verdicts import VerdictLog, messages_digest
-from crosspref.suites.reward_accuracy.judges import Judged, Outcome, ask_judge
+from crosspref.suites.reward_accuracy.evaluate import sheet_report
+from crosspref.suites.reward_accuracy.judges import (
+    TEMPLATE,
+    Judged,
+    Outcome,
+    Votes,
+    ask_about,
+    ask_judge,
+    read_choice,
+    write_sheet,
+)
 from crosspref.suites.reward_accuracy.pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
-from crosspref.suites.reward_accuracy.prompt import OWN, ask_about, read_choice
-from crosspref.suites.reward_accuracy.rates import ALL, cells_of, changes_of
-from crosspref.suites.reward_accuracy.report import make_sheet_report
-from crosspref.suites.reward_accuracy.votes import Votes, write_sheet
+from crosspref.suites.reward_accuracy.rates import ALL, accuracies_of, changes_of, outcomes_of
 from crosspref.suites.settings import EvaluationSettings, JudgeSettings, RewardAccuracySettings
 from crosspref.suites.targets import Candidate, Target
 from crosspref.suites.work import Evaluation
@@ -157,7 +164,7 @@ def test_both_orders(tmp_path: Path) -> None:
 
     log = VerdictLog.open(tmp_path / "verdicts.jsonl")
     with FakeJudge(says=says) as server:
-        found = ask_judge(make_judge(log, server.url), pairs, OWN)
+        found = ask_judge(make_judge(log, server.url), pairs, TEMPLATE)
     assert {name: one.value for name, one in found.outcomes.items()} == {name: row[2] for name, row in SAID.items()}
     assert {name: one.failure for name, one in found.outcomes.items()} == {name: row[3] for name, row in SAID.items()}
     assert [name for name, one in found.outcomes.items() if one.contradicted] == ["always the first"]
@@ -170,7 +177,7 @@ def test_both_orders(tmp_path: Path) -> None:
     digest = messages_digest(ask_about(pairs[0]).messages)
     short = tmp_path / "short.jsonl"
     short.write_text("".join(line for line in lines if digest in line), encoding="utf-8")
-    half = ask_judge(make_judge(VerdictLog.open(short, writable=False), replayed=True), pairs, OWN)
+    half = ask_judge(make_judge(VerdictLog.open(short, writable=False), replayed=True), pairs, TEMPLATE)
     assert list(half.outcomes) == ["both a"]
     assert half.outcomes["both a"].failure == "one order is not in the replayed file"
 
@@ -200,30 +207,26 @@ def sample(pairs: list[Sampled], reward: str = "crosslingual", iteration: int = 
 
 def test_the_papers_interval() -> None:
     pairs = [pair(number) for number in range(100)]
-    [cell] = cells_of(judged(pairs, [1.0] * 61 + [0.0] * 39), [sample(pairs)])
-    row = cell.row()
-    assert (row.accuracy, round(row.low, 2), round(row.high, 2)) == (0.61, 0.51, 0.70)
-    assert (row.decided, row.decided_low) == (row.accuracy, row.low)
+    [row] = accuracies_of(judged(pairs, [1.0] * 61 + [0.0] * 39), [sample(pairs)])
+    assert row.accuracy.text(".2f") == "0.61 [0.51, 0.70]"
+    assert row.decided == row.accuracy
     assert (row.pairs, row.sampled, row.n, row.wins, row.losses, row.ties) == (900, 100, 100, 61, 39, 0)
 
 
 def test_ties_failures_and_what_nobody_judged() -> None:
     pairs = [pair(number) for number in range(10)]
-    [cell] = cells_of(judged(pairs, [1.0, 1.0, 1.0, 0.0, 0.5, 0.5, None, None]), [sample(pairs)])
-    row = cell.row()
+    given = judged(pairs, [1.0, 1.0, 1.0, 0.0, 0.5, 0.5, None, None])
+    [row] = accuracies_of(given, [sample(pairs)])
     assert (row.n, row.wins, row.losses, row.ties, row.failed, row.lacking) == (6, 3, 1, 2, 2, 2)
-    assert (row.accuracy, row.decided) == (pytest.approx(4 / 6), 0.75)
+    assert (row.accuracy.value, row.decided.value) == (pytest.approx(4 / 6), 0.75)
     half, clear = wilson_interval([1, 1, 1, 0, 0.5, 0.5]), wilson_interval([1, 1, 1, 0])
-    assert (row.low, row.high) == (pytest.approx(half.low), pytest.approx(half.high))
-    assert (row.decided_low, row.decided_high) == (pytest.approx(clear.low), pytest.approx(clear.high))
-    assert cell.failures() == {"no label": 2, "no verdict": 2}
-    outcomes = cell.pair_rows()
+    assert (row.accuracy.low, row.accuracy.high) == (pytest.approx(half.low), pytest.approx(half.high))
+    assert (row.decided.low, row.decided.high) == (pytest.approx(clear.low), pytest.approx(clear.high))
+    outcomes = outcomes_of(given, [sample(pairs)])
     assert [one.outcome for one in outcomes[:6]] == [1.0, 1.0, 1.0, 0.0, 0.5, 0.5]
-    assert [one.failure for one in outcomes[6:]] == ["no label", "no label", "no verdict", "no verdict"]
-    empty = cells_of(judged(pairs, []), [sample(pairs)])[0].row()
-    assert (empty.n, empty.lacking) == (0, 10)
-    assert math.isnan(empty.accuracy)
-    assert math.isnan(empty.decided_low)
+    assert [one.failure for one in outcomes] == [*[""] * 6, "no label", "no label", "no verdict", "no verdict"]
+    [empty] = accuracies_of(judged(pairs, []), [sample(pairs)])
+    assert (empty.n, empty.lacking, empty.accuracy.text(".2f"), empty.decided.text(".2f")) == (0, 10, "", "")
 
 
 def test_prompts_in_several_languages_are_no_independent_pairs() -> None:
@@ -232,10 +235,11 @@ def test_prompts_in_several_languages_are_no_independent_pairs() -> None:
         pairs = [pair(number, language=language) for number in range(50)]
         samples.append(sample(pairs, language=language))
         outcomes |= dict(judged(pairs, [1.0] * 30 + [0.0] * 20).outcomes)
-    *alone, pooled = (cell.row() for cell in cells_of(Judged("judge", "j", outcomes), samples))
-    assert (pooled.language, pooled.n, pooled.pairs, pooled.accuracy) == (ALL, 200, 3600, 0.6)
+    *alone, pooled = accuracies_of(Judged("judge", "j", outcomes), samples)
+    assert (pooled.language, pooled.n, pooled.pairs, pooled.accuracy.value) == (ALL, 200, 3600, 0.6)
     # Each prompt comes out alike in all of them, so four languages say no more than one.
-    assert (pooled.low, pooled.high) == (pytest.approx(alone[0].low, abs=0.01), pytest.approx(alone[0].high, abs=0.01))
+    for end in ("low", "high"):
+        assert getattr(pooled.accuracy, end) == pytest.approx(getattr(alone[0].accuracy, end), abs=0.01)
 
 
 def test_newcombes_example() -> None:
@@ -254,21 +258,17 @@ def test_better_only_where_the_interval_says_so(wins: int, word: str) -> None:
         **judged(first, [1.0] * 61 + [0.0] * 39).outcomes,
         **judged(second, [1.0] * wins + [0.0] * (100 - wins)).outcomes,
     }
-    cells = cells_of(Judged("judge", "j", outcomes), [sample(first), sample(second, iteration=2)])
-    [change] = changes_of(cells)
-    assert (change.iteration, change.other_iteration, change.n) == (2, 1, 200)
-    assert change.difference == pytest.approx(wins / 100 - 0.61)
-    assert change.verdict == word
+    [row] = changes_of(accuracies_of(Judged("judge", "j", outcomes), [sample(first), sample(second, iteration=2)]))
+    assert (row.iteration, row.other_iteration, row.change.n) == (2, 1, 200)
+    assert row.change.value == pytest.approx(wins / 100 - 0.61)
+    assert row.change.verdict == word
 
 
 def test_rewards_are_compared_with_the_first_one() -> None:
     pairs = [pair(number) for number in range(4)]
     names = ("crosslingual", "multilingual", "translated")
-    cells = cells_of(judged(pairs, [1.0, 0.0, 1.0, 0.0]), [sample(pairs, reward=name) for name in names])
-    assert [(row.reward, row.other_reward) for row in changes_of(cells)] == [
-        ("crosslingual", "multilingual"),
-        ("crosslingual", "translated"),
-    ]
+    rows = accuracies_of(judged(pairs, [1.0, 0.0, 1.0, 0.0]), [sample(pairs, reward=name) for name in names])
+    assert [(row.reward, row.other_reward) for row in changes_of(rows)] == [(names[0], name) for name in names[1:]]
 
 
 # People
@@ -346,7 +346,7 @@ def test_the_sheet_computes_nothing_and_comes_back_as_it_was(tmp_path: Path) -> 
     assert [row["prompt"][0] for row in rows] == [*"''''''", "a", "s", "'"]
     assert {row["answer_b"] for row in rows} == {"two"}
     # What reads votes reads it, too.
-    assert [type(row) for row in read_file(sheet, "sheet")] == [Row] * len(pairs)
+    assert [row.broken for row in read_file(sheet, "sheet")] == [""] * len(pairs)
     assert Votes(str(sheet)).judged(pairs).outcomes == {}
 
     assert write_sheet(sheet, pairs[:3])  # nobody has begun: it may be written anew
@@ -428,9 +428,9 @@ def test_pairs_by_language_imbalance_have_no_gaps(tmp_path: Path) -> None:
     ]
     assert {row.gap for row in found[0].sampled} == {None}
     judge = Judged("judge", "j", {row.comparison.pair_id: Outcome(1.0) for row in found[0].sampled})
-    english, spanish, pooled = (cell.row() for cell in cells_of(judge, found))
+    english, spanish, pooled = accuracies_of(judge, found)
     assert (english.n, spanish.n, pooled.n) == (10, 0, 10)
-    assert "LIDR, pi_0" in make_sheet_report(found).markdown()
+    assert "LIDR, pi_0" in sheet_report(found).markdown()
 
 
 def test_a_run_without_pairs_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Which pairs reward accuracy is measured on: a stratified sample of what each reward of a run has chosen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,10 +19,9 @@ IMBALANCE = "language_imbalance"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to an instruction, as whoever judges meets them: which of them was chosen does not show.
+    """Two answers to an instruction, as whoever judges sees them: it does not show which of them was chosen.
 
-    ``pair_id`` is a hash of the texts, so that a pair is the same wherever it comes from, and whichever of its answers
-    was chosen.
+    ``pair_id`` is a hash of the texts: a pair is the same wherever it comes from, and whichever answer was chosen.
     """
 
     pair_id: str
@@ -46,8 +45,7 @@ class Sampled:
 class Sample:
     """The sample of one reward in one iteration and language.
 
-    ``pairs`` are all that there are to draw from; ``alike`` ones, whose two answers are the same text, are not among
-    them.
+    ``pairs`` counts those to draw from; it leaves out the ``alike`` ones, whose two answers are the same text.
     """
 
     reward: str
@@ -59,15 +57,15 @@ class Sample:
 
 
 def compare(language: str, instruction: str, chosen: str, rejected: str) -> tuple[Comparison, bool]:
-    """Return a pair without what tells which answer was chosen, and whether a is the chosen one.
+    """Return a pair that does not tell which answer was chosen, and whether a is the chosen one.
 
-    Which answer is a follows from the id alone: no seed or setting that changes can turn votes round.
+    Which answer is a follows from the id alone: no seed or setting can turn votes round.
     """
     answers = sorted([chosen, rejected])
     digest = digest_of([language, instruction, *answers])
     if derive_seed(0, 0, digest, language, 0) & 1:
         answers.reverse()
-    # A letter in front, since a spreadsheet would take 12e4567890 for a number.
+    # It starts with a letter, since a spreadsheet would take 12e4567890 for a number.
     return Comparison(f"p{digest[:14]}", language, instruction, *answers), answers[0] == chosen
 
 
@@ -77,19 +75,14 @@ def stratified_sample(pairs: Sequence[Sampled], size: int, seed: int) -> list[Sa
     So the sample has small and large gaps as the whole does. What is drawn follows from the seed and from which pairs
     there are, not from their order; all are returned where there are no more than ``size``.
     """
-    draws = {row.comparison.pair_id: _draw(seed, row) for row in pairs}
 
     def draw(row: Sampled) -> int:
-        return draws[row.comparison.pair_id]
+        return derive_seed(seed, 0, row.comparison.pair_id, row.comparison.language, 0)
 
     ordered = sorted(pairs, key=lambda row: (row.gap or 0.0, draw(row)))
     count = min(size, len(ordered))
     ends = [number * len(ordered) // count for number in range(count + 1)] if count else []
     return [min(ordered[low:high], key=draw) for low, high in pairwise(ends)]
-
-
-def _draw(seed: int, row: Sampled) -> int:
-    return derive_seed(seed, 0, row.comparison.pair_id, row.comparison.language, 0)
 
 
 def draw_samples(work: Evaluation) -> list[Sample]:
@@ -112,25 +105,14 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     if not languages:
         raise RecipeError(f"--languages: {run.root} has pairs in {', '.join(recipe.languages)}.")
     names = {candidate.name for candidate in work.target.models}
-    asked = work.settings
-    samples = []
-    for iteration in range(1, recipe.iterations + 1):
-        if f"pi_{iteration - 1}" not in names:
-            continue
-        folder = run.iteration(iteration)
-        units = {language: Unit(folder / "pairs" / f"{language}.parquet") for language in languages}
-        for language in [language for language, unit in units.items() if not unit.marker.exists()]:
-            del units[language]
-            work.reporter.say(f"reward_accuracy {language}: iteration {iteration} has no pairs yet.")
-        by_reward: dict[str, Mapping[str, list[Pair]]] = {}
-        main = IMBALANCE if recipe.language_imbalance is not None else recipe.reward.name
-        by_reward[main] = {language: unit.rows(Pair) for language, unit in units.items()}
-        for other in recipe.reward.also if main != IMBALANCE else ():
-            work.reporter.say(f"reward_accuracy: making the pairs of iteration {iteration} by {other}")
-            by_reward[other] = {language: pairs_by(job, folder, language, other) for language in units}
-        for reward, by_language in by_reward.items():
-            for language, pairs in by_language.items():
-                samples.append(_sample(reward, iteration, language, pairs, asked.reward_accuracy.pairs, asked.seed))
+    size, seed = work.settings.reward_accuracy.pairs, work.settings.seed
+    samples = [
+        _sample(reward, iteration, language, pairs, size, seed)
+        for iteration in range(1, recipe.iterations + 1)
+        if f"pi_{iteration - 1}" in names
+        for reward, by_language in _pairs_by_reward(job, iteration, languages).items()
+        for language, pairs in by_language.items()
+    ]
     if not any(sample.sampled for sample in samples):
         raise DataError(
             f"{run.root} has no pairs to be judged yet. `crosspref status {run.root}` says where the run is; they are "
@@ -139,8 +121,25 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     return samples
 
 
+def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict[str, dict[str, list[Pair]]]:
+    """Return the pairs of an iteration by reward and language: those it trained on, and those by its other rewards."""
+    folder, recipe, say = job.run.iteration(iteration), job.recipe, job.reporter.say
+    units = {language: Unit(folder / "pairs" / f"{language}.parquet") for language in languages}
+    there = {language: unit for language, unit in units.items() if unit.marker.exists()}
+    for language in [language for language in languages if language not in there]:
+        say(f"reward_accuracy {language}: iteration {iteration} has no pairs yet.")
+    trained = {language: unit.rows(Pair) for language, unit in there.items()}
+    if recipe.language_imbalance is not None:
+        return {IMBALANCE: trained}
+    by_reward: dict[str, dict[str, list[Pair]]] = {recipe.reward.name: trained}
+    for other in recipe.reward.also:
+        say(f"reward_accuracy: making the pairs of iteration {iteration} by {other}")
+        by_reward[other] = {language: pairs_by(job, folder, language, other) for language in there}
+    return by_reward
+
+
 def _sample(reward: str, iteration: int, language: str, pairs: Sequence[Pair], size: int, seed: int) -> Sample:
-    found: dict[str, Sampled] = {}
+    by_id: dict[str, Sampled] = {}
     alike = 0
     for pair in sorted(pairs, key=lambda pair: pair.prompt_id):
         instruction, chosen, rejected = (chat[-1]["content"] for chat in (pair.prompt, pair.chosen, pair.rejected))
@@ -150,6 +149,5 @@ def _sample(reward: str, iteration: int, language: str, pairs: Sequence[Pair], s
         comparison, is_a = compare(language, instruction, chosen, rejected)
         rewards = pair.chosen_reward, pair.rejected_reward
         gap = None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1]
-        found.setdefault(comparison.pair_id, Sampled(comparison, pair.prompt_id, is_a, gap))
-    rows = list(found.values())
-    return Sample(reward, iteration, language, len(rows), alike, stratified_sample(rows, size, seed))
+        by_id.setdefault(comparison.pair_id, Sampled(comparison, pair.prompt_id, is_a, gap))
+    return Sample(reward, iteration, language, len(by_id), alike, stratified_sample([*by_id.values()], size, seed))
