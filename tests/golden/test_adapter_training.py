@@ -19,6 +19,8 @@ from crosspref.engines.transformers.adapters import load_files
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 
+pytestmark = pytest.mark.slow
+
 SAVED = LORA.model_copy(update={"save": "adapter"})
 CPU = torch.device("cpu")
 WHOLE_BATCH = {"batch_size": 16, "micro_batch_size": 8}

@@ -120,6 +120,7 @@ def embeddings() -> set[int]:
     return {module.weight.untyped_storage().data_ptr() for module in alive}
 
 
+@pytest.mark.slow
 def test_models_over_one_base_hold_it_once(four: dict[str, Four], tiny_models: Models) -> None:
     base, (first, second, merged, _) = tiny_models["llama"][0], four["llama"]
     for policy, reference, expected in ((first, base, 1), (base, first, 1), (first, second, 1), (merged, base, 2)):

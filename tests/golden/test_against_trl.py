@@ -18,6 +18,8 @@ from crosspref.engines.training.trainer import example_of
 from crosspref.engines.transformers.models import load_tokenizer
 from crosspref.maths.losses import orpo_loss, simpo_loss
 
+pytestmark = pytest.mark.slow
+
 TEN = PAIRS[:10]
 WEIGHTS = {"desirable_weight": 1.4, "undesirable_weight": 0.7}
 

@@ -86,7 +86,7 @@ def test_two_processes_train_as_one(
     assert bool(sharded) == (name == "fsdp2.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["ddp.yaml", "fsdp2.yaml"])
 def test_two_processes_go_on_from_a_checkpoint(
     name: str, single: tuple[Path, dict[str, Any]], tiny_models: Models, tmp_path: Path
@@ -135,6 +135,7 @@ def test_a_batch_that_cannot_be_dealt_out(tiny_models: Models, monkeypatch: pyte
         make_trainer(tiny_models["llama"][1])
 
 
+@pytest.mark.slow
 def test_pairs_that_carry_their_reference(
     single: tuple[Path, dict[str, Any]], tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_pairs_that_carry_their_reference(
     assert len(loads) == 1
 
 
+@pytest.mark.slow
 def test_a_stale_reference_is_found(tiny_models: Models, tmp_path: Path) -> None:
     other = make_trainer(tiny_models["llama"][0], **SETTINGS, precompute_reference=True)
     found = other.reference_logprobs(PAIRS[:4], lambda *_: None)
@@ -161,6 +163,7 @@ def test_a_stale_reference_is_found(tiny_models: Models, tmp_path: Path) -> None
         train(trainer, tmp_path, pairs)
 
 
+@pytest.mark.slow
 def test_another_reference_may_be_carried_too(tiny_models: Models, tmp_path: Path) -> None:
     initial, policy = tiny_models["llama"]
     usual = train(make_trainer(policy, reference=initial), tmp_path / "usual")
@@ -174,6 +177,7 @@ def test_four_bits_without_bitsandbytes(tiny_models: Models, monkeypatch: pytest
         make_trainer(tiny_models["llama"][1], lora=LORA.model_copy(update={"bits": 4}))
 
 
+@pytest.mark.slow
 def test_four_bits(tiny_models: Models, tmp_path: Path) -> None:
     bnb = pytest.importorskip("bitsandbytes")
     trainer = make_trainer(tiny_models["llama"][1], lora=LORA.model_copy(update={"bits": 4}), epochs=3)

@@ -88,6 +88,7 @@ def mismatched(tiny_models: Models, reference: Path) -> dict[tuple[int, ...], fl
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "micro"), [(1, 1), (2, 1), (3, 3), (4, 2), (5, 1), (12, 4)])
 def test_z_ref_is_that_of_the_whole_step(
     batch: int,
@@ -118,6 +119,7 @@ def test_z_ref_is_that_of_the_whole_step(
     assert [entry["kl"] for entry in log] == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_progress_and_lengths_are_counted_in_pairs(tiny_models: Models, tmp_path: Path) -> None:
     calls: list[int] = []
     directory = tiny_models["llama"][1]

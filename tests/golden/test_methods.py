@@ -18,6 +18,8 @@ from crosspref.engines.transformers import adapters
 from crosspref.errors import ModelError
 from crosspref.recipe.sections import LoraSettings
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["dpo", "ipo", "simpo", "orpo", "kto"]
 BETA, NLL_WEIGHT, GAMMA, DESIRABLE, UNDESIRABLE = 0.3, 0.7, 0.4, 1.3, 0.6
 SETTINGS = {

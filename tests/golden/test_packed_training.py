@@ -113,6 +113,7 @@ def test_other_callers_do_not_notice(tiny_models: Models) -> None:
     assert model.config._attn_implementation == NAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_what_is_saved_says_nothing_of_it(lora: Any, tiny_models: Models, tmp_path: Path) -> None:
     directory = tiny_models["gemma"][1]
@@ -128,6 +129,7 @@ def refuse(*_: Any) -> None:
     raise NotImplementedError("its attention takes no packed rows")
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_packed_rows_is_trained_on_padded_ones(
     expected: dict[str, Any],
     tiny_models: Models,
@@ -169,6 +171,7 @@ def test_positions_that_depend_on_the_row_are_padded(tiny_models: Models, caplog
     assert model.config._attn_implementation != NAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_seen_tokens_count_a_shared_prompt_once(
     method: str, tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,8 @@ from crosspref.models.locate import locate_model
 from crosspref.models.tokenizers import tokenizer_identity
 from crosspref.recipe.sections import LoraSettings, ResourceSettings, TrainSettings
 
+pytestmark = pytest.mark.slow
+
 END = 2
 LORA = LoraSettings(rank=4, alpha=8)
 Models = dict[str, tuple[Path, Path]]

@@ -62,6 +62,7 @@ def test_unknown_tag_without_near_match_says_what_a_tag_is():
         language_name("qqqqqq")
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = "import crosspref.languages, sys; assert not {'torch', 'pyarrow', 'numpy', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

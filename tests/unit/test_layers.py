@@ -97,10 +97,12 @@ def command(*arguments: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_probe_sees_a_heavy_import() -> None:
     assert heavy_after("import safetensors") == ["safetensors"]
 
 
+@pytest.mark.slow
 def test_importing_anything_but_engines_is_light() -> None:
     names = [name for name in MODULES if name.startswith(("engines.", "maths.")) is False and name != "__main__"]
     assert len(names) > 60
@@ -109,22 +111,27 @@ def test_importing_anything_but_engines_is_light() -> None:
     assert heavy_after("\n".join([*lines, *public])) == []
 
 
+@pytest.mark.slow
 def test_help_is_light() -> None:
     assert heavy_after(command("--help")) == []
 
 
+@pytest.mark.slow
 def test_help_of_a_stage_is_light() -> None:
     assert heavy_after(command("score", "--help")) == []
 
 
+@pytest.mark.slow
 def test_check_is_light() -> None:
     assert heavy_after(command("check", str(QUICKSTART))) == []
 
 
+@pytest.mark.slow
 def test_plan_is_light() -> None:
     assert heavy_after(command("plan", str(QUICKSTART), "--hardware", "L4x2", "--price", "1")) == []
 
 
+@pytest.mark.slow
 def test_report_and_compare_are_light(tmp_path: Path) -> None:
     agreement = Unit(tmp_path / "iteration_1" / "agreement" / "crosslingual-multilingual.parquet")
     agreement.write_rows([Agreement(1, "es", "crosslingual", "multilingual", *[0.5] * 3, 1, *[0.5] * 4, 1)], Agreement)

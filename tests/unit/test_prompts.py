@@ -762,6 +762,7 @@ def test_ultrafeedback_parallel():
     assert load(str(ULTRAFEEDBACK), ["th"], limit=50).prompts[50].language == "th"
 
 
+@pytest.mark.slow
 def test_import_takes_neither_torch_nor_datasets():
     code = (
         "import sys, crosspref.data.prompts, crosspref.data.preferences\n"

@@ -191,6 +191,7 @@ with RunDirectory(sys.argv[1]).locked():
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_locked_out(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
