@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
-from crosspref.errors import RunError
+from crosspref.errors import DataError, RunError
 from crosspref.lab.world.evidence import CLAIMS, verdict, write_evidence
 from crosspref.lab.world.experiment import lab_recipe, merged, settings_digest
 from crosspref.lab.world.files import WorldFiles
@@ -92,7 +92,7 @@ def test_results_survive_a_file(tmp_path: Path) -> None:
 
 def test_a_file_with_other_columns(tmp_path: Path) -> None:
     (tmp_path / "reference.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(RunError, match="other columns"):
+    with pytest.raises(DataError, match="other columns"):
         from_csv(tmp_path / "reference.csv")
 
 

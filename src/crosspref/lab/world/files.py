@@ -36,29 +36,22 @@ TRAINING_PROMPTS = 800
 HELDOUT_PROMPTS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """The weight of each kind of example in the corpus, per language of `LANGUAGES` (the last three: of `FOREIGN`).
+Mix = dict[str, tuple[float, ...]]
+"""The weight of each kind of example in the corpus, per language of `LANGUAGES`, without English where there are four.
 
-    ``native``: asked and answered in the language. ``instructed``: asked in English for an answer in the language.
-    ``into_english`` and ``from_english``: translations.
-    """
+``native``: asked and answered in the language. ``instructed``: asked in English for an answer in the language.
+``into_english`` and ``from_english``: translations.
+"""
 
-    native: tuple[float, ...]
-    instructed: tuple[float, ...]
-    into_english: tuple[float, ...]
-    from_english: tuple[float, ...]
-
-
-SCARCE = Mix(
-    native=(0.7, 0.12, 0.1, 0.06, 0.02),
-    instructed=(0.4, 0.35, 0.3, 0.1),
-    into_english=(0.002, 0.002, 0.0015, 0.0008),
-    from_english=(0.15, 0.12, 0.1, 0.03),
-)
+SCARCE: Mix = {
+    "native": (0.7, 0.12, 0.1, 0.06, 0.02),
+    "instructed": (0.4, 0.35, 0.3, 0.1),
+    "into_english": (0.002, 0.002, 0.0015, 0.0008),
+    "from_english": (0.15, 0.12, 0.1, 0.03),
+}
 """English is plentiful, prompts in other languages are scarce, and translation into English hardly occurs."""
 
-TRANSLATOR = Mix(native=(0.0,) * 5, instructed=(0.0,) * 4, into_english=(1.0,) * 4, from_english=(0.0,) * 4)
+TRANSLATOR: Mix = {"into_english": (1.0,) * 4}
 """The corpus of a model that only translates into English."""
 
 
@@ -70,7 +63,7 @@ class World:
     ``rates`` are their learning rates. ``shape`` is that of the Llama.
     """
 
-    mix: Mix = SCARCE
+    mix: Mix = field(default_factory=lambda: SCARCE)
     most_items: int = 3
     clean: int = 8_000
     noisy: int = 24_000
@@ -158,11 +151,9 @@ def _make_once(directory: Path, make: Callable[[WorldFiles], None]) -> None:
 
 def examples(world: World, size: int, clean: bool, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Draw prompts and their answers for pre-training; ``clean`` ones have no mistakes."""
-    mix = world.mix
-    weights = {("native", language): weight for language, weight in zip(LANGUAGES, mix.native, strict=True)}
-    for kind in ("instructed", "into_english", "from_english"):
-        weights |= {(kind, language): weight for language, weight in zip(FOREIGN, getattr(mix, kind), strict=True)}
-    for kind, language in rng.choices(list(weights), list(weights.values()), k=size):
+    kinds = [(kind, language) for kind, row in world.mix.items() for language in LANGUAGES[-len(row) :]]
+    weights = [weight for row in world.mix.values() for weight in row]
+    for kind, language in rng.choices(kinds, weights, k=size):
         meaning = draw_meaning(rng, world.most_items)
         answer = write(meaning, 1.0 if clean else rng.random(), rng)
         if kind == "native":

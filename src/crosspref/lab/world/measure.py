@@ -27,12 +27,10 @@ MEASURES = {
     "tokens": "mean length of held-out responses in tokens",
     "fidelity": "share of held-out responses without a word of another language",
 }
-"""The measures and what each is."""
 MEASURES_NOTE = "; ".join(f"{name}: {meaning}" for name, meaning in MEASURES.items()) + "."
-
+HEADINGS = {"gold": "gold", "win_rate": "win rate\nover pi_0", "accuracy": "pair\naccuracy", "tokens": "tokens"}
+"""The measures that figures and studies show."""
 FORMATS = {"gold": ".2f", "win_rate": ".0%", "accuracy": ".0%", "tokens": ".1f", "fidelity": ".0%"}
-HEADER = ["language", "policy", "gold", "win rate\nover pi_0", "pair\naccuracy", "tokens", "own\nlanguage"]
-CURVES = {"gold": "gold", "win_rate": "win rate over pi_0", "accuracy": "pair accuracy", "tokens": "tokens"}
 CSV_COLUMNS = ("iteration", "language", "measure", "mean", "low", "high", "n", "seed", "settings", "version")
 
 Measured = Mapping[tuple[int, str, str], Estimate]
@@ -147,7 +145,8 @@ def report(measured: Measured) -> Report:
         "Nothing but English preferences was given, and these carry their annotator's bias for length: the labels are "
         "not pure gold. Gold is never shown to the method.",
     ]
-    return Report("A world whose true reward is known: gold per language and policy", HEADER, rows, notes)
+    header = ["language", "policy", *HEADINGS.values(), "own\nlanguage"]
+    return Report("A world whose true reward is known: gold per language and policy", header, rows, notes)
 
 
 def to_csv(measured: Measured, seed: int, settings: str) -> str:
@@ -163,11 +162,10 @@ def draw(measured: Measured, path: Path, seed: int) -> None:
     """Draw the run's measures over its policies."""
     iterations = sorted({iteration for iteration, *_ in measured})
     panels = {
-        title: {
-            language: [measured.get((iteration, language, measure)) for iteration in iterations]
-            for language in LANGUAGES
+        heading.replace("\n", " "): {
+            tag: [measured.get((iteration, tag, measure)) for iteration in iterations] for tag in LANGUAGES
         }
-        for measure, title in CURVES.items()
+        for measure, heading in HEADINGS.items()
     }
     policies = [f"pi_{iteration}" for iteration in iterations]
     find_engine("figures", "curves")(path, f"crosspref lab, seed {seed}, 95% intervals over prompts", policies, panels)

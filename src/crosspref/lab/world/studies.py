@@ -3,7 +3,6 @@
 Differences between variants are paired by seed.
 """
 
-import csv
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from crosspref import __version__
+from crosspref.data.rows import columns_of, read_file
 from crosspref.engines import find_engine
-from crosspref.errors import RunError
+from crosspref.errors import DataError, RunError
 from crosspref.lab.world.experiment import (
     Content,
     Given,
@@ -28,7 +28,7 @@ from crosspref.lab.world.experiment import (
     settings_digest,
 )
 from crosspref.lab.world.files import TRANSLATOR, World, WorldFiles, make_world
-from crosspref.lab.world.measure import MEASURES, MEASURES_NOTE, measure_run, without_english
+from crosspref.lab.world.measure import HEADINGS, MEASURES, MEASURES_NOTE, measure_run, without_english
 from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
@@ -46,7 +46,6 @@ ENGLISH_GOLD = "English gold"
 TRANSLATOR_SEED = 10_000
 TRANSLATOR_WORLD = World(mix=TRANSLATOR)
 COLUMNS = ("study", "variant", "seed", "iteration", "language", *MEASURES, "settings", "version")
-SHOWN = {"gold": "gold", "win_rate": "win rate\nover pi_0", "accuracy": "pair\naccuracy", "tokens": "tokens"}
 NOTES = [
     "Mean of the four languages other than English, and sd over seeds; English gold has its own column. difference: in "
     "gold from the first row of the same iteration, paired by seed, with its 95% interval (Student's t over seeds).",
@@ -229,25 +228,22 @@ def from_csv(path: Path) -> list[Result]:
     """Read what `to_csv` wrote.
 
     Raises:
-        RunError: the file has other columns.
+        DataError: the file cannot be read, or has other columns than a study's results.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if tuple(table.fieldnames or ()) != COLUMNS:
-            raise RunError(f"{path} has other columns than a study's results: {', '.join(COLUMNS)}")
-        return [
-            Result(
-                row["study"],
-                row["variant"],
-                int(row["seed"]),
-                int(row["iteration"]),
-                row["language"],
-                {name: float(row[name]) if row[name] else None for name in MEASURES},
-                row["settings"],
-                row["version"],
-            )
-            for row in table
-        ]
+    rows = read_file(path, str(path))
+    if tuple(columns_of(rows)) != COLUMNS:
+        raise DataError(f"{path} has other columns than a study's results: {', '.join(COLUMNS)}")
+    results = []
+    for row in rows:
+        if row.broken:
+            raise row.error(row.broken)
+        study, variant, language, settings, version = (
+            str(row.values[name]) for name in ("study", "variant", "language", "settings", "version")
+        )
+        seed, iteration = int(row.number_in("seed")), int(row.number_in("iteration"))
+        values = {measure: row.number_in(measure) if row.values[measure] else None for measure in MEASURES}
+        results.append(Result(study, variant, seed, iteration, language, values, settings, version))
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +301,9 @@ def report(results: Sequence[Result]) -> Report:
     for summary in summaries(results):
         base = first.setdefault(summary.iteration, summary)
         gap = "" if summary is base else difference(summary, base).text("+.3f")
-        cells = [summary.text(measure) for measure in (*SHOWN, ENGLISH_GOLD)]
+        cells = [summary.text(measure) for measure in (*HEADINGS, ENGLISH_GOLD)]
         rows.append([summary.variant, f"pi_{summary.iteration}", *cells, gap])
-    header = ["variant", "policy", *SHOWN.values(), "English\ngold", "difference"]
+    header = ["variant", "policy", *HEADINGS.values(), "English\ngold", "difference"]
     which = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"One seed ({seeds[0]})"
     return Report(STUDIES[results[0].study].question, header, rows, [f"{which}. {NOTES[0]}", *NOTES[1:]])
 
@@ -316,11 +312,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """Draw by how much gold differs from pi_0's of the same seed, with a dot per seed."""
     start, *later = summaries(results)
     before = start.values["gold"]
-    groups = {
-        f"{summary.variant}, pi_{summary.iteration}": [
-            value - before[seed] for seed, value in summary.values["gold"].items()
-        ]
-        for summary in later
+    gains = {
+        f"{row.variant}, pi_{row.iteration}": [value - before[seed] for seed, value in row.values["gold"].items()]
+        for row in later
     }
     label = "gold above pi_0's of the same seed, mean of es, de, ru, sw; a dot per seed"
-    find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, groups, 0.0)
+    find_engine("figures", "dots")(path, STUDIES[results[0].study].question, label, gains, 0.0)
