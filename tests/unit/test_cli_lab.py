@@ -13,7 +13,7 @@ from crosspref.cli import main
         (["--study", "nonsense"], "no study 'nonsense'. Known: rewards, length, reference"),
         (["--study", "rewards", "--seeds", "0"], "--seeds is 0"),
         (["--study", "rewards", "--jobs", "0"], "--jobs is 0"),
-        (["--evidence", "nowhere"], "holds no results of a study"),
+        (["--evidence", "nowhere"], "has no results of a study"),
     ],
 )
 def test_errors_say_what_to_do(
