@@ -14,7 +14,7 @@ from workload import Workload, rate
 
 from crosspref.engines.transformers.models import readable_directory
 from crosspref.models.locate import ModelFiles
-from crosspref.reports.noise import least_gap
+from crosspref.reports.audit import least_gap
 
 TOKENS = 48
 """Of each response, that are scored: all in float32 takes minutes."""

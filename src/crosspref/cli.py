@@ -184,13 +184,13 @@ def _show_report(run: "RunDirectory", svg: str | None) -> bool:
     from rich.console import Console
 
     from crosspref.data.records import Agreement, Measure
-    from crosspref.reports.report import make_agreement_report, make_report
+    from crosspref.reports.report import agreement_report, measures_report
     from crosspref.reports.table import print_reports
     from crosspref.run.store import Unit, write_text
 
     kinds = (
-        ("iteration_*/evaluation/measures.parquet", Measure, make_report),
-        ("iteration_*/agreement/*.parquet", Agreement, make_agreement_report),
+        ("iteration_*/evaluation/measures.parquet", Measure, measures_report),
+        ("iteration_*/agreement/*.parquet", Agreement, agreement_report),
     )
     reports = []
     for pattern, kind, make in kinds:

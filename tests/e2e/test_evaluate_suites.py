@@ -6,15 +6,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_judge import FakeJudge
 from running import ForkServer, Run, assert_one_message, crosspref
-
-from crosspref.run.store import Unit
-from crosspref.suites.results import WinRate
 
 pytest.importorskip("openai")
 
@@ -48,9 +47,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(folder: Path) -> list[WinRate]:
-    rows: list[WinRate] = Unit(folder / "xalpaca" / "win_rates.parquet").rows(WinRate)
-    return rows
+def table(folder: Path) -> list[Any]:
+    rows = pq.read_table(folder / "xalpaca" / "win_rates.parquet").to_pylist()
+    return [SimpleNamespace(**row) for row in rows]
 
 
 def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from crosspref.data.records import Pair, Score
-from crosspref.reports.noise import Audited, audit
+from crosspref.reports.audit import Audited, audit
 
 
 def score(prompt_id: str, sample: int, reward: float | None, characters: int = 10) -> Score:

@@ -273,7 +273,7 @@ def test_a_finished_run_is_not_called_unfinished(tmp_path: Path) -> None:
 
 def test_a_run_that_only_makes_pi_0(tmp_path: Path) -> None:
     run = begin(tmp_path / "a", iterations=0)
-    assert compare_runs([run.root]).rows == []
+    assert compare_runs([run.root]).policies == []
     measure(run, 0, right_language=[1.0, 0.5], characters=[100.0, 200.0])
     found = compare_runs([run.root])
     assert [row[:2] for row in found.report(by_language=False).rows] == [["a", "pi_0"]]
@@ -305,7 +305,7 @@ def test_names_are_as_long_as_they_must_be() -> None:
 def test_a_link_keeps_its_name(tmp_path: Path) -> None:
     full(tmp_path / "run_17")
     (tmp_path / "best").symlink_to(tmp_path / "run_17")
-    assert {row.run for row in compare_runs([tmp_path / "best"]).rows} == {"best"}
+    assert {row.run for row in compare_runs([tmp_path / "best"]).policies} == {"best"}
 
 
 def test_the_screen_is_readable_at_100_columns(tmp_path: Path) -> None:

@@ -12,28 +12,36 @@ import pytest
 
 from crosspref.cli import main
 from crosspref.errors import RunError
-from crosspref.reports.table import as_json
-from crosspref.suites.leaderboard import TABLES, leaderboard, paper_lines
-from crosspref.suites.leaderboard_formats import (
-    comma_separated,
-    escape_latex,
-    escape_markdown,
-    latex,
-    markdown,
-    terminal,
-)
-from crosspref.suites.results import MEAN, WinRate
+from crosspref.maths.estimate import UNKNOWN, Estimate
+from crosspref.reports.table import as_json, escape_latex, escape_markdown
+from crosspref.suites.leaderboard import TABLES, Leaderboard, leaderboard, paper_lines
+from crosspref.suites.results import MEAN
+from crosspref.suites.xalpaca.results import WinRate
 
 NAN = math.nan
 
 
 def rate(model: str, language: str, wr: float, lc: float = NAN, kind: str = "none", **changes: Any) -> WinRate:
-    lows = (NAN, NAN) if math.isnan(lc) else (lc - 2, lc + 2)
-    found = WinRate(
-        model, language, 805, 805, 3, 0, 0, 0, 0, wr, wr - 1.5, wr + 1.5, lc, *lows, kind,
-        1234.5, 2000.0, "turbo", "judge-1", "2025-05-01",
-    )  # fmt: skip
-    return replace(found, **changes)
+    rates = Estimate(wr, wr - 1.5, wr + 1.5, 805), UNKNOWN if math.isnan(lc) else Estimate(lc, lc - 2, lc + 2, 805)
+    counts = 805, 805, 3, 0, 0, 0, 0
+    row = WinRate(model, language, *counts, *rates, kind, 1234.5, 2000.0, "turbo", "judge-1", "2025-05-01")
+    return replace(row, **changes)
+
+
+def terminal(board: Leaderboard, width: int = 80, *, intervals: bool = False) -> str:
+    return board.report(intervals=intervals).screen(width)
+
+
+def markdown(board: Leaderboard, *, intervals: bool = False) -> str:
+    return replace(board.report(intervals=intervals), title="").markdown(trusted=False)
+
+
+def latex(board: Leaderboard, *, intervals: bool = False) -> str:
+    return board.report(intervals=intervals).latex()
+
+
+def csv_rows(board: Leaderboard) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(board.csv())))
 
 
 def write(folder: Path, rows: list[WinRate], *, recipe: bool = False, **about: Any) -> Path:
@@ -146,7 +154,7 @@ def test_quoted_rows_are_marked_in_every_format(tmp_path: Path) -> None:
         assert "quoted" in row
         assert "13.86" in row
     assert name + r"\textsuperscript{quoted}" in latex(board)
-    rows = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    rows = csv_rows(board)
     assert [row["quoted"] for row in rows] == ["false"] + ["true"] * 18
     assert (rows[-1]["mean_lc"], rows[-1]["ja_wr"], rows[0]["ja_wr"], rows[0]["ja_lc"]) == ("13.86", "", "20.0", "")
     assert any(note.startswith("quoted: from Table 2 of the paper") for note in board.notes)
@@ -159,7 +167,7 @@ def test_lc_without_the_gamed_rows_is_starred(tmp_path: Path) -> None:
     assert "18.25*" in text
     assert "19.25*" not in text
     assert "* LC-noreg" in text
-    assert [row["en_lc_kind"] for row in csv.DictReader(io.StringIO(comma_separated(board)))] == ["LC-noreg", "LC"]
+    assert [row["en_lc_kind"] for row in csv_rows(board)] == ["LC-noreg", "LC"]
 
 
 EVIL = r"a|b_c*d`e [x](y) <i> \z {q} 50% $1 #2 & ~ ^"
@@ -178,7 +186,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         r"a\textbar{}b\_c*d{`}e {[}x](y) \textless{}i\textgreater{} \textbackslash{}z \{q\} 50\% \$1 \#2 \& "
         r"\textasciitilde{} \textasciicircum{}"
     )
-    rows = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    rows = csv_rows(board)
     assert [row["model"] for row in rows] == [EVIL, "'=1+1\nx"]
     assert EVIL in terminal(board, width=400)
     assert escape_markdown("pi_0") == r"pi\_0"
@@ -202,7 +210,7 @@ def test_intervals_where_they_are_asked_for(tmp_path: Path) -> None:
     assert "[8.5, 11.5]" not in markdown(board)
     assert "10.00 \\[8.5, 11.5\\]" in markdown(board, intervals=True)
     assert "[8.5, 11.5]" in terminal(board, intervals=True)
-    [first, *_] = csv.DictReader(io.StringIO(comma_separated(board)))
+    [first, *_] = csv_rows(board)
     assert (first["en_wr"], first["en_wr_low"], first["en_wr_high"], first["en_length"]) == (
         "10.0", "8.5", "11.5", "1234.5",
     )  # fmt: skip
@@ -231,7 +239,7 @@ def test_mtbench_shows_the_scores_of_all_categories(tmp_path: Path) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
     board = leaderboard([tmp_path], "mtbench", quoted=True)
     assert [board.lines[0].numbers[tag, "overall"].value for tag in ("en", "es", MEAN)] == [7.0, 6.0, 6.5]
-    first, *_, last = list(csv.DictReader(io.StringIO(comma_separated(board))))
+    first, *_, last = csv_rows(board)
     assert (first["en_overall"], first["mean_overall_low"], last["mean_overall"], last["ru_overall"]) == (
         "7.0", "6.3", "6.77", "6.44",
     )  # fmt: skip

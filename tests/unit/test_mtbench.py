@@ -13,7 +13,7 @@ from crosspref.errors import DataError
 from crosspref.suites.judge.questions import UnreadableError, read_answer
 from crosspref.suites.mtbench.files import REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.prompt import TEMPLATES, ask_about, describe_prompts, read_grade
-from crosspref.suites.mtbench.turn import NO_ANSWER, NO_REFERENCE, Turn
+from crosspref.suites.mtbench.results import NO_ANSWER, NO_REFERENCE, Turn
 
 SUM = TwoTurns("111", "math", ("What is 2 + 2?", "And times 3?"), ("It is 4.", "It is 12."))
 POEM = TwoTurns("81", "writing", ("Write a line.", "Now in prose."), ("A line.", "Prose."))

@@ -9,9 +9,8 @@ import pytest
 from crosspref.maths.resampling import difference, percentile_interval, resample_means
 from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.mtbench.files import TwoTurns
-from crosspref.suites.mtbench.tables import compare, measure
-from crosspref.suites.mtbench.turn import NO_ANSWER, Turn
-from crosspref.suites.results import MEAN, ModelChange, Scores
+from crosspref.suites.mtbench.results import NO_ANSWER, Scores, Turn, compare, measure
+from crosspref.suites.results import MEAN, ModelChange
 
 Given = Mapping[str, Sequence[float | str | None]]
 """By question id the grades of both turns; None is one that could not be read, and a text why there was none."""
@@ -43,14 +42,14 @@ def test_means_by_hand_with_failed_judgements_dropped_and_counted() -> None:
         *graded("m", "de", {"101": (2, NO_ANSWER)}, "math"),
     ]
     row = rows_of(turns)["m", "de"]
-    assert (row.turn_1, row.turn_2) == (pytest.approx(16 / 3), 4.0)
-    assert row.overall == pytest.approx((8 + 4 + 6 + 2) / 4)  # over judgements, and not the mean of both turns
+    assert (row.turn_1.value, row.turn_2.value) == (pytest.approx(16 / 3), 4.0)
+    assert row.overall.value == pytest.approx((8 + 4 + 6 + 2) / 4)  # over judgements, and not the mean of both turns
     assert (row.questions, row.n_1, row.n_2, row.failed, row.no_answer) == (3, 3, 1, 1, 1)
     assert (row.judge, row.date) == ("judge-1", "2025-01-02")
-    assert (math.isnan(row.turn_2_low), row.overall_low < row.overall < row.overall_high) == (True, True)
-    assert rows_of(turns, "writing")["m", "de"].overall == pytest.approx(6.0)
+    assert (math.isnan(row.turn_2.low), row.overall.low < row.overall.value < row.overall.high) == (True, True)
+    assert rows_of(turns, "writing")["m", "de"].overall.value == pytest.approx(6.0)
     maths = rows_of(turns, "math")["m", "de"]
-    assert (maths.overall, math.isnan(maths.turn_2), maths.questions) == (2.0, True, 1)
+    assert (maths.overall.value, math.isnan(maths.turn_2.value), maths.questions) == (2.0, True, 1)
     assert [row.category for row in measure(turns, 10, 1)] == ["all", "writing", "math"]
 
 
@@ -62,8 +61,8 @@ def test_the_mean_is_the_plain_one_over_languages() -> None:
     ]
     found = rows_of(turns)
     assert list(found) == [("m", "de"), ("m", "fr"), ("m", "ru"), ("m", MEAN)]
-    assert found["m", MEAN].overall == pytest.approx(6.0)
-    assert math.isnan(found["m", "ru"].overall)
+    assert found["m", MEAN].overall.value == pytest.approx(6.0)
+    assert math.isnan(found["m", "ru"].overall.value)
     assert (found["m", MEAN].n_1, found["m", MEAN].failed, found["m", MEAN].questions) == (4, 2, 5)
 
 
@@ -83,15 +82,15 @@ def test_two_turns_of_a_question_count_as_one_question() -> None:
     spread = resample_means({"m": same}, resamples=8000)["m"].values.std()
     assert spread == pytest.approx(drawn.std() / math.sqrt(80), rel=0.03)  # of 160 it would be 0.71 of that
     row = rows_of(graded("m", "de", same), resamples=4000)["m", "de"]
-    assert row.overall_high - row.overall_low == pytest.approx(2 * 1.96 * drawn.std() / math.sqrt(80), rel=0.06)
+    assert row.overall.high - row.overall.low == pytest.approx(2 * 1.96 * drawn.std() / math.sqrt(80), rel=0.06)
 
 
 def test_languages_are_drawn_together() -> None:
     """The same grades in two languages make the mean no surer; drawn apart, its range would be 0.71 as wide."""
     grades = {str(place): (float(grade), float(grade)) for place, grade in enumerate([1, 9, 4, 7, 2, 8, 3, 10] * 5)}
     found = rows_of([*graded("m", "de", grades), *graded("m", "fr", grades)])
-    own, mean = found["m", "de"], found["m", MEAN]
-    assert (mean.overall_low, mean.overall_high) == (own.overall_low, own.overall_high)
+    german, mean = found["m", "de"].overall, found["m", MEAN].overall
+    assert (mean.low, mean.high) == (german.low, german.high)
 
 
 def changes_of(turns: Sequence[Turn]) -> dict[tuple[str, str], ModelChange]:

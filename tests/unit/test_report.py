@@ -12,7 +12,7 @@ from crosspref.cli import main
 from crosspref.data.records import Agreement, Measure, Prompt
 from crosspref.errors import RunError
 from crosspref.recipe.files import dump_recipe, make_recipe
-from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, make_agreement_report, make_report
+from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, agreement_report, measures_report
 from crosspref.reports.table import Report
 from crosspref.run.status import PhaseStatus, run_status
 from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
@@ -38,7 +38,7 @@ def shown(report: Report, width: int = 120) -> str:
 
 
 def test_worked_table() -> None:
-    report = make_report(ROWS)
+    report = measures_report(ROWS)
     assert report.header[:2] == ["language", "policy"]
     assert report.rows == [
         ["es Spanish", "pi_0", "25%", "12%", "100%", "212", ""],
@@ -49,7 +49,7 @@ def test_worked_table() -> None:
 
 
 def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() -> None:
-    lines = make_report(ROWS).markdown().splitlines()
+    lines = measures_report(ROWS).markdown().splitlines()
     assert lines[0] == "# Held-out responses, per language and policy"
     assert lines[2] == "| language | policy | right language | repeats | cut off | length | win rate over pi_0* |"
     assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
@@ -68,15 +68,15 @@ def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() 
 
 
 def test_screen_has_every_language_and_policy() -> None:
-    text = shown(make_report(ROWS))
+    text = shown(measures_report(ROWS))
     for cell in ("es Spanish", "yo Yoruba", "pi_0", "pi_1", "60% [50%, 70%]", "212"):
         assert cell in text
 
 
 def test_cells_are_not_taken_for_markup() -> None:
     rows = measures("[red]x|y[/red]", 0, truncated=0.0)
-    assert "[red]x|y[/red]" in shown(make_report(rows))
-    table = [line for line in make_report(rows).markdown().splitlines() if line.startswith("|")]
+    assert "[red]x|y[/red]" in shown(measures_report(rows))
+    table = [line for line in measures_report(rows).markdown().splitlines() if line.startswith("|")]
     assert table[-1].startswith("| [red]x\\|y[/red] | pi_0 |")
     assert {line.replace("\\|", "").count("|") for line in table} == {8}
 
@@ -92,17 +92,17 @@ def test_a_title_is_not_taken_for_markup_and_moves_no_cursor() -> None:
 
 def test_a_win_rate_without_an_interval_shows_none() -> None:
     rows = [*ROWS[:4], Measure(1, "es", WIN_RATE, 0.5, math.nan, math.nan, 4, 1)]
-    assert make_report(rows).rows[1][-1] == "50%"
+    assert measures_report(rows).rows[1][-1] == "50%"
 
 
 def test_unequal_numbers_of_prompts_are_said() -> None:
     rows = [Measure(0, tag, "truncated", 0.0, 0.0, 0.0, 8, prompts) for tag, prompts in (("es", 12), ("fr", 9))]
-    assert "9 to 12 held-out prompts per language." in make_report(rows).notes[-1]
+    assert "9 to 12 held-out prompts per language." in measures_report(rows).notes[-1]
 
 
 def test_later_policies_stand_behind_earlier_ones() -> None:
     rows = [row for iteration in (10, 2, 0) for row in measures("es", iteration, truncated=0.0)]
-    assert [row[1] for row in make_report(rows).rows] == ["pi_0", "pi_2", "pi_10"]
+    assert [row[1] for row in measures_report(rows).rows] == ["pi_0", "pi_2", "pi_10"]
 
 
 NAN = math.nan
@@ -116,7 +116,7 @@ AGREEMENTS = [
 
 
 def test_worked_agreement() -> None:
-    report = make_agreement_report(AGREEMENTS)
+    report = agreement_report(AGREEMENTS)
     assert report.header == [
         *("language", "t", "rewards", "tau"),
         *("same\npair", "same\nchosen", "same\nrejected", "n"),
@@ -131,7 +131,7 @@ def test_worked_agreement() -> None:
 
 def test_agreement_fits_80_columns() -> None:
     widest = Agreement(10, "zh-hant", "crosslingual", "translated", -0.5, -0.6, -0.4, 2500, 1.0, 1.0, 1.0, 0.0, 2499)
-    lines = shown(make_agreement_report([*AGREEMENTS, widest]), 80).splitlines()
+    lines = shown(agreement_report([*AGREEMENTS, widest]), 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert any(
         line.split() == ["zh-hant", "10", "R_c,", "R_t", "-0.50", "[-0.60,", "-0.40]", *["100%"] * 3, "2500/2499"]
@@ -140,7 +140,7 @@ def test_agreement_fits_80_columns() -> None:
 
 
 def test_agreement_in_markdown_says_what_it_is() -> None:
-    lines = make_agreement_report(AGREEMENTS).markdown().splitlines()
+    lines = agreement_report(AGREEMENTS).markdown().splitlines()
     assert lines[0] == "# Agreement of rewards, per language and iteration"
     assert lines[2] == "| language | t | rewards | tau | same pair | same chosen | same rejected | n |"
     assert lines[3] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
@@ -150,7 +150,7 @@ def test_agreement_in_markdown_says_what_it_is() -> None:
 
 def test_names_from_files_cannot_move_the_cursor_or_break_a_line() -> None:
     row = Agreement(1, "e\x1b[2Js\n|", "[red]mine[/red]", "o|r", 0.5, 0.4, 0.6, 2, 0.5, 0.5, 0.5, 0.0, 2)
-    report = make_agreement_report([row])
+    report = agreement_report([row])
     assert "\x1b" not in shown(report) + report.markdown()
     assert "[red]mine[/red], o|r" in shown(report)
     table = [line for line in report.markdown().splitlines() if line.startswith("|")]
@@ -174,7 +174,7 @@ def test_the_command_shows_agreement_beside_measures(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "-0.25 [-0.30, 0.20]" in printed
     assert AGREEMENT_NOTE in " ".join(printed.split())
-    assert (run.root / "report.md").read_text() == make_agreement_report(AGREEMENTS[1:] + AGREEMENTS[:1]).markdown()
+    assert (run.root / "report.md").read_text() == agreement_report(AGREEMENTS[1:] + AGREEMENTS[:1]).markdown()
     store(run, "iteration_1/evaluation/measures.parquet", ROWS, Measure)
     picture = tmp_path / "report.svg"
     assert main(["report", str(tmp_path), "--svg", str(picture)]) == 0

@@ -10,8 +10,7 @@ from scipy.stats import binom
 from crosspref.maths.estimate import NO_DIFFERENCE, Change, Estimate
 from crosspref.maths.resampling import resample_means
 from crosspref.maths.statistics import holm, sign_flip_test, wilson_interval
-from crosspref.suites.differences import changes_of, two_sided
-from crosspref.suites.results import MEAN
+from crosspref.suites.results import MEAN, changes_of, two_sided
 
 
 def test_sign_flips_by_hand() -> None:

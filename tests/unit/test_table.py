@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from crosspref.maths.estimate import Change, Estimate
-from crosspref.reports.table import Report, columns, columns_of, csv_text, inert, write_table
+from crosspref.reports.table import Report, column_types, columns, csv_text, inert, write_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ NAMES = ["model", "rate", "rate_low", "rate_high", "difference", "low", "high", 
 def test_an_estimate_is_spread_over_columns(tmp_path: Path) -> None:
     write_table(tmp_path / "rates", ROWS, Rate)
     table = pq.read_table(tmp_path / "rates.parquet")
-    assert table.column_names == NAMES == list(columns_of(Rate))
+    assert table.column_names == NAMES == list(column_types(Rate))
     assert table.schema.field("n").type == table.schema.field("count").type == pa.int32()
     assert table.schema.field("rate_low").type == pa.float64()
     (row,) = table.to_pylist()

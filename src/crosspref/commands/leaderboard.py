@@ -7,6 +7,8 @@ from typing import Any
 
 SUITES = ("xalpaca", "mtbench")
 FORMATS = ("terminal", "markdown", "csv", "latex")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+"""The formats that a file's ending stands for."""
 
 
 def add_command(commands: Any) -> None:
@@ -30,24 +32,28 @@ def add_command(commands: Any) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     from crosspref.errors import RunError
     from crosspref.run.store import write_text
     from crosspref.suites.leaderboard import leaderboard
-    from crosspref.suites.leaderboard_formats import ENDINGS, comma_separated, latex, markdown, terminal
 
     board = leaderboard(options.places, options.suite, quoted=options.quoted)
     ending = Path(options.out).suffix.lower() if options.out else ""
     form = options.format or ENDINGS.get(ending, "terminal")
-    if form == "terminal":
-        text = terminal(board, intervals=options.intervals, width=Console().width)
-    elif form == "csv":
-        text = comma_separated(board)
+    report = board.report(intervals=options.intervals)
+    if form == "csv":
+        text = board.csv()
         for note in board.notes:  # which would be no CSV
             print(note, file=sys.stderr)  # noqa: T201
+    elif form == "latex":
+        text = report.latex()
+    elif form == "markdown":
+        text = replace(report, title="").markdown(trusted=False)
     else:
-        text = {"markdown": markdown, "latex": latex}[form](board, intervals=options.intervals)
+        text = report.screen(max(Console().width, 80))
     if options.out is None:
         print(text, end="")  # noqa: T201
         return

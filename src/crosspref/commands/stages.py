@@ -272,7 +272,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from crosspref.data.tables import read_rows, write_rows
     from crosspref.engines import EngineFactory, EngineSettings
     from crosspref.maths.reward import PER_TOKEN
-    from crosspref.reports.report import make_report
+    from crosspref.reports.report import measures_report
     from crosspref.stages.evaluate import compare, measure
 
     responses = read_rows(options.responses, Response)
@@ -289,4 +289,4 @@ def _evaluate(options: argparse.Namespace) -> None:
         won = compare(scores, baseline, language, 1, per_token=per_token, **settings)
         rows += [won] if won else []
     write_rows(options.out, rows, Measure)
-    Console().print(make_report(rows).table())
+    Console().print(measures_report(rows).table())

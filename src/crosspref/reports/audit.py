@@ -1,19 +1,26 @@
-"""``crosspref audit``: some responses of a run scored anew in float32, one at a time, and compared with its scores."""
+"""``crosspref audit``: how far a run's scores are from exact ones, and what that could change among its pairs.
+
+The exact scores are made anew: in float32, one response at a time.
+"""
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from crosspref.data.records import Pair, Response, Score, Translation
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RunError
-from crosspref.languages import ENGLISH, LANGUAGES
+from crosspref.languages import ENGLISH
+from crosspref.maths.length_penalty import best_and_worst
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
-from crosspref.reports.noise import SPREADS, Audited, audit
 from crosspref.reports.report import SYMBOLS
-from crosspref.reports.table import Report
+from crosspref.reports.table import Report, label
 from crosspref.run.job import Job, policy, rows_of, stored_prompts
 from crosspref.run.progress import Reporter
 from crosspref.run.store import RunDirectory, Unit
@@ -22,6 +29,47 @@ from crosspref.stages.tables import reward_reference
 
 HAS_BETA = frozenset({"dpo", "ipo", "simpo"})
 """Algorithms whose reward is beta times something in nats (IPO and SimPO: per token)."""
+
+SPREADS = 2.0
+"""Beyond how many standard deviations of its own noise a gap counts as safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What an audit found in one language.
+
+    ``noise`` is the standard deviation, and ``largest`` the largest absolute value, of (score of the run - exact score)
+    over ``responses`` responses; ``gap`` is the median difference between the penalised rewards of the chosen and the
+    rejected response over ``pairs`` pairs of the run, of which ``doubtful`` have a gap below ``least_gap``. All are in
+    nats where the reward is a multiple of a log-ratio, else in the reward's unit. Of the ``prompts`` audited prompts
+    that made a pair, ``changed`` have another best or worst response by exact scores, and ``exchanged`` prefer the
+    rejected to the chosen one.
+    """
+
+    language: str
+    noise: float
+    largest: float
+    responses: int
+    gap: float
+    pairs: int
+    doubtful: int
+    changed: int
+    exchanged: int
+    prompts: int
+
+    @property
+    def least_gap(self) -> float:
+        """The gap that is safe from the noise."""
+        return least_gap(self.noise)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rescored:
+    """A response with its reward in the run and its exact reward, in nats."""
+
+    score: Score
+    reward: float
+    exact: float
 
 
 def audit_run(
@@ -46,35 +94,106 @@ def audit_run(
     run = RunDirectory(run_dir)
     recipe, number = _auditable(run, iteration)
     name = recipe.reward.name
-    exact = recipe.model_copy(
+    exact_recipe = recipe.model_copy(
         update={
             "reward": recipe.reward.model_copy(update={"engine": "transformers", "batch_tokens": 1}),
             "resources": recipe.resources.model_copy(update={"dtype": "float32", "executor": "local"}),
         }
     )
-    job = Job(exact, run, EngineFactory(EngineSettings.of(exact)), reporter)
+    job = Job(exact_recipe, run, EngineFactory(EngineSettings.of(exact_recipe)), reporter)
     # A reward of kto or orpo has no beta in it, so it is in nats as it is.
     scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
-    chosen = {language: _draw(job, number, language, name, prompts) for language in recipe.languages}
+    chosen = {language: _draw(job, number, language, prompts) for language in recipe.languages}
     reporter.say(f"audit of iteration {number}: loading the models in float32")
     scorer = job.engines.scorer(policy(job, number - 1), reward_reference(job, number))
-    found = []
+    audited = []
     try:
         with reporter.step(f"audit of iteration {number}", sum(map(len, chosen.values()))) as meter:
             for language, ids in chosen.items():
                 responses, stored, translations = _rows(run, number, language, name, ids)
-                asked = [row for tag in {language, ENGLISH} for row in stored_prompts(job, "prompts", tag)]
-                anew = scoring.score(
-                    responses, asked, scorer, settings=exact.reward, reward=name, advance=meter.advance,
+                prompt_rows = [row for tag in {language, ENGLISH} for row in stored_prompts(job, "prompts", tag)]
+                exact = scoring.score(
+                    responses, prompt_rows, scorer, settings=exact_recipe.reward, reward=name, advance=meter.advance,
                     translations=translations,
                 )  # fmt: skip
-                unit = Unit(run.iteration(number) / "pairs" / f"{language}.parquet")
-                pairs = unit.rows(Pair) if unit.marker.exists() else []
-                row = audit(language, stored, anew, pairs, unit=recipe.length_penalty.unit, scale=scale)
-                found += [row] if row else []
+                pairs = _pairs(run, number, language)
+                row = audit(language, stored, exact, pairs, unit=recipe.length_penalty.unit, scale=scale)
+                audited += [row] if row else []
     finally:
         scorer.close()
-    return _report(found, number, name, scale), found, number
+    return _report(audited, number, name, scale), audited, number
+
+
+def audit(
+    language: str, scores: Sequence[Score], exact: Sequence[Score], pairs: Sequence[Pair], *, unit: str, scale: float
+) -> Audited | None:
+    """Compare scores of a run with exact ones of the same responses; None if no response has both.
+
+    Args:
+        language: the responses' language.
+        scores: the run's, of every response to the audited prompts.
+        exact: computed anew; joined by prompt_id and sample.
+        pairs: the run's pairs of the whole language.
+        unit: ``characters`` or ``tokens``, in which the pairs' alpha penalises length.
+        scale: by what rewards are divided to be in nats: beta, or 1 where the reward has none.
+    """
+    exact_rewards = {(row.prompt_id, row.sample): row.implicit_reward for row in exact}
+    by_prompt: dict[str, list[_Rescored]] = {}
+    for row in scores:
+        reward = exact_rewards.get((row.prompt_id, row.sample))
+        if row.implicit_reward is not None and reward is not None:
+            rescored = _Rescored(row, row.implicit_reward / scale, reward / scale)
+            by_prompt.setdefault(row.prompt_id, []).append(rescored)
+    errors = [row.reward - row.exact for rows in by_prompt.values() for row in rows]
+    if not errors:
+        return None
+    noise = statistics.pstdev(errors) if len(errors) > 1 else abs(errors[0])
+    gaps = [
+        (pair.chosen_reward - pair.rejected_reward) / scale
+        for pair in pairs
+        if pair.chosen_reward is not None and pair.rejected_reward is not None
+    ]
+    paired = {pair.prompt_id: pair for pair in pairs}
+    verdicts = [_judge(rows, paired[name], unit, scale) for name, rows in by_prompt.items() if name in paired]
+    return Audited(
+        language,
+        noise,
+        max(map(abs, errors)),
+        len(errors),
+        statistics.median(gaps) if gaps else math.nan,
+        len(gaps),
+        sum(gap < least_gap(noise) for gap in gaps),
+        sum(changed for changed, _ in verdicts),
+        sum(exchanged for _, exchanged in verdicts),
+        len(verdicts),
+    )
+
+
+def least_gap(noise: float) -> float:
+    """Return ``SPREADS`` standard deviations of what the noise makes of a difference of two scores."""
+    return SPREADS * math.sqrt(2) * noise
+
+
+def _judge(rows: Sequence[_Rescored], pair: Pair, unit: str, scale: float) -> tuple[bool, bool]:
+    """Tell whether exact scores select another pair among the same responses, and whether they turn this one round.
+
+    Responses that were filtered out when the pair was made are not known here, so best and worst are compared with
+    what the run's own scores select among the same rows.
+    """
+    sizes = [row.score.characters if unit == "characters" else row.score.tokens for row in rows]
+    lengths = np.array([size or 0 for size in sizes], dtype=float)
+    alpha = (pair.alpha or 0.0) / scale
+    offsets = np.array([0, len(rows)])
+    selected = [
+        tuple(int(place[0]) for place in best_and_worst(np.array(rewards), lengths, alpha, offsets))
+        for rewards in ([row.reward for row in rows], [row.exact for row in rows])
+    ]
+    penalised: dict[int | None, float] = {
+        row.score.sample: row.exact - alpha * length for row, length in zip(rows, lengths, strict=True)
+    }
+    chosen, rejected = penalised.get(pair.chosen_sample), penalised.get(pair.rejected_sample)
+    turned = chosen is not None and rejected is not None and chosen < rejected
+    return selected[0] != selected[1], turned
 
 
 def _auditable(run: RunDirectory, iteration: int | None) -> tuple[Recipe, int]:
@@ -96,11 +215,7 @@ def _auditable(run: RunDirectory, iteration: int | None) -> tuple[Recipe, int]:
 def _newest(run: RunDirectory, languages: Sequence[str]) -> int | None:
     """Return the last iteration whose pairs are made in every language, so that gaps can be told."""
     numbers = [int(path.name.rpartition("_")[2]) for path in run.root.glob("iteration_[1-9]*")]
-    whole = [
-        number
-        for number in numbers
-        if all(Unit(run.iteration(number) / "pairs" / f"{tag}.parquet").marker.exists() for tag in languages)
-    ]
+    whole = [number for number in numbers if all(_pair_unit(run, number, tag).marker.exists() for tag in languages)]
     return max(whole, default=None)
 
 
@@ -108,13 +223,21 @@ def _scored(run: RunDirectory, iteration: int, reward: RewardName) -> bool:
     return any((run.iteration(iteration) / "scores" / reward).glob("*/*.done.json"))
 
 
-def _draw(job: Job, iteration: int, language: str, reward: RewardName, count: int) -> set[str]:
+def _pair_unit(run: RunDirectory, iteration: int, language: str) -> Unit:
+    return Unit(run.iteration(iteration) / "pairs" / f"{language}.parquet")
+
+
+def _pairs(run: RunDirectory, iteration: int, language: str) -> list[Pair]:
+    unit = _pair_unit(run, iteration, language)
+    return unit.rows(Pair) if unit.marker.exists() else []
+
+
+def _draw(job: Job, iteration: int, language: str, count: int) -> set[str]:
     """Return the ids of some prompts whose responses are scored, those with a pair first."""
-    folder = job.run.iteration(iteration)
-    scored = sorted({row.prompt_id for row in rows_of(folder / "scores" / reward / language, Score)})
+    scores = job.run.iteration(iteration) / "scores" / job.recipe.reward.name / language
+    scored = sorted({row.prompt_id for row in rows_of(scores, Score)})
     random.Random(f"{job.recipe.seed} {language}").shuffle(scored)  # noqa: S311 - nothing to do with secrets
-    unit = Unit(folder / "pairs" / f"{language}.parquet")
-    paired = {row.prompt_id for row in unit.rows(Pair)} if unit.marker.exists() else set()
+    paired = {row.prompt_id for row in _pairs(job.run, iteration, language)}
     return set(sorted(scored, key=lambda prompt_id: prompt_id not in paired)[:count])
 
 
@@ -129,10 +252,10 @@ def _rows(
     return responses, scores, [row for row in rows if row.prompt_id in ids]
 
 
-def _report(found: Sequence[Audited], iteration: int, reward: RewardName, scale: float) -> Report:
+def _report(audited: Sequence[Audited], iteration: int, reward: RewardName, scale: float) -> Report:
     rows = [
         [
-            f"{row.language} {LANGUAGES.get(row.language, '')}".strip(),
+            label(row.language),
             f"{row.noise:.2g}",
             f"{row.largest:.2g}",
             str(row.responses),
@@ -141,9 +264,9 @@ def _report(found: Sequence[Audited], iteration: int, reward: RewardName, scale:
             f"{row.changed}/{row.prompts}",
             f"{row.exchanged}/{row.prompts}",
         ]
-        for row in found
+        for row in audited
     ]
-    worst = max((row.least_gap for row in found), default=0.0)
+    worst = max((row.least_gap for row in audited), default=0.0)
     return Report(
         f"Audit of {SYMBOLS[reward]}, iteration {iteration}: the run's scores against float32, nats",
         ["language", "noise", "largest", "n", "median\ngap", "doubtful\npairs", "other\npair", "turned\nround"],

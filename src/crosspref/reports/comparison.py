@@ -1,8 +1,5 @@
-"""Comparing finished runs: one row per policy, and what to know before believing them."""
+"""``crosspref compare``: one row per policy of several runs, and what to know before believing them."""
 
-import csv
-import io
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,28 +10,77 @@ from typing import Any
 from crosspref.api import phase_log
 from crosspref.data.records import Measure, Pair
 from crosspref.errors import RunError
-from crosspref.recipe.files import flatten
+from crosspref.maths.estimate import UNKNOWN, Estimate
+from crosspref.recipe.files import flatten, load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
-from crosspref.reports.comparability import ComparedRun, read_run, unfinished, warnings
-from crosspref.reports.report import SYMBOLS
-from crosspref.reports.table import Report
+from crosspref.reports.report import SYMBOLS, estimate_of
+from crosspref.reports.table import Report, csv_text
 from crosspref.run.changes import affected_by
-from crosspref.run.store import Unit
+from crosspref.run.store import RunDirectory, Unit
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Comparison of runs"
 METHODS = {"dpo": "DPO", "kto": "KTO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO"}
 HEADER = ["run", "policy", "pairs by", "penalty", "training"]
-NUMBERS = ["pairs", "win\nrate*", "right\nlang.", "length", "chosen\nlonger", "min."]
+NUMBERS = {
+    "pairs": "pairs",
+    "win_rate": "win\nrate*",
+    "right_language": "right\nlang.",
+    "characters": "length",
+    "length_difference": "chosen\nlonger",
+    "minutes": "min.",
+}
+"""The numbers of a row, by their columns in CSV."""
+
+SAMPLING = ("temperature", "top_p", "max_new_tokens", "max_prompt_tokens")
+"""Settings of sampling that held-out responses share with the training ones."""
+
+JUDGES = {
+    "policy": "pi_0",
+    "reference": "pi_I",
+    **{name: name for name in ("reward.algorithm", "reward.counting", "reward.end_of_turn")},
+}
+"""Parts of the fingerprint of held-out scores that decide a win rate; beta scales both of its sides alike."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one policy came from and what was measured of it; None where that is not known.
+class ComparedRun:
+    """A run, by the name that the comparison gives it, and what was measured in it so far."""
 
-    ``characters`` and ``length_difference``, the mean of len(chosen) - len(rejected), are in characters. ``minutes`` is
-    the wall time of all phases of the run up to this policy's evaluation.
+    name: str
+    run: RunDirectory
+    recipe: Recipe
+    measures: list[Measure]
+
+    def judged_by(self) -> dict[str, Any]:
+        """Return what the held-out scores were made from; nothing where there are none."""
+        shards = sorted(self.run.root.glob("iteration_*/evaluation/scores/multilingual/*/*.parquet"))
+        finished = [unit for unit in map(Unit, shards) if unit.marker.exists()]
+        return dict(finished[0].read_marker()["parts"]) if finished else {}
+
+    def held_out(self, language: str) -> str | None:
+        """Return a digest of the held-out prompts in one language."""
+        unit = self.run.prompts("heldout", language)
+        return unit.read_marker()["parts"].get("rows") if unit.marker.exists() else None
+
+    def by_language(self, iteration: int, measure: str) -> dict[str, Estimate]:
+        """Return one measure of a policy in each language."""
+        rows = [row for row in self.measures if (row.iteration, row.measure) == (iteration, measure)]
+        return {row.language: estimate_of(row) for row in rows}
+
+    def mean(self, iteration: int, measure: str) -> float | None:
+        """Return one measure of a policy, averaged over languages; None where it was not measured."""
+        return _mean([estimate.value for estimate in self.by_language(iteration, measure).values()])
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedPolicy:
+    """What one policy was made from and what was measured of it; None where that is not known.
+
+    ``win_rate``, ``right_language`` and ``characters`` are means over languages. ``length_difference`` is the mean of
+    len(chosen) - len(rejected), in characters. ``minutes`` is the wall time of all phases of the run up to this
+    policy's evaluation.
     """
 
     run: str
@@ -42,15 +88,15 @@ class Row:
     pairs_by: str
     penalty: str
     training: str
-    pairs: int | None
-    win_rates: dict[str, Measure]
-    win_rate: float | None
-    right_language: float | None
-    characters: float | None
-    length_difference: float | None
-    minutes: float | None
+    win_rates: dict[str, Estimate]
+    pairs: int | None = None
+    win_rate: float | None = None
+    right_language: float | None = None
+    characters: float | None = None
+    length_difference: float | None = None
+    minutes: float | None = None
 
-    def texts(self, above: "Row | None") -> list[str]:
+    def texts(self, above: "ComparedPolicy | None") -> list[str]:
         """Return the cells on the left; what the same run's row above says already is left out."""
         made = [self.pairs_by.replace(" (", "\n("), self.penalty.replace(" ", "\n"), self.training.replace(" (", "\n(")]
         if above is None or above.run != self.run:
@@ -60,42 +106,42 @@ class Row:
 
     def numbers(self) -> list[str]:
         """Return the cells on the right, as ``NUMBERS`` names them."""
-        minutes = ".1f" if (self.minutes or 0) < 100 else ".0f"
-        shares = [_cell(self.win_rate, ".0%"), _cell(self.right_language, ".0%"), _cell(self.characters, ".0f")]
-        return [_cell(self.pairs, "d"), *shares, _cell(self.length_difference, "+.1f"), _cell(self.minutes, minutes)]
+        forms = ("d", ".0%", ".0%", ".0f", "+.1f", ".1f" if (self.minutes or 0) < 100 else ".0f")
+        values = [getattr(self, name) for name in NUMBERS]
+        return ["-" if value is None else format(value, form) for value, form in zip(values, forms, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The rows of all runs, the languages of their win rates, and what is said below the table."""
+    """The policies of all runs, the languages of their win rates, and what is said below the table."""
 
-    rows: list[Row]
+    policies: list[ComparedPolicy]
     languages: list[str]
     notes: list[str]
 
     def report(self, *, by_language: bool) -> Report:
         """Return the table; with the win rate in every language and its interval it is too wide for a screen."""
-        header, rows = [*HEADER, *NUMBERS], []
-        for above, row in zip([None, *self.rows], self.rows, strict=False):
-            won = [_interval(row.win_rates.get(tag)) for tag in self.languages] if by_language else []
-            rows.append([*row.texts(above), *row.numbers(), *won])
-        header += [f"win rate in {tag}" for tag in self.languages] if by_language else []
+        languages = self.languages if by_language else []
+        rows = []
+        for above, policy in zip([None, *self.policies], self.policies, strict=False):
+            won = [policy.win_rates.get(tag, UNKNOWN).text(".0%") or "-" for tag in languages]
+            rows.append([*policy.texts(above), *policy.numbers(), *won])
+        header = [*HEADER, *NUMBERS.values(), *(f"win rate in {tag}" for tag in languages)]
         return Report(TITLE, header, rows, self.notes, left=len(HEADER))
 
     def csv(self) -> str:
         """Return all numbers, unrounded, as CSV; a cell is empty where something is not known."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        columns = ["pairs", "win_rate", "right_language", "characters", "length_difference", "minutes"]
+        names = ["run", "iteration", "pairs_by", "penalty", "training", *NUMBERS]
+        rows = []
+        for policy in self.policies:
+            won = [policy.win_rates.get(tag, UNKNOWN) for tag in self.languages]
+            values = [
+                *(getattr(policy, name) for name in names),
+                *(n for one in won for n in (one.value, one.low, one.high)),
+            ]
+            rows.append([None if value != value else value for value in values])
         by_language = [f"win_rate_{tag}{end}" for tag in self.languages for end in ("", "_low", "_high")]
-        table.writerow(["run", "iteration", "pairs_by", "penalty", "training", *columns, *by_language])
-        for row in self.rows:
-            made = [row.run, row.iteration, row.pairs_by, row.penalty, row.training]
-            found = [row.win_rates.get(tag) for tag in self.languages]
-            ends = [value for won in found for value in ((won.mean, won.low, won.high) if won else (None,) * 3)]
-            numbers = [*(getattr(row, column) for column in columns), *ends]
-            table.writerow([*made, *("" if value is None or math.isnan(value) else value for value in numbers)])
-        return text.getvalue()
+        return csv_text([*names, *by_language], rows, quoted=False)
 
 
 def compare_runs(directories: Sequence[str | Path]) -> Comparison:
@@ -106,13 +152,27 @@ def compare_runs(directories: Sequence[str | Path]) -> Comparison:
     """
     roots = [Path(os.path.abspath(directory)) for directory in directories]  # noqa: PTH100 - keeps a link's name
     for number, root in enumerate(roots):
-        if root.resolve() in [other.resolve() for other in roots[:number]]:
+        if root.resolve() in [earlier.resolve() for earlier in roots[:number]]:
             raise RunError(f"{directories[number]} is given twice. Name each run once.")
     runs = [read_run(directory, name) for directory, name in zip(directories, run_names(roots), strict=True)]
-    rows = [*_rows_of_pi_0(runs), *(_row(run, iteration) for run in runs for iteration in _iterations(run))]
-    languages = list(dict.fromkeys(language for row in rows for language in row.win_rates))
-    notes = [*warnings([run for run in runs if run.measures]), *unfinished(runs), *_explanations(runs)]
-    return Comparison(rows, languages, notes)
+    policies = [*_measured_pi_0(runs), *(_policy(run, iteration) for run in runs for iteration in _iterations(run))]
+    languages = list(dict.fromkeys(language for policy in policies for language in policy.win_rates))
+    notes = [*_differences([run for run in runs if run.measures]), *_unfinished(runs), *_explanations(runs)]
+    return Comparison(policies, languages, notes)
+
+
+def read_run(directory: str | Path, name: str) -> ComparedRun:
+    """Return what a run directory holds.
+
+    Raises:
+        RunError: it holds no run.
+    """
+    run = RunDirectory(directory)
+    if not run.recipe.exists():
+        raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
+    units = [Unit(path) for path in sorted(run.root.glob("iteration_*/evaluation/measures.parquet"))]
+    measures = [row for unit in units if unit.marker.exists() for row in unit.rows(Measure)]
+    return ComparedRun(name, run, load_recipe(run.recipe), measures)
 
 
 def run_names(roots: Sequence[Path]) -> list[str]:
@@ -120,7 +180,7 @@ def run_names(roots: Sequence[Path]) -> list[str]:
 
     def shortest(root: Path) -> str:
         for depth in range(1, len(root.parts) + 1):
-            if sum(other.parts[-depth:] == root.parts[-depth:] for other in roots) == 1:
+            if sum(path.parts[-depth:] == root.parts[-depth:] for path in roots) == 1:
                 return str(Path(*root.parts[-depth:]))
         return str(root)
 
@@ -133,54 +193,52 @@ def _iterations(run: ComparedRun) -> list[int]:
     return sorted(int(name[1]) for name in names if name) or [1] * min(1, run.recipe.iterations)
 
 
-def _rows_of_pi_0(runs: Sequence[ComparedRun]) -> list[Row]:
+def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
     """Return one row for each pi_0 that was measured; runs that share one measured it with equal results."""
     shared: dict[Any, list[ComparedRun]] = {}
     for run in runs:
         measured = tuple(sorted((row.language, row.measure, row.mean) for row in run.measures if row.iteration == 0))
         if measured:
             shared.setdefault((run.judged_by().get("policy", run.name), measured), []).append(run)
-    rows = []
+    policies = []
     for group in shared.values():
         name = "all runs" if len(group) == len(runs) > 1 else ", ".join(run.name for run in group)
-        first, made = group[0], group[0].recipe.align_english
-        training = f"{_training(made)} (English)" if made else "given"
-        rows.append(Row(name, 0, "-", "-", training, None, {}, None, *_means(first, 0), None, None))
-    return rows
+        settings = group[0].recipe.align_english
+        training = f"{_training(settings)} (English)" if settings else "given"
+        right_language, characters = (group[0].mean(0, measure) for measure in ("right_language", "characters"))
+        policy = ComparedPolicy(name, 0, "-", "-", training, {}, right_language=right_language, characters=characters)
+        policies.append(policy)
+    return policies
 
 
-def _row(run: ComparedRun, iteration: int) -> Row:
+def _policy(run: ComparedRun, iteration: int) -> ComparedPolicy:
     recipe, folder = run.recipe, run.run.iteration(iteration)
     units = [Unit(folder / "pairs" / f"{language}.parquet") for language in recipe.languages]
     pairs = None
     if all(unit.marker.exists() for unit in units):
         pairs = [row for unit in units for row in unit.rows(Pair)]
     differences = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in pairs or []]
-    mine = [row for row in run.measures if row.iteration == iteration]
-    win_rates = {row.language: row for row in mine if row.measure == WIN_RATE}
     log = phase_log(run.run)
     begun = any(row.get("iteration") == iteration for row in log)
     seconds = [row.get("seconds", 0.0) for row in log if row.get("iteration", 0) <= iteration]
-    return Row(
+    return ComparedPolicy(
         run.name,
         iteration,
         _pairs_by(recipe),
         _penalty(recipe),
         _training(recipe.train),
-        None if pairs is None else len(pairs),
-        win_rates,
-        _mean([row.mean for row in win_rates.values()]),
-        *_means(run, iteration),
-        _mean(differences),
-        sum(seconds) / 60 if begun else None,
+        run.by_language(iteration, WIN_RATE),
+        pairs=None if pairs is None else len(pairs),
+        win_rate=run.mean(iteration, WIN_RATE),
+        right_language=run.mean(iteration, "right_language"),
+        characters=run.mean(iteration, "characters"),
+        length_difference=_mean(differences),
+        minutes=sum(seconds) / 60 if begun else None,
     )
 
 
-def _means(run: ComparedRun, iteration: int) -> tuple[float | None, float | None]:
-    """Return the share in the right language and the mean length, averaged over languages."""
-    mine = [row for row in run.measures if row.iteration == iteration]
-    right, length = ([row.mean for row in mine if row.measure == name] for name in ("right_language", "characters"))
-    return _mean(right), _mean(length)
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _pairs_by(recipe: Recipe) -> str:
@@ -209,6 +267,53 @@ def _training(train: TrainSettings) -> str:
     return f"{METHODS[train.method]}{nll}{' (ref. pi_I)' if train.reference == 'initial' else ''}"
 
 
+def _differences(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return what forbids comparing the measures of these runs with one another."""
+    by_groups: dict[str, list[str]] = {}
+    for language in dict.fromkeys(language for run in runs for language in run.recipe.languages):
+        having = [run for run in runs if language in run.recipe.languages]
+        groups = _groups(having, [run.held_out(language) for run in having], shown=False)
+        by_groups.setdefault(groups, []).append(language)
+    differing = [(f"the held-out prompts in {', '.join(tags)}", groups) for groups, tags in by_groups.items()]
+    differing.append(("the languages", _groups(runs, [", ".join(sorted(run.recipe.languages)) for run in runs])))
+    judged_by = [run.judged_by() for run in runs]
+    for key, name in JUDGES.items():
+        groups = _groups(runs, [parts.get(key) for parts in judged_by], shown=name == key)
+        differing.append((f"{name} behind the win rate", groups))
+    differing += [
+        (f"sample.{key}", _groups(runs, [getattr(run.recipe.sample, key) for run in runs])) for key in SAMPLING
+    ]
+    return [f"Not comparable: the runs differ in {what}: {groups}." for what, groups in differing if groups]
+
+
+def _groups(runs: Sequence[ComparedRun], values: Sequence[Any], *, shown: bool = True) -> str:
+    """Say which runs have which value; nothing where all have the same. A digest is not worth being shown."""
+    groups: dict[Any, list[str]] = {}
+    for run, value in zip(runs, values, strict=True):
+        groups.setdefault(value, []).append(run.name)
+    if len(groups) < 2:
+        return ""
+    if shown:
+        return "; ".join(f"{value} in {', '.join(names)}" for value, names in groups.items())
+    return " against ".join(", ".join(names) for names in groups.values())
+
+
+def _unfinished(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return what runs do not have yet, or will not have."""
+    notes = []
+    for run in runs:
+        total, measuring = run.recipe.iterations, run.recipe.evaluate.prompts is not None
+        trained = sum(run.run.policy(iteration).marker.exists() for iteration in range(1, total + 1))
+        measured = len({row.iteration for row in run.measures if row.iteration <= total})
+        if trained < total or (measuring and measured < total + 1):
+            progress = f"{trained} of {total} policies are trained"
+            progress += f", and {measured} of {total + 1} are measured" if measuring else ""
+            notes.append(f"{run.name} is not finished: {progress}.")
+        if not measuring:
+            notes.append(f"{run.name} has no measures: its recipe names no evaluate.prompts.")
+    return notes
+
+
 def _explanations(runs: Sequence[ComparedRun]) -> list[str]:
     recipes = [flatten(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
@@ -227,17 +332,3 @@ def _explanations(runs: Sequence[ComparedRun]) -> list[str]:
         "pairs by: the reward (prev.: its reference is the previous policy; KTO and so on: the policy's alignment, "
         "if not by DPO), or LIDR, language imbalance driven rewarding. ref. pi_I: training's reference is pi_I.",
     ]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _interval(row: Measure | None) -> str:
-    if row is None:
-        return "-"
-    return f"{row.mean:.0%}" + ("" if math.isnan(row.low) else f" [{row.low:.0%}, {row.high:.0%}]")

@@ -1,10 +1,11 @@
-"""Reporting: what was measured per language, and how far rewards agree, for the screen and as Markdown."""
+"""``crosspref report``: what was measured of each policy per language, and how far rewards agree."""
 
 import math
 from collections.abc import Sequence
 
 from crosspref.data.records import Agreement, Measure
-from crosspref.reports.table import Report, label
+from crosspref.maths.estimate import Estimate
+from crosspref.reports.table import Report, label, without_repeats
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
@@ -35,17 +36,19 @@ AGREEMENT_NOTE = (
 )
 
 
-def make_report(measures: Sequence[Measure]) -> Report:
+def estimate_of(measure: Measure) -> Estimate:
+    """Return the measure's mean with its interval."""
+    return Estimate(measure.mean, measure.low, measure.high, measure.n)
+
+
+def measures_report(measures: Sequence[Measure]) -> Report:
     """Return the report of an evaluation of pi_0 and later policies; languages stand in the order they come in."""
-    found = {(row.language, row.iteration, row.measure): row for row in measures}
-    languages = list(dict.fromkeys(row.language for row in measures))
-    iterations = sorted({row.iteration for row in measures})
-    rows = []
-    for language in languages:
-        for iteration in iterations:
-            name = label(language) if iteration == iterations[0] else ""
-            cells = [_cell(found.get((language, iteration, measure)), measure) for measure in COLUMNS]
-            rows.append([name, f"pi_{iteration}", *cells])
+    known = {(row.language, row.iteration, row.measure): row for row in measures}
+    rows = [
+        [label(language), f"pi_{iteration}", *(_cell(known.get((language, iteration, name))) for name in COLUMNS)]
+        for language in dict.fromkeys(row.language for row in measures)
+        for iteration in sorted({row.iteration for row in measures})
+    ]
     prompts = sorted({row.prompts for row in measures})
     notes = [
         f"* {MEASURES[WIN_RATE]}. 50% is no difference.",
@@ -54,36 +57,26 @@ def make_report(measures: Sequence[Measure]) -> Report:
         f"{' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} held-out prompts per "
         f"language. {INTERVALS}",
     ]
-    return Report(TITLE, ["language", "policy", *COLUMNS.values()], rows, notes)
+    return Report(TITLE, ["language", "policy", *COLUMNS.values()], without_repeats(rows), notes)
 
 
-def make_agreement_report(agreements: Sequence[Agreement]) -> Report:
-    """Return how far rewards agree; languages stand in the order they come in, within each the iterations."""
-    languages = list(dict.fromkeys(row.language for row in agreements))
-    ordered = sorted(agreements, key=lambda row: (languages.index(row.language), row.iteration))
-    rows = []
-    for number, row in enumerate(ordered):
-        first = number == 0 or ordered[number - 1].language != row.language
-        shares = [_share(share) for share in (row.same_pair, row.same_chosen, row.same_rejected)]
-        tau = "" if math.isnan(row.tau) else f"{row.tau:.2f}"
-        if tau and not math.isnan(row.low):
-            tau += f" [{row.low:.2f}, {row.high:.2f}]"
-        names = ", ".join(SYMBOLS.get(name, name) for name in (row.reward, row.other))
-        counts = f"{row.prompts}/{row.pairs}"
-        rows.append([label(row.language) if first else "", str(row.iteration), names, tau, *shares, counts])
-    return Report(AGREEMENT_TITLE, AGREEMENT_HEADER, rows, [AGREEMENT_NOTE], left=3)
-
-
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.0%}"
-
-
-def _cell(row: Measure | None, measure: str) -> str:
+def _cell(row: Measure | None) -> str:
     if row is None:
         return ""
-    if measure == "characters":
+    if row.measure == "characters":
         return f"{row.mean:.0f}"
-    value = f"{row.mean:.0%}"
-    if measure == WIN_RATE and not math.isnan(row.low):
-        return f"{value} [{row.low:.0%}, {row.high:.0%}]"
-    return value
+    return estimate_of(row).text(".0%") if row.measure == WIN_RATE else f"{row.mean:.0%}"
+
+
+def agreement_report(agreements: Sequence[Agreement]) -> Report:
+    """Return how far rewards agree; languages stand in the order they come in, within each the iterations."""
+    languages = list(dict.fromkeys(row.language for row in agreements))
+    rows = []
+    for row in sorted(agreements, key=lambda row: (languages.index(row.language), row.iteration)):
+        tau = Estimate(row.tau, row.low, row.high, row.prompts).text(".2f")
+        shares = [
+            "" if math.isnan(share) else f"{share:.0%}" for share in (row.same_pair, row.same_chosen, row.same_rejected)
+        ]
+        names = ", ".join(SYMBOLS.get(name, name) for name in (row.reward, row.other))
+        rows.append([label(row.language), str(row.iteration), names, tau, *shares, f"{row.prompts}/{row.pairs}"])
+    return Report(AGREEMENT_TITLE, AGREEMENT_HEADER, without_repeats(rows), [AGREEMENT_NOTE], left=3)

@@ -102,6 +102,12 @@ class Report:
         for note in self.notes:
             console.print(printable(note), markup=False, highlight=False)
 
+    def screen(self, width: int) -> str:
+        """Return the report as ``show`` prints it on a screen of so many columns."""
+        text = io.StringIO()
+        self.show(Console(file=text, width=width))
+        return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
+
     def markdown(self, *, trusted: bool = True) -> str:
         """Return the report as Markdown, with a heading if it has a title.
 
@@ -164,11 +170,10 @@ def label(language: str) -> str:
     return f"{language} {LANGUAGES.get(language, '')}".strip()
 
 
-def without_repeats(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Return rows whose first cell is empty where the row above has the same one."""
-    given = [list(row) for row in rows]
-    repeated = [False, *(above[0] == row[0] for above, row in pairwise(given))]
-    return [["" if same else row[0], *row[1:]] for row, same in zip(given, repeated, strict=False)]
+def without_repeats(rows: Sequence[Sequence[str]], same: int = 1) -> list[list[str]]:
+    """Return rows whose first cell is empty where the first ``same`` cells are those of the row above."""
+    repeated = [False, *(above[:same] == row[:same] for above, row in pairwise(rows))]
+    return [["" if empty else row[0], *row[1:]] for row, empty in zip(rows, repeated, strict=False)]
 
 
 def printable(text: str) -> str:
@@ -220,7 +225,7 @@ def columns(value: str, *others: str) -> Mapping[str, str]:
     return {"value": value, **{name: name for name in others}}
 
 
-def columns_of(kind: type) -> dict[str, type]:
+def column_types(kind: type) -> dict[str, type]:
     """Return the columns of a kind of row, with the type of each: str, int or float."""
     return {column: of for part in fields(kind) for column, _, of in _spread(part)}
 
@@ -255,12 +260,12 @@ _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.
 
 def arrow_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind as an Arrow table."""
-    schema = pa.schema([(name, _ARROW[of]) for name, of in columns_of(kind).items()])
+    schema = pa.schema([(name, _ARROW[of]) for name, of in column_types(kind).items()])
     return pa.Table.from_pylist([flat(row) for row in rows], schema=schema)
 
 
 def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
     """Write rows of one kind to ``path`` with the endings .parquet and .csv; in CSV nan is an empty cell."""
     Unit(path.with_name(f"{path.name}.parquet")).write_table(arrow_table(rows, kind))
-    text = csv_text(list(columns_of(kind)), (as_json(row).values() for row in rows))
+    text = csv_text(list(column_types(kind)), (as_json(row).values() for row in rows))
     write_text(path.with_name(f"{path.name}.csv"), text)

@@ -12,7 +12,9 @@ from typing import Any
 
 from crosspref.errors import DataError, RunError
 from crosspref.languages import LANGUAGES
+from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.reports.comparison import run_names
+from crosspref.reports.table import Report, csv_text, printable
 from crosspref.run.store import EVALUATION, RunDirectory
 from crosspref.suites.results import MEAN
 
@@ -21,9 +23,12 @@ ALL = "all"
 
 NOREG = "LC-noreg"
 
+DASH = "\N{EN DASH}"
+"""Stands for a number that is not known."""
+
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SuiteTable:
     """What a suite's results are made into: ``columns`` of each language with their names, out of ``file``.
 
     ``alike`` are columns of the results that must be the same for two lines to be comparable. ``paper`` is the file of
@@ -40,7 +45,7 @@ class Table:
 
 
 TABLES = {
-    "xalpaca": Table(
+    "xalpaca": SuiteTable(
         "X-AlpacaEval",
         "xalpaca/win_rates.json",
         {"lc": "LC", "wr": "WR", "length": "length"},
@@ -52,7 +57,7 @@ TABLES = {
         "baseline are answers of gpt-4-turbo-2024-04-09 in each language; its lengths are not published. Such rows "
         "give an idea, and no difference from the others can be read off.",
     ),
-    "mtbench": Table(
+    "mtbench": SuiteTable(
         "MT-Bench",
         "mtbench/scores.json",
         {"overall": "score"},
@@ -67,25 +72,17 @@ TABLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A number with its interval, nan where there is none; ``kind`` is LC or LC-noreg for the rate LC, and else ""."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Line:
     """One model: its numbers by language and column, where they come from, and how it was judged.
 
-    ``mark`` is the letter of the footnote that says how it was judged, where not all lines were judged alike.
+    ``kinds`` says of each language's LC whether it is LC or LC-noreg. ``mark`` is the letter of the footnote that says
+    how the model was judged, where not all lines were judged alike.
     """
 
     model: str
     source: str
-    numbers: Mapping[tuple[str, str], Number]
+    numbers: Mapping[tuple[str, str], Estimate]
+    kinds: Mapping[str, str]
     judged: Mapping[str, str]
     quoted: bool = False
     mark: str = ""
@@ -95,10 +92,51 @@ class Line:
 class Leaderboard:
     """The lines of a table, its languages, the mean among them, and what is said below it."""
 
-    table: Table
+    table: SuiteTable
     languages: Sequence[str]
     lines: Sequence[Line]
     notes: Sequence[str]
+
+    def report(self, *, intervals: bool = False) -> Report:
+        """Return the table, rounded, with a rule above the quoted rows."""
+        places = [(language, column) for language in self.languages for column in self.table.columns]
+        header = ["model", *(f"{language}\n{self.table.columns[column]}" for language, column in places)]
+        rows = []
+        for line in self.lines:
+            cells = (_cell(line, *place, intervals=intervals) for place in places)
+            rows.append([printable(line.model), *cells])
+        quoted = [number for number, line in enumerate(self.lines) if line.quoted][:1]
+        marks = [line.mark for line in self.lines]
+        return Report(self.table.title, header, rows, self.notes, 1, marks, quoted)
+
+    def csv(self) -> str:
+        """Return the table as CSV, unrounded: how each row was judged is in columns, and what is not known is empty."""
+        ways = list(dict.fromkeys(name for line in self.lines for name in line.judged))
+        ends: dict[str, tuple[str, ...]] = dict.fromkeys(self.table.columns, ("", "_low", "_high"))
+        ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
+        places = [(language, column) for language in self.languages for column in self.table.columns]
+        names = [f"{language}_{column}{end}" for language, column in places for end in ends[column]]
+        rows: list[list[object]] = []
+        for line in self.lines:
+            ways_of_line = [line.judged.get(name, "") for name in ways]
+            rows.append([line.model, line.source, str(line.quoted).lower(), *ways_of_line])
+            for language, column in places:
+                one = line.numbers.get((language, column), UNKNOWN)
+                cells = (one.value, one.low, one.high, line.kinds.get(language, ""))[: len(ends[column])]
+                rows[-1] += [None if cell != cell else cell for cell in cells]
+        return csv_text(["model", "source", "quoted", *ways, *names], rows)
+
+
+def _cell(line: Line, language: str, column: str, *, intervals: bool) -> str:
+    one = line.numbers.get((language, column), UNKNOWN)
+    if math.isnan(one.value):
+        return DASH
+    cell = f"{one.value:.0f}" if column == "length" else f"{one.value:.2f}"
+    cell += "*" if column == "lc" and line.kinds.get(language) == NOREG else ""
+    if intervals and not math.isnan(one.low):
+        digits = 2 if column == "overall" else 1  # grades are from 1 to 10, rates from 0 to 100
+        cell += f"\n[{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    return cell
 
 
 def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted: bool = False) -> Leaderboard:
@@ -136,28 +174,28 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
         lines += paper_lines(table)
         notes.append(table.quoted)
     languages = list(dict.fromkeys(language for line in lines for language, _ in line.numbers if language != MEAN))
-    if any(number.kind == NOREG for line in lines for number in line.numbers.values()):
+    if any(NOREG in line.kinds.values() for line in lines):
         notes.insert(0, f"* {NOREG}: fitted without alpaca_eval's gamed rows; not comparable with other LC.")
     return Leaderboard(table, [*languages, MEAN], lines, [*_meaning(table, lines), *notes, *empty])
 
 
-def _meaning(table: Table, lines: Sequence[Line]) -> list[str]:
-    found = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
-    sets = {
-        tuple(sorted({language for (language, column), one in line.numbers.items() if _counts(column, one)} - {MEAN}))
+def _meaning(table: SuiteTable, lines: Sequence[Line]) -> list[str]:
+    notes = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
+    judged = {
+        # Lengths are there also where there is no verdict.
+        frozenset(
+            language
+            for (language, column), one in line.numbers.items()
+            if column != "length" and language != MEAN and not math.isnan(one.value)
+        )
         for line in lines
     }
-    if len(sets) > 1:
-        found.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
-    return found
+    if len(judged) > 1:
+        notes.append(f"Not all rows have the same languages, so their {MEAN}s are over different ones.")
+    return notes
 
 
-def _counts(column: str, number: Number) -> bool:
-    """Tell whether a number is part of a mean over verdicts; there are lengths also where there is no verdict."""
-    return column != "length" and not math.isnan(number.value)
-
-
-def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
+def _read(table: SuiteTable, file: Path, source: str, *, of_run: bool) -> list[Line]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         by_model: dict[str, list[dict[str, Any]]] = {}
@@ -171,6 +209,7 @@ def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
                 f"{model} ({source})" if of_run else model,
                 source,
                 {(row["language"], column): _number(row, column) for row in rows for column in table.columns},
+                {row["language"]: row["lc_kind"] for row in rows if "lc" in table.columns and row["lc"] is not None},
                 _judged(table, content, rows),
             )
             for model, rows in by_model.items()
@@ -182,13 +221,13 @@ def _read(table: Table, file: Path, source: str, *, of_run: bool) -> list[Line]:
         ) from error
 
 
-def _number(row: Mapping[str, Any], column: str) -> Number:
-    found = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
-    value, low, high = (math.nan if one is None else float(one) for one in found)
-    return Number(value, low, high, row["lc_kind"] if column == "lc" and not math.isnan(value) else "")
+def _number(row: Mapping[str, Any], column: str) -> Estimate:
+    given = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
+    value, low, high = (math.nan if one is None else float(one) for one in given)
+    return Estimate(value, low, high, row.get("n", 0))
 
 
-def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return what decides whether two lines can be compared, by name."""
     languages = [row for row in rows if row["language"] != MEAN]
 
@@ -200,20 +239,20 @@ def _judged(table: Table, content: Mapping[str, Any], rows: Sequence[Mapping[str
     answered = ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
     decoding = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
     digest = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:8]
-    found = {
+    judged = {
         "judge": every("judge") + (f" (answered as {answered})" if answered else ""),
         "decoding": "unknown" if by_file else decoding,
         "prompt": "unknown" if by_file else digest,
         **{name: every(name) for name in table.alike},
     }
     if any("no_reference" in row for row in languages):
-        said = {"no_reference": "left out", "plain": "judged plainly"}
-        without = [word for name, word in said.items() if any(row[name] for row in languages)]
-        found["without reference"] = ", ".join(without) or "none"
+        words = {"no_reference": "left out", "plain": "judged plainly"}
+        without = [word for name, word in words.items() if any(row[name] for row in languages)]
+        judged["without reference"] = ", ".join(without) or "none"
     if "paper_compat" in content["settings"]:
         compat = content["settings"]["paper_compat"]
-        found["difficulty"] = "by position (paper_compat)" if compat else "by item"
-    return found
+        judged["difficulty"] = "by position (paper_compat)" if compat else "by item"
+    return judged
 
 
 def _told_apart(lines: Sequence[Line]) -> list[Line]:
@@ -243,16 +282,15 @@ def _letters(number: int) -> str:
     return (_letters(more - 1) if more else "") + chr(ord("a") + last)
 
 
-def paper_lines(table: Table) -> list[Line]:
+def paper_lines(table: SuiteTable) -> list[Line]:
     """Return a table of the paper as it is printed."""
     text = files("crosspref").joinpath("data", table.paper).read_text(encoding="utf-8")
     lines = []
     for row in csv.DictReader(text.splitlines()):
-        numbers = {}
+        model, numbers = row.pop("model"), {}
         for name, value in row.items():
             language, _, column = name.partition("_")
-            if name != "model":
-                known = column or next(iter(table.columns))
-                numbers[language, known] = Number(float(value), kind="LC" if known == "lc" else "")
-        lines.append(Line(row["model"], "the paper", numbers, {}, quoted=True, mark="quoted"))
+            numbers[language, column or next(iter(table.columns))] = Estimate(float(value), math.nan, math.nan, 0)
+        kinds = {language: "LC" for language, column in numbers if column == "lc"}
+        lines.append(Line(model, "the paper", numbers, kinds, {}, quoted=True, mark="quoted"))
     return lines

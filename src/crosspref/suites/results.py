@@ -1,103 +1,43 @@
-"""What suites measure, as rows of tables."""
+"""What the suites share of their results: differences between models, tables and their notes, and files."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from crosspref.maths.estimate import Change
-from crosspref.reports.table import columns
+from crosspref.maths.resampling import Draws, mean_over, percentile_interval
+from crosspref.maths.statistics import holm
+from crosspref.reports.table import Report, as_json, columns, without_repeats, write_table
+from crosspref.run.store import write_text
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
 
-
-@dataclass(frozen=True, slots=True)
-class WinRate:
-    """How often a judge prefers a model's answers to a baseline's, in one language, or as the mean of languages.
-
-    Rates are percentages with 95% intervals, nan where there are none. ``lc_kind`` is ``LC``, ``LC-noreg`` for a fit
-    without the gamed rows, or ``none``. ``n`` are the preferences, ``ties`` those that are ties; ``failed`` answers of
-    the judge could not be read, ``lacking`` ones are not in the replayed file; ``no_answer`` and ``no_baseline`` items
-    have no answer of the model, of the baseline. Lengths are means in characters over the items that count.
-    """
-
-    model: str
-    language: str
-    items: int
-    n: int
-    ties: int
-    failed: int
-    lacking: int
-    no_answer: int
-    no_baseline: int
-    wr: float
-    wr_low: float
-    wr_high: float
-    lc: float
-    lc_low: float
-    lc_high: float
-    lc_kind: str
-    length: float
-    baseline_length: float
-    baseline: str
-    judge: str
-    date: str
+INTERVALS = (
+    "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
+    "come out otherwise another time, nor the sampling of the answers, nor the seed of a training."
+)
+CHANGES = (
+    "Differences in points, over the items that both were judged on, with 95% bootstrap intervals that resample items "
+    "jointly for both models and all languages. p: two-sided, for {flipped} of a language by sign flips and else "
+    "from the resamples, adjusted over languages by Holm. better and worse stand only where the "
+    "interval and p (at most 0.05) say so."
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How a judge grades a model's answers in MT-Bench, from 1 to 10, in one language, or as the mean of languages.
+class HasLanguage(Protocol):
+    """A row of one language, or of the mean."""
 
-    ``category`` is one of the questions', or ``all``. Of turns 1 and 2 the score is the mean over ``n_1`` and ``n_2``
-    judgements, overall over both; with 95% intervals over questions, nan where there are none. Of the turns of
-    ``questions``, ``failed`` ones have a judgement without a score, ``lacking`` ones are not in the replayed file,
-    ``no_answer`` have no answer of the model, and ``no_reference`` were not judged for want of a reference answer;
-    ``plain`` ones are among those judged, but without the reference that their category needs.
-    """
-
-    model: str
-    language: str
-    category: str
-    questions: int
-    n_1: int
-    n_2: int
-    failed: int
-    lacking: int
-    no_answer: int
-    no_reference: int
-    plain: int
-    turn_1: float
-    turn_1_low: float
-    turn_1_high: float
-    turn_2: float
-    turn_2_low: float
-    turn_2_high: float
-    overall: float
-    overall_low: float
-    overall_high: float
-    judge: str
-    date: str
+    @property
+    def language(self) -> str:
+        """The language's tag, or `MEAN`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """One turn of one question, answered by a model and graded by a judge.
-
-    ``prompt`` names the prompt that the judge got; ``score`` is from 1 to 10, or nan, and then ``failure`` is why.
-    ``key`` is the verdict's in the file of verdicts.
-    """
-
-    model: str
-    language: str
-    question_id: str
-    category: str
-    turn: int
-    answer: str
-    prompt: str
-    score: float
-    failure: str
-    judgement: str
-    judge: str
-    date: str
-    key: str
+R = TypeVar("R", bound=HasLanguage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +53,99 @@ class ModelChange:
     language: str
     rate: str
     change: Change = field(metadata=columns("difference", "low", "high", "p_value", "verdict", "n"))
+
+
+def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which models are compared: each with the one before, and with pi_0 where that is another one."""
+    pairs = list(zip(models[1:], models, strict=False))
+    later = models[models.index("pi_0") + 2 :] if "pi_0" in models else []
+    return [*pairs, *((model, "pi_0") for model in later)]
+
+
+def changes_of(
+    model: str, other: str, rate: str, gaps: Mapping[str, Draws], p_values: Sequence[float], *, with_mean: bool = True
+) -> list[ModelChange]:
+    """Return the differences of two models in one rate.
+
+    Args:
+        model: the one model.
+        other: the other one, which is subtracted.
+        rate: what is compared.
+        gaps: the difference in each language, drawn jointly.
+        p_values: one per language, two-sided; they are adjusted by Holm.
+        with_mean: whether the mean over languages follows, where there are several.
+    """
+    adjusted = [float(p) for p in holm(p_values)] if p_values else []
+    tested = [(language, gap, p) for (language, gap), p in zip(gaps.items(), adjusted, strict=True)]
+    if with_mean and len(gaps) > 1:
+        mean = mean_over(gaps.values())
+        # Languages may have the same items, of which there are then no more than in the largest.
+        tested.append((MEAN, mean, max(two_sided(mean), _least(max(gap.n for gap in gaps.values())))))
+    return [
+        ModelChange(model, other, language, rate, Change.of(percentile_interval(gap), p_value))
+        for language, gap, p_value in tested
+    ]
+
+
+def two_sided(draws: Draws) -> float:
+    """Return the bootstrap's two-sided p-value of no difference; 1 where too many resamples have no value.
+
+    With few items, all of which may differ in the same way, it is not smaller than sign flips could make it.
+    """
+    known = draws.values[np.isfinite(draws.values)]
+    if not known.size or known.size < 0.99 * draws.values.size:
+        return 1.0
+    tail = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min(1.0, max(2 * (tail + 1) / (known.size + 1), _least(draws.n))))
+
+
+def _least(items: int) -> float:
+    """Return the smallest two-sided p-value that flipping the signs of so many items can give."""
+    return 2.0 ** (1 - min(items, 1000))
+
+
+def write_results(
+    path: Path, kind: type, rows: Sequence[Any], changes: Sequence[Any], about: Mapping[str, Any],
+    *, change_kind: type = ModelChange,
+) -> None:  # fmt: skip
+    """Write the rows of one kind to ``path`` and the changes beside it, as Parquet and CSV, and all as JSON."""
+    write_table(path, rows, kind)
+    write_table(path.with_name("changes"), changes, change_kind)
+    content = {**about, "rows": [as_json(row) for row in rows], "changes": [as_json(row) for row in changes]}
+    write_text(path.with_name(f"{path.name}.json"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def by_language(rows: Sequence[R]) -> list[R]:
+    """Return the rows by language, in the order in which these first come, the mean last."""
+    languages = [*dict.fromkeys(row.language for row in rows if row.language != MEAN), MEAN]
+    return sorted(rows, key=lambda row: languages.index(row.language))
+
+
+def about_notes(about: Mapping[str, Any]) -> list[str]:
+    """Return who judged how and when, and what could not be used."""
+    notes, judge = [], about["judge"]
+    if "decoding" in judge:
+        decodings = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge["decoding"])
+        names = [name for name in judge["answered_as"] if name != judge["judge"]]
+        answered = f" (which answered as {', '.join(names)})" if names else ""
+        dates = " to ".join(dict.fromkeys(judge["dates"]))
+        notes.append(f"Judge: {judge['judge']}{answered}, {decodings}, {dates}; {judge['failed']} verdicts failed.")
+    for counted in (about["failures"], about["problems"]):
+        for where, counts in counted.items():
+            notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
+    return notes
+
+
+def changes_report(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> Report:
+    """Return what differs between models: languages in the order they come in, the mean last."""
+    cells = []
+    for row in changes:
+        change = row.change
+        p = "<0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
+        gap = change.text(f"+.{digits}f")
+        cells.append([f"{row.model} - {row.other}", row.rate, row.language, gap, p, str(change.n), change.verdict])
+    header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
+    return Report(title, header, without_repeats(cells, 2), [note], left=3)
 
 
 @dataclass(frozen=True, slots=True)

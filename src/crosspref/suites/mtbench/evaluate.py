@@ -7,14 +7,12 @@ from crosspref.data.items import Problems
 from crosspref.data.records import FollowUp, Prompt, as_messages
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
-from crosspref.reports.table import Report
+from crosspref.reports.table import Report, write_table
 from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_questions
-from crosspref.suites.mtbench.tables import write_judgements, write_results
-from crosspref.suites.mtbench.turn import Turn
+from crosspref.suites.mtbench.results import NAME, Judgement, Turn, write
 from crosspref.suites.targets import Candidate
 from crosspref.suites.work import Evaluation
 
-NAME = "mtbench"
 Questions = Mapping[str, Sequence[TwoTurns]]
 """The questions of each language."""
 
@@ -38,36 +36,37 @@ def evaluate(work: Evaluation) -> list[Report]:
     asked = [(turn, turn.asked) for turn in turns if turn.asked is not None]
     for (turn, _), verdict in zip(asked, judge.ask([question for _, question in asked], NAME), strict=True):
         turn.take(verdict)
-    judgements = write_judgements(work, turns)
+    judgements = work.target.folder / NAME / "judgements"
+    write_table(judgements, [turn.judgement() for turn in turns], Judgement)
     if all(turn.grade is None for turn in turns):
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(turn.failure for turn in turns).items())
         raise DataError(
             f"MT-Bench: no answer of a model has a grade that can be read: {reasons}. What the judge said is in "
-            f"{judgements}. Where it is cut off, set a larger judge.max_tokens, else name another judge."
+            f"{judgements}.csv. Where it is cut off, set a larger judge.max_tokens, else name another judge."
         )
-    return write_results(work, turns, problems)
+    return write(work, turns, problems)
 
 
 def _questions(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[TwoTurns]]:
     settings = work.settings.mtbench
     if settings.questions is None:
         raise RecipeError("The suite mtbench needs its questions: set mtbench.questions to their file or directory.")
-    every = read_languages(settings.questions, "mtbench.questions", work.languages, QUESTIONS)
+    given = read_languages(settings.questions, "mtbench.questions", work.languages, QUESTIONS)
     references = {}
     if settings.references is not None:
-        references = read_languages(settings.references, "mtbench.references", list(every), REFERENCES)
-    found = {}
-    for language, rows in every.items():
-        counted = problems.setdefault(language, Problems())
-        found[language] = read_questions(rows, references.get(language, []), counted)
-        _say_missing(work, language, found[language], counted)
-    for language in dict.fromkeys([*found, *(work.languages or ())]):
-        if not found.get(language):
+        references = read_languages(settings.references, "mtbench.references", list(given), REFERENCES)
+    questions = {}
+    for language, rows in given.items():
+        counts = problems.setdefault(language, Problems())
+        questions[language] = read_questions(rows, references.get(language, []), counts)
+        _say_missing(work, language, questions[language], counts)
+    for language in dict.fromkeys([*questions, *(work.languages or ())]):
+        if not questions.get(language):
             problems.setdefault(language, Problems()).counts["language without questions"] = 1
             work.reporter.say(f"mtbench {language}: there are no questions, so nothing is judged in this language.")
-    if not any(found.values()):
+    if not any(questions.values()):
         raise DataError(f"mtbench.questions: {settings.questions} has no question in the languages that are wanted.")
-    return {language: questions for language, questions in found.items() if questions}
+    return {language: every for language, every in questions.items() if every}
 
 
 def _say_missing(work: Evaluation, language: str, questions: Sequence[TwoTurns], problems: Problems) -> None:
@@ -86,39 +85,34 @@ def _say_missing(work: Evaluation, language: str, questions: Sequence[TwoTurns],
     )
 
 
+Asked = tuple[str, TwoTurns]
+"""A language and a question."""
+
+
 def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> list[Turn]:
-    """Return both turns of every question, as far as the model answers: the second one goes on from the first."""
-    every = [(language, question) for language, own in questions.items() for question in own]
+    """Return both turns of every question, as far as the model answers: the second one continues the first."""
+    asked = [(language, question) for language, every in questions.items() for question in every]
     first = {
         (language, question): Prompt(f"{question.question_id}.1", language, question.turns[0])
-        for language, question in every
+        for language, question in asked
     }
     opened = _texts(work, candidate, first)
-    second = {
-        key: FollowUp(
-            f"{key[1].question_id}.2",
-            key[0],
-            key[1].turns[1],
-            [*as_messages(key[1].turns[0]), {"role": "assistant", "content": text}],
-        )
-        for key, text in opened.items()
-    }
+    second: dict[Asked, Prompt] = {}
+    for (language, question), text in opened.items():
+        history = [*as_messages(question.turns[0]), {"role": "assistant", "content": text}]
+        second[language, question] = FollowUp(f"{question.question_id}.2", language, question.turns[1], history)
     closed = _texts(work, candidate, second)
     return [
-        Turn(candidate.name, *key, number, tuple(texts[key] for texts in (opened, closed)[:number] if key in texts))
-        for key in every
+        Turn(candidate.name, *one, number, tuple(texts[one] for texts in (opened, closed)[:number] if one in texts))
+        for one in asked
         for number in (1, 2)
     ]
 
 
-Key = tuple[str, TwoTurns]
-"""A language and a question."""
-
-
-def _texts(work: Evaluation, candidate: Candidate, prompts: Mapping[Key, Prompt]) -> dict[Key, str]:
+def _texts(work: Evaluation, candidate: Candidate, prompts: Mapping[Asked, Prompt]) -> dict[Asked, str]:
     """Return a model's answers, each at the temperature of its question's category; there may be none."""
     temperatures = [question.temperature for _, question in prompts]
-    rows = work.answers(NAME, candidate, list(prompts.values()), temperatures=temperatures)
-    found = {(row.language, row.prompt_id): row.text for row in rows}
-    places = {key: (prompt.language, prompt.prompt_id) for key, prompt in prompts.items()}
-    return {key: found[place] for key, place in places.items() if place in found}
+    responses = work.answers(NAME, candidate, list(prompts.values()), temperatures=temperatures)
+    texts = {(row.language, row.prompt_id): row.text for row in responses}
+    places = {one: (prompt.language, prompt.prompt_id) for one, prompt in prompts.items()}
+    return {one: texts[place] for one, place in places.items() if place in texts}

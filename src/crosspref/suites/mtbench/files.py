@@ -50,7 +50,7 @@ class TwoTurns:
 
 def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Problems) -> list[TwoTurns]:
     """Return the questions of one language; of an id that has two different ones, neither."""
-    found = []
+    read = []
     for row in rows:
         question_id, turns = id_of(row), row.values.get("turns")
         category = str(row.values.get("category") or "none").strip().lower()
@@ -62,8 +62,8 @@ def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Pro
             if category not in TEMPERATURES:
                 problems.counts[f"questions of the unknown category {category}"] += 1
             own = _references(row.values.get("reference"))
-            found.append((question_id, (category, turns), TwoTurns(question_id, category, (turns[0], turns[1]), own)))
-    questions = unique(found, problems).values()
+            read.append((question_id, (category, turns), TwoTurns(question_id, category, (turns[0], turns[1]), own)))
+    questions = unique(read, problems).values()
     items = [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
     given = join(references, items, "choices", problems)
     return [_with_references(question, given.get(question.question_id)) for question in questions]

@@ -13,10 +13,8 @@ from crosspref.maths.resampling import Draws, mean_over, percentile_interval, re
 from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, as_json, write_table
 from crosspref.run.store import write_text
-from crosspref.suites.differences import changes_of
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
-from crosspref.suites.reports import make_changes_report
-from crosspref.suites.results import MEAN, ItemScore, ModelChange, TaskScore
+from crosspref.suites.results import MEAN, ItemScore, ModelChange, TaskScore, changes_of, changes_report
 from crosspref.suites.work import Evaluation
 
 BEFORE = ("pi_I", "pi_0")
@@ -107,7 +105,7 @@ def write_results(work: Evaluation, found: Found) -> list[Report]:
     write_text(folder / "scores.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     reports = [_report(task, rows, models) for task in tasks]
     if changes:
-        reports.append(make_changes_report("Alignment tax: what differs from pi_I and pi_0", changes, TAX))
+        reports.append(changes_report("Alignment tax: what differs from pi_I and pi_0", changes, TAX))
     reports[len(tasks) - 1] = replace(reports[len(tasks) - 1], notes=_notes(found, rows))
     return reports
 

@@ -1,17 +1,28 @@
-"""Files in the formats of alpaca_eval: instructions, outputs and annotations."""
+"""Files of alpaca_eval: instructions, outputs, annotations, and what the length-controlled rate needs besides."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from crosspref.data.items import Item, Problems, id_of, unique
-from crosspref.data.rows import Row, text_problem
+from crosspref.data.rows import Row, read_file, read_id, text_problem
 from crosspref.data.sources import TEXT_COLUMNS, first_of
+from crosspref.errors import DataError
+from crosspref.maths.alpaca import Gamed
 from crosspref.run.store import write_text
+from crosspref.suites.settings import XAlpacaSettings
 
 OUTPUTS, ANNOTATIONS = "model_outputs", "annotations"
 """Names of a language's file where each language has a folder."""
+
+DIFFICULTY = "instruction_difficulty"
+GAMED_COLUMNS = ("index", "preference", "std_delta_len", DIFFICULTY)
+"""What is read of alpaca_eval's gamed table: ``index`` is an item's place from 0, ``preference`` is in [0, 1]."""
+ADVICE = "Correct the file and give the same command again; no verdict is lost."
 
 
 def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
@@ -40,3 +51,64 @@ def read_preference(value: object) -> float | None:
 def write_json(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as alpaca_eval does: one JSON list."""
     write_text(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What the length-controlled rate needs beside verdicts: the gamed table, and difficulties.
+
+    Difficulties are by item id, or by place (``by_place``). ``compat`` joins them by position among what was judged.
+    """
+
+    gamed: Gamed | None = None
+    by_id: Mapping[str, float] | None = None
+    by_place: Mapping[int, float] | None = None
+    compat: bool = False
+
+    def difficulty(self, item_id: str, place: int) -> float | None:
+        """Return an item's difficulty, or None where it is not known."""
+        if self.by_id is not None:
+            return self.by_id.get(item_id)
+        return self.by_place.get(place) if self.by_place is not None else None
+
+
+def read_controls(settings: XAlpacaSettings) -> Controls:
+    """Read the gamed table and the difficulties, as far as they are named.
+
+    Raises:
+        DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
+    """
+    rows = _read(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else []
+    gamed = _gamed(rows) if settings.gamed else None
+    if settings.difficulty is not None:
+        rows = _read(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
+        if all("id" in row.values for row in rows):
+            by_id = {read_id(row.values["id"]): row.number_in(DIFFICULTY, ADVICE) for row in rows}
+            known = {name: value for name, value in by_id.items() if name is not None}
+            return Controls(gamed, known, None, settings.paper_compat)
+    by_place: dict[int, float] = {}
+    for row in rows:
+        if "index" not in row.values:
+            raise row.error("it has neither an id nor an index", ADVICE)
+        by_place.setdefault(int(row.number_in("index", ADVICE)), row.number_in(DIFFICULTY, ADVICE))
+    return Controls(gamed, None, by_place or None, settings.paper_compat)
+
+
+def _read(path: str, setting: str, needed: Sequence[str]) -> list[Row]:
+    rows = read_file(Path(path), f"{setting} {path}")
+    missing = [name for name in needed if rows and name not in rows[0].values]
+    if missing or not rows:
+        raise DataError(f"{setting}: {path} has no column {', '.join(missing or needed)}.")
+    for row in rows:
+        if row.broken:
+            raise row.error(row.broken, ADVICE)
+    return rows
+
+
+def _gamed(rows: Sequence[Row]) -> Gamed:
+    places, *columns = zip(*([row.number_in(name, ADVICE) for name in GAMED_COLUMNS] for row in rows), strict=True)
+    for row, preference in zip(rows, columns[0], strict=True):
+        if not 0 <= preference <= 1:
+            wrong = f"preference is {preference:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)"
+            raise row.error(wrong, ADVICE)
+    return Gamed(tuple(int(place) for place in places), *map(np.array, columns))

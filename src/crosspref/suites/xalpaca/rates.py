@@ -1,19 +1,37 @@
-"""What win rates are computed from and consist of: comparisons, and the gamed table and difficulties as files."""
+"""From comparisons to win rates, and to what differs between models: what calls the mathematics of AlpacaEval."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from crosspref.data.rows import Row, read_file, read_id
-from crosspref.errors import DataError
-from crosspref.suites.results import ModelChange
-from crosspref.suites.settings import XAlpacaSettings
+import numpy as np
 
-DIFFICULTY = "instruction_difficulty"
-GAMED_COLUMNS = ("index", "preference", "std_delta_len", DIFFICULTY)
-"""What is read of alpaca_eval's gamed table: ``index`` is an item's place from 0, ``preference`` is in [0, 1]."""
-ADVICE = "Correct the file and give the same command again; no verdict is lost."
+from crosspref.engines import find_engine
+from crosspref.errors import MissingLibraryError
+from crosspref.maths.alpaca import Comparisons, WinRates, comparisons, win_rates
+from crosspref.maths.estimate import UNKNOWN, Estimate
+from crosspref.maths.resampling import (
+    Draws,
+    RateDraws,
+    difference,
+    mean_over,
+    percentile_interval,
+    resample,
+    shared_items,
+    win_rate_interval,
+)
+from crosspref.maths.statistics import sign_flip_test
+from crosspref.suites.results import MEAN, ModelChange, changes_of, pairs_of, two_sided
+from crosspref.suites.xalpaca.files import Controls
+
+FEWEST = 5
+"""Rows that the five folds of the length-controlled rate need."""
+
+Place = tuple[str, str]
+"""A model and a language, or the mean over languages."""
+
+Fit = Callable[..., Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,81 +47,144 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Win rate and length-controlled win rate in percent, with 95% intervals; nan where there are none."""
+    """Win rate and length-controlled win rate in percent."""
 
-    wr: float = math.nan
-    wr_low: float = math.nan
-    wr_high: float = math.nan
-    lc: float = math.nan
-    lc_low: float = math.nan
-    lc_high: float = math.nan
+    wr: Estimate = UNKNOWN
+    lc: Estimate = UNKNOWN
     lc_kind: str = "none"
 
 
-Key = tuple[str, str]
-"""A model and a language."""
+def measure(
+    given: Mapping[Place, Sequence[Compared]],
+    controls: Controls,
+    *,
+    resamples: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[dict[Place, Rates], list[ModelChange]]:
+    """Return the rates of every model in every language and on average over languages, and what changed.
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The rates of every model and language, of every model the plain mean over languages, and what changed."""
-
-    rates: Mapping[Key, Rates]
-    means: Mapping[str, Rates]
-    changes: Sequence[ModelChange]
-
-
-@dataclass(frozen=True, slots=True)
-class Controls:
-    """What the length-controlled rate needs beside verdicts: rows of the gamed table, and difficulties.
-
-    Difficulties are by item id, or by place (``by_place``). ``compat`` joins them by position among what was judged.
+    Items are resampled jointly over models and languages. Where the library that fits the length-controlled rate is
+    missing, ``say`` says so, and there are win rates alone.
     """
+    for (model, language), rows in given.items():
+        without = [row.item_id for row in rows if controls.difficulty(row.item_id, row.place) is None]
+        if without and not controls.compat and (controls.by_id or controls.by_place):
+            say(
+                f"xalpaca {language}: {len(without):,} of {len(rows):,} items of {model} have no difficulty, such as "
+                f"{without[0]!r}, so that there is no LC, nor its mean over languages."
+            )
+    compared = {
+        place: _comparisons(rows, controls)
+        for place, rows in given.items()
+        if any(row.preference is not None for row in rows)
+    }
+    fit: Fit = find_engine("fit", "liblinear")
+    try:
+        fitted = {place: (one, _win_rates(one, fit)) for place, one in compared.items()}
+    except MissingLibraryError as error:
+        say(f"{error}\nUntil then there are win rates alone. Every verdict is kept: give the same command again.")
+        fit = None
+        fitted = {place: (one, _win_rates(one, fit)) for place, one in compared.items()}
+    draws = _resampled(fitted, resamples, seed)
+    rates = dict.fromkeys(given, Rates())
+    for place, (one, found) in fitted.items():
+        # Alone a win rate has a bootstrap that allows for skewness; what is paired or joint needs the common draws.
+        wr = win_rate_interval(one.outcomes, resamples=resamples, seed=seed)
+        rates[place] = _rates(wr, draws[place], found)
+    models = list(dict.fromkeys(model for model, _ in given))
+    means = {model: _mean([(draws[place], rates[place]) for place in draws if place[0] == model]) for model in models}
+    changes = [
+        change for pair in pairs_of(models) for change in _changes(compared, *pair, fit, resamples=resamples, seed=seed)
+    ]
+    return rates | {(model, MEAN): mean for model, mean in means.items()}, changes
 
-    gamed: Sequence[Mapping[str, float]] | None = None
-    difficulty: Mapping[str, float] | None = None
-    by_place: Mapping[int, float] | None = None
-    compat: bool = False
 
-    def of(self, row: Compared) -> float | None:
-        """Return an item's difficulty, or None where it is not known."""
-        if self.difficulty is not None:
-            return self.difficulty.get(row.item_id)
-        return self.by_place.get(row.place) if self.by_place is not None else None
+def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
+    """Return the items of one model and language; without difficulties where one of them has none."""
+    if controls.compat:
+        given: Mapping[Any, float] = controls.by_id or controls.by_place or {}
+        difficulty: dict[Any, float] = dict(given)
+        whole = len(difficulty) >= len(rows)
+    else:
+        known = {row.item_id: controls.difficulty(row.item_id, row.place) for row in rows}
+        difficulty = {name: value for name, value in known.items() if value is not None}
+        whole = len(difficulty) == len(rows)
+    return comparisons(
+        [row.item_id for row in rows],
+        [row.preference for row in rows],
+        [row.length for row in rows],
+        [row.baseline_length for row in rows],
+        gamed=controls.gamed if whole else None,
+        difficulty=difficulty if whole else None,
+        by_position=controls.compat and whole,
+    )
 
 
-def read_controls(settings: XAlpacaSettings) -> Controls:
-    """Read the gamed table and the difficulties, as far as they are named.
+def _win_rates(compared: Comparisons, fit: Fit) -> WinRates:
+    """Return the rates, with LC where there are difficulties and enough verdicts for its folds."""
+    rows = int((~np.isnan(compared.outcomes)).sum()) + (len(compared.gamed.items) if compared.gamed else 0)
+    return win_rates(compared, fit if compared.difficulty is not None and rows >= FEWEST else None)
 
-    Raises:
-        DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
+
+def _resampled(
+    fitted: Mapping[Place, tuple[Comparisons, WinRates]], resamples: int, seed: int
+) -> dict[Place, RateDraws]:
+    """Return the draws of every model and language; those of an LC whose every weight was shrunk to 0 have no values.
+
+    Such an LC is 50 whatever the items: an interval of no width would say that it is known exactly.
     """
-    rows = _table(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else []
-    gamed = [{name: row.number_in(name, ADVICE) for name in GAMED_COLUMNS} for row in rows] if settings.gamed else None
-    for row, numbers in zip(rows, gamed or (), strict=True):
-        if not 0 <= numbers["preference"] <= 1:
-            wrong = numbers["preference"]
-            raise row.error(f"preference is {wrong:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)", ADVICE)
-    if settings.difficulty is not None:
-        rows = _table(settings.difficulty, "xalpaca.difficulty", (DIFFICULTY,))
-        if all("id" in row.values for row in rows):
-            by_id = {read_id(row.values["id"]): row.number_in(DIFFICULTY, ADVICE) for row in rows}
-            known = {name: value for name, value in by_id.items() if name is not None}
-            return Controls(gamed, known, None, settings.paper_compat)
-    by_place: dict[int, float] = {}
-    for row in rows:
-        if "index" not in row.values:
-            raise row.error("it has neither an id nor an index", ADVICE)
-        by_place.setdefault(int(row.number_in("index", ADVICE)), row.number_in(DIFFICULTY, ADVICE))
-    return Controls(gamed, None, by_place or None, settings.paper_compat)
+    draws = resample(fitted, resamples, seed)
+    for place, (_, found) in fitted.items():
+        lc = draws[place].lc
+        if lc is not None and not any(found.weights.values()):
+            draws[place] = RateDraws(draws[place].win_rate, Draws(lc.point, np.full(resamples, np.nan), lc.n))
+    return draws
 
 
-def _table(path: str, what: str, needed: Sequence[str]) -> list[Row]:
-    rows = read_file(Path(path), f"{what} {path}")
-    missing = [name for name in needed if rows and name not in rows[0].values]
-    if missing or not rows:
-        raise DataError(f"{what}: {path} has no column {', '.join(missing or needed)}.")
-    for row in rows:
-        if row.broken:
-            raise row.error(row.broken, ADVICE)
-    return rows
+def _rates(wr: Estimate, draws: RateDraws, found: WinRates) -> Rates:
+    if found.lc is None or math.isnan(found.lc):
+        return Rates(wr)
+    lc = percentile_interval(draws.lc) if draws.lc is not None else Estimate(found.lc, math.nan, math.nan, wr.n)
+    return Rates(wr, lc, found.lc_name)
+
+
+def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
+    """Return the plain mean over languages; of LC only where every language has one of the same kind."""
+    if not languages:
+        return Rates()
+    wr = percentile_interval(mean_over(draws.win_rate for draws, _ in languages))
+    lcs = [draws.lc for draws, _ in languages if draws.lc is not None]
+    kinds = {rates.lc_kind for _, rates in languages}
+    if len(kinds) != 1 or kinds == {"none"} or len(lcs) < len(languages):
+        return Rates(wr)
+    return Rates(wr, percentile_interval(mean_over(lcs)), *kinds)
+
+
+def _changes(
+    compared: Mapping[Place, Comparisons], model: str, other: str, fit: Fit, *, resamples: int, seed: int
+) -> list[ModelChange]:
+    """Return the differences of two models, by language and as their mean, over the items that both were judged on."""
+    fitted: dict[Place, tuple[Comparisons, WinRates]] = {}
+    flips: dict[str, float] = {}
+    for language in dict.fromkeys(language for _, language in compared):
+        if (model, language) in compared and (other, language) in compared:
+            left, right = shared_items(compared[model, language], compared[other, language])
+            if left.items:
+                fitted[model, language] = left, _win_rates(left, fit)
+                fitted[other, language] = right, _win_rates(right, fit)
+                flips[language] = sign_flip_test(left.outcomes - right.outcomes, seed=seed)
+    if not fitted:
+        return []
+    draws = _resampled(fitted, resamples, seed)
+    by_rate: dict[str, dict[str, Draws]] = {"WR": {}, "LC": {}}
+    for language in flips:
+        left_draws, right_draws = draws[model, language], draws[other, language]
+        by_rate["WR"][language] = difference(left_draws.win_rate, right_draws.win_rate)
+        if left_draws.lc is not None and right_draws.lc is not None:
+            by_rate["LC"][language] = difference(left_draws.lc, right_draws.lc)
+    changes = []
+    for rate, gaps in by_rate.items():
+        p_values = [flips[language] if rate == "WR" else two_sided(gap) for language, gap in gaps.items()]
+        changes += changes_of(model, other, rate, gaps, p_values, with_mean=len(gaps) == len(flips))
+    return changes
