@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.suites.judge.questions import UnreadableError, first_label_probability, read_answer, read_label
+from crosspref.suites.judge.questions import UnreadableError, first_label_probability, read_label
+from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.xalpaca.prompt import LABELS, ask_about, is_switched, preference, read_template
 
 
@@ -64,10 +65,15 @@ def test_without_either_label_there_is_no_probability() -> None:
 
 def test_an_answer_that_was_cut_says_so() -> None:
     question = ask_about("Say hello.", "Hello!", "Hi!")
-    assert read_answer(question, "The better answer is", None, "length", None, by_logprobs=False) == (None, "cut off")
-    assert read_answer(question, "Sorry", None, "stop", "refusal", by_logprobs=False) == (None, "refusal")
-    assert read_answer(question, "m", None, "stop", None, by_logprobs=False) == (1.0, None)
-    assert read_answer(question, "m", None, "stop", None, by_logprobs=True) == (None, "no label")
+    for text, finish_reason, failure, by_logprobs, said in (
+        ("The better answer is", "length", None, False, (None, "cut off")),
+        ("Sorry", "stop", "refusal", False, (None, "refusal")),
+        ("m", "stop", None, False, (1.0, None)),
+        ("m", "stop", None, True, (None, "no label")),
+    ):
+        verdict = Verdict("", "j", {}, "", "", text, None, None, failure, {}, finish_reason=finish_reason)
+        read = verdict.read(question, by_logprobs=by_logprobs)
+        assert (read.verdict, read.failure) == said
 
 
 def test_the_order_follows_the_instruction_as_alpaca_eval_has_it() -> None:

@@ -13,8 +13,7 @@ DECORATION = " \t\r\n\"'`*.()[]"
 
 REFUSAL, REFUSED, NO_LOGPROBS = "refusal", "refused by the server", "no log-probabilities"
 NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS)
-"""Failures that an answer comes with, and that are not found by reading it."""
-
+"""Failures that come with an answer, and are not found by reading it."""
 
 LACKING = "not in the replayed file"
 """Why a question has no verdict where nobody is asked."""
@@ -24,20 +23,20 @@ _PART = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A judge's prompt: roles and texts, in which parts in braces, such as {instruction}, stand for what is judged."""
+    """A judge's prompt: roles and texts, in which names in braces, such as {instruction}, stand for what is judged."""
 
     messages: tuple[tuple[str, str], ...]
 
     def fill(self, **parts: str) -> list[Message]:
-        """Return the messages; all at once, since an answer may itself hold braces."""
+        """Return the messages; all parts are filled in at once, since an answer may contain braces."""
         return [
-            {"role": role, "content": _PART.sub(lambda found: parts.get(found[1], found[0]), text)}
+            {"role": role, "content": _PART.sub(lambda match: parts.get(match[1], match[0]), text)}
             for role, text in self.messages
         ]
 
 
 class UnreadableError(ValueError):
-    """An answer holds no verdict; the message is the kind of failure, one of a few, so that they can be counted."""
+    """An answer holds no verdict; the message is the kind of failure, one of a few that can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,11 @@ class Question:
     labels: tuple[str, str] | None = None
     by_logprobs: Decoding | None = None
 
+    @property
+    def size(self) -> int:
+        """Its length in UTF-8 bytes."""
+        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+
 
 def read_label(text: str, labels: tuple[str, str]) -> float:
     """Return 1.0 for the first label and 0.0 for the second, if one of them is the whole answer.
@@ -77,7 +81,7 @@ def read_label(text: str, labels: tuple[str, str]) -> float:
 
 
 def unreadable(text: str, kind: str) -> UnreadableError:
-    """Return the error of an answer without what was asked for; ``kind`` is said where nothing else can be."""
+    """Return the error of an answer without what was asked for; ``kind`` is the failure if nothing else is known."""
     if not text.strip():
         return UnreadableError("empty")
     if text.lstrip().startswith(("{", "[", "```")):
@@ -88,41 +92,21 @@ def unreadable(text: str, kind: str) -> UnreadableError:
 def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, str]) -> float:
     """Return the probability of the first label among both, from the log-probabilities (nats) of one token.
 
-    A label that is not among them counts as impossible. White space around a token is overlooked where no token is a
-    label as it stands.
+    A label that is not among them counts as impossible. White space around a token is ignored if no token is exactly a
+    label.
 
     Raises:
         UnreadableError: neither label is there.
     """
-    found = {label: logprobs[label] for label in labels if label in logprobs}
-    if not found:
+    by_label = {label: logprobs[label] for label in labels if label in logprobs}
+    if not by_label:
         for token, logprob in logprobs.items():
             if token.strip() in labels:
-                found[token.strip()] = max(logprob, found.get(token.strip(), -math.inf))
-    first, second = (found.get(label, -math.inf) for label in labels)
+                by_label[token.strip()] = max(logprob, by_label.get(token.strip(), -math.inf))
+    first, second = (by_label.get(label, -math.inf) for label in labels)
     if max(first, second) == -math.inf:
         raise UnreadableError("no label")
     return 1.0 / (1.0 + math.exp(min(second - first, 700.0))) if first > -math.inf else 0.0
-
-
-def read_answer(
-    question: Question,
-    text: str | None,
-    logprobs: Mapping[str, float] | None,
-    finish_reason: str | None,
-    failure: str | None,
-    *,
-    by_logprobs: bool,
-) -> tuple[float | None, str | None]:
-    """Return the verdict that an answer holds and None, or None and the kind of failure."""
-    if failure in NO_ANSWER:
-        return None, failure
-    try:
-        if by_logprobs and question.labels:
-            return first_label_probability(logprobs or {}, question.labels), None
-        return question.read(text or ""), None
-    except UnreadableError as error:
-        return None, "cut off" if finish_reason == "length" and not by_logprobs else str(error)
 
 
 def _is_json(text: str) -> bool:

@@ -1,21 +1,22 @@
 """The file of verdicts: one line of JSON per answer of a judge, only ever appended to.
 
-A question is known by its key, a hash of the judge's name, the decoding and the messages: what has a verdict in the
-file is not asked again, whichever model, iteration or suite it was asked for. What was answered is kept as it came, and
-read anew each time; the verdict in a line says how it was read then.
+A question is identified by its key, a hash of the judge's name, the decoding and the messages: what has a verdict in
+the file is not asked again, whichever model, iteration or suite it was asked for. Answers are kept as they came, and
+read anew each time; the verdict in a line says how the answer was read then.
 """
 
 import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from crosspref.data.records import Message
 from crosspref.errors import DataError
 from crosspref.run.store import digest_of
+from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ class Verdict:
     """What a judge answered to one question.
 
     ``text`` is the answer; ``logprobs`` are the log-probabilities (nats) of its first token and that token's rivals,
-    where they were asked for. ``verdict`` is what was read from them, or None, and then ``failure`` is why. ``usage``
-    are the tokens as the server reported them, or, with ``estimated``, as they were taken to be. ``answered_as`` is the
-    name that the server gave the judge.
+    where they were asked for. ``verdict`` is what was read from them; if it is None, ``failure`` says why. ``usage``
+    are the tokens that the server reported or, with ``estimated``, that were assumed. ``answered_as`` is the name that
+    the server gave the judge.
     """
 
     key: str
@@ -40,6 +41,20 @@ class Verdict:
     usage: Mapping[str, int]
     answered_as: str | None = None
     finish_reason: str | None = None
+
+    def read(self, question: Question, *, by_logprobs: bool) -> "Verdict":
+        """Return this verdict with what the answer says, or why it says nothing."""
+        if self.failure in NO_ANSWER:
+            return replace(self, verdict=None)
+        try:
+            if by_logprobs and question.labels:
+                value = first_label_probability(self.logprobs or {}, question.labels)
+            else:
+                value = question.read(self.text or "")
+        except UnreadableError as error:
+            cut_off = self.finish_reason == "length" and not by_logprobs
+            return replace(self, verdict=None, failure="cut off" if cut_off else str(error))
+        return replace(self, verdict=value, failure=None)
 
 
 def messages_digest(messages: Sequence[Message]) -> str:
@@ -93,7 +108,7 @@ class VerdictLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
             self._file = self.path.open("ab")
-            # A kill may have cut the last line off; it must not swallow this one.
+            # The last line may have been cut off by a kill; it must not swallow this one.
             self._file.write(b"" if whole else b"\n")
         self.verdicts.setdefault(verdict.key, verdict)
         self._file.write(json.dumps(asdict(verdict), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
