@@ -155,7 +155,7 @@ def test_the_committed_page_and_figures_are_those_of_the_committed_results(tmp_p
 
 
 def test_evidence_without_results(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no results"):
+    with pytest.raises(RunError, match="has no results"):
         write_evidence(tmp_path)
 
 
