@@ -56,6 +56,9 @@ class LogProbs:
     tokens: int
 
 
+SampleRequest = tuple[Instruction, Sequence[int]]
+"""An instruction, which may be a conversation, and a seed for each response."""
+
 Known = tuple[float | None, float | None]
 """What is known of a response from before: log pi(y | x) under policy and reference, nats; None has to be computed."""
 
@@ -64,14 +67,15 @@ class Sampler(Protocol):
     """Draws responses from one policy."""
 
     def sample(
-        self,
-        requests: Sequence[tuple[Instruction, Sequence[int]]],
-        advance: Advance,
-        temperature: float | None = None,
+        self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each (instruction, seeds) with one response per seed; a response depends on its own seed only.
 
-        An instruction may be a conversation. ``temperature`` takes the place of the recipe's; 0 is the likeliest token.
+        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
+        no responses. ``temperature`` takes the place of the recipe's; 0 is the likeliest token.
+
+        Raises:
+            ServerError: a server gave no usable answer to one of them, after all retries.
         """
         ...
 

@@ -13,10 +13,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from crosspref.data.records import derive_seed
 from crosspref.engines import EngineSettings
-from crosspref.engines.packed import weights as packed_weights
-from crosspref.engines.packed.cache import BLOCK, Cache, Prompt, Step
-from crosspref.engines.packed.decoding import Decoder, Row, can_decode
-from crosspref.engines.packed.weights import pack_weights
+from crosspref.engines.packed import decoding
+from crosspref.engines.packed.decoding import (
+    BLOCK,
+    Cache,
+    Decoder,
+    Draft,
+    SharedPrompt,
+    Step,
+    can_decode,
+    lay_out_weights,
+)
 from crosspref.engines.transformers.sampler import NUCLEUS, TransformersSampler, nucleus
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings, SampleSettings
@@ -51,11 +58,13 @@ def naive_greedy(model: Any, prompt: list[int], limit: int, stops: Sequence[int]
     return ids
 
 
-def greedy_rows(prompts: Sequence[list[int]], limits: Sequence[Sequence[int]]) -> list[Row]:
-    return [Row(prompt, limit) for prompt, own in zip(map(Prompt, prompts), limits, strict=True) for limit in own]
+def greedy_rows(prompts: Sequence[list[int]], limits: Sequence[Sequence[int]]) -> list[Draft]:
+    return [
+        Draft(prompt, limit) for prompt, own in zip(map(SharedPrompt, prompts), limits, strict=True) for limit in own
+    ]
 
 
-def greedy(logits: torch.Tensor, _: Sequence[Row]) -> torch.Tensor:
+def greedy(logits: torch.Tensor, _: Sequence[Draft]) -> torch.Tensor:
     return logits.argmax(-1)
 
 
@@ -98,7 +107,7 @@ def test_greedy_rows_equal_naive_ones(kind: str, tiny_models: Models) -> None:
     prompts = [naive.prompt_ids(directory, text) for text in INSTRUCTIONS[:3]]
     limits = [[BLOCK + 9, 3], [1, 7, 5], [2, 12]]
     rows = greedy_rows(prompts, limits)
-    ended: list[Row] = []
+    ended: list[Draft] = []
     Decoder(model, rows=3, tokens=10000, stops=[1, 2]).run(rows, greedy, ended.append)
     assert sorted(map(id, ended)) == sorted(map(id, rows))
     with torch.no_grad():
@@ -170,7 +179,7 @@ def test_memory_is_given_back(tiny_models: Models, monkeypatch: pytest.MonkeyPat
 def test_an_error_leaves_the_model_as_it_was(tiny_models: Models) -> None:
     model = naive.load(tiny_models["llama"][1])
 
-    def fail(_: torch.Tensor, __: Sequence[Row]) -> torch.Tensor:
+    def fail(_: torch.Tensor, __: Sequence[Draft]) -> torch.Tensor:
         raise RuntimeError("no choice")
 
     with pytest.raises(RuntimeError, match="no choice"):
@@ -231,7 +240,7 @@ def test_positions_that_depend_on_the_longest_row_are_left_to_generate(tiny_mode
     sampler.decodable = longest + 40 - 1  # as even_length says of a dynamic embedding
     decoded: list[int] = []
     decode = sampler._decode
-    sampler._decode = lambda jobs, *rest: (decoded.extend(index for index, _ in jobs), decode(jobs, *rest))[1]
+    sampler._decode = lambda answers, *rest: (decoded.extend(one.request for one in answers), decode(answers, *rest))[1]
     assert token_ids(sampler) == expected
     assert set(decoded) == {0, 2, 3}
 
@@ -244,7 +253,7 @@ def test_bfloat16_and_a_scale_that_is_no_power_of_two_agree() -> None:
     assert can_decode(model)
 
 
-@pytest.mark.skipif(not packed_weights._supported(), reason="the processor does not compute in bfloat16")
+@pytest.mark.skipif(not decoding._has_bfloat16_kernels(), reason="the processor does not compute in bfloat16")
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_laid_out_for_the_processor_give_the_same(kind: str, tiny_models: Models) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_models[kind][1], dtype=torch.bfloat16).eval()
@@ -253,7 +262,7 @@ def test_weights_laid_out_for_the_processor_give_the_same(kind: str, tiny_models
         for count in (1, 3, 70):
             ids = torch.arange(3, 3 + count)[None]
             plain = model(input_ids=ids).logits.float().log_softmax(-1)
-            assert pack_weights(model)
+            assert lay_out_weights(model)
             packed = model(input_ids=ids).logits.float().log_softmax(-1)
             for module in model.modules():
                 module.__dict__.pop("forward", None)
@@ -265,13 +274,13 @@ def test_weights_stay_as_they_are_where_that_does_not_help(
     tiny_models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = naive.load(tiny_models["llama"][1])
-    assert not pack_weights(model)  # float32
+    assert not lay_out_weights(model)  # float32
     model = model.to(torch.bfloat16)
-    monkeypatch.setattr(packed_weights, "free_bytes", lambda _: 1000.0)
-    assert not pack_weights(model)  # too little memory
+    monkeypatch.setattr(decoding, "free_bytes", lambda _: 1000.0)
+    assert not lay_out_weights(model)  # too little memory
     monkeypatch.undo()
-    monkeypatch.setattr(packed_weights, "_supported", lambda: False)
-    assert not pack_weights(model)
+    monkeypatch.setattr(decoding, "_has_bfloat16_kernels", lambda: False)
+    assert not lay_out_weights(model)
     assert not any("forward" in vars(module) for module in model.modules())
 
 

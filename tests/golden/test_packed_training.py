@@ -11,9 +11,9 @@ import torch
 from training import LORA, PAIRS, Models, assert_close, make_trainer, train
 from transformers import AutoModelForCausalLM
 
-from crosspref.engines.packed import response_head
-from crosspref.engines.packed.attention import NAME
-from crosspref.engines.packed.response_head import Rows, add_response_head, distinct_tokens, require_known_head
+from crosspref.engines.packed import head
+from crosspref.engines.packed.head import PaddedRows, add_response_head, distinct_tokens, require_known_head
+from crosspref.engines.packed.rows import NAME
 from crosspref.engines.training.pairs import PairTrainer
 
 NATS = 1e-4
@@ -30,7 +30,7 @@ ROWS = [
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 3.0, 7.0, -1.0])
 
 
-def batch(rows: list[tuple[list[int], list[int]]] = ROWS) -> Rows:
+def batch(rows: list[tuple[list[int], list[int]]] = ROWS) -> PaddedRows:
     longest = max(len(prompt) + len(response) for prompt, response in rows)
     table = [(p + r, [1] * len(p + r), [0] * len(p) + [1] * len(r)) for p, r in rows]
     names = ("input_ids", "attention_mask", "completion_mask")
@@ -47,7 +47,7 @@ def load(directory: Path, **given: Any) -> Any:
     return model
 
 
-def values_and_gradients(model: Any, rows: Rows) -> tuple[list[float], dict[str, torch.Tensor]]:
+def values_and_gradients(model: Any, rows: PaddedRows) -> tuple[list[float], dict[str, torch.Tensor]]:
     values = model(**rows)
     (values * WEIGHTS).sum().backward()
     return values.tolist(), {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -92,7 +92,7 @@ def test_the_tokens_of_a_batch_by_hand() -> None:
 def test_rows_without_a_response_are_worth_nothing_and_one_without_a_prompt_lacks_its_first_token(
     packs: bool, tiny_models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(response_head, "_why_padded", lambda _: None if packs else "it is asked to")
+    monkeypatch.setattr(head, "_takes_packed_rows", lambda _: packs)
     model = load(tiny_models["llama"][1])
     values = model(**batch([(SHORT, []), (LONG, [])]))
     values.sum().backward()
@@ -140,7 +140,7 @@ def test_a_model_that_takes_no_packed_rows_is_trained_on_padded_ones(
     directory = tiny_models["gemma"][1]
     packed = train(make_trainer(directory, gradient_checkpointing=True), tmp_path / "packed")["log"]
     assert not caplog.records
-    monkeypatch.setattr(response_head, "predicting_states", refuse)
+    monkeypatch.setattr(head, "predicting_states", refuse)
     with caplog.at_level(logging.WARNING):
         model = load(directory)
     assert [record.getMessage() for record in caplog.records] == [
@@ -158,8 +158,8 @@ def test_a_model_that_takes_no_packed_rows_is_trained_on_padded_ones(
 def test_wrong_values_are_noticed(
     tiny_models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = response_head.predicting_states
-    monkeypatch.setattr(response_head, "predicting_states", lambda *given: original(*given) * 1.1)
+    original = head.predicting_states
+    monkeypatch.setattr(head, "predicting_states", lambda *given: original(*given) * 1.1)
     load(tiny_models["qwen"][1])
     assert "Qwen3ForCausalLM is trained on padded rows" in caplog.text
 

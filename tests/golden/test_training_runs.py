@@ -312,5 +312,5 @@ def test_a_head_that_is_not_understood_is_not_trained(
         return model
 
     monkeypatch.setattr(adapters, "load_model", load)
-    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be trained: its output layer does more"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be trained, since its output layer does more"):
         train(make_trainer(tiny_models["llama"][1]), tmp_path)

@@ -17,12 +17,11 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from crosspref.data.records import Instruction
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.models import (
-    context_length,
     free_memory,
     load_tokenizer,
+    longest_prompt,
     pick_device,
     pick_dtype,
     read_configuration,
@@ -31,7 +30,7 @@ from crosspref.engines.transformers.models import (
 )
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import ModelFiles
-from crosspref.protocols import Advance, Sampled
+from crosspref.protocols import Advance, Sampled, SampleRequest
 
 CPU_CACHE_BYTES = 4 << 30
 """How much memory the keys and values of all responses may take on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB) changes it."""
@@ -64,8 +63,7 @@ class VllmSampler:
         self.tokenizer = load_tokenizer(directory, trust)
         stored = read_configuration(directory, trust)
         self.stops = stop_ids(stored, self.tokenizer)
-        context = context_length(stored.config)
-        self.longest_prompt = min(self.settings.max_prompt_tokens, context - self.settings.max_new_tokens)
+        self.longest_prompt = longest_prompt(self.settings, stored.config)
         options: dict[str, Any] = {
             "model": str(directory),
             "skip_tokenizer_init": True,  # ids go in and ids come out
@@ -92,16 +90,9 @@ class VllmSampler:
             self.llm = _load(policy.name, options)
 
     def sample(
-        self,
-        requests: Sequence[tuple[Instruction, Sequence[int]]],
-        advance: Advance,
-        temperature: float | None = None,
+        self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
-        """Answer each (instruction, seeds) with one response per seed.
-
-        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
-        no responses.
-        """
+        """Answer each request; see ``protocols.Sampler``."""
         chosen = self.temperature if temperature is None else temperature
         answers: list[list[Sampled]] = [[] for _ in requests]
         left_out = 0

@@ -1,6 +1,6 @@
 """Sampling from a server that speaks OpenAI's protocol: as token ids, or as chat messages and text."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, StrictInt
@@ -9,15 +9,15 @@ from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServerClient
 from crosspref.engines.transformers.models import (
-    context_length,
     load_tokenizer,
+    longest_prompt,
     read_configuration,
     readable_directory,
     stop_ids,
 )
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
-from crosspref.protocols import Advance, Sampled
+from crosspref.protocols import Advance, Sampled, SampleRequest
 
 
 class _Continuation(BaseModel):
@@ -72,61 +72,43 @@ class ServerSampler:
         except ServerError:
             self.client.close()
             raise
-        context = min(context_length(stored.config), self.model.context or context_length(stored.config))
-        self.longest_prompt = min(self.settings.max_prompt_tokens, context - self.settings.max_new_tokens)
+        self.longest_prompt = longest_prompt(self.settings, stored.config, self.model.context)
 
     def sample(
-        self,
-        requests: Sequence[tuple[Instruction, Sequence[int]]],
-        advance: Advance,
-        temperature: float | None = None,
+        self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
-        """Answer each (instruction, seeds) with one response per seed.
-
-        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
-        no responses. With the protocol ``chat`` the responses have no token ids.
-
-        Raises:
-            ServerError: the server gave no usable answer to one of them, after all retries.
-        """
-        chosen = self.temperature if temperature is None else temperature
-        prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
-        asked = [
-            seeds if len(prompt) <= self.longest_prompt else ()
-            for prompt, (_, seeds) in zip(prompts, requests, strict=True)
-        ]
-        advance(sum(len(seeds) for _, seeds in requests) - sum(map(len, asked)), 0)
-        jobs = [
-            self._answer(instruction, prompt, seed, chosen, advance)
-            for (instruction, _), prompt, seeds in zip(requests, prompts, asked, strict=True)
-            for seed in seeds
-        ]
-        answers = iter(self.client.gather(jobs))
-        return [[next(answers) for _ in seeds] for seeds in asked]
+        """Answer each request; with the protocol ``chat`` responses have no token ids. See ``protocols.Sampler``."""
+        body = self._body(self.temperature if temperature is None else temperature)
+        counts, answering = [], []
+        for instruction, seeds in requests:
+            prompt = self.tokenizer.prompt_ids(instruction)
+            fitting = seeds if len(prompt) <= self.longest_prompt else ()
+            answering += [self._answer(instruction, prompt, {**body, "seed": seed}, advance) for seed in fitting]
+            advance(len(seeds) - len(fitting), 0)
+            counts.append(len(fitting))
+        answers = iter(self.client.gather(answering))
+        return [[next(answers) for _ in range(count)] for count in counts]
 
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
 
-    async def _answer(
-        self, instruction: Instruction, prompt: list[int], seed: int, temperature: float, advance: Advance
-    ) -> Sampled:
-        settings = self.settings
-        asked: dict[str, Any] = {
-            "max_tokens": settings.max_new_tokens,
-            "temperature": temperature,
-            "top_p": 1.0 if temperature == 0 else settings.top_p,
-            "seed": seed,
-        }
-        answer: Coroutine[Any, Any, tuple[Sampled, int]]
+    def _body(self, temperature: float) -> dict[str, Any]:
+        body: dict[str, Any] = {"max_tokens": self.settings.max_new_tokens, "temperature": temperature}
+        body["top_p"] = 1.0 if temperature == 0 else self.settings.top_p
         if self.as_tokens:
             # Those of vLLM are said one by one, since it takes what is left out from the model's generation config.
-            own = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": self.ends}
-            extra = {**own, "return_token_ids": True}
-            answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **asked, extra_body=extra)
+            defaults = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+            body["extra_body"] = {**defaults, "stop_token_ids": self.ends, "return_token_ids": True}
+        return body
+
+    async def _answer(
+        self, instruction: Instruction, prompt: list[int], body: dict[str, Any], advance: Advance
+    ) -> Sampled:
+        if self.as_tokens:
+            answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **body)
         else:
-            messages = as_messages(instruction)
-            answer = self.client.chat(self.model, self._read_text, messages=messages, **asked)
+            answer = self.client.chat(self.model, self._read_text, messages=as_messages(instruction), **body)
         sampled, tokens = await answer
         advance(1, tokens)
         return sampled
@@ -156,9 +138,9 @@ class ServerSampler:
         )
 
     def _read_text(self, content: bytes) -> tuple[Sampled, int]:
-        found = _Chat.model_validate_json(content)
-        [turn] = found.choices
-        tokens = found.usage.completion_tokens if found.usage else 0
+        chat = _Chat.model_validate_json(content)
+        [turn] = chat.choices
+        tokens = chat.usage.completion_tokens if chat.usage else 0
         if turn.finish_reason == "stop":
             return Sampled(turn.message.content, None, "stop"), tokens
         if turn.finish_reason == "length":

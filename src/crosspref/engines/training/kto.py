@@ -4,14 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from crosspref.engines.packed.response_head import Rows
+from crosspref.engines.packed.head import PaddedRows, padded_rows
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.errors import DataError
 from crosspref.maths.losses import kto_kl, kto_loss, nll_loss
-
-ROWS = ("input_ids", "attention_mask", "completion_mask")
 
 
 class KtoTrainer(PairTrainer):
@@ -29,8 +26,7 @@ class KtoTrainer(PairTrainer):
         self.model.eval()  # training_step undoes it; without dropout, no random state is used up
         ratios = []
         for batch in batches:
-            prepared = self._prepare_inputs(batch)
-            rows = {name: prepared[f"kl_{name}"] for name in ROWS}
+            rows = _with_prefix(self._prepare_inputs(batch), "kl_")
             with torch.no_grad(), self.accelerator.autocast():
                 ratios.append(self.model(**rows) - self._reference(rows))
         real = self.accelerator.gather(torch.cat([batch["real"] for batch in batches]))
@@ -39,7 +35,7 @@ class KtoTrainer(PairTrainer):
 
     def _values(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         settings, desirable = self.settings, inputs["desirable"]
-        rows: Rows = {name: inputs[name] for name in ROWS}
+        rows = _with_prefix(inputs, "")
         logprobs = model(**rows)
         log_ratios = logprobs - self._reference(rows)
         self._check_start(log_ratios)
@@ -96,11 +92,11 @@ def _next_with_another_prompt(prompts: Sequence[list[int]]) -> list[int]:
             f"KTO cannot be trained on these {count} pairs: all have the same prompt, and its z_ref (Eq. 16) is "
             "estimated from responses to other prompts. Give pairs of at least two prompts, or set train.method: dpo."
         )
-    found = [0] * count
+    others = [0] * count
     for back in range(1, count + 1):  # backwards from a change, so that each position knows its successor's answer
         here, following = (change - back) % count, (change - back + 1) % count
-        found[here] = following if prompts[here] != prompts[following] else found[following]
-    return found
+        others[here] = following if prompts[here] != prompts[following] else others[following]
+    return others
 
 
 class KtoCollator:
@@ -116,13 +112,10 @@ class KtoCollator:
         """Return a batch."""
         batch = {"desirable": torch.tensor([example["desirable"] for example in examples])}
         for prefix in ("", "kl_"):
-            cut = [(example["prompt_ids"], example[f"{prefix}response_ids"]) for example in examples]
-            columns = (
-                (self.pad, [prompt + response for prompt, response in cut]),
-                (0, [[1] * (len(prompt) + len(response)) for prompt, response in cut]),
-                (0, [[0] * len(prompt) + [1] * len(response) for prompt, response in cut]),
-            )
-            for name, (padding, rows) in zip(ROWS, columns, strict=True):
-                tensors = [torch.tensor(row) for row in rows]
-                batch[prefix + name] = pad_sequence(tensors, batch_first=True, padding_value=padding)
+            rows = padded_rows([(one["prompt_ids"], one[f"{prefix}response_ids"]) for one in examples], self.pad)
+            batch |= {prefix + name: tensor for name, tensor in rows.items()}
         return batch
+
+
+def _with_prefix(inputs: dict[str, torch.Tensor], prefix: str) -> PaddedRows:
+    return {name: inputs[prefix + name] for name in ("input_ids", "attention_mask", "completion_mask")}

@@ -8,7 +8,8 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
-from crosspref.engines.packed.response_head import Rows, add_response_head, distinct_tokens
+from crosspref.engines.packed.head import PaddedRows, add_response_head, distinct_tokens
+from crosspref.engines.self_check import SelfCheck
 from crosspref.engines.training.distributed import real_items
 from crosspref.engines.transformers.adapters import REFERENCE
 from crosspref.errors import ModelError
@@ -16,7 +17,7 @@ from crosspref.maths.losses import dpo_loss, ipo_loss, log_odds, nll_loss, orpo_
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.ranks import processes
 
-Both = tuple[torch.Tensor, torch.Tensor]
+ChosenRejected = tuple[torch.Tensor, torch.Tensor]
 """A value of the chosen responses, (pairs,), and the same of the rejected ones, (pairs,)."""
 
 
@@ -93,7 +94,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         }
 
     @torch.no_grad()
-    def _reference(self, rows: Rows) -> torch.Tensor:
+    def _reference(self, rows: PaddedRows) -> torch.Tensor:
         """Return the reference's log-probabilities: of a second model, or of this one by another adapter or none.
 
         Pairs may also carry them, from when the reference was alone in memory.
@@ -113,12 +114,14 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         """Before the first step a policy that is its own reference must have log-ratios of 0."""
         if self.state.global_step or self.tolerance is None:
             return
-        worst = float(log_ratios.detach().abs().max())
-        if not worst <= self.tolerance:
-            raise ModelError(
-                f"Before the first training step the policy and its reference differ by {worst:.4g} nats, but they "
-                "should be one model. The model may have dropout or other randomness in its forward pass."
-            )
+        policy = self.accelerator.unwrap_model(self.model)
+        SelfCheck(policy, "cannot be trained", stops=True, nats=self.tolerance).passes(
+            "before the first step the policy and its reference differ, though they should be one model: there may be "
+            "dropout or other randomness in its forward pass",
+            lambda: [float(log_ratios.detach().abs().max())],
+            lambda: [0.0],
+            [1],
+        )
 
     def _note(self, values: dict[str, torch.Tensor], real: torch.Tensor) -> None:
         everywhere = self.accelerator.gather(real)
@@ -146,7 +149,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def pair_losses(compared: Both, tokens: Both, settings: TrainSettings) -> Both:
+def pair_losses(compared: ChosenRejected, tokens: ChosenRejected, settings: TrainSettings) -> ChosenRejected:
     """Return each pair's loss without the NLL term, and its margin: by how much the policy prefers the chosen response.
 
     Args:

@@ -16,7 +16,7 @@ from trl import DPOConfig
 
 from crosspref.data.records import Message, Pair
 from crosspref.engines import EngineSettings
-from crosspref.engines.packed.response_head import require_known_head
+from crosspref.engines.packed.head import add_response_head, distinct_tokens, padded_rows, require_known_head
 from crosspref.engines.training.distributed import (
     Progress,
     accumulation_steps,
@@ -27,7 +27,6 @@ from crosspref.engines.training.distributed import (
 )
 from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
-from crosspref.engines.training.reference import pair_logprobs
 from crosspref.engines.transformers.adapters import (
     REFERENCE,
     add_adapter,
@@ -118,16 +117,28 @@ class TrlTrainer:
     def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
         """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
         model = self._load(self.reference or self.policy, self.device)
-        found = pair_logprobs(
-            model,
-            self._examples(pairs),
-            pairs_at_a_time=self.settings.micro_batch_size,
-            autocast=self.dtype is torch.bfloat16,
-            advance=advance,
-        )
+        add_response_head(model)
+        examples, size = self._examples(pairs), self.settings.micro_batch_size
+        logprobs: list[tuple[float, float] | None] = []
+        for start in range(0, len(examples), size):
+            part = examples[start : start + size]
+            fitting = [example for example in part if example is not None]
+            values, tokens = self._pair_logprobs(model, fitting) if fitting else ([], 0)
+            advance(len(part), tokens)
+            in_order = iter(values)
+            logprobs += [None if example is None else next(in_order) for example in part]
         del model
         free_memory()
-        return found
+        return logprobs
+
+    @torch.no_grad()
+    def _pair_logprobs(self, model: Any, examples: Sequence[dict[str, Any]]) -> tuple[list[tuple[float, float]], int]:
+        """Return (chosen, rejected) log-probabilities, nats, as training computes them, and how many tokens it took."""
+        cut = [(pair["prompt_ids"], pair[kind]) for kind in ("chosen_ids", "rejected_ids") for pair in examples]
+        rows = {name: tensor.to(model.device) for name, tensor in padded_rows(cut).items()}
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            values = model(**rows).tolist()
+        return list(zip(values[: len(examples)], values[len(examples) :], strict=True)), distinct_tokens(rows)
 
     def _examples(self, pairs: Sequence[Pair]) -> list[dict[str, Any] | None]:
         """Return the pairs as token ids; None for those that are too long."""
@@ -142,12 +153,12 @@ class TrlTrainer:
 
     def _carry_reference(self, pairs: Sequence[Pair], examples: Sequence[dict[str, Any] | None]) -> None:
         """Give the examples the reference's log-probabilities: the pairs' or, where any is lacking, new ones."""
-        found: Sequence[Any] = [(pair.reference_chosen_logprob, pair.reference_rejected_logprob) for pair in pairs]
-        if any(None in both for both, example in zip(found, examples, strict=True) if example is not None):
-            found = self.reference_logprobs(pairs, lambda *_: None)
-        for both, example in zip(found, examples, strict=True):
+        logprobs: Sequence[Any] = [(pair.reference_chosen_logprob, pair.reference_rejected_logprob) for pair in pairs]
+        if any(None in stored for stored, example in zip(logprobs, examples, strict=True) if example is not None):
+            logprobs = self.reference_logprobs(pairs, lambda *_: None)
+        for values, example in zip(logprobs, examples, strict=True):
             if example is not None:
-                example["ref_chosen_logps"], example["ref_rejected_logps"] = both
+                example["ref_chosen_logps"], example["ref_rejected_logps"] = values
 
     def close(self) -> None:
         """Give the memory back."""

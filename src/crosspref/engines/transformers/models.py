@@ -19,7 +19,7 @@ from crosspref.data.records import Instruction, Message, as_messages
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_tokenizer_of_base
-from crosspref.recipe.sections import ResourceSettings
+from crosspref.recipe.sections import ResourceSettings, SampleSettings
 from crosspref.run.ranks import processes
 
 transformers.utils.logging.disable_progress_bar()
@@ -150,6 +150,15 @@ def read_configuration(directory: Path, trust_remote_code: bool = False) -> Conf
 def context_length(config: Any) -> float:
     """Return how many tokens a model takes, or infinity if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def longest_prompt(settings: SampleSettings, config: Any, context: int | None = None) -> float:
+    """Return how many tokens a prompt may have: what the settings allow, if a response then fits into the context.
+
+    ``context`` is the context length where the model is served, if that is known.
+    """
+    context_tokens = min(context_length(config), context or math.inf)
+    return min(settings.max_prompt_tokens, context_tokens - settings.max_new_tokens)
 
 
 def even_length(config: Any) -> float:

@@ -1,33 +1,29 @@
 """Sampling through ``transformers``, with one random stream per response."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from crosspref.data.records import Instruction
 from crosspref.engines import EngineSettings
-from crosspref.engines.packed.cache import Prompt
-from crosspref.engines.packed.decoding import Decoder, Row, can_decode
-from crosspref.engines.packed.weights import pack_weights
+from crosspref.engines.packed.decoding import Decoder, Draft, SharedPrompt, can_decode, lay_out_weights
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.models import (
-    context_length,
     even_length,
     free_memory,
     load_tokenizer,
+    longest_prompt,
     pick_device,
     pick_dtype,
     readable_directory,
     stop_ids,
 )
 from crosspref.models.locate import ModelFiles
-from crosspref.protocols import Advance, Sampled
+from crosspref.protocols import Advance, Sampled, SampleRequest
 
-Job = tuple[int, int]
-"""A prompt's number and a response's seed."""
 NUCLEUS = (512, 4096)
 """How many of the likeliest tokens are looked at for a nucleus before all are sorted."""
 
@@ -121,98 +117,90 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), last)
 
 
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """An answer to be drawn: its request's number, the ids of its prompt, its seed, and what was drawn."""
+
+    request: int
+    prompt: list[int]
+    seed: int
+    sampled: Sampled | None = None
+
+
+Ended = Callable[[_Answer, list[int]], None]
+"""Called with an answer and its ids, up to and with its end."""
+
+
 class TransformersSampler:
     """Samples from one policy that transformers holds."""
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
         self.settings, trust = settings.sample, settings.trust_remote_code
         self.temperature = 0.0 if greedy else self.settings.temperature
-        directory = readable_directory(policy)
         device = pick_device(settings.resources)
         self.model: Any = load_files(policy, pick_dtype(settings.resources, device), device, trust)
-        self.tokenizer = load_tokenizer(directory, trust)
+        self.tokenizer = load_tokenizer(readable_directory(policy), trust)
         self.stops = stop_ids(self.model, self.tokenizer)
-        self.longest_prompt = min(
-            self.settings.max_prompt_tokens, context_length(self.model.config) - self.settings.max_new_tokens
-        )
+        self.longest_prompt = longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
-        pack_weights(self.model)
+        lay_out_weights(self.model)
         # As many tokens as a prompt and its longest response may have for the decoder; none if it cannot be used.
         self.decodable = even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
 
     def sample(
-        self,
-        requests: Sequence[tuple[Instruction, Sequence[int]]],
-        advance: Advance,
-        temperature: float | None = None,
+        self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
-        """Answer each (instruction, seeds) with one response per seed, the longest prompts first.
+        """Answer each request; see ``protocols.Sampler``."""
+        temperature = self.temperature if temperature is None else temperature
+        answers: list[list[_Answer]] = []
+        for number, (instruction, seeds) in enumerate(requests):
+            prompt = self.tokenizer.prompt_ids(instruction)
+            fits = len(prompt) <= self.longest_prompt
+            answers.append([_Answer(number, prompt, seed) for seed in seeds if fits])
+        # Longest first, so that too little memory shows at once; then answers to one prompt beside each other.
+        ordered = sorted((answer for row in answers for answer in row), key=lambda one: len(one.prompt), reverse=True)
+        advance(sum(len(seeds) for _, seeds in requests) - len(ordered), 0)
 
-        A prompt that is longer than the recipe allows, or than leaves room for a response in the model's context, gets
-        no responses.
-        """
-        chosen = self.temperature if temperature is None else temperature
-        prompts = [self.tokenizer.prompt_ids(instruction) for instruction, _ in requests]
-        fits = [len(prompt) <= self.longest_prompt for prompt in prompts]
-        jobs = [(index, seed) for index, (_, seeds) in enumerate(requests) for seed in seeds if fits[index]]
-        # Longest first, so that too little memory shows at once; then rows of one prompt beside each other.
-        jobs.sort(key=lambda job: len(prompts[job[0]]), reverse=True)
-        advance(sum(len(seeds) for _, seeds in requests) - len(jobs), 0)
-        answers: dict[Job, Sampled] = {}
-
-        def ended(job: Job, ids: list[int]) -> None:
-            answers[job] = self._cut(ids)
-            advance(1, len(answers[job].token_ids or ()))
+        def ended(answer: _Answer, ids: list[int]) -> None:
+            answer.sampled = self._cut(ids)
+            advance(1, len(answer.sampled.token_ids or ()))
 
         longest = self.decodable - self.settings.max_new_tokens
-        self._decode([job for job in jobs if len(prompts[job[0]]) <= longest], prompts, chosen, ended)
-        self._generate_all([job for job in jobs if len(prompts[job[0]]) > longest], prompts, chosen, ended)
-        return [
-            [answers[index, seed] for seed in seeds] if fit else []
-            for index, ((_, seeds), fit) in enumerate(zip(requests, fits, strict=True))
-        ]
+        self._decode([answer for answer in ordered if len(answer.prompt) <= longest], temperature, ended)
+        self._generate_all([answer for answer in ordered if len(answer.prompt) > longest], temperature, ended)
+        return [[answer.sampled for answer in row if answer.sampled is not None] for row in answers]
 
     def close(self) -> None:
         """Give the memory back."""
         self.model = None
         free_memory()
 
-    def _decode(
-        self,
-        jobs: Sequence[Job],
-        prompts: list[list[int]],
-        temperature: float,
-        ended: Callable[[Job, list[int]], None],
-    ) -> None:
+    def _decode(self, answers: Sequence[_Answer], temperature: float, ended: Ended) -> None:
         settings, steps = self.settings, self.settings.max_new_tokens
-        shared = {index: Prompt(prompts[index]) for index, _ in jobs}
-        rows = [Row(shared[job[0]], steps, (job, uniforms_of(job[1], steps))) for job in jobs]
+        prompts = {answer.request: SharedPrompt(answer.prompt) for answer in answers}
+        drafts = [
+            Draft(prompts[answer.request], steps, (answer, uniforms_of(answer.seed, steps))) for answer in answers
+        ]
 
-        def choose(logits: torch.Tensor, live: Sequence[Row]) -> torch.Tensor:
+        def choose(logits: torch.Tensor, live: Sequence[Draft]) -> torch.Tensor:
             if temperature == 0:
                 return logits.float().argmax(-1)
-            uniforms = np.array([row.tag[1][len(row.ids)] for row in live])
+            uniforms = np.array([draft.tag[1][len(draft.ids)] for draft in live])
             return draw(logits, uniforms, temperature, settings.top_p)[:, 0]
 
         decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
-        decoder.run(rows, choose, lambda row: ended(row.tag[0], row.ids))
+        decoder.run(drafts, choose, lambda draft: ended(draft.tag[0], draft.ids))
 
-    def _generate_all(
-        self,
-        jobs: Sequence[Job],
-        prompts: list[list[int]],
-        temperature: float,
-        ended: Callable[[Job, list[int]], None],
-    ) -> None:
+    def _generate_all(self, answers: Sequence[_Answer], temperature: float, ended: Ended) -> None:
         """Do the same with the model's own generate, batch by batch; each runs until its longest response ends."""
-        while jobs:
-            width = len(prompts[jobs[0][0]]) + self.settings.max_new_tokens
+        while answers:
+            width = len(answers[0].prompt) + self.settings.max_new_tokens
             rows = max(1, min(self.settings.batch_size, self.settings.batch_tokens // width))
-            batch, jobs = jobs[:rows], jobs[rows:]
-            found = self._generate([prompts[index] for index, _ in batch], [seed for _, seed in batch], temperature)
-            for job, ids in zip(batch, found, strict=True):
-                ended(job, ids)
+            batch, answers = answers[:rows], answers[rows:]
+            ids = self._generate([one.prompt for one in batch], [one.seed for one in batch], temperature)
+            for answer, row in zip(batch, ids, strict=True):
+                ended(answer, row)
 
     @torch.inference_mode()
     def _generate(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
@@ -235,8 +223,8 @@ class TransformersSampler:
             ),
             logits_processor=LogitsProcessorList([] if temperature == 0 else choices),
         )
-        found: list[list[int]] = output[:, width:].tolist()
-        return found
+        rows: list[list[int]] = output[:, width:].tolist()
+        return rows
 
     def _cut(self, ids: list[int]) -> Sampled:
         """Cut a row behind its first end-of-turn token; what follows is padding."""

@@ -3,8 +3,8 @@
 A batch only ever holds responses to one prompt, so a score cannot depend on which prompts share a shard.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
-from crosspref.engines.packed.attention import pack, packed_attention, predicting_states
-from crosspref.engines.packed.output_layer import SELF_CHECK_TOLERANCE, head_logprobs, made_up_ids
+from crosspref.engines.packed.head import head_logprobs
+from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, predicting_states
+from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
 from crosspref.engines.transformers.adapters import load_views
 from crosspref.engines.transformers.models import (
     ChatTokenizer,
@@ -25,13 +26,10 @@ from crosspref.engines.transformers.models import (
     readable_directory,
     stop_ids,
 )
-from crosspref.maths.logprobs import token_logprobs
 from crosspref.models.locate import ModelFiles
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
-
-log = logging.getLogger(__name__)
 
 
 class ModelScorer:
@@ -45,11 +43,9 @@ class ModelScorer:
         self.batch_tokens = settings.batch_tokens
         self.budget = settings.logits_megabytes << 20
         self.even_length = even_length(model.config.get_text_config())
-        self.tiled = self.packed = False
-        self._own: dict[tuple[int, ...], float] = {}
+        self.tiled, self.packed = True, False
         with use():
-            self.tiled = self._agrees(self._plain, "its output layer does more than a projection")
-            self.packed = self.tiled and self._agrees(self._pack, "a prompt cannot be shared by its responses")
+            self._check()
 
     @torch.inference_mode()
     def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
@@ -70,82 +66,52 @@ class ModelScorer:
 
     def _pack(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
         """Return (tokens,), float32, nats, for each response, from rows that hold the prompt once."""
-        found: list[torch.Tensor] = []
-        with packed_attention(self.model) as own:
+        values: list[torch.Tensor] = []
+        with packed_attention(self.model) as function:
             for part in cut_rows(len(prompt), responses, self.batch_tokens):
                 row = pack([(prompt, part)], self.model.device)
-                values = self._head(predicting_states(self.model, row, own), row.targets)
-                found += torch.split(values, row.lengths)
-        return found
+                hidden = predicting_states(self.model, row, function)
+                values += torch.split(head_logprobs(self.model, hidden, row.targets, self.budget), row.lengths)
+        return values
 
     def _plain(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:
         """Return the same from full rows, one by one: slower, but nothing is shared and nothing is padded."""
-        found = []
+        values = []
         for response in responses:
             if len(prompt) + len(response) > self.even_length:
-                self._hidden(torch.tensor([prompt[:1]]))  # dynamic positions forget the longest row before this one
-            row = torch.tensor([prompt + response])
-            ids = row[0, len(prompt) :].to(self.model.device)
+                self._hidden(prompt[:1])  # dynamic positions forget the longest row before this one
             if self.tiled:
-                values = self._head(self._hidden(row)[0, len(prompt) - 1 : -1], ids)
+                hidden = self._hidden(prompt + response)[0, len(prompt) - 1 : -1]
+                ids = torch.tensor(response, device=self.model.device)
+                values.append(head_logprobs(self.model, hidden, ids, self.budget))
             else:
-                values = token_logprobs(self._own_logits(row)[0, len(prompt) - 1 : -1], ids)
-            found.append(values)
-        return found
+                values.append(plain_logprobs(self.model, prompt, response))
+        return values
 
-    def _hidden(self, row: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.model.base_model(
-            input_ids=row.to(self.model.device), use_cache=False
-        ).last_hidden_state
+    def _hidden(self, ids: list[int]) -> torch.Tensor:
+        row = torch.tensor([ids], device=self.model.device)
+        hidden: torch.Tensor = self.model.base_model(input_ids=row, use_cache=False).last_hidden_state
         return hidden
 
-    def _head(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return head_logprobs(self.model, hidden, ids, self.budget)
-
-    def _own_logits(self, row: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=row.to(self.model.device), use_cache=False).logits
-        return logits
-
-    def _own_logprob(self, prompt: list[int], response: list[int]) -> float:
-        """Return what the model's own logits give a made-up response, nats; each path is compared with it."""
-        if tuple(response) not in self._own:
-            own = self._own_logits(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
-            value = token_logprobs(own, torch.tensor(response, device=own.device)).sum()
-            self._own[tuple(response)] = float(value)
-        return self._own[tuple(response)]
-
     @torch.inference_mode()
-    def _agrees(self, path: Any, otherwise: str) -> bool:
-        """Compare a path with the model's own logits on a few made-up tokens."""
-        tokens = made_up_ids(self.model)
-        prompt, responses = tokens[:6], [tokens[6:14], tokens[9:12]]
-        tolerance = SELF_CHECK_TOLERANCE.get(self.model.dtype, 0.3)
-        was, self.tiled = self.tiled, True
-        try:
-            for response, value in zip(responses, path(prompt, responses), strict=True):
-                if abs(float(value.sum()) - self._own_logprob(prompt, response)) > tolerance * len(response):
-                    break
-            else:
-                return True
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            otherwise = f"{otherwise} ({error})"
-        finally:
-            self.tiled = was
-        log.warning("%s is scored by its own full forward pass, since %s.", type(self.model).__name__, otherwise)
-        return False
+    def _check(self) -> None:
+        """Compare both fast paths with the model's own logits on a few made-up tokens."""
+        ids = made_up_ids(self.model)
+        prompt, responses = ids[:6], [ids[6:14], ids[9:12]]
+        check = SelfCheck(self.model, "is scored by its own full forward pass")
 
+        def passes(path: Callable[[list[int], list[list[int]]], list[torch.Tensor]], reason: str) -> bool:
+            def fast() -> list[float]:
+                return [float(values.sum()) for values in path(prompt, responses)]
 
-def cut_rows(prompt: int, responses: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
-    """Cut responses into parts that have at most so many tokens beside a prompt of ``prompt`` tokens, or are one."""
-    part: list[list[int]] = []
-    left = tokens - prompt
-    for response in responses:
-        if part and len(response) > left:
-            yield part
-            part, left = [], tokens - prompt
-        part.append(response)
-        left -= len(response)
-    yield part
+            return check.passes(reason, fast, expected, [len(response) for response in responses])
+
+        @functools.cache
+        def expected() -> list[float]:
+            return [float(plain_logprobs(self.model, prompt, response).sum()) for response in responses]
+
+        self.tiled = passes(self._plain, "its output layer does more than a projection")
+        self.packed = self.tiled and passes(self._pack, "a prompt cannot be shared by its responses")
 
 
 class TransformersScorer:
