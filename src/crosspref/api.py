@@ -161,7 +161,7 @@ def _in_process(job: Job, phase: Phase, iteration: int) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
     launched = phase in TRAINING
     before = launch_command(job.recipe.resources) if launched else [sys.executable]
-    command = [*before, "-m", "crosspref.cli", "phase", str(job.run.root), phase.__name__, str(iteration)]
+    command = [*before, "-m", "crosspref", "phase", str(job.run.root), phase.__name__, str(iteration)]
     with interrupts_held():
         # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
         # hand it on to the processes that they start, which read it likewise.

@@ -18,7 +18,7 @@ from crosspref.run.store import Unit
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "src" / "crosspref" / "data"
-CLI = [sys.executable, "-m", "crosspref.cli"]
+CLI = [sys.executable, "-m", "crosspref"]
 LOGS = ("phases.jsonl", ".lock")
 Run = Callable[..., tuple[int, str, str]]
 """The command, run in this process: exit code, output, errors."""

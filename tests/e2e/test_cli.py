@@ -22,6 +22,8 @@ from running import (
     write_recipe,
 )
 
+from crosspref.commands import command_line
+
 
 def test_check_of_a_good_recipe_says_what_it_found(command: Run, recipe_file: Path, models: tuple[Path, Path]) -> None:
     code, output, errors = command("check", recipe_file)
@@ -178,7 +180,7 @@ def test_ctrl_c_says_how_to_go_on(recipe_file: Path, done: Path, forks: ForkServ
         assert process.wait() == 130, process.output()
         last = process.output().splitlines()[-2:]
         assert last[0] == "Stopped. What was finished is kept."
-        assert last[1] == f"To go on: crosspref run {recipe_file} --out '{run}' --set seed=42"
+        assert last[1] == f"To resume: {command_line('run', str(recipe_file), '--out', str(run), '--set', 'seed=42')}"
         assert "Traceback" not in process.output()
     process = forks.spawn("run", recipe_file, "--out", run, log=tmp_path / "log")
     assert process.wait() == 0, process.output()
@@ -201,7 +203,7 @@ def test_ctrl_c_in_a_terminal_ends_the_phase_in_its_own_process_too(
         os.killpg(parent.pid, signal.SIGINT)
         _, errors = parent.communicate(timeout=60)
     assert parent.returncode == 130
-    assert errors.count("Stopped.") == errors.count("To go on: crosspref run") - 1 == 1
+    assert errors.count("Stopped.") == errors.count("To resume: ") - 1 == 1
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(parent.pid, 0)

@@ -16,10 +16,11 @@ from training import LORA, PAIRS, make_trainer, train
 from crosspref.engines.training.distributed import real_items
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.errors import MissingLibraryError, ModelError, RecipeError
+from crosspref.recipe.files import FOLDER
 from crosspref.stages.references import carrying
 
 HERE = Path(__file__).parent
-RECIPES = HERE.parents[1] / "recipes" / "distributed"
+RECIPES = FOLDER / "distributed"
 SETTINGS = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "checkpoint_every": 3}
 COUNT = 13
 """Pairs: the last of the four steps of an epoch holds a single one, which two processes have to share."""

@@ -1,13 +1,14 @@
 """The ready configurations, read and validated by the libraries that they are for. Untried on a GPU."""
 
 import json
-from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "distributed"
+from crosspref.recipe.files import FOLDER
+
+RECIPES = FOLDER / "distributed"
 KINDS = {
     "ddp": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
@@ -28,7 +29,7 @@ def test_accelerate_reads_it(name: str) -> None:
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2
     if name.startswith("zero"):
-        assert (RECIPES.parents[1] / config.deepspeed_config["deepspeed_config_file"]).is_file()
+        assert (RECIPES / config.deepspeed_config["deepspeed_config_file"]).is_file()
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -11,10 +11,11 @@ import pytest
 
 import crosspref
 from crosspref.data.records import Agreement
+from crosspref.recipe.files import FOLDER
 from crosspref.run.store import Unit
 
 SOURCE = Path(crosspref.__file__).parent
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+QUICKSTART = FOLDER / "quickstart.yaml"
 HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
     *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn", "lm_eval"),
@@ -123,7 +124,7 @@ def test_help_of_a_stage_is_light() -> None:
 
 @pytest.mark.slow
 def test_check_is_light() -> None:
-    assert heavy_after(command("check", str(QUICKSTART))) == []
+    assert heavy_after(command("check", "recipe:quickstart")) == []
 
 
 @pytest.mark.slow

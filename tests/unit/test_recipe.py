@@ -13,20 +13,23 @@ from hypothesis import strategies as st
 import crosspref
 from crosspref.errors import RecipeError
 from crosspref.recipe.files import (
+    FOLDER,
     PRESETS,
     describe_settings,
     dump_recipe,
     flatten,
+    known_recipes,
     load_recipe,
     make_recipe,
     override,
     parse_yaml,
+    stage_settings,
 )
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import Settings
+from crosspref.recipe.sections import Settings, TrainSettings
+from crosspref.recipe.stages import SampleStage, ScoreStage, SelectStage, StageSettings, TrainStage
 
 SOURCE = Path(crosspref.__file__).parent
-FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "distributed")  # those are accelerate's
 PAPER = sorted(path.name for path in (FOLDER / "paper").glob("*.yaml"))
 
@@ -67,7 +70,7 @@ def differences(path: Path, other: Path) -> set[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
 def test_shipped_recipes_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
-    assert (recipe.iterations == 0) == path.stem.startswith("pi_0")
+    assert (recipe.iterations == 0) == ("pi_0" in path.stem)
     assert reread(recipe) == recipe
 
 
@@ -229,7 +232,7 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
         ({"preset": "znlp", "resources": {"shard_prompts": 50}}, "resources"),
         # Model servers.
         ({"reward": {"engine": "server"}, "server": {"protocol": "chat"}}, "server"),
-        ({"reward": {"engine": "server", "counting": "znlp"}, "resources": {"shard_prompts": 3}}, "reward"),
+        ({"reward": {"engine": "server", "counting": "znlp"}, "resources": {"shard_prompts": 3}}, "reward.counting"),
         ({"server": {"url": "localhost:8000/v1"}}, "server.url"),
         ({"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}}, "server.urls"),
         # Language imbalance.
@@ -634,3 +637,47 @@ def test_every_setting_is_read_somewhere() -> None:
     settings = {"names" if name == "also" else name for section in sections() for name in section.model_fields}
     unread = {name for name in settings if not any((holder, name) in read for holder in names)}
     assert not unread
+
+
+def test_a_recipe_that_comes_with_the_package_is_named_without_its_place(tmp_path: Path) -> None:
+    assert load_recipe("recipe:small/table2-icr") == load_recipe(FOLDER / "small" / "table2-icr.yaml")
+    write(tmp_path, mine="extends: recipe:small/table2-icr\niterations: 1\n")
+    mine = load_recipe(tmp_path / "mine.yaml")
+    assert mine == load_recipe("recipe:small/table2-icr", ["iterations=1"])
+
+
+def test_an_unknown_shipped_recipe_lists_the_known_ones() -> None:
+    for name in ("smal/table2-icr", "distributed/ddp", "../recipes/quickstart"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(f"recipe:{name}")
+        assert all(known in str(caught.value) for known in known_recipes())
+    assert {"quickstart", "small/table2-icr", "paper/znlp"} <= set(known_recipes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "key"),
+    [
+        (SampleStage, "train.epochs=2", "train"),
+        (SampleStage, "sample.temprature=1", "sample.temprature"),
+        (TrainStage, "models.policy=x", "models.policy"),
+        (TrainStage, "train={method: kto, precompute_reference: true}", "train.precompute_reference"),
+        (ScoreStage, "reward={engine: server, counting: znlp}", "reward.counting"),
+        (SelectStage, "languages=[xx]", "languages"),
+    ],
+)
+def test_a_stage_alone_takes_its_own_sections_only(kind: type[StageSettings], override: str, key: str) -> None:
+    given = {"languages": ["es"], **({"prompts": {"source": "p.jsonl"}} if "prompts" in kind.model_fields else {})}
+    assert stage_settings(kind, given, []).languages == ["es"]
+    with pytest.raises(RecipeError) as caught:
+        stage_settings(kind, given, [override])
+    assert caught.value.keys == (key,)
+
+
+def test_a_preset_counts_in_a_stage_as_far_as_the_stage_reads_it() -> None:
+    given = {"languages": ["es"], "prompts": {"source": "p.jsonl"}}
+    score = stage_settings(ScoreStage, given, ["preset=znlp", "reward.beta=0.5"])
+    assert (score.reward.counting, score.reward.beta, score.length_penalty.mode) == ("znlp", 0.5, "grid")
+    assert stage_settings(TrainStage, {"languages": ["es"]}, ["preset=znlp"]).train == TrainSettings()
+    with pytest.raises(RecipeError) as caught:
+        stage_settings(ScoreStage, given, ["extends=x.yaml"])
+    assert caught.value.keys == ("extends",)

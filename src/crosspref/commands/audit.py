@@ -1,10 +1,11 @@
 """The command ``crosspref audit``: how noisy the scores of a run are."""
 
 import argparse
-from typing import Any
+
+from crosspref.commands import Commands
 
 
-def add_command(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser's commands."""
     audit = commands.add_parser(
         "audit",

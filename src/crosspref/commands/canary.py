@@ -1,9 +1,9 @@
 """The canary as a command: one trait from pi_I to pi_1, or how frequent every trait is."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from crosspref.commands import Commands, add_set
 
 DESCRIPTION = (
     "Teach a model in English a trait that a program can verify, and measure whether it carries over into other "
@@ -12,7 +12,7 @@ DESCRIPTION = (
 )
 
 
-def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None]) -> None:
+def add(commands: Commands) -> None:
     """Add canary to the command line."""
     parser = commands.add_parser(
         "canary",

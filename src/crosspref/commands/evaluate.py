@@ -1,22 +1,19 @@
 """The command ``crosspref evaluate``: a run or a model by a suite, or, without a target, responses from a file."""
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
+from crosspref.commands import TABLE, Commands, add_set, languages_of, stage_engines
 from crosspref.suites import SUITES
 
-TABLE = "(.parquet or .jsonl)"
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
 OF_SUITES = ("suite", "file", "judge", "annotations", "languages")
 """Options of suites, which need a target."""
 
 
-def add_command(
-    commands: Any, add_set: Callable[[argparse.ArgumentParser], None], alone: Callable[[argparse.Namespace], None]
-) -> None:
-    """Add the command to the parser's commands; ``alone`` evaluates files, where no target is given."""
+def add(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
     parser = commands.add_parser(
         "evaluate",
         help="measure a run or a model by a suite; or count what can be counted in responses",
@@ -45,10 +42,10 @@ def add_command(
     def command(options: argparse.Namespace) -> None:
         if options.target is None:
             _check_alone(parser, options)
-            alone(options)
+            _evaluate_files(options)
         else:
             _check_suite(parser, options)
-            _evaluate(options)
+            _evaluate_suite(options)
 
     parser.set_defaults(command=command)
 
@@ -74,7 +71,7 @@ def _check_suite(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--judge takes the address of a server, or: replay FILE")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate_suite(options: argparse.Namespace) -> None:
     from crosspref.languages import language_name
     from crosspref.recipe.files import load_settings
     from crosspref.reports.table import print_reports
@@ -101,3 +98,33 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     print_reports(reports)
     print(f"Written: {folder}")  # noqa: T201
+
+
+def _evaluate_files(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref.data.records import Measure, Response, Score
+    from crosspref.data.tables import read_rows, write_rows
+    from crosspref.maths.reward import PER_TOKEN
+    from crosspref.recipe.files import stage_settings
+    from crosspref.recipe.stages import EvaluateStage
+    from crosspref.reports.report import measures_report
+    from crosspref.stages.evaluate import compare, measure
+
+    responses = read_rows(options.responses, Response)
+    given = {"languages": languages_of(responses, options.responses)}
+    settings = stage_settings(EvaluateStage, given, options.overrides)
+    engines, per_token = stage_engines(settings), settings.reward.algorithm in PER_TOKEN
+    scores, baseline_scores = (
+        read_rows(path, Score) if path else [] for path in (options.scores, options.baseline_scores)
+    )
+    bootstrap: dict[str, Any] = {"resamples": settings.evaluate.resamples, "seed": settings.seed}
+    measures: list[Measure] = []
+    for language in settings.languages:
+        answers = [row for row in responses if row.language == language]
+        measures += measure(answers, language, 1, identify=engines.identifier(language), **bootstrap)
+        policy, baseline = ([row for row in rows if row.language == language] for rows in (scores, baseline_scores))
+        win_rate = compare(policy, baseline, language, 1, per_token=per_token, **bootstrap)
+        measures += [win_rate] if win_rate else []
+    write_rows(options.out, measures, Measure)
+    Console().print(measures_report(measures).table())

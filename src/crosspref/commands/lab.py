@@ -3,12 +3,12 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
+from crosspref.commands import Commands
 from crosspref.errors import RunError
 
 
-def add_command(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser's commands."""
     lab = commands.add_parser("lab", help="align a tiny model in a world whose true reward is known")
     lab.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+
+from crosspref.commands import Commands
 
 SUITES = ("xalpaca", "mtbench")
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -11,7 +12,7 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 """The formats that a file's ending stands for."""
 
 
-def add_command(commands: Any) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser(
         "leaderboard",

@@ -1,14 +1,15 @@
 """The command ``crosspref plan``: what a recipe will take, before anything is spent."""
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from crosspref.commands import RECIPE, Commands, add_set
 
 if TYPE_CHECKING:
     from crosspref.plan.planner import Plan, Row
 
 
-def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None]) -> None:
+def add(commands: Commands) -> None:
     """Add the command to the parser's commands."""
     plan = commands.add_parser(
         "plan",
@@ -16,7 +17,7 @@ def add_command(commands: Any, add_set: Callable[[argparse.ArgumentParser], None
         description="Say for every phase of a recipe what it will take, before anything is spent. Hours need a device: "
         "a named one, this machine (--probe), or a run that was done before (--from).",
     )
-    plan.add_argument("recipe", help="the recipe file (YAML)")
+    plan.add_argument("recipe", help=RECIPE)
     plan.add_argument("--hardware", metavar="NAME[xCOUNT]", help="an accelerator, such as H100-SXM or A100-80GBx8")
     plan.add_argument("--memory", type=float, metavar="GB", help="memory of one device, instead of the table's")
     plan.add_argument("--tflops", type=float, metavar="T", help="dense bfloat16 TFLOPS of one device")

@@ -5,6 +5,7 @@ protocols in ``crosspref.protocols`` only; above the stages everything may impor
 """
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -63,7 +64,15 @@ ENGINES: dict[str, dict[str, str]] = {
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
-EXTRAS = {"ray": "ray", "openai": "server", "lm_eval": "eval"}
+EXTRAS = {
+    "bitsandbytes": "qlora",
+    "gguf": "gguf",
+    "lm_eval": "eval",
+    "matplotlib": "lab",
+    "openai": "server",
+    "ray": "ray",
+    "sklearn": "eval",
+}
 """Which of crosspref's extras installs a library."""
 
 
@@ -108,6 +117,18 @@ class EngineSettings:
         return self.roles.get(model.name, model.name)
 
 
+def missing_library(library: str, purpose: str) -> MissingLibraryError:
+    """Return the error that says how to install an optional library."""
+    package = f"'crosspref[{EXTRAS[library]}]'" if library in EXTRAS else library
+    return MissingLibraryError(library, purpose, f"pip install {package}")
+
+
+def require_library(library: str, purpose: str) -> None:
+    """Raise MissingLibraryError unless a library is installed; it is not imported."""
+    if importlib.util.find_spec(library) is None:
+        raise missing_library(library, purpose)
+
+
 def find_engine(kind: str, name: str) -> Any:
     """Import and return an engine's class.
 
@@ -122,9 +143,7 @@ def find_engine(kind: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        library = error.name or name
-        install = f"pip install 'crosspref[{EXTRAS[library]}]'" if library in EXTRAS else f"pip install {library}"
-        raise MissingLibraryError(library, f"The {kind} {name!r}", install) from error
+        raise missing_library(error.name or name, f"The {kind} {name!r}") from error
 
 
 class EngineFactory:

@@ -49,6 +49,10 @@ _Layer = tuple[str, dict[str, Any]]
 
 _Layers = list[_Layer]
 """The layers of a recipe, from the lowest to the highest."""
+PREFIX = "recipe:"
+FOLDER = Path(__file__).parents[1] / "data" / "recipes"
+"""The folder of the recipes that come with crosspref: ``recipe:NAME`` is ``NAME.yaml`` in it."""
+
 
 _SettingsType = TypeVar("_SettingsType", bound=Settings)
 
@@ -106,8 +110,34 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
 
 
+def known_recipes() -> list[str]:
+    """Return the names of the recipes that come with crosspref."""
+    names = (path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("distributed/"))  # those configure accelerate
+
+
+def _locate(name: str | Path, folder: Path | None = None) -> Path:
+    """Return the file of a recipe: of ``recipe:NAME``, or of a path, which is relative to ``folder`` if that is given.
+
+    Raises:
+        RecipeError: no recipe of that name comes with crosspref.
+    """
+    if not str(name).startswith(PREFIX):
+        return Path(name) if folder is None else folder / name
+    wanted, known = str(name).removeprefix(PREFIX).removesuffix(".yaml"), known_recipes()
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RecipeError(f"No recipe {wanted!r} comes with crosspref; {hint}Known: {', '.join(known)}")
+    return FOLDER / f"{wanted}.yaml"
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply overrides of the form ``section.key=value``, where the value is YAML.
+    """Read a recipe and apply overrides of the form ``section.key=value``, where the value is YAML.
+
+    Args:
+        path: a file, or ``recipe:NAME`` for a recipe that comes with crosspref.
+        overrides: the overrides, in their order.
 
     Raises:
         RecipeError: a file cannot be read, or a setting is unknown, of the wrong type, or contradicts another.
@@ -116,7 +146,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for change in overrides or []:
         override(changes, change)
     _refuse_extends(changes, "--set")
-    layers = [*_file_layers(Path(path)), *_own_layers(changes, "--set")]
+    layers = [*_file_layers(_locate(path)), *_own_layers(changes, "--set")]
     content = _merge_all(layers[:-1])
     for change in overrides or []:  # in the given order
         override(content, change)
@@ -134,7 +164,7 @@ def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
         return layers
     if not isinstance(base, str):
         raise _recipe_error(str(path), [("extends", f"must be the path of a recipe file, but it is {base!r}")])
-    return [*_file_layers(path.parent / base, (*above, path)), *layers]
+    return [*_file_layers(_locate(base, path.parent), (*above, path)), *layers]
 
 
 def _read_mapping(path: Path, where: str) -> dict[str, Any]:
@@ -160,6 +190,24 @@ def load_settings(kind: type[_SettingsType], path: str | Path | None, overrides:
         override(content, change)
     where = "--set" if path is None else str(path)
     return check_settings(kind, content, where)
+
+
+def stage_settings(kind: type[_SettingsType], given: dict[str, Any], overrides: Sequence[str]) -> _SettingsType:
+    """Return the sections that a single stage reads, from its options and the overrides of ``--set``.
+
+    A preset may be named. Only those of its sections count that the stage reads.
+
+    Raises:
+        RecipeError: settings are invalid; the error lists every fault.
+    """
+    content = copy.deepcopy(given)
+    for change in overrides:
+        override(content, change)
+    _refuse_extends(content, "--set")
+    *presets, own = _own_layers(content, "--set")
+    read = [(name, {key: preset[key] for key in preset if key in kind.model_fields}) for name, preset in presets]
+    layers = [*read, own]
+    return check_settings(kind, _merge_all(layers), "--set", layers)
 
 
 def _own_layers(content: dict[str, Any], name: str) -> _Layers:

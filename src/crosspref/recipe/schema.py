@@ -32,6 +32,33 @@ from crosspref.recipe.sections import (
 )
 
 
+def require_known_languages(languages: list[str]) -> list[str]:
+    """Refuse unknown and repeated languages; a validator."""
+    faults = []
+    for language in dict.fromkeys(languages):
+        if language not in LANGUAGES:
+            near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
+            hint = f" (did you mean {', '.join(near)}?)" if near else ""
+            faults.append(f"unknown language {language!r}{hint}")
+        if languages.count(language) > 1:
+            faults.append(f"{language!r} is listed more than once")
+    if any(language not in LANGUAGES for language in languages):
+        faults.append(f"known languages: {', '.join(sorted(LANGUAGES))}")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return languages
+
+
+def require_scoring_protocol(server: ServerSettings, info: ValidationInfo) -> ServerSettings:
+    """Refuse a protocol that cannot score where the server has to; a validator."""
+    reward = info.data.get("reward")
+    if reward is not None and reward.engine == "server" and server.protocol == "chat":
+        raise ValueError(
+            "protocol chat returns no log-probabilities of given token ids, and contradicts reward.engine server"
+        )
+    return server
+
+
 class Recipe(Settings):
     """One run of Algorithm 1."""
 
@@ -76,22 +103,7 @@ class Recipe(Settings):
         """Whether the models have an implicit reward. Without pi_I, only reference-free algorithms do."""
         return self.models.initial is not None or self.reward.algorithm in REFERENCE_FREE
 
-    @field_validator("languages")
-    @classmethod
-    def _known_languages(cls, languages: list[str]) -> list[str]:
-        faults = []
-        for language in dict.fromkeys(languages):
-            if language not in LANGUAGES:
-                near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
-                hint = f" (did you mean {', '.join(near)}?)" if near else ""
-                faults.append(f"unknown language {language!r}{hint}")
-            if languages.count(language) > 1:
-                faults.append(f"{language!r} is listed more than once")
-        if any(language not in LANGUAGES for language in languages):
-            faults.append(f"known languages: {', '.join(sorted(LANGUAGES))}")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return languages
+    _known_languages = field_validator("languages")(require_known_languages)
 
     @field_validator("align_english")
     @classmethod
@@ -115,8 +127,6 @@ class Recipe(Settings):
         models, stage_0 = info.data.get("models"), info.data.get("align_english")
         if models is None or "align_english" not in info.data:
             return reward
-        if reward.engine == "server" and reward.counting == "znlp":
-            raise ValueError("counting znlp is computed in this process, and contradicts engine server")
         algorithm = reward.algorithm
         is_needed = info.data.get("language_imbalance") is None  # language imbalance makes pairs without a reward
         if is_needed and algorithm not in REFERENCE_FREE and models.initial is None:
@@ -155,15 +165,6 @@ class Recipe(Settings):
             raise ValueError(f"needs {ENGLISH} and at least one other language, but languages is {languages}")
         return settings
 
-    @field_validator("train", "align_english")
-    @classmethod
-    def _pairs_can_carry_the_reference(cls, train: TrainSettings | None) -> TrainSettings | None:
-        if train is not None and train.precompute_reference and train.method == "kto":
-            raise ValueError(
-                "precompute_reference cannot be used with kto, which estimates z from responses to other prompts"
-            )
-        return train
-
     @field_validator("train")
     @classmethod
     def _training_reference_is_given(cls, train: TrainSettings, info: ValidationInfo) -> TrainSettings:
@@ -183,12 +184,4 @@ class Recipe(Settings):
                 )
         return train
 
-    @field_validator("server")
-    @classmethod
-    def _can_score(cls, server: ServerSettings, info: ValidationInfo) -> ServerSettings:
-        reward = info.data.get("reward")
-        if reward is not None and reward.engine == "server" and server.protocol == "chat":
-            raise ValueError(
-                "protocol chat returns no log-probabilities of given token ids, and contradicts reward.engine server"
-            )
-        return server
+    _can_score = field_validator("server")(require_scoring_protocol)

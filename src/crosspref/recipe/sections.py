@@ -161,6 +161,8 @@ class RewardSettings(Settings):
     @classmethod
     def _counting_fits_the_reward(cls, counting: str, info: ValidationInfo) -> str:
         if counting == "znlp":
+            if info.data.get("engine") == "server":
+                raise ValueError("znlp is computed in this process, and contradicts engine server")
             algorithm, names = info.data.get("algorithm"), [info.data.get("name"), *info.data.get("also", [])]
             if algorithm in REFERENCE_FREE or algorithm == "ipo":
                 raise ValueError(f"znlp sums log-ratios, and contradicts algorithm {algorithm}")
@@ -277,6 +279,13 @@ class TrainSettings(Settings):
     @classmethod
     def _reference_is_used(cls, value: Any, info: ValidationInfo) -> Any:
         return _check_reference(value, cls.model_fields[info.field_name or ""].default, info.data.get("method"))
+
+    @field_validator("precompute_reference")
+    @classmethod
+    def _pairs_can_carry_the_reference(cls, precompute_reference: bool, info: ValidationInfo) -> bool:
+        if precompute_reference and info.data.get("method") == "kto":
+            raise ValueError("cannot be used with kto, which estimates z from responses to other prompts")
+        return precompute_reference
 
     @field_validator("micro_batch_size")
     @classmethod

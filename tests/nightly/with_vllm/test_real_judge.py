@@ -50,7 +50,7 @@ def place(tmp_path: Path) -> Path:
         "mtbench": {"questions": "questions"},
     }
     recipe = {
-        "extends": str(ROOT / "recipes" / "quickstart.yaml"),
+        "extends": "recipe:quickstart",
         "languages": list(LANGUAGES),
         "prompts": {"limit": 6},
         "align_english": {"preferences": str(tmp_path / "english.jsonl")},
@@ -66,7 +66,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def crosspref(place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "crosspref.cli", *arguments]
+    command = [sys.executable, "-m", "crosspref", *arguments]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
 
@@ -86,7 +86,7 @@ def test_a_real_judge_is_killed_resumed_and_replayed(
     log, output = place / "out" / "verdicts.jsonl", place / "log"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "crosspref.cli", *asked], cwd=place, stdout=stream, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "crosspref", *asked], cwd=place, stdout=stream, stderr=subprocess.STDOUT
         )
     end = time.monotonic() + 300
     while not (log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= 3):

@@ -36,7 +36,7 @@ def session_of(pid: int) -> int | None:
 
 def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     recipe = {
-        "extends": str(ROOT / "recipes" / "quickstart.yaml"),
+        "extends": "recipe:quickstart",
         "languages": ["en", "es"],
         "prompts": {"limit": 2},
         "align_english": {"preferences": first_lines("english_preferences.jsonl", tmp_path / "english.jsonl", 2)},
@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> N
     }
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    command = [sys.executable, "-m", "crosspref.cli", "run", str(file), "--out", str(run)]
+    command = [sys.executable, "-m", "crosspref", "run", str(file), "--out", str(run)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + 500

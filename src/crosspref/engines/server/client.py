@@ -91,26 +91,21 @@ class ServerClient:
         Raises:
             ServerError: the server does not answer, or does not serve it; ``directory`` is what it would have to serve.
         """
-        url = self.settings.urls.get(role, self.settings.url)
-        name = self.settings.names.get(role, role)
-        model = ServedModel(role, url, name, None)
-
-        def read(content: bytes) -> dict[str, int | None]:
-            return {listed.id: listed.max_model_len for listed in _Models.model_validate_json(content).data}
-
-        async def send(client: openai.AsyncOpenAI) -> Any:
-            return await client.with_options(**LOOK_UP).models.with_raw_response.list()
-
-        serve = f"vllm serve {directory} --served-model-name {name}"
-        [served] = self.gather([self._ask(model, send, read, f"Serve it, for example with: {serve}")])
-        if name not in served:
+        model = self._asked_for(role)
+        serve = f"vllm serve {directory} --served-model-name {model.name}"
+        served = self._served(model, f"Serve it, for example with: {serve}")
+        if model.name not in served:
             raise ServerError(
-                f"The server at {url} does not serve {role}: no model is called {name!r} there, but "
+                f"The server at {model.url} does not serve {role}: no model is called {model.name!r} there, but "
                 f"{', '.join(map(repr, served)) or 'none'}. Serve it, for example with\n  {serve}\n"
                 f"or say what it is called (server.names: {{{role}: NAME}}) or which server has it (server.urls: "
                 f"{{{role}: URL}}). Then give the same command again: what is finished is kept."
             )
-        return ServedModel(role, url, name, served[name])
+        return ServedModel(role, model.url, model.name, served[model.name])
+
+    def require_answer(self, role: str) -> None:
+        """Raise ServerError unless the server that a model will have to be served by answers."""
+        self._served(self._asked_for(role), "Start it, or set server.url.")
 
     def unlisted(self, role: str, name: str) -> ServedModel:
         """Return a model without asking whether the server lists it, as hosted ones need not."""
@@ -158,6 +153,22 @@ class ServerClient:
     def close(self) -> None:
         """Close the connections and end the thread."""
         self.close_once()
+
+    def _asked_for(self, role: str) -> ServedModel:
+        url = self.settings.urls.get(role, self.settings.url)
+        return ServedModel(role, url, self.settings.names.get(role, role), None)
+
+    def _served(self, model: ServedModel, advice: str) -> dict[str, int | None]:
+        """Return the names of the models that a server holds, and how many tokens each takes if the server says so."""
+
+        def read(content: bytes) -> dict[str, int | None]:
+            return {listed.id: listed.max_model_len for listed in _Models.model_validate_json(content).data}
+
+        async def send(client: openai.AsyncOpenAI) -> Any:
+            return await client.with_options(**LOOK_UP).models.with_raw_response.list()
+
+        [served] = self.gather([self._ask(model, send, read, advice)])
+        return served
 
     def _of_this_model(self, model: ServedModel, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
         def checked(content: bytes) -> T:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a recipe with `resources.executor: ray` and `ray.address: auto` on the nodes of a Slurm job:
 #
-#   sbatch --nodes 2 --gpus-per-node 8 recipes/distributed/slurm.sh my.yaml runs/my
+#   sbatch --nodes 2 --gpus-per-node 8 slurm.sh my.yaml runs/my
 #
 # Submit it again after its time limit: the run goes on. The environment with crosspref must be on the path of every node,
 # and the run directory where every node sees it.

@@ -1,0 +1,37 @@
+"""``crosspref run``: run a recipe, or resume a run that was stopped."""
+
+import argparse
+from pathlib import Path
+
+from crosspref.commands import RECIPE, Commands, add_set, command_line
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser("run", help="run a recipe, or resume a run that was stopped")
+    parser.add_argument("recipe", help=RECIPE)
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory")
+    add_set(parser)
+    parser.set_defaults(command=_run, resume=_resume_command)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from crosspref import api
+    from crosspref.commands.report import show_report
+    from crosspref.recipe.files import load_recipe
+    from crosspref.run.progress import Reporter
+    from crosspref.run.store import RunDirectory
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    reporter = Reporter()
+    reporter.say(f"Run directory: {options.out}. To stop: Ctrl-C. To resume: {_resume_command(options)}")
+    final = api.align(recipe, options.out, reporter=reporter)
+    run = RunDirectory(options.out)
+    show_report(run, None)
+    reporter.say(f"The aligned policy: {final}")
+    reporter.say(f"Report, pairs, scores and responses: {run.root}")
+
+
+def _resume_command(options: argparse.Namespace) -> str:
+    overrides = [part for override in options.overrides for part in ("--set", override)]
+    return command_line("run", options.recipe, "--out", str(Path(options.out)), *overrides)

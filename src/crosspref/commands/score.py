@@ -1,0 +1,197 @@
+"""``crosspref score``: score responses by a reward (Eq. 8, 9, 12, 13), and compare with how znlp counts."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from crosspref.commands import PROMPTS, TABLE, Commands, add_set, languages_of, stage_engines, table_name
+
+if TYPE_CHECKING:
+    from crosspref.data.records import Prompt, Response, Score, Translation
+    from crosspref.recipe.stages import ScoreStage
+    from crosspref.stages.select.flips import Flips
+
+REWARDS = ["crosslingual", "multilingual", "translated", "reward_model"]
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    text = "score responses by a reward (Eq. 8, 9, 12, 13)"
+    parser = commands.add_parser("score", help=text, description=text)
+    parser.add_argument("--prompts", required=True, help=PROMPTS)
+    parser.add_argument("--responses", required=True, help=f"table of responses {TABLE}")
+    parser.add_argument("--policy", help="the English-aligned model pi_0; not for the reward reward_model")
+    parser.add_argument(
+        "--reference", help="the model it was aligned from, pi_I; not for reward_model, nor after simpo or orpo"
+    )
+    parser.add_argument(
+        "--reward", choices=REWARDS, default=REWARDS[0], help="R_n is what --set reward.reward_model=NAME says"
+    )
+    parser.add_argument(
+        "--translations", help=f"English translations of the responses {TABLE}, for the reward translated"
+    )
+    parser.add_argument(
+        "--compare",
+        choices=["znlp"],
+        help="also count what the paper's released scripts count, and show how many pairs would flip",
+    )
+    parser.add_argument("--out", required=True, type=table_name, help=f"where the scores go {TABLE}")
+    add_set(parser)
+    parser.set_defaults(command=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from crosspref.data.prompts import load_prompts
+    from crosspref.data.records import Response, Score, Translation
+    from crosspref.data.tables import read_rows, write_rows
+    from crosspref.stages.select.flips import flips_table
+
+    responses = read_rows(options.responses, Response)
+    languages = languages_of(responses, options.responses)
+    settings = _settings(options, languages, options.overrides)
+    compared = _settings(options, languages, _with_other_counting(settings, options)) if options.compare else None
+    prompts = load_prompts(settings.prompts, settings.languages).prompts
+    translations = read_rows(options.translations, Translation) if options.translations else []
+    models = options.policy, options.reference
+    scores = score_table(settings, models, responses, prompts, translations)
+    write_rows(options.out, scores, Score)
+    if compared is not None:
+        results = (settings, scores), (compared, score_table(compared, models, responses, prompts))
+        (exact, exact_scores), (_, znlp_scores) = sorted(results, key=lambda result: result[0].reward.counting)
+        Console().print(flips_table(_count_flips(exact, responses, prompts, exact_scores, znlp_scores)))
+
+
+def _settings(options: argparse.Namespace, languages: list[str], overrides: Sequence[str]) -> "ScoreStage":
+    from crosspref.errors import RecipeError
+    from crosspref.recipe.files import stage_settings
+    from crosspref.recipe.sections import REFERENCE_FREE
+    from crosspref.recipe.stages import ScoreStage
+
+    given = {"languages": languages, "prompts": {"source": options.prompts}, "reward": {"name": options.reward}}
+    settings = stage_settings(ScoreStage, given, overrides)
+    reward, algorithm = settings.reward.name, settings.reward.algorithm
+    if options.compare and reward not in {"crosslingual", "multilingual"}:
+        raise RecipeError(f"--compare is for the rewards crosslingual and multilingual, and not for {reward}.")
+    if reward != "reward_model":
+        if options.policy is None:
+            raise RecipeError(f"The reward {reward} needs --policy, the English-aligned model.")
+        if options.reference is None and algorithm not in REFERENCE_FREE:
+            raise RecipeError(f"The reward that {algorithm} leaves needs --reference, the model before the alignment.")
+        if options.reference is not None and algorithm in REFERENCE_FREE:
+            raise RecipeError(
+                f"The algorithm {algorithm} has no reference: leave out --reference, or name with --set "
+                "reward.algorithm the one by which the policy was aligned from it."
+            )
+    if (reward == "translated") != (options.translations is not None):
+        raise RecipeError("--translations TABLE goes with --reward translated, and the other way round.")
+    return settings
+
+
+def _with_other_counting(settings: "ScoreStage", options: argparse.Namespace) -> list[str]:
+    """Return overrides under which the other of the two countings, exact and znlp, is computed."""
+    from crosspref.recipe.files import PRESETS
+
+    if settings.reward.counting == "znlp":
+        kept = [change for change in options.overrides if change.partition("=")[0].strip() != "preset"]
+        return [*kept, "reward.counting=exact"]
+    return [*options.overrides, *(f"reward.{key}={value}" for key, value in PRESETS["znlp"]["reward"].items())]
+
+
+def score_table(
+    settings: "ScoreStage",
+    models: tuple[str | None, str | None],
+    responses: "Sequence[Response]",
+    prompts: "Sequence[Prompt]",
+    translations: "Sequence[Translation]" = (),
+) -> "list[Score]":
+    """Score a table of responses.
+
+    Languages are scored one after the other, in the order of their first response: the batches of the released scripts
+    hold prompts of one language.
+
+    Args:
+        settings: which reward, and how it is computed.
+        models: names of the policy and of the reference, where the reward has them.
+        responses: the responses; the prompts of a language are taken in the order of their first response.
+        prompts: their prompts, in the languages that the reward needs.
+        translations: of the responses into English, for the reward ``translated``.
+    """
+    from crosspref.run.progress import Reporter
+    from crosspref.stages.score import rate, score
+
+    reward = settings.reward
+    engine = _engine(settings, *models)
+    prompt_count = len({(row.prompt_id, row.language) for row in responses})
+    scores: list[Score] = []
+    try:
+        with Reporter().step(f"score {reward.name}, {reward.counting}", prompt_count) as meter:
+            for language in dict.fromkeys(row.language for row in responses):
+                in_language = [row for row in responses if row.language == language]
+                if reward.name == "reward_model":
+                    scores += rate(in_language, prompts, engine, advance=meter.advance)
+                else:
+                    scores += score(
+                        in_language,
+                        prompts,
+                        engine,
+                        settings=reward,
+                        reward=reward.name,
+                        advance=meter.advance,
+                        translations=translations,
+                    )
+    finally:
+        engine.close()
+    return scores
+
+
+def _engine(settings: "ScoreStage", policy: str | None, reference: str | None) -> Any:
+    from crosspref.models.locate import locate_model
+
+    engines, reward = stage_engines(settings, pi_0=policy, pi_I=reference), settings.reward
+    if reward.name == "reward_model":
+        return engines.reward_model(locate_model(reward.reward_model or ""))
+    build = engines.released_scorer if reward.counting == "znlp" else engines.scorer
+    return build(locate_model(policy or ""), None if reference is None else locate_model(reference))
+
+
+def _count_flips(
+    settings: "ScoreStage",
+    responses: "Sequence[Response]",
+    prompts: "Sequence[Prompt]",
+    exact_scores: "Sequence[Score]",
+    znlp_scores: "Sequence[Score]",
+) -> "list[Flips]":
+    """Compare both ways of counting in every language, over the prompts that have responses.
+
+    Args:
+        settings: how pairs are made of the exact scores.
+        responses: the responses.
+        prompts: their prompts.
+        exact_scores: their scores with ``reward.counting`` exact.
+        znlp_scores: their scores with ``reward.counting`` znlp.
+    """
+    from crosspref.maths.reward import noise_gap
+    from crosspref.stages.select.flips import flips
+
+    answered = {(row.prompt_id, row.language) for row in responses}
+    instructions = {
+        (prompt.prompt_id, prompt.language): prompt.instruction
+        for prompt in prompts
+        if (prompt.prompt_id, prompt.language) in answered
+    }
+    return [
+        flips(
+            [row for row in responses if row.language == language],
+            [row for row in exact_scores if row.language == language],
+            [row for row in znlp_scores if row.language == language],
+            {prompt_id: text for (prompt_id, tag), text in instructions.items() if tag == language},
+            language,
+            unit=settings.length_penalty.unit,
+            settings=settings.select,
+            identify=stage_engines(settings).identifier(language),
+            noise=noise_gap(settings.reward.algorithm, settings.reward.beta),
+        )
+        for language in settings.languages
+    ]
