@@ -18,7 +18,7 @@ from crosspref.data.records import FinishReason, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.released_scorer import ReleasedScorer, padded_rows
 from crosspref.engines.transformers.scorer import ModelScorer
-from crosspref.maths.length_penalty import best_and_worst, grid_length_penalty
+from crosspref.maths.length_penalty import grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
 from crosspref.recipe.sections import ResourceSettings, RewardSettings
@@ -252,27 +252,3 @@ def test_the_grid_equals_a_naive_loop(prompts: list[list[tuple[int, int]]], unit
 )
 def test_grid_by_hand(rewards: list[list[float]], lengths: list[list[int]], alpha: float) -> None:
     assert grid(rewards, lengths) == alpha == naive_grid(rewards, lengths)
-
-
-def test_the_grid_picks_what_best_and_worst_pick() -> None:
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(1, 40, 60).astype(float)
-    rewards, offsets = np.round(0.2 * lengths + generator.normal(0, 2, 60), 2), np.arange(0, 61, 6)
-    found = grid_length_penalty(rewards, lengths, offsets)
-
-    def difference(alpha: float) -> float:
-        best, worst = best_and_worst(rewards, lengths, alpha, offsets)
-        return abs(float((lengths[best] - lengths[worst]).sum()))
-
-    sizes = [difference(step / 1000) for step in range(1000)]
-    assert 0 < found < 0.999
-    assert found == sizes.index(min(sizes)) / 1000
-
-
-@pytest.mark.parametrize(
-    ("rewards", "lengths", "offsets", "said"),
-    [([], [], [0], "no prompts"), ([math.nan, 1], [1, 2], [0, 2], "is nan"), ([1], [1, 2], [0, 2], "lengths")],
-)
-def test_grid_errors_are_those_of_the_exact_solution(rewards, lengths, offsets, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        grid_length_penalty(rewards, lengths, offsets)
