@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes 2 --gpus-per-node 8 slurm.sh my.yaml runs/my
 #
-# Submit it again after its time limit: the run goes on. The environment with crosspref must be on the path of every node,
-# and the run directory where every node sees it.
+# After its time limit, submit it again to resume. The environment with crosspref must be on the path of every node, and
+# all nodes must see the run directory.
 #SBATCH --job-name=crosspref
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
