@@ -1,4 +1,4 @@
-"""The sections that a stage takes when it runs alone, on files: those of a recipe that it reads, and no others."""
+"""The settings of a stage that runs alone on files: only those sections of a recipe that the stage reads."""
 
 from pydantic import Field, field_validator
 
@@ -21,18 +21,18 @@ from crosspref.recipe.sections import (
 
 
 class StageModels(Settings):
-    """Options name the models; this says how they are loaded."""
+    """How models are loaded. Which models is said by the command's options."""
 
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model. Ask for it by name.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
 
 
 class StageSettings(Settings):
-    """What every stage takes."""
+    """The settings that all stages have."""
 
     models: StageModels = Field(StageModels(), description="How models are loaded.")
     languages: list[str] = Field(description="Language tags, for example [en, es, fr].", min_length=1)
-    seed: Seed = Field(42, description="All random numbers derive from it.")
-    resources: ResourceSettings = Field(ResourceSettings(), description="Where and how it runs.")
+    seed: Seed = Field(42, description="Seed of all random numbers.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the stage is executed.")
 
     _known_languages = field_validator("languages")(require_known_languages)
 
@@ -41,31 +41,31 @@ class SampleStage(StageSettings):
     """``crosspref sample``."""
 
     prompts: PromptSettings = Field(description="The prompts.")
-    sample: SampleSettings = Field(SampleSettings(), description="Eq. 7.")
-    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for sample.engine vllm.")
-    server: ServerSettings = Field(ServerSettings(), description="A model server, for sample.engine server.")
+    sample: SampleSettings = Field(SampleSettings(), description="Sampling responses (Eq. 7).")
+    vllm: VllmSettings = Field(VllmSettings(), description="vLLM, for `sample.engine: vllm`.")
+    server: ServerSettings = Field(ServerSettings(), description="A model server, for `sample.engine: server`.")
 
 
 class TranslateStage(StageSettings):
     """``crosspref translate``."""
 
-    sample: SampleSettings = Field(SampleSettings(), description="How many translations are made side by side.")
-    translate: TranslateSettings = Field(TranslateSettings(), description="Eq. 14.")
+    sample: SampleSettings = Field(SampleSettings(), description="The batch size of translations.")
+    translate: TranslateSettings = Field(TranslateSettings(), description="Translating responses (Eq. 14).")
 
 
 class SelectStage(StageSettings):
     """``crosspref select``."""
 
     prompts: PromptSettings = Field(description="The prompts.")
-    reward: RewardSettings = Field(RewardSettings(), description="Eq. 8, 9, 12, 13.")
-    length_penalty: LengthPenaltySettings = Field(LengthPenaltySettings(), description="Eq. 15.")
-    select: SelectSettings = Field(SelectSettings(), description="Eq. 10.")
+    reward: RewardSettings = Field(RewardSettings(), description="The reward (Eq. 8, 9, 12, 13).")
+    length_penalty: LengthPenaltySettings = Field(LengthPenaltySettings(), description="The length penalty (Eq. 15).")
+    select: SelectSettings = Field(SelectSettings(), description="Selecting pairs (Eq. 10).")
 
 
 class ScoreStage(SelectStage):
-    """``crosspref score``; how pairs are made counts for its option ``--compare`` alone."""
+    """``crosspref score``. Only its option ``--compare`` selects pairs."""
 
-    server: ServerSettings = Field(ServerSettings(), description="A model server, for reward.engine server.")
+    server: ServerSettings = Field(ServerSettings(), description="A model server, for `reward.engine: server`.")
 
     _can_score = field_validator("server")(require_scoring_protocol)
 
@@ -73,11 +73,11 @@ class ScoreStage(SelectStage):
 class TrainStage(StageSettings):
     """``crosspref train``."""
 
-    train: TrainSettings = Field(TrainSettings(), description="Eq. 11, 16.")
+    train: TrainSettings = Field(TrainSettings(), description="Training (Eq. 11, 16).")
 
 
 class EvaluateStage(StageSettings):
     """``crosspref evaluate`` on files."""
 
-    reward: RewardSettings = Field(RewardSettings(), description="By which algorithm the scores were made.")
-    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured.")
+    reward: RewardSettings = Field(RewardSettings(), description="The algorithm of the scores.")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="Evaluating on files.")
