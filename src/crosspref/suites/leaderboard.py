@@ -16,7 +16,7 @@ from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text, printable
 from crosspref.run.store import EVALUATION, RunDirectory
-from crosspref.suites.results import MEAN
+from crosspref.suites.results import MEAN, answered_as, decodings
 
 ALL = "all"
 """The category of MT-Bench that holds all of them."""
@@ -236,12 +236,11 @@ def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mappin
 
     judge, prompt = content["judge"], content["prompt" if "prompt" in content else "prompts"]
     by_file = "annotations" in judge
-    answered = ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
-    decoding = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
+    answered = answered_as(judge)
     digest = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:8]
     judged = {
         "judge": every("judge") + (f" (answered as {answered})" if answered else ""),
-        "decoding": "unknown" if by_file else decoding,
+        "decoding": "unknown" if by_file else decodings(judge),
         "prompt": "unknown" if by_file else digest,
         **{name: every(name) for name in table.alike},
     }

@@ -8,11 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from crosspref.data.items import Problems
 from crosspref.maths.estimate import Change
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval
 from crosspref.maths.statistics import holm
 from crosspref.reports.table import Report, as_json, columns, without_repeats, write_table
 from crosspref.run.store import write_text
+from crosspref.suites.work import Evaluation
 
 MEAN = "mean"
 """Stands in the place of the language for the plain mean over languages."""
@@ -121,15 +123,42 @@ def by_language(rows: Sequence[R]) -> list[R]:
     return sorted(rows, key=lambda row: languages.index(row.language))
 
 
+def describe(
+    work: Evaluation, suite: str, prompts: Mapping[str, Any], failures: Mapping[str, Mapping[str, int]],
+    problems: Mapping[str, Problems],
+) -> dict[str, Any]:  # fmt: skip
+    """Return who judged what with which prompts and settings, and what could not be used, for the results' JSON."""
+    settings = work.settings
+    return {
+        "suite": suite,
+        "judge": work.judge.describe() if work.annotations is None else {"annotations": str(work.annotations)},
+        **prompts,
+        "answers": settings.answers.model_dump(mode="json"),
+        "settings": getattr(settings, suite).model_dump(mode="json"),
+        "seed": settings.seed,
+        "resamples": settings.resamples,
+        "failures": {where: dict(counts) for where, counts in failures.items() if counts},
+        "problems": {language: dict(one.counts) for language, one in problems.items() if str(one)},
+    }
+
+
+def answered_as(judge: Mapping[str, Any]) -> str:
+    """Return the names other than its own that a judge answered with."""
+    return ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
+
+
+def decodings(judge: Mapping[str, Any]) -> str:
+    """Return how a judge's answers were decoded, as text."""
+    return "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
+
+
 def about_notes(about: Mapping[str, Any]) -> list[str]:
     """Return who judged how and when, and what could not be used."""
     notes, judge = [], about["judge"]
     if "decoding" in judge:
-        decodings = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge["decoding"])
-        names = [name for name in judge["answered_as"] if name != judge["judge"]]
-        answered = f" (which answered as {', '.join(names)})" if names else ""
-        dates = " to ".join(dict.fromkeys(judge["dates"]))
-        notes.append(f"Judge: {judge['judge']}{answered}, {decodings}, {dates}; {judge['failed']} verdicts failed.")
+        answered = f" (which answered as {answered_as(judge)})" if answered_as(judge) else ""
+        how = f"{decodings(judge)}, {' to '.join(dict.fromkeys(judge['dates']))}"
+        notes.append(f"Judge: {judge['judge']}{answered}, {how}; {judge['failed']} verdicts failed.")
     for counted in (about["failures"], about["problems"]):
         for where, counts in counted.items():
             notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))

@@ -25,6 +25,7 @@ from crosspref.suites.results import (
     by_language,
     changes_of,
     changes_report,
+    describe,
     pairs_of,
     write_results,
 )
@@ -191,15 +192,16 @@ def measure(turns: Sequence[Turn], resamples: int, seed: int) -> list[Scores]:
         for category in dict.fromkeys((ALL, turn.question.category)):
             graded.setdefault((turn.model, turn.language, category), []).append(turn)
     draws = _resampled(graded, resamples, seed)
-    scores = [_scores(*key, group, {rate: draws.get((*key, rate)) for rate in RATES}) for key, group in graded.items()]
     models, categories = (list(dict.fromkeys(key[place] for key in graded)) for place in (0, 2))
+    several = {model for model in models if len({language for name, language, _ in graded if name == model}) > 1}
     for model, category in itertools.product(models, categories):
-        keys = [key for key in graded if (key[0], key[2]) == (model, category)]
-        if len({language for name, language, _ in graded if name == model}) > 1 and keys:
-            known = {rate: [draws[*key, rate] for key in keys if (*key, rate) in draws] for rate in RATES}
-            means = {rate: mean_over(every) if every else None for rate, every in known.items()}
-            scores.append(_scores(model, MEAN, category, [turn for key in keys for turn in graded[key]], means))
+        keys = [key for key in graded if (key[0], key[2]) == (model, category) and model in several]
+        for rate in RATES:
+            known = [draws[*key, rate] for key in keys if (*key, rate) in draws]
+            draws |= {(model, MEAN, category, rate): mean_over(known)} if known else {}
+        graded |= {(model, MEAN, category): [turn for key in keys for turn in graded[key]]} if keys else {}
     order = [ALL, *TEMPERATURES, *sorted(set(categories) - {ALL, *TEMPERATURES})]
+    scores = [_scores(*key, group, [draws.get((*key, rate)) for rate in RATES]) for key, group in graded.items()]
     return sorted(scores, key=lambda row: (order.index(row.category), models.index(row.model)))
 
 
@@ -218,10 +220,8 @@ def grades_of(turns: Sequence[Turn], rate: str) -> Grades:
     return grades
 
 
-def _scores(
-    model: str, language: str, category: str, turns: Sequence[Turn], draws: Mapping[str, Draws | None]
-) -> Scores:
-    turn_1, turn_2, overall = (UNKNOWN if one is None else percentile_interval(one) for one in draws.values())
+def _scores(model: str, language: str, category: str, turns: Sequence[Turn], draws: Sequence[Draws | None]) -> Scores:
+    turn_1, turn_2, overall = (UNKNOWN if one is None else percentile_interval(one) for one in draws)
     why = Counter(turn.failure for turn in turns if turn.failure)
     return Scores(
         model=model,
@@ -282,20 +282,10 @@ def _about(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str, Probl
     for turn in turns:
         if turn.failure:
             failures.setdefault(f"{turn.model} {turn.language}", Counter())[f"turns: {turn.failure}"] += 1
-    settings = work.settings
-    return {
-        "suite": NAME,
-        "judge": work.judge.describe(),
-        "prompts": describe_prompts(),
-        "temperatures": TEMPERATURES,
-        "with_reference": list(WITH_REFERENCE),
-        "answers": settings.answers.model_dump(mode="json", exclude={"temperature"}),
-        "settings": settings.mtbench.model_dump(mode="json"),
-        "seed": settings.seed,
-        "resamples": settings.resamples,
-        "failures": {where: dict(counts) for where, counts in failures.items()},
-        "problems": {language: dict(found.counts) for language, found in problems.items() if str(found)},
-    }
+    prompts = {"prompts": describe_prompts(), "temperatures": TEMPERATURES, "with_reference": list(WITH_REFERENCE)}
+    about = describe(work, NAME, prompts, failures, problems)
+    del about["answers"]["temperature"]  # each category has its own
+    return about
 
 
 def scores_report(rows: Sequence[Scores], about: Mapping[str, Any]) -> Report:

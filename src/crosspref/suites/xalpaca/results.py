@@ -18,6 +18,7 @@ from crosspref.suites.results import (
     about_notes,
     by_language,
     changes_report,
+    describe,
     write_results,
 )
 from crosspref.suites.work import Evaluation
@@ -189,20 +190,9 @@ def _about(work: Evaluation, contests: Sequence[Contest], problems: Mapping[str,
         no_answer, no_baseline = contest.unanswered()
         without = {"items without an answer": no_answer, "items without an answer of the baseline": no_baseline}
         counts = {reason: count for reason, count in {**contest.failures, **without}.items() if count}
-        if counts:
-            failures[f"{contest.model} {contest.language}"] = counts
-    settings = work.settings
-    return {
-        "suite": NAME,
-        "judge": work.judge.describe() if work.annotations is None else {"annotations": str(work.annotations)},
-        "prompt": [list(message) for message in read_template(settings.xalpaca.prompt).messages],
-        "answers": settings.answers.model_dump(mode="json"),
-        "settings": settings.xalpaca.model_dump(mode="json"),
-        "seed": settings.seed,
-        "resamples": settings.resamples,
-        "failures": failures,
-        "problems": {language: dict(found.counts) for language, found in problems.items() if str(found)},
-    }
+        failures[f"{contest.model} {contest.language}"] = counts
+    prompt = [list(message) for message in read_template(work.settings.xalpaca.prompt).messages]
+    return describe(work, NAME, {"prompt": prompt}, failures, problems)
 
 
 def rates_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
