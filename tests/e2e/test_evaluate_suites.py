@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_judge import FakeJudge
-from running import ForkServer, Run, assert_one_message, crosspref
+from running import Run, assert_one_message, crosspref
 
 pytest.importorskip("openai")
 
@@ -154,34 +152,6 @@ def test_results_of_several_commands_in_one_leaderboard(command: Run, models: tu
     flat = " ".join(text.split())
     for part in ("[a]", "[b] judge judge-2", "they differ in judge.", "gpt-4o-mini [quoted]", "48.20"):
         assert part in flat, text
-
-
-def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(
-    forks: ForkServer, models: tuple[Path, Path], place: Path
-) -> None:
-    out = place / "out"
-    with FakeJudge(delay=0.15) as judge:
-        command = arguments(place, models[1], "--out", out, "--judge", judge.url)
-        process = forks.spawn(*command, log=place / "log")
-        end = time.monotonic() + 60
-        while len(judge.asked) < 5:
-            assert process.poll() is None, process.output()
-            assert time.monotonic() < end, process.output()
-            time.sleep(0.005)
-        process.signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        log = out / "verdicts.jsonl"
-        kept = log.read_text(encoding="utf-8").splitlines()
-        assert 0 < len(kept) < 10
-        # As a kill in the middle of a line would leave it: that one is judged again.
-        log.write_text("\n".join([*kept[:-1], kept[-1][: len(kept[-1]) // 2]]), encoding="utf-8")
-        whole, before = {json.loads(line)["messages"] for line in kept[:-1]}, len(judge.asked)
-        judge.delay = 0.0
-        process = forks.spawn(*command, log=place / "log")
-        assert process.wait() == 0, process.output()
-        assert len(judge.asked) - before == 10 - len(whole)
-    assert "1 lines are cut or damaged" in process.output()
-    assert [row.n for row in table(out)] == [5, 5, 10]
 
 
 def test_the_budget_stops_the_command_and_a_larger_one_goes_on(

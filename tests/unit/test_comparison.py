@@ -327,17 +327,6 @@ def test_the_screen_is_readable_at_100_columns(tmp_path: Path) -> None:
     assert any(line.strip().startswith("multilingual-") for line in lines), text  # names are wide enough to be read
 
 
-def test_names_are_not_taken_for_markup(tmp_path: Path) -> None:
-    name = "[red]a|b*c[red]\x1b[2J"
-    full(tmp_path / name)
-    found = compare_runs([tmp_path / name])
-    assert "\x1b" not in shown(found, 200) + found.report(by_language=True).markdown()
-    assert "[red]a|b*c[red]\N{REPLACEMENT CHARACTER}[2J" in shown(found, 200)
-    rows = [line for line in found.report(by_language=True).markdown().splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {14}
-    assert table(found)[1]["run"] == name
-
-
 def run_main(*arguments: object) -> int:
     return main(["compare", *map(str, arguments)])
 

@@ -36,10 +36,6 @@ def markdown(board: Leaderboard, *, intervals: bool = False) -> str:
     return replace(board.report(intervals=intervals), title="").markdown(trusted=False)
 
 
-def latex(board: Leaderboard, *, intervals: bool = False) -> str:
-    return board.report(intervals=intervals).latex()
-
-
 def csv_rows(board: Leaderboard) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(board.csv())))
 
@@ -117,8 +113,8 @@ def test_rows_that_were_judged_otherwise_say_so(
     assert [line.mark for line in board.lines] == ["a", "b", "a"]
     assert f"Rows with different letters are not to be compared: they differ in {what}." in board.notes
     assert sum(note.startswith(("[a] ", "[b] ")) for note in board.notes) == 2
-    for form in (terminal, markdown, latex):
-        assert "not to be compared" in form(board)
+    for text in (terminal(board), markdown(board), board.report().latex()):
+        assert "not to be compared" in text
 
 
 def test_the_papers_figures_agree_with_themselves() -> None:
@@ -153,7 +149,7 @@ def test_quoted_rows_are_marked_in_every_format(tmp_path: Path) -> None:
         [row] = [line for line in text.splitlines() if name in line]
         assert "quoted" in row
         assert "13.86" in row
-    assert name + r"\textsuperscript{quoted}" in latex(board)
+    assert name + r"\textsuperscript{quoted}" in board.report().latex()
     rows = csv_rows(board)
     assert [row["quoted"] for row in rows] == ["false"] + ["true"] * 18
     assert (rows[-1]["mean_lc"], rows[-1]["ja_wr"], rows[0]["ja_wr"], rows[0]["ja_lc"]) == ("13.86", "", "20.0", "")
@@ -194,7 +190,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
     board = leaderboard([write(tmp_path / "a", run_rows(), recipe=True)], quoted=True)
-    text = latex(board, intervals=True)
+    text = board.report(intervals=True).latex()
     body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 20

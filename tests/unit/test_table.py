@@ -70,6 +70,21 @@ def test_unquoted_csv_has_numbers_as_they_were_rounded() -> None:
     assert lines == ["a", "-0.5", *texts[:4], "'-1+1", '"' + f"'{FORMULA}".replace('"', '""') + '"']
 
 
+EVIL = "[red]a|b*c[/red]\x1b[2J"
+SHOWN = "[red]a|b*c[/red]\N{REPLACEMENT CHARACTER}[2J"
+
+
+def test_no_text_is_markup_moves_the_cursor_or_breaks_a_line() -> None:
+    report = Report(f"{EVIL}\nx", ["name" * 12, "b"], [[EVIL, f"{EVIL}\n|"]], [f"{EVIL}\nnote"])
+    screen, text = report.screen(120), report.markdown()
+    assert "\x1b" not in screen + text
+    assert screen.count(SHOWN) == 4
+    heading, _, *table, _, note, _ = text.split("\n")
+    assert heading == f"# {SHOWN}\N{REPLACEMENT CHARACTER}x"
+    assert [line.replace("\\|", "").count("|") for line in table] == [3, 3, 3]
+    assert note.startswith(SHOWN.replace("*", r"\*") + "\N{REPLACEMENT CHARACTER}note")
+
+
 def test_a_narrow_screen_cuts_nothing_and_folds_the_first_column() -> None:
     text = io.StringIO()
     report = Report("title", ["model", "a", "b"], [["m" * 50, "1" * 30, "2" * 30]], ["a note"], left=1)
