@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from crosspref.data.records import SCHEMAS, Prompt, Response, Score
+from crosspref.data.records import SCHEMAS, Prompt
 from crosspref.recipe.files import dump_recipe, make_recipe
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint, Unit, write_text
 
 CHARACTERS, TOKENS = 200, 60
 
@@ -57,7 +58,7 @@ def make_run(root: Path, prompts: int, n: int, shard: int) -> None:
     ids = [f"prompt-{number:08d}" for number in range(prompts)]
     texts = [f"Explain in a few words what number {number} is good for, with one example." for number in range(prompts)]
     table = pa.Table.from_arrays([pa.array(ids), pa.repeat("en", prompts), pa.array(texts)], schema=SCHEMAS[Prompt])
-    store(run.prompts("prompts", "en"), table)
+    store(run.prompts.unit("en"), table)
     letters = np.frombuffer(b"etaoinshrdlu cmfwypvbgkjqxz  ", dtype=np.uint8)
     for start in range(0, prompts, shard):
         part = ids[start : start + shard]
@@ -73,15 +74,15 @@ def make_run(root: Path, prompts: int, n: int, shard: int) -> None:
         rewards = random.normal(size=count) + lengths / 500
         counts = [pa.array(values.astype(np.int32)) for values in (tokens, lengths)]
         logprobs = [pa.array(rewards)] * 2
+        places = run.iteration(1)
         columns = {
-            (Response, "responses"): [*key, text, token_ids, ends, pa.array(random.integers(0, 2**62, count))],
-            (Score, "scores/crosslingual"): [
+            places.responses: [*key, text, token_ids, ends, pa.array(random.integers(0, 2**62, count))],
+            places.scores("crosslingual"): [
                 *key, pa.repeat("crosslingual", count), *logprobs, *counts, pa.array(rewards)
             ],
         }  # fmt: skip
-        for (kind, folder), arrays in columns.items():
-            unit = Unit(run.iteration(1) / folder / "en" / f"{start:08d}.parquet")
-            store(unit, pa.Table.from_arrays(arrays, schema=SCHEMAS[kind]))
+        for place, arrays in columns.items():
+            store(place.unit("en", start), pa.Table.from_arrays(arrays, schema=SCHEMAS[place.kind]))
     recipe = {
         "models": {"initial": "pi-I", "policy": "pi-0"},
         "languages": ["en"],

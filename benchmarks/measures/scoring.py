@@ -17,10 +17,9 @@ from crosspref.data.records import Response, Score
 from crosspref.engines.transformers.models import readable_directory
 from crosspref.languages import ENGLISH
 from crosspref.recipe.sections import RewardSettings
-from crosspref.run.job import Shard
-from crosspref.run.store import Fingerprint, Unit
-from crosspref.stages.score import score
-from crosspref.stages.tables import scored_before
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint
+from crosspref.stages.score import ScoreShard, score, scored_before
 
 Lines = dict[str, dict[str, Any]]
 WARM_UP = 2
@@ -141,17 +140,19 @@ def count(tokens: dict[str, int], name: str, _: Any, __: Any, given: dict[str, A
     tokens[name] += given["input_ids"].numel()
 
 
-def shard_of(run: Path, iteration: int, policy: str) -> Shard:
+def shard_of(run: Path, iteration: int, policy: str) -> ScoreShard:
     """Return where an iteration's scores belong; its reference is pi_I."""
-    unit = Unit(run / f"iteration_{iteration}" / "scores" / "multilingual" / ENGLISH / "00000000.parquet")
-    inputs = {"policy": policy, "reference": "pi_I", "responses": policy}
-    return Shard(unit, Fingerprint({}, inputs), [])
+    iterations = [RunDirectory(run).iteration(number) for number in range(iteration + 1)]
+    *earlier, (unit, responses) = [
+        (places.scores("multilingual").unit(ENGLISH, 0), places.responses.unit(ENGLISH, 0)) for places in iterations
+    ]
+    fingerprint = Fingerprint({}, {"policy": policy, "reference": "pi_I", "responses": policy})
+    return ScoreShard(unit, fingerprint, [], "multilingual", [], responses, None, earlier)
 
 
-def store(shard: Shard, responses: Sequence[Response], scores: Sequence[Score]) -> None:
+def store(shard: ScoreShard, responses: Sequence[Response], scores: Sequence[Score]) -> None:
     """Store responses and scores as a run does."""
-    unit = Unit(shard.unit.path.parents[3] / "responses" / ENGLISH / shard.unit.path.name)
-    for table, rows, kind in ((unit, responses, Response), (shard.unit, scores, Score)):
+    for table, rows, kind in ((shard.responses, responses, Response), (shard.unit, scores, Score)):
         table.write_rows(list(rows), kind)
         table.finish(shard.fingerprint, len(rows))
 

@@ -1,10 +1,6 @@
 """What crosspref offers to Python: ``align`` and ``ImplicitReward``."""
 
-import contextlib
-import json
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,16 +20,12 @@ from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.recipe.files import check_settings, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
-from crosspref.run.changes import settle_recipe
-from crosspref.run.children import interrupts_held
-from crosspref.run.job import Job, Phase
-from crosspref.run.launching import launch_command
+from crosspref.run.job import Job
+from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
+from crosspref.run.processes import launch_command, run_in_child
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_launched
-from crosspref.run.store import RunDirectory
-
-PHASES_LOG = "phases.jsonl"
-TRAINING = (algorithm.align_english, algorithm.train)
 
 
 def align(
@@ -41,7 +33,7 @@ def align(
 ) -> Path:
     """Run Algorithm 1 and return the directory of the aligned policy, pi_T.
 
-    Call it again with the same arguments to go on with a run that was stopped.
+    Call it again with the same arguments to resume a run that was stopped.
 
     Args:
         recipe: a recipe, its file, or its content as a dictionary.
@@ -61,7 +53,7 @@ def align(
     check_models(recipe)
     launch_command(recipe.resources)
     with run.locked():
-        settle_recipe(run, recipe)
+        settle_recipe(run, recipe, algorithm.phases)
         with job.engines.cluster():
             return algorithm.align(job, _executor(job))
 
@@ -95,99 +87,74 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
     return found
 
 
+def status(run_dir: str | Path) -> list[PhaseStatus]:
+    """Return how far each phase of a run is.
+
+    Raises:
+        RunError: there is no run in the directory.
+    """
+    run, recipe = open_run(run_dir)
+    return list(phase_status(run, algorithm.phases(recipe), recipe.resources.shard_prompts))
+
+
 def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter | None = None) -> None:
-    """Run one phase of a run that another process holds; that process's end ends this one."""
-    run = RunDirectory(run_dir)
-    recipe = load_recipe(run.recipe)
+    """Run one phase of a run that another process holds; that process's end ends this one.
+
+    Raises:
+        RecipeError: the run has no such phase.
+    """
+    run, recipe = open_run(run_dir)
+    phases = {(phase.name, phase.iteration): phase for phase in algorithm.phases(recipe)}
+    if (name, iteration) not in phases:
+        known = ", ".join(dict.fromkeys(phase.name for phase in phases.values()))
+        raise RecipeError(f"There is no phase {name!r} in iteration {iteration}. Known: {known}")
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
-    _perform(job, _phase(name), iteration)
+    _perform(job, phases[name, iteration])
 
 
-def _perform(job: Job, phase: Phase, iteration: int) -> None:
+def _perform(job: Job, phase: Phase) -> None:
     """Run a phase, with those that train on Ray's workers if the recipe says so; each of them comes here again."""
-    there = job.recipe.resources.executor == "ray" and phase in TRAINING and not is_launched()
-    if there and not job.run.policy(iteration).marker.exists():
-        job.reporter.say(f"iteration {iteration} {phase.__name__}: on {job.recipe.ray.workers} workers of Ray")
-        job.engines.train_together(partial(run_phase, job.run.root, phase.__name__, iteration), job.run.root)
+    together = job.recipe.resources.executor == "ray" and phase.trains and not is_launched()
+    if together and not job.run.iteration(phase.iteration).policy.marker.exists():
+        workers = job.recipe.ray.workers
+        job.reporter.say(f"iteration {phase.iteration} {phase.name}: on {workers} workers of Ray")
+        job.engines.train_together(partial(run_phase, job.run.root, phase.name, phase.iteration), job.run.root)
     else:
-        phase(job, iteration)
+        phase.perform(job, phase.iteration)
 
 
-def _phase(name: str) -> Phase:
-    phases: dict[str, Phase] = {
-        phase.__name__: phase
-        for phase in (
-            algorithm.prompts,
-            algorithm.align_english,
-            algorithm.sample,
-            algorithm.translate,
-            algorithm.score,
-            algorithm.select,
-            algorithm.reference,
-            algorithm.train,
-            algorithm.evaluate,
-        )
-    }
-    if name not in phases:
-        raise RecipeError(f"There is no phase {name!r}. Known: {', '.join(phases)}")
-    return phases[name]
-
-
-def _executor(job: Job) -> Callable[[Phase, int], None]:
+def _executor(job: Job) -> Callable[[Phase], None]:
     """Return what runs a phase: here, or in a process of its own where memory must be given back."""
     apart = job.recipe.resources.process_per_phase
 
-    def execute(phase: Phase, iteration: int) -> None:
+    def execute(phase: Phase) -> None:
         started = time.monotonic()
         if apart:
-            peak = _in_process(job, phase, iteration)
+            peak = _perform_in_child(job, phase)
         else:
-            _perform(job, phase, iteration)
+            _perform(job, phase)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        job.run.append(
-            PHASES_LOG,
+        job.run.log_phase(
             {
-                "phase": phase.__name__,
-                "iteration": iteration,
+                "phase": phase.name,
+                "iteration": phase.iteration,
                 "seconds": round(time.monotonic() - started, 2),
                 "peak_memory_mb": round(peak / 1024),
-            },
+            }
         )
 
     return execute
 
 
-def _in_process(job: Job, phase: Phase, iteration: int) -> int:
+def _perform_in_child(job: Job, phase: Phase) -> int:
     """Run a phase in a child process and return its peak memory in KiB."""
-    launched = phase in TRAINING
-    before = launch_command(job.recipe.resources) if launched else [sys.executable]
-    command = [*before, "-m", "crosspref", "phase", str(job.run.root), phase.__name__, str(iteration)]
-    with interrupts_held():
-        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
-        # hand it on to the processes that they start, which read it likewise.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
-    with process as child:
-        try:
-            _, status, usage = os.wait4(child.pid, 0)
-        except BaseException:
-            child.kill()
-            raise
-        code = child.returncode = os.waitstatus_to_exitcode(status)
+    python = launch_command(job.recipe.resources) if phase.trains else [sys.executable]
+    arguments = ["-m", "crosspref", "phase", str(job.run.root), phase.name, str(phase.iteration)]
+    code, peak = run_in_child([*python, *arguments])
     if code:
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else "failed; its message stands above"
-        raise RunError(f"The phase {phase.__name__} of iteration {iteration} {how}.")
-    return usage.ru_maxrss
-
-
-def phase_log(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return what each phase that ran took, in the order of running."""
-    log = run.root / PHASES_LOG
-    rows = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        # A kill can leave half a line; the phase is run and logged again.
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+        raise RunError(f"The phase {phase.name} of iteration {phase.iteration} {how}.")
+    return peak
 
 
 @dataclass(frozen=True, slots=True)

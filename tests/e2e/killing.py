@@ -10,10 +10,8 @@ from pathlib import Path
 
 from running import CLI, Forked, ForkServer, assert_same_run, environment, small_recipe, times, write_recipe
 
-from crosspref.api import PHASES_LOG
+from crosspref import api
 from crosspref.errors import RunError
-from crosspref.run.status import run_status
-from crosspref.run.store import RunDirectory
 
 POLL_SECONDS = 0.0005
 
@@ -97,8 +95,8 @@ def run_with_kills(
             break
         history.hits.append(_stage(run))
         history.finished |= _finished(run)
-        if len(history.hits) == 1 and (run / PHASES_LOG).exists():
-            _leave_half_a_line(run / PHASES_LOG)
+        if len(history.hits) == 1 and (run / "phases.jsonl").exists():
+            _leave_half_a_line(run / "phases.jsonl")
     last = server.spawn(*command, log=log)
     assert last.wait() == 0, last.output()
     history.output = last.output()
@@ -116,17 +114,17 @@ def _await(strike: Strike | Moment, process: Forked, run: Path, chance: random.R
 
 
 def _lines(run: Path) -> int:
-    log = run / PHASES_LOG
+    log = run / "phases.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _stage(run: Path) -> str:
     """The first phase that is not done, as `iteration stage`."""
     try:
-        phase = next((phase for phase in run_status(RunDirectory(run)) if not phase.is_done), None)
+        status = next((status for status in api.status(run) if not status.is_done), None)
     except RunError:
         return "0 start"
-    return f"{phase.iteration} {phase.phase}" if phase else "2 end"
+    return f"{status.phase.iteration} {status.phase.name}" if status else "2 end"
 
 
 def _finished(run: Path) -> dict[str, int]:

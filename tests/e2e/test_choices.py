@@ -22,8 +22,9 @@ from running import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from crosspref.data.records import Agreement, Dropped, Pair, Prompt, Response, Score, Translation
-from crosspref.run.store import RunDirectory, Unit
+from crosspref.data.records import Agreement, Dropped, Pair, Response, Score, Translation
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Unit
 from crosspref.stages.evaluate import WIN_RATE
 
 Models = tuple[Path, Path]
@@ -138,7 +139,7 @@ def test_a_reference_that_is_computed_once_trains_the_same_policy(
 def likeliest(policy: Path, run: Path, prompt_id: str, language: str) -> list[int]:
     """The greedy answer to one of the run's prompts, token by token, up to the end of the turn."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    found = RunDirectory(run).prompts("prompts", language).rows(Prompt)
+    found = RunDirectory(run).prompts.rows(language)
     instruction = next(row.instruction for row in found if row.prompt_id == prompt_id)
     text = f"<|bos|><|user|>{instruction}<|end|><|assistant|>"
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -182,7 +183,7 @@ def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_pa
         else:
             assert (chosen, rejected) == (translated[pair.prompt_id, "en", pair.language].text, own)
     assert {row.language for row in pairs} == {"en", "es", "de"}
-    assert RunDirectory(run).policy(1).marker.exists()
+    assert RunDirectory(run).iteration(1).policy.marker.exists()
     assert "translate" in command("status", run)[1]
 
 
@@ -222,7 +223,7 @@ def test_every_algorithm_from_its_own_alignment_on(
             assert score.implicit_reward == pytest.approx(log_ratio)
         elif method != "orpo":
             assert score.implicit_reward == pytest.approx(0.1 * log_ratio / score.tokens)
-    assert RunDirectory(run).policy(2).marker.exists()
+    assert RunDirectory(run).iteration(2).policy.marker.exists()
 
 
 def test_the_previous_policy_as_reference_of_the_reward(models: Models, command: Run, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_the_previous_policy_as_reference_of_the_reward(models: Models, command:
 def test_pi_i_as_the_training_reference(models: Models, command: Run, tmp_path: Path) -> None:
     recipe = small_recipe(*models, iterations=1, prompts={"limit": 3}, train={"reference": "initial"})
     run, _ = begin(tmp_path / "run", recipe, command)
-    marker = RunDirectory(run).policy(1).read_marker()
+    marker = RunDirectory(run).iteration(1).policy.read_marker()
     # pi_0 is not pi_I: before the first step their log-ratio is not 0.
     assert abs(marker["figures"]["log"][0]["chosen_log_ratio"]) > 0.01
     assert marker["parts"]["reference"] != marker["parts"]["start"]

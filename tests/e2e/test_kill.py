@@ -11,8 +11,7 @@ import pytest
 from killing import History, Strike, full_recipe, run_undisturbed, run_with_kills
 from running import CLI, ForkServer, assert_same_run, environment, times
 
-from crosspref.api import phase_log
-from crosspref.run.store import RunDirectory
+from crosspref.run.layout import RunDirectory
 
 PHASES = ["prompts", "align_english", "evaluate", "sample", "score", "select", "train", "evaluate"]
 DONE = "*.done.json"
@@ -60,7 +59,7 @@ def test_training_resumes_from_its_last_checkpoint(killed: History, reference: P
 
 
 def test_half_a_line_in_the_log_of_phases_hides_no_other_line(killed: History) -> None:
-    assert [row["phase"] for row in phase_log(RunDirectory(killed.run))][-len(PHASES) :] == PHASES
+    assert [row["phase"] for row in RunDirectory(killed.run).logged_phases()][-len(PHASES) :] == PHASES
 
 
 def test_a_phase_ends_with_the_process_that_started_it(

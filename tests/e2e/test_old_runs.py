@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from running import Run, assert_one_message, assert_same_run, files, measures, times, write_recipe
 
-from crosspref.api import phase_log
 from crosspref.recipe.files import load_recipe, make_recipe
-from crosspref.run.store import RunDirectory
+from crosspref.run.layout import RunDirectory
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_there_is_no_report_of_what_was_not_measured(
 
 def test_the_resolved_recipe_and_the_log_of_phases_are_in_the_run(content: dict[str, Any], done: Path) -> None:
     assert load_recipe(done / "recipe.yaml") == make_recipe(content)
-    log = phase_log(RunDirectory(done))
+    log = RunDirectory(done).logged_phases()
     names = ["prompts", "evaluate", "sample", "score", "select", "train", "evaluate"]
     assert [row["phase"] for row in log][: len(names)] == names
     assert all(row["seconds"] >= 0 and row["peak_memory_mb"] > 0 for row in log)

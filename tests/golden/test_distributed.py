@@ -17,7 +17,7 @@ from crosspref.engines.training.distributed import real_items
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.errors import MissingLibraryError, ModelError, RecipeError
 from crosspref.recipe.files import FOLDER
-from crosspref.stages.references import carrying
+from crosspref.stages.train import carrying
 
 HERE = Path(__file__).parent
 RECIPES = FOLDER / "distributed"

@@ -9,8 +9,7 @@ import pytest
 from killing import History, Moment, Strike, full_recipe, run_undisturbed, run_with_kills
 from running import ForkServer
 
-from crosspref.api import phase_log
-from crosspref.run.store import RunDirectory
+from crosspref.run.layout import RunDirectory
 
 PHASES = [(0, "prompts"), (0, "align_english"), (0, "evaluate")] + [
     (iteration, phase) for iteration in (1, 2) for phase in ("sample", "score", "select", "train", "evaluate")
@@ -57,7 +56,7 @@ def killed(
 ) -> Iterator[Callable[[str], History]]:
     """Returns what became of a plan; both run at the same time."""
     root = tmp_path_factory.mktemp("killed")
-    seconds = {row["phase"]: row["seconds"] for row in phase_log(RunDirectory(reference))}
+    seconds = {row["phase"]: row["seconds"] for row in RunDirectory(reference).logged_phases()}
     seconds["align_english"] = seconds["train"]  # its own time has the imports in it, which a forked process is spared
     at_random = [Moment(number, seconds[phase]) for number, (_, phase) in enumerate(PHASES)]
     with ThreadPoolExecutor(2) as pool:
@@ -82,5 +81,5 @@ def test_every_stage_was_hit(killed: Callable[[str], History]) -> None:
 
 
 def test_half_a_line_in_the_log_of_phases_hides_no_other_line(killed: Callable[[str], History]) -> None:
-    log = phase_log(RunDirectory(killed("at writes").run))
+    log = RunDirectory(killed("at writes").run).logged_phases()
     assert [(row["iteration"], row["phase"]) for row in log][-len(PHASES) :] == PHASES

@@ -18,8 +18,9 @@ from crosspref.engines import EngineSettings
 from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
 from crosspref.recipe.files import dump_recipe, make_recipe
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
+from crosspref.run.store import Fingerprint, write_text
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import UnreadableError
 from crosspref.suites.judge.verdicts import VerdictLog, messages_digest
@@ -378,7 +379,7 @@ def make_run(root: Path, iterations: dict[int, dict[str, list[Pair]]], **section
     write_text(run.recipe, dump_recipe(recipe))
     for iteration, by_language in iterations.items():
         for language, rows in by_language.items():
-            unit = Unit(run.iteration(iteration) / "pairs" / f"{language}.parquet")
+            unit = run.iteration(iteration).pairs.unit(language)
             unit.write_rows(rows, Pair)
             unit.finish(Fingerprint({}), len(rows))
     return run

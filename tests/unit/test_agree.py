@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crosspref.data.records import Agreement, Pair, Score
-from crosspref.stages.select.agree import agree
+from crosspref.stages.select.agree import RewardResult, agree
 
 # a: (1, 2, 3) against (1, 3, 2): of three pairs of responses two stand in the same order and one does not: 1/3.
 # b: (1, 2) against (9, 5): -1.  c: the other reward is the same for both, so there is no order.
@@ -38,12 +38,10 @@ def agreement(
     return agree(
         2,
         "es",
-        "crosslingual",
-        "multilingual",
-        scores(dict(first)) if isinstance(first, dict) else list(first),
-        scores(dict(second)) if isinstance(second, dict) else list(second),
-        pairs(dict(own)),
-        pairs(dict(others)),
+        RewardResult("crosslingual", scores(dict(first)) if isinstance(first, dict) else list(first), pairs(dict(own))),
+        RewardResult(
+            "multilingual", scores(dict(second)) if isinstance(second, dict) else list(second), pairs(dict(others))
+        ),
         resamples=resamples,
         seed=seed,
     )

@@ -6,14 +6,29 @@ from typing import Any
 
 import pytest
 
+from crosspref.algorithm import phases
 from crosspref.data.records import Prompt
 from crosspref.errors import RunError
 from crosspref.recipe.files import flatten, load_recipe, make_recipe, override
 from crosspref.recipe.schema import Recipe
-from crosspref.run.changes import AFFECTED, FREE, RESULTS, affected_by, settle_recipe
-from crosspref.run.store import Fingerprint, RunDirectory, Unit
+from crosspref.run.job import SPEED
+from crosspref.run.layout import RunDirectory
+from crosspref.run.phases import affected_by
+from crosspref.run.phases import settle_recipe as settle
+from crosspref.run.store import Fingerprint, Unit
 
 MADE = Fingerprint({"made": "by hand"})
+
+FREE = {
+    *("iterations", "resources", "vllm", "server", "ray", "reward.also", "reward.reward_model"),
+    *SPEED,
+}
+"""Settings and sections that may change at any time: how far to go, how to compute, and what to compare with."""
+NOT_FREE = {"server.protocol", "resources.shard_prompts"}
+
+
+def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
+    settle(run, recipe, phases)
 
 
 def recipe(*changes: str, english: bool = True) -> Recipe:
@@ -56,7 +71,7 @@ ITERATION_1 = (
     "iteration_1/policy",
     "iteration_1/evaluation/responses/es/00000000.parquet",
 )
-PI_0_EVALUATED = "evaluation of pi_0 (2 finished)"
+PI_0_EVALUATED = "evaluation of pi_0 (3 finished)"
 FROM_SAMPLE = "sample (3 finished), score (1 finished), select (1 finished), train (1 finished), evaluate (1 finished)"
 FROM_SCORE = FROM_SAMPLE.partition(", ")[2]
 FROM_SELECT = FROM_SCORE.partition(", ")[2]
@@ -97,7 +112,7 @@ def test_nothing_changed(run: RunDirectory) -> None:
         "sample.batch_size=3",
         "reward.batch_tokens=99",
         "reward.also=[multilingual]",
-        "translate.max_new_tokens=7",
+        "translate.max_new_tokens=7",  # nothing is translated
         "train.micro_batch_size=2",
         "align_english.checkpoint_every=3",
     ],
@@ -113,7 +128,7 @@ def test_free_settings_change_at_any_time(run: RunDirectory, change: str) -> Non
     [
         ("sample.temperature=0.5", 0.9, 0.5, f"{PI_0_EVALUATED}, {FROM_SAMPLE}"),
         ("sample.n=4", 10, 4, FROM_SAMPLE),
-        ("reward.beta=0.2", 0.1, 0.2, f"{PI_0_EVALUATED}, {FROM_SCORE}"),
+        ("reward.beta=0.2", 0.1, 0.2, f"evaluation of pi_0 (2 finished), {FROM_SCORE}"),
         ("length_penalty.mode=none", "optimal", "none", FROM_SELECT),
         ("select.min_gap=0.0", None, 0.0, FROM_SELECT),
         ("reward.name=multilingual", "crosslingual", "multilingual", FROM_SELECT),
@@ -135,7 +150,7 @@ def test_free_settings_change_at_any_time(run: RunDirectory, change: str) -> Non
             "languages=[en, es, fr]",
             ["en", "es"],
             ["en", "es", "fr"],
-            f"prompts (3 finished), held-out prompts (1 finished), {FROM_PI_0}",
+            f"prompts (3 finished), held-out prompts (1 finished), {PI_0_EVALUATED}, {FROM_SAMPLE}",
         ),
     ],
 )
@@ -193,14 +208,38 @@ def test_pi_0_by_another_way_is_a_change(run: RunDirectory) -> None:
 
 
 def test_every_setting_is_classified() -> None:
-    both = {**flatten(recipe("train.lora={}")), **flatten(recipe(english=False))}
-    assert len(both) > 60
-    for key in both:
-        affected = affected_by(key)
-        assert set(affected) <= set(RESULTS), key
-        is_free = any(free in (key, key.partition(".")[0]) for free in FREE) and key not in AFFECTED
-        assert is_free == (not affected), key
-    sections = {key.partition(".")[0] for key in both}
-    assert sections == set(Recipe.model_fields) == {name.partition(".")[0] for name in [*AFFECTED, *FREE]}
-    # Nothing is listed that is no setting any more.
-    assert {*AFFECTED, *FREE} <= {*both, *sections}
+    known = [recipe("train.lora={}"), recipe(english=False), recipe("reward.also=[multilingual]")]
+    listed = [phase for one in known for phase in phases(one)]
+    settings = {key for one in known for key in flatten(one)}
+    assert len(settings) > 60
+    for key in settings - {"translate.max_new_tokens", "translate.model", "translate.truncated"}:
+        is_free = {key, key.partition(".")[0]} & FREE and key not in NOT_FREE
+        assert bool(is_free) != bool(affected_by(listed, key)), key
+    # Nothing is named that is no setting any more.
+    sections = {key.partition(".")[0] for key in settings}
+    named = {name for phase in listed for output in phase.outputs for name in (*output.settings, *output.without)}
+    lora = {name for name in named if name.endswith(".lora")}
+    assert {*named, *FREE} - lora <= {*settings, *sections}
+    assert sections == set(Recipe.model_fields)
+
+
+def test_translations_depend_on_their_settings_where_there_are_any() -> None:
+    assert affected_by(phases(recipe()), "translate.max_new_tokens") == []
+    affected = affected_by(phases(recipe("reward.name=translated")), "translate.max_new_tokens")
+    assert [phase.name for phase, _ in affected][:4] == ["translate", "score", "select", "train"]
+
+
+def test_a_reference_that_is_computed_before_depends_on_what_it_is_computed_from() -> None:
+    listed = phases(recipe("train.precompute_reference=true"))
+    for key, expected in (("train.max_length", True), ("train.beta", False), ("select.min_gap", True)):
+        first = [phase.name for phase, _ in affected_by(listed, key) if phase.iteration == 1]
+        assert ("reference" in first) == expected, key
+        assert "train" in first
+
+
+def test_a_chain_of_inputs_is_followed_into_later_iterations() -> None:
+    affected = affected_by(phases(recipe()), "train.beta")
+    assert [(phase.name, phase.iteration) for phase, _ in affected][:3] == [
+        ("train", 1), ("evaluate", 1), ("evaluate", 1),
+    ]  # fmt: skip
+    assert ("sample", 2) in {(phase.name, phase.iteration) for phase, _ in affected}

@@ -15,7 +15,8 @@ from crosspref.data.records import Measure, Pair, Prompt, Score
 from crosspref.errors import RunError
 from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.reports.comparison import Comparison, compare_runs, run_names
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, write_text
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint, Unit, digest_of, write_text
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 LANGUAGES = ["en", "es"]
@@ -39,14 +40,14 @@ def begin(root: Path, **sections: Any) -> RunDirectory:
 
 def hold_out(run: RunDirectory, text: str = "?") -> None:
     for language in LANGUAGES:
-        unit = run.prompts("heldout", language)
+        unit = run.heldout.unit(language)
         unit.write_rows([Prompt("1", language, text)], Prompt)
         unit.finish(Fingerprint({"source": str(run.root)}, {"rows": digest_of(["1", language, text])}), 1)
 
 
 def measure(run: RunDirectory, iteration: int, judges: dict[str, Any] | None = None, **values: list[float]) -> None:
     """Store measures, a value per language, and the held-out scores behind them."""
-    folder = run.iteration(iteration) / "evaluation"
+    folder = run.iteration(iteration).evaluation.folder
     rows = [
         Measure(iteration, language, name, mean, mean - 0.1, mean + 0.2, 8, 2)
         for name, means in values.items()
@@ -68,18 +69,18 @@ def pair_up(run: RunDirectory, iteration: int, lengths: dict[str, list[tuple[int
             Pair(str(n), language, [], *([{"role": "assistant", "content": "x" * c}] for c in cut), 0, 1, *[None] * 5)
             for n, cut in enumerate(both)
         ]
-        unit = Unit(run.iteration(iteration) / "pairs" / f"{language}.parquet")
+        unit = run.iteration(iteration).pairs.unit(language)
         unit.write_rows(rows, Pair)
         unit.finish(Fingerprint({}), len(rows))
 
 
 def train(run: RunDirectory, iteration: int) -> None:
-    run.policy(iteration).finish(Fingerprint({}), 3)
+    run.iteration(iteration).policy.finish(Fingerprint({}), 3)
 
 
 def log(run: RunDirectory, *rows: tuple[str, int, float]) -> None:
     for phase, iteration, seconds in rows:
-        run.append("phases.jsonl", {"phase": phase, "iteration": iteration, "seconds": seconds, "peak_memory_mb": 1})
+        run.log_phase({"phase": phase, "iteration": iteration, "seconds": seconds, "peak_memory_mb": 1})
 
 
 def full(root: Path, judges: dict[str, Any] | None = None, win: float = 0.6, **sections: Any) -> RunDirectory:
@@ -147,7 +148,7 @@ def test_later_iterations_count_the_time_before_them(tmp_path: Path) -> None:
     pair_up(run, 2, {"en": [(1, 2)], "es": [(1, 4)]})
     train(run, 2)
     log(run, ("sample", 2, 30.0), ("prompts", 0, 6.0))  # it was stopped and begun again
-    run.iteration(10).mkdir()
+    run.iteration(10).folder.mkdir()
     rows = compare_runs([run.root]).report(by_language=False).rows
     assert rows[1:] == [
         ["", "pi_1", "R_c", "optimal", "DPO+NLL", "3", "68%", "88%", "125", "+0.0", "1.6"],
@@ -261,13 +262,13 @@ def test_a_finished_run_is_not_called_unfinished(tmp_path: Path) -> None:
     run = full(tmp_path / "a")
     assert not any("not finished" in note for note in compare_runs([run.root]).notes)
     # A run that was killed before its last marker.
-    Unit(run.iteration(1) / "evaluation" / "measures.parquet").marker.unlink()
+    run.iteration(1).evaluation.measures.marker.unlink()
     found = compare_runs([run.root])
     assert "a is not finished: 1 of 1 policies are trained, and 1 of 2 are measured." in found.notes
     assert found.report(by_language=False).rows[1][6:9] == ["-", "-", "-"]
-    Unit(run.iteration(0) / "evaluation/scores/multilingual/en/00000000.parquet").marker.unlink()
+    run.iteration(0).evaluation.scores.unit("en", 0).marker.unlink()
     assert compare_runs([run.root]).report(by_language=False).rows == found.report(by_language=False).rows
-    Unit(run.iteration(1) / "pairs" / "es.parquet").marker.unlink()
+    run.iteration(1).pairs.unit("es").marker.unlink()
     assert compare_runs([run.root]).report(by_language=False).rows[1][5] == "-"
 
 
@@ -292,7 +293,7 @@ def test_directories_that_cannot_be_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.write_text('{"rows": 1}')])
 def test_a_damaged_marker_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     run = full(tmp_path / "a")
-    damage(run.prompts("heldout", "es").marker)
+    damage(run.heldout.unit("es").marker)
     with pytest.raises(RunError, match=r"es\.parquet\.done\.json is damaged"):
         compare_runs([run.root])
 

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosspref import algorithm
-from crosspref.data.records import Dropped, Pair, Prompt, Response, Score
+from crosspref import api
+from crosspref.data.records import Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.run import store
-from crosspref.run.job import Job, digest_rows, policy, store_rows
+from crosspref.run.job import Job, digest_rows, store_rows
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.status import run_status
-from crosspref.run.store import RunDirectory, Unit, write_text
-from crosspref.stages import pairing
+from crosspref.run.store import Unit, write_text
+from crosspref.stages.sample import Drawing, response_shards, sample_prompts
+from crosspref.stages.score import Scoring, reward_reference, score_responses, score_shards
+from crosspref.stages.select import phase as select_phase
 from crosspref.stages.select.select import select
-from crosspref.stages.tables import response_shards, reward_reference, score_shards
 
 
 @pytest.fixture
@@ -45,11 +46,11 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
     """Finish all shards of prompts, responses and scores, with three made-up responses to a prompt if ``rows``."""
     random = np.random.default_rng(0)
     names = [f"p{number}" for number in range(prompts)]
-    store_rows(job.run.prompts("prompts", "en"), [Prompt(name, "en", f"Say {name}.") for name in names], Prompt, {})
-    folder, model = job.run.iteration(1), policy(job, 0)
+    store_rows(job.run.prompts.unit("en"), [Prompt(name, "en", f"Say {name}.") for name in names], Prompt, {})
+    places, model = job.run.iteration(1), job.policy(0)
     responses: list[Response] = []
     scores: list[Score] = []
-    for shard in response_shards(job, folder, "prompts", model, job.recipe.sample.n, 1, greedy=False):
+    for shard in response_shards(job, places.responses, model, Drawing(job.recipe.sample.n, 1)):
         own = [
             Response(prompt.prompt_id, "en", sample, "word " * random.integers(0, 4), [sample], "stop", 1)
             for prompt in shard.prompts
@@ -58,8 +59,8 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
         shard.unit.write_rows(own, Response)
         shard.unit.finish(shard.fingerprint, len(own))
         responses += own
-    models = model, reward_reference(job, 1)
-    for shard in score_shards(job, folder, "prompts", models, ["crosslingual"], job.recipe.reward):
+    scoring = Scoring("crosslingual", places.scores("crosslingual"), places.responses)
+    for shard in score_shards(job, scoring, (model, reward_reference(job, 1)), job.recipe.reward):
         own_scores = [
             Score(row.prompt_id, "en", row.sample, "crosslingual", -1.0, -2.0, 1, len(row.text), random.normal())
             for row in responses
@@ -82,25 +83,27 @@ def test_what_is_done_is_found_quickly(job: Job, monkeypatch: pytest.MonkeyPatch
     fill(job, count, rows=False)
     monkeypatch.setattr(EngineFactory, "_build", lambda *_: pytest.fail("a model was loaded for what is done"))
     seconds = {
-        "sample": took(lambda: algorithm.sample(job, 1)),
-        "score": took(lambda: algorithm.score(job, 1)),
-        "status": took(lambda: run_status(job.run)),
+        "sample": took(lambda: sample_prompts(job, 1)),
+        "score": took(lambda: score_responses(job, 1)),
+        "status": took(lambda: api.status(job.run.root)),
     }
     # Measured 0.4 s on an idle machine; what grew with the square of the number would take minutes.
     assert sum(seconds.values()) < 8, seconds
     [sample, score] = [
-        phase for phase in run_status(job.run) if phase.iteration == 1 and phase.phase in {"sample", "score"}
+        status
+        for status in api.status(job.run.root)
+        if status.phase.iteration == 1 and status.phase.name in {"sample", "score"}
     ]
     assert sample.done == score.done == count
 
 
 def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     responses, scores = fill(job, 40, rows=True)
-    folder = job.run.iteration(1)
+    places = job.run.iteration(1)
     # Three shards to a part, so that there are many.
-    monkeypatch.setattr(pairing, "PART_BYTES", 3 * next(folder.glob("responses/en/*.parquet")).stat().st_size)
-    assert len(pairing._parts(folder / "responses" / "en", folder / "scores" / "crosslingual" / "en")) > 10
-    algorithm.select(job, 1)
+    monkeypatch.setattr(select_phase, "PART_BYTES", 3 * places.responses.units("en")[0].path.stat().st_size)
+    assert len(select_phase._parts(places, "en", "crosslingual")) > 10
+    select_phase.make_pairs(job, 1)
     expected = select(
         responses,
         scores,
@@ -111,9 +114,9 @@ def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: 
         identify=None,
     )
     assert 10 < len(expected.pairs) < 40
-    assert Unit(folder / "pairs" / "en.parquet").rows(Pair) == expected.pairs
-    assert Unit(folder / "dropped" / "en.parquet").rows(Dropped) == expected.dropped
-    assert Unit(folder / "pairs" / "en.parquet").read_marker()["figures"]["alpha"] == expected.alpha
+    assert places.pairs.rows("en") == expected.pairs
+    assert places.dropped.rows("en") == expected.dropped
+    assert places.pairs.unit("en").read_marker()["figures"]["alpha"] == expected.alpha
 
 
 def test_prompts_that_come_in_another_order_than_their_parts(job: Job) -> None:
@@ -140,11 +143,11 @@ def test_prompts_that_come_in_another_order_than_their_parts(job: Job) -> None:
 
 def test_a_damaged_shard_is_named(job: Job) -> None:
     fill(job, 3, rows=True)
-    path = job.run.iteration(1) / "responses" / "en" / "00000001.parquet"
+    path = job.run.iteration(1).responses.unit("en", 1).path
     path.write_bytes(b"PAR1 cut")
     with pytest.raises(store.RunError, match=r"00000001\.parquet cannot be read"):
-        algorithm.select(job, 1)
-    assert not (job.run.iteration(1) / "pairs" / "en.parquet").exists()
+        select_phase.make_pairs(job, 1)
+    assert not job.run.iteration(1).pairs.unit("en").path.exists()
 
 
 @pytest.fixture

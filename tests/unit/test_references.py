@@ -9,7 +9,7 @@ from crosspref.data.records import Pair, from_table, to_table
 from crosspref.errors import RecipeError
 from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.job import digest_rows
-from crosspref.run.launching import launch_command
+from crosspref.run.processes import launch_command
 from crosspref.run.store import digest_of
 
 CHAT = [{"role": "user", "content": "ja"}]

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from crosspref import api
 from crosspref.cli import main
 from crosspref.data.records import Agreement, Measure, Prompt
 from crosspref.errors import RunError
 from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, agreement_report, measures_report
 from crosspref.reports.table import Report
-from crosspref.run.status import PhaseStatus, run_status
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, write_text
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 
@@ -167,12 +168,13 @@ def finish(run: RunDirectory, *places: str, rows: int = 1) -> None:
 
 
 def states(run: RunDirectory) -> list[tuple[int, str, int, int | None]]:
-    return [(phase.iteration, phase.phase, phase.done, phase.total) for phase in run_status(run)]
+    statuses = api.status(run.root)
+    return [(status.phase.iteration, status.phase.name, status.done, status.total) for status in statuses]
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert states(begin(tmp_path)) == [
-        (0, "prompts", 0, 2),
+        (0, "prompts", 0, 6),
         (0, "align_english", 0, 1),
         (0, "evaluate", 0, None),
         *(
@@ -181,7 +183,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
             for phase, total in (("sample", None), ("score", None), ("select", 2), ("train", 1), ("evaluate", None))
         ),
     ]
-    assert not any(phase.is_done for phase in run_status(begin(tmp_path)))
+    assert not any(status.is_done for status in api.status(begin(tmp_path).root))
 
 
 def test_a_run_in_the_middle(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_a_run_in_the_middle(tmp_path: Path) -> None:
     Unit(run.root / "iteration_1/scores/crosslingual/en/4.parquet").write_rows([], Prompt)  # killed before its marker
     found = {(iteration, phase): (done, total) for iteration, phase, done, total in states(run)}
     assert found == {
-        (0, "prompts"): (2, 2),
+        (0, "prompts"): (6, 6),
         (0, "align_english"): (1, 1),
         (0, "evaluate"): (5, 5),
         (1, "sample"): (6, 6),
@@ -216,14 +218,14 @@ def test_a_run_in_the_middle(tmp_path: Path) -> None:
         (2, "train"): (0, 1),
         (2, "evaluate"): (0, 5),
     }
-    first = next(phase for phase in run_status(run) if not phase.is_done)
-    assert first == PhaseStatus(1, "score", 1, 6)
+    first = next(status for status in api.status(run.root) if not status.is_done)
+    assert (first.phase.iteration, first.phase.name) == (1, "score")
 
 
 def test_a_run_with_a_given_policy_and_without_evaluation(tmp_path: Path) -> None:
     run = begin(tmp_path, models={"initial": "a", "policy": "b"}, align_english=None, evaluate={}, iterations=1)
     assert states(run) == [
-        (0, "prompts", 0, 1),
+        (0, "prompts", 0, 3),
         (1, "sample", 0, None),
         (1, "score", 0, None),
         (1, "select", 0, 2),
@@ -246,4 +248,4 @@ def test_a_reference_that_is_computed_before_training_is_a_phase(tmp_path: Path)
 
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
-        run_status(RunDirectory(tmp_path))
+        api.status(tmp_path)

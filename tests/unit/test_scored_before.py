@@ -1,15 +1,15 @@
 """What earlier iterations scored is found again, by model and by what a response said, and not computed anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crosspref.data.records import Prompt, Response, Score
 from crosspref.protocols import Known
-from crosspref.run.job import Shard
-from crosspref.run.store import Fingerprint, Unit
-from crosspref.stages.score import content_of
-from crosspref.stages.tables import scored_before
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint
+from crosspref.stages.score import ScoreShard, content_of, scored_before
 
 SETTINGS = {"reward.beta": 0.1, "reward": "crosslingual"}
 PROMPTS = [Prompt("q1", "es", "Nombra un río.")]
@@ -19,16 +19,18 @@ def response(sample: int, ids: list[int] | None, text: str = "", reason: str = "
     return Response("q1", "es", sample, text, ids, reason, None)  # type: ignore[arg-type]
 
 
-def shard(root: Path, iteration: int, policy: str, reference: str, **inputs: str) -> Shard:
-    unit = Unit(root / f"iteration_{iteration}" / "scores" / "crosslingual" / "es" / "00000000.parquet")
+def shard(root: Path, iteration: int, policy: str, reference: str, **inputs: str) -> ScoreShard:
+    iterations = [RunDirectory(root).iteration(number) for number in range(iteration + 1)]
+    *earlier, (unit, responses) = [
+        (places.scores("crosslingual").unit("es", 0), places.responses.unit("es", 0)) for places in iterations
+    ]
     given = {"policy": policy, "reference": reference, "responses": f"of {policy}", "prompts": "the same", **inputs}
-    return Shard(unit, Fingerprint(SETTINGS, given), PROMPTS, "crosslingual")
+    return ScoreShard(unit, Fingerprint(SETTINGS, given), PROMPTS, "crosslingual", [], responses, None, earlier)
 
 
-def store(shard: Shard, scored: list[tuple[Response, float, float | None]]) -> None:
-    responses = Unit(shard.unit.path.parents[3] / "responses" / "es" / shard.unit.path.name)
-    responses.write_rows([row for row, _, _ in scored], Response)
-    responses.finish(Fingerprint({}), len(scored))
+def store(shard: ScoreShard, scored: list[tuple[Response, float, float | None]]) -> None:
+    shard.responses.write_rows([row for row, _, _ in scored], Response)
+    shard.responses.finish(Fingerprint({}), len(scored))
     scores = [
         Score(row.prompt_id, row.language, row.sample, "crosslingual", policy, reference, 2, 4, 0.5)
         for row, policy, reference in scored
@@ -45,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(shard: Shard, *rows: Response) -> list[Known | None]:
+def found(shard: ScoreShard, *rows: Response) -> list[Known | None]:
     known = scored_before(shard)
     return [known.get(content_of(row)) for row in rows]
 
@@ -78,7 +80,7 @@ def test_other_models_prompts_or_settings_know_nothing(run: Path) -> None:
     assert scored_before(shard(run, 2, "pi_1", "another")) == {}
     assert scored_before(shard(run, 2, "pi_1", "pi_I", prompts="others")) == {}
     changed = shard(run, 2, "pi_1", "pi_I")
-    other = Shard(changed.unit, Fingerprint({**SETTINGS, "reward.beta": 1.0}, changed.fingerprint.inputs), PROMPTS)
+    other = replace(changed, fingerprint=Fingerprint({**SETTINGS, "reward.beta": 1.0}, changed.fingerprint.inputs))
     assert scored_before(other) == {}
     assert scored_before(shard(run, 1, "pi_0", "pi_I")) == {}  # itself is not before itself
 

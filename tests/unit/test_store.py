@@ -15,7 +15,8 @@ import pytest
 from crosspref.data.records import Prompt, Response, to_table
 from crosspref.errors import RunError
 from crosspref.run import store
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory, write_text
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Fingerprint, Unit, digest_of, publish_directory, write_text
 
 MADE = Fingerprint({"sample.n": 4}, {"policy": "abc"})
 ROWS = [Prompt("a", "es", "¿Qué?"), Prompt("b", "es", "Línea\nnueva")]
@@ -173,7 +174,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     kept = Unit(run.root / "iteration_1" / "responses" / "es" / "00000000.parquet")
     finish(kept)
     before = contents(run.root)
-    folder = run.policy(1).temporary()
+    folder = run.iteration(1).policy.temporary()
     write_text(folder / "config.json", "{}")
     (folder / ".config.json.7.tmp").write_text("half")
     (kept.path.parent / ".00000064.parquet.123.tmp").write_bytes(b"half")
@@ -184,7 +185,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from crosspref.run.store import RunDirectory
+from crosspref.run.layout import RunDirectory
 with RunDirectory(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()
@@ -237,7 +238,7 @@ def test_folders_named_like_partitions_add_no_columns(unit: Unit) -> None:
 
 
 def test_publishing_a_folder_replaces_an_unfinished_one(tmp_path: Path) -> None:
-    unit = RunDirectory(tmp_path).policy(1)
+    unit = RunDirectory(tmp_path).iteration(1).policy
     write_text(unit.path / "sub" / "old.txt", "unfinished")
     temporary = unit.temporary()
     write_text(temporary / "sub" / "new.txt", "whole")
@@ -253,7 +254,7 @@ def test_publishing_a_folder_replaces_an_unfinished_one(tmp_path: Path) -> None:
 
 
 def test_a_temporary_folder_is_empty_each_time(tmp_path: Path) -> None:
-    unit = RunDirectory(tmp_path).policy(1)
+    unit = RunDirectory(tmp_path).iteration(1).policy
     write_text(unit.temporary() / "half.txt", "x")
     assert contents(unit.temporary()) == {}
 
@@ -261,22 +262,22 @@ def test_a_temporary_folder_is_empty_each_time(tmp_path: Path) -> None:
 def test_checkpoints_of_another_fingerprint_are_removed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     other = Fingerprint({"train.beta": 0.2})
-    write_text(run.checkpoints(1, other) / "checkpoint-5" / "state.json", "{}")
-    write_text(run.checkpoints(2, other) / "checkpoint-9" / "state.json", "{}")
-    assert (run.checkpoints(1, other) / "checkpoint-5" / "state.json").exists()
-    mine = run.checkpoints(1, MADE)
+    write_text(run.iteration(1).checkpoints(other) / "checkpoint-5" / "state.json", "{}")
+    write_text(run.iteration(2).checkpoints(other) / "checkpoint-9" / "state.json", "{}")
+    assert (run.iteration(1).checkpoints(other) / "checkpoint-5" / "state.json").exists()
+    mine = run.iteration(1).checkpoints(MADE)
     assert list(mine.parent.iterdir()) == [mine]
     assert list(mine.iterdir()) == []
-    assert (run.checkpoints(2, other) / "checkpoint-9").exists()
-    run.remove_checkpoints(2)
-    run.remove_checkpoints(2)
-    assert not (run.iteration(2) / "checkpoints").exists()
+    assert (run.iteration(2).checkpoints(other) / "checkpoint-9").exists()
+    run.iteration(2).remove_checkpoints()
+    run.iteration(2).remove_checkpoints()
+    assert not (run.iteration(2).folder / "checkpoints").exists()
 
 
 def test_logs_grow_by_lines(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.append("phases.jsonl", {"phase": "sample"})
-    run.append("phases.jsonl", {"phase": "score"})
+    run.log_phase({"phase": "sample"})
+    run.log_phase({"phase": "score"})
     lines = (tmp_path / "phases.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["sample", "score"]
 

@@ -20,18 +20,17 @@ def add(commands: Commands) -> None:
 
 
 def _audit(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from crosspref.errors import RecipeError
     from crosspref.reports.audit import audit_run
     from crosspref.reports.table import print_reports
+    from crosspref.run.layout import RunDirectory
     from crosspref.run.progress import Reporter
     from crosspref.run.store import write_text
 
     if options.prompts < 1:
         raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
     report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
-    path = Path(options.run) / f"iteration_{iteration}" / "audit.md"
+    path = RunDirectory(options.run).iteration(iteration).audit
     write_text(path, report.markdown())
     print_reports([report])
     print(f"Written: {path}")  # noqa: T201

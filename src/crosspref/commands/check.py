@@ -123,7 +123,7 @@ def _servers(recipe: "Recipe") -> Iterator[str]:
 def _launcher(recipe: "Recipe") -> Iterator[str]:
     import shlex
 
-    from crosspref.run.launching import launch_command
+    from crosspref.run.processes import launch_command
 
     if recipe.resources.launch is not None:
         yield f"ok    training is started by: {shlex.join(launch_command(recipe.resources))}"

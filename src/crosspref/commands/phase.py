@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
 
 def _phase(options: argparse.Namespace) -> None:
     from crosspref import api
-    from crosspref.run.children import end_with_parent
+    from crosspref.run.processes import end_with_parent
     from crosspref.run.progress import Reporter
 
     end_with_parent()

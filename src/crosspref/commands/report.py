@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from crosspref.commands import Commands, command_line
 
 if TYPE_CHECKING:
-    from crosspref.run.store import RunDirectory
+    from crosspref.run.layout import RunDirectory
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from crosspref.errors import RunError
-    from crosspref.run.store import RunDirectory
+    from crosspref.run.layout import RunDirectory
 
     if not show_report(RunDirectory(options.run), options.svg):
         raise RunError(
@@ -34,22 +34,20 @@ def show_report(run: "RunDirectory", svg: str | None) -> bool:
 
     from rich.console import Console
 
-    from crosspref.data.records import Agreement, Measure
+    from crosspref.data.records import Agreement
     from crosspref.reports.report import agreement_report, measures_report
     from crosspref.reports.table import print_reports
-    from crosspref.run.store import Unit, write_text
+    from crosspref.run.store import write_text
 
-    kinds = (
-        ("iteration_*/evaluation/measures.parquet", Measure, measures_report),
-        ("iteration_*/agreement/*.parquet", Agreement, agreement_report),
-    )
-    reports = []
-    for pattern, kind, make in kinds:
-        rows = [row for path in sorted(run.root.glob(pattern)) for row in Unit(path).rows(kind)]
-        reports += [make(rows)] if rows else []
+    iterations = run.iterations()
+    measures = [row for iteration in iterations for row in iteration.evaluation.measured()]
+    units = [unit for iteration in iterations for unit in iteration.agreement.stored()]
+    reports = [measures_report(measures)] if measures else []
+    if units:
+        reports.append(agreement_report([row for unit in units for row in unit.rows(Agreement)]))
     if not reports:
         return False
-    write_text(run.root / "report.md", "\n".join(report.markdown() for report in reports))
+    write_text(run.report, "\n".join(report.markdown() for report in reports))
     print_reports(reports)
     if svg:
         canvas = Console(record=True, width=80, file=io.StringIO())

@@ -19,8 +19,8 @@ def _run(options: argparse.Namespace) -> None:
     from crosspref import api
     from crosspref.commands.report import show_report
     from crosspref.recipe.files import load_recipe
+    from crosspref.run.layout import RunDirectory
     from crosspref.run.progress import Reporter
-    from crosspref.run.store import RunDirectory
 
     recipe = load_recipe(options.recipe, options.overrides)
     reporter = Reporter()

@@ -16,17 +16,16 @@ def _status(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crosspref.run.status import run_status
-    from crosspref.run.store import RunDirectory
+    from crosspref import api
 
-    phases = run_status(RunDirectory(options.run))
+    statuses = api.status(options.run)
     table = Table(box=None)
     for name in ("iteration", "phase", "done", "of"):
         table.add_column(name, justify="left" if name == "phase" else "right")
-    for phase in phases:
-        total = "?" if phase.total is None else str(phase.total)
-        table.add_row(str(phase.iteration), phase.phase, str(phase.done), total)
+    for status in statuses:
+        total = "?" if status.total is None else str(status.total)
+        table.add_row(str(status.phase.iteration), status.phase.name, str(status.done), total)
     console = Console()
     console.print(table)
-    current = next((phase for phase in phases if not phase.is_done), None)
-    console.print(f"Next: {current.phase} of iteration {current.iteration}." if current else "Everything is done.")
+    current = next((status.phase for status in statuses if not status.is_done), None)
+    console.print(f"Next: {current.name} of iteration {current.iteration}." if current else "Everything is done.")

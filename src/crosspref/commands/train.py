@@ -27,10 +27,10 @@ def _train(options: argparse.Namespace) -> None:
     from crosspref.models.locate import locate_model
     from crosspref.recipe.files import stage_settings
     from crosspref.recipe.stages import TrainStage
-    from crosspref.run.job import training_fingerprint
     from crosspref.run.progress import Reporter
     from crosspref.run.ranks import is_main
     from crosspref.run.store import Unit, publish_directory
+    from crosspref.stages.train import Training
 
     out = Path(options.out)
     if out.exists():
@@ -41,7 +41,7 @@ def _train(options: argparse.Namespace) -> None:
     reference = locate_model(options.reference) if options.reference else None
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never resumed.
     every = out.with_name(out.name + ".checkpoints")
-    checkpoints = every / training_fingerprint("train", settings.train, settings.seed, start, pairs, reference).digest
+    checkpoints = every / Training("train", settings.train, start, reference).fingerprint(settings.seed, pairs).digest
     temporary = Unit(checkpoints / "policy").temporary()
     trainer = stage_engines(settings).trainer(start, settings.train, reference)
     with Reporter().step("train", len(pairs) * settings.train.epochs) as meter:

@@ -50,7 +50,7 @@ def assumed_speeds(device: Accelerator) -> Speeds | None:
         return None
     peak = device.tflops * 1e12
     read = 0.0 if device.bandwidth is None else 1 / (DECODE_BANDWIDTH * device.bandwidth * 1e12)
-    start = dict.fromkeys(("align_english", "sample", "translate", "score", "train", "evaluate"), 60.0)
+    start = dict.fromkeys(("align_english", "sample", "translate", "score", "reference", "train", "evaluate"), 60.0)
     return Speeds(read, 1 / (DECODE_SHARE * peak), 1 / (SCORE_SHARE * peak), 1 / (TRAIN_SHARE * peak), start)
 
 
@@ -72,7 +72,8 @@ def flops(work: Work, shape: ModelShape, recipe: Recipe) -> float:
     if settings is not None:
         times = (2 if settings.lora else 3) + settings.gradient_checkpointing
         mismatched = 2 if settings.method == "kto" else 0
-        return forward * (times + (settings.method not in REFERENCE_FREE) + mismatched)
+        references = settings.method not in REFERENCE_FREE and not settings.precompute_reference
+        return forward * (times + references + mismatched)
     return forward
 
 
@@ -91,7 +92,7 @@ def memory(work: Work, shape: ModelShape, recipe: Recipe, width: int) -> float:
             return 0.0
         cache = work.rows * work.width * shape.cache_values * width
         return shape.parameters * width + cache + 3 * 4 * work.rows * shape.vocabulary
-    if work.kind == "rate":
+    if work.kind in ("rate", "reference"):
         return shape.parameters * width * 1.1
     if work.kind == "score":
         if recipe.reward.engine == "server":

@@ -1,7 +1,7 @@
 """What a run, finished or not, says about speeds and lengths: the figures in its done-markers and its log."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +9,16 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy.optimize import nnls
 
-from crosspref.api import phase_log
+from crosspref import algorithm
 from crosspref.data.records import Prompt
 from crosspref.errors import RunError
 from crosspref.models.locate import locate_model
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.shapes import ModelShape, read_shape
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, decoding_steps, plan_work
-from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
-from crosspref.run.job import units_of
-from crosspref.run.store import RunDirectory, Unit
+from crosspref.run.layout import RunDirectory, ShardedTable, TableFolder, open_run
+from crosspref.run.store import Unit
 
 MOST_SHARDS = 64
 """Of each language, whose responses are looked at one by one."""
@@ -32,14 +31,11 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
         RunError: there is no run, or nothing in it has been sampled, scored and trained yet.
         ModelError: the run's model is not there any more.
     """
-    run = RunDirectory(root)
-    if not run.recipe.exists():
-        raise RunError(f"{root} holds no run: there is no {run.recipe.name} in it.")
-    recipe = load_recipe(run.recipe)
+    run, recipe = open_run(root)
     shape = read_shape(locate_model(recipe.models.initial or recipe.models.policy or "", weights=False))
     lengths = _lengths(run, recipe)
     phases = plan_work(recipe, _stored_texts(run, recipe), lengths)
-    sampled, scored, trained = _sampled(run, phases, lengths), _scored(run, phases), _trained(run, phases)
+    sampled, scored, trained = _sampled(run, phases, lengths), _scored(run, recipe, phases), _trained(run, phases)
     if not (sampled and (scored or trained)):
         raise RunError(
             f"{root} has not got far enough to plan from: that takes a finished shard of responses, and one of scores "
@@ -52,7 +48,7 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
     }
     score, train = speeds.get("score", speeds.get("train", 0.0)), speeds.get("train", speeds.get("score", 0.0))
     read, decode = fit_decoding(sampled, shape, bytes_per_value, score)
-    return Speeds(read, decode, score, train, _starts(run)), lengths
+    return Speeds(read, decode, score, train, _starts(run, recipe)), lengths
 
 
 def fit_decoding(
@@ -82,17 +78,18 @@ def _figures(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any], int]
                 yield unit, figures, int(content["rows"])
 
 
-def _languages_of(run: RunDirectory, table: str) -> dict[str, list[Unit]]:
-    """Return the shards of a table of all iterations by language, spread evenly where there are many."""
-    found: dict[str, list[Unit]] = {}
-    for folder in sorted(run.root.glob(f"iteration_*/{table}/*")):
-        found.setdefault(folder.name, []).extend(units_of(folder))
-    return {language: units[:: math.ceil(len(units) / MOST_SHARDS) or 1] for language, units in found.items()}
+def _by_language(tables: Iterable[ShardedTable]) -> dict[str, list[Unit]]:
+    """Return the shards of some tables by language, spread evenly where there are many."""
+    shards: dict[str, list[Unit]] = {}
+    for table in tables:
+        for unit in table.stored():
+            shards.setdefault(unit.path.parent.name, []).append(unit)
+    return {language: units[:: math.ceil(len(units) / MOST_SHARDS) or 1] for language, units in shards.items()}
 
 
 def _lengths(run: RunDirectory, recipe: Recipe) -> Lengths:
     response, longest = {}, {}
-    for language, units in _languages_of(run, "responses").items():
+    for language, units in _by_language(iteration.responses for iteration in run.iterations()).items():
         sums = [(figures["tokens"], rows) for _, figures, rows in _figures(units)]
         if sum(rows for _, rows in sums):
             response[language] = sum(tokens for tokens, _ in sums) / sum(rows for _, rows in sums)
@@ -100,10 +97,10 @@ def _lengths(run: RunDirectory, recipe: Recipe) -> Lengths:
             longest[language] = sum(maxima) / len(maxima)
     kept, asked = 0, 0
     for iteration in range(1, recipe.iterations + 1):
-        unit = run.policy(iteration)
+        unit = run.iteration(iteration).policy
         if unit.marker.exists():
             kept += int(unit.read_marker()["rows"])
-            asked += sum(len(_stored(run, "prompts", language)) for language in recipe.languages)
+            asked += sum(len(_stored(run.prompts, language)) for language in recipe.languages)
     # For language imbalance a prompt makes several pairs, which the plan counts by itself.
     share = kept / asked if asked and recipe.language_imbalance is None else 1.0
     return Lengths(response=response, longest=longest, pairs=share)
@@ -114,8 +111,8 @@ def _longest(unit: Unit) -> float:
     return float(lengths or 0)
 
 
-def _stored(run: RunDirectory, source: str, language: str) -> list[Prompt]:
-    unit = run.prompts(source, language)
+def _stored(table: TableFolder, language: str) -> list[Prompt]:
+    unit = table.unit(language)
     return list(unit.rows(Prompt)) if unit.marker.exists() else []
 
 
@@ -123,8 +120,8 @@ def _stored_texts(run: RunDirectory, recipe: Recipe) -> Texts:
     """Return the prompts as the run stored them; its preferences are taken to be as long as its pairs."""
     texts = Texts.__new__(Texts)
     languages = dict.fromkeys(["en", *recipe.languages])
-    texts.training = [row for language in languages for row in _stored(run, "prompts", language)]
-    texts.held_out = [row for language in languages for row in _stored(run, "heldout", language)]
+    texts.training = [row for language in languages for row in _stored(run.prompts, language)]
+    texts.held_out = [row for language in languages for row in _stored(run.heldout, language)]
     texts.preferences = []
     return texts
 
@@ -135,11 +132,15 @@ def _part(phases: Sequence[PhaseWork], phase: str, kind: str) -> Work | None:
 
 def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -> list[tuple[float, Work]]:
     found = []
-    for phase, table in (("sample", "responses"), ("evaluate", "evaluation/responses")):
+    iterations = run.iterations()
+    for phase, tables in (
+        ("sample", [iteration.responses for iteration in iterations]),
+        ("evaluate", [iteration.evaluation.responses for iteration in iterations]),
+    ):
         whole = _part(phases, phase, "sample")
         if whole is None:
             continue
-        for language, units in _languages_of(run, table).items():
+        for language, units in _by_language(tables).items():
             for _, figures, rows in _figures(units):
                 tokens, read = figures["tokens"], whole.read / whole.units * rows
                 mean = tokens / max(1, rows)
@@ -148,14 +149,18 @@ def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -
     return found
 
 
-def _scored(run: RunDirectory, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:
+def _scored(run: RunDirectory, recipe: Recipe, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:
     """Return seconds and work of the scored shards; what they read goes by what they wrote, as in the plan."""
     found = []
-    for phase, table in (("score", "scores/[!r]*"), ("evaluate", "evaluation/scores/*")):
+    implicit = [reward for reward in recipe.reward.names if reward != "reward_model"]
+    for phase, tables in (
+        ("score", [iteration.scores(reward) for iteration in run.iterations() for reward in implicit]),
+        ("evaluate", [iteration.evaluation.scores for iteration in run.iterations()]),
+    ):
         whole = _part(phases, phase, "score")
         if whole is None or not whole.written:
             continue
-        for units in _languages_of(run, table).values():
+        for units in _by_language(tables).values():
             for _, figures, _ in _figures(units):
                 found.append((figures["seconds"], _scaled(whole, figures["tokens"] / whole.written)))
     return found
@@ -165,7 +170,7 @@ def _trained(run: RunDirectory, phases: Sequence[PhaseWork]) -> list[tuple[float
     whole = _part(phases, "train", "train")
     if whole is None or not whole.tokens:
         return []
-    units = [run.policy(iteration) for iteration in range(1 + max(phase.iteration for phase in phases))]
+    units = [iteration.policy for iteration in run.iterations()]
     return [(figures["seconds"], _scaled(whole, figures["tokens"] / whole.tokens)) for _, figures, _ in _figures(units)]
 
 
@@ -173,26 +178,16 @@ def _scaled(work: Work, by: float) -> Work:
     return replace(work, read=work.read * by, written=work.written * by, squares=work.squares * by)
 
 
-def _starts(run: RunDirectory) -> dict[str, float]:
+def _starts(run: RunDirectory, recipe: Recipe) -> dict[str, float]:
     """Return what a phase took beside its shards: the least of its iterations, as the first may convert a model."""
-    patterns = {"sample": ["responses/*"], "translate": ["translations/*"], "score": ["scores/*/*"]}
-    patterns |= {"train": ["."], "align_english": ["."], "select": [], "prompts": []}
-    patterns["evaluate"] = ["evaluation/responses/*", "evaluation/scores/*/*"]
-    found: dict[str, float] = {}
-    for row in phase_log(run):
-        if row["phase"] not in patterns:
+    phases = {(phase.name, phase.iteration): phase for phase in algorithm.phases(recipe)}
+    starts: dict[str, float] = {}
+    for row in run.logged_phases():
+        name, phase = row["phase"], phases.get((row["phase"], row["iteration"]))
+        if phase is None:
             continue
-        folder = run.iteration(row["iteration"])
-        folders = [
-            path
-            for pattern in patterns[row["phase"]]
-            for path in ([folder] if pattern == "." else folder.glob(pattern))
-        ]
-        units = (
-            [Unit(folder / "policy")] if folders == [folder] else [unit for path in folders for unit in units_of(path)]
-        )
-        inside = sum(figures["seconds"] for _, figures, _ in _figures(units))
-        beside = row["seconds"] - inside
-        if beside >= 0:  # less, where the phase was stopped and went on: its log tells of the last part only
-            found[row["phase"]] = min(beside, found.get(row["phase"], beside))
-    return found
+        units = [unit for output in phase.outputs for unit in output.units(run)]
+        beside = row["seconds"] - sum(figures["seconds"] for _, figures, _ in _figures(units))
+        if beside >= 0:  # less, where the phase was stopped and resumed: its log tells of the last part only
+            starts[name] = min(beside, starts.get(name, beside))
+    return starts

@@ -1,10 +1,11 @@
 """How much work a recipe is: for every phase the tokens that models read and write. Nothing is measured here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from crosspref import algorithm
 from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt
@@ -15,7 +16,7 @@ from crosspref.recipe.sections import REFERENCE_FREE, SampleSettings, TrainSetti
 TYPICAL_SHARE = 0.5
 """Of the token limit, for responses of which nothing has been measured."""
 
-Kind = Literal["light", "sample", "translate", "score", "rate", "train"]
+Kind = Literal["light", "sample", "translate", "score", "rate", "reference", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +98,73 @@ class Texts:
 
 
 def plan_work(recipe: Recipe, texts: Texts, lengths: Lengths) -> list[PhaseWork]:
-    """Return the work of every phase, in the order of ``algorithm.align``."""
-    light = (Work("light"),)
-    phases = [PhaseWork("prompts", 0, light)]
-    if recipe.align_english is not None:
-        phases.append(PhaseWork("align_english", 0, (_stage_0(recipe.align_english, texts, lengths),)))
-    held_out = _evaluation(recipe, texts.held_out, lengths)
-    phases.append(PhaseWork("evaluate", 0, held_out))
-    greedy = recipe.language_imbalance is not None
-    for iteration in range(1, recipe.iterations + 1):
-        n = 1 if greedy else recipe.sample.n
-        phases.append(PhaseWork("sample", iteration, (_sampling(recipe, texts.training, n, lengths),)))
-        if recipe.needs_translations:
-            phases.append(PhaseWork("translate", iteration, (_translating(recipe, texts.training, n, lengths),)))
-        if not greedy:
-            rewards = [_scoring(recipe, texts.training, n, lengths, name) for name in recipe.reward.names]
-            phases.append(PhaseWork("score", iteration, tuple(rewards)))
-        phases.append(PhaseWork("select", iteration, light))
-        phases.append(PhaseWork("train", iteration, (_training(recipe, texts.training, lengths),)))
-        phases.append(PhaseWork("evaluate", iteration, held_out))
-    return phases
+    """Return the work of every phase of ``algorithm.phases``."""
+    return [
+        PhaseWork(phase.name, phase.iteration, WORK[phase.name](_Plan(recipe, texts, lengths), phase.iteration))
+        for phase in algorithm.phases(recipe)
+    ]
 
 
-def _evaluation(recipe: Recipe, prompts: Sequence[Prompt], lengths: Lengths) -> tuple[Work, ...]:
-    if not prompts:
-        return (Work("light"),)
-    n = recipe.evaluate.n
-    parts = [_sampling(recipe, prompts, n, lengths)]
-    if recipe.has_implicit_reward:
-        parts.append(_scoring(recipe, prompts, n, lengths, "multilingual"))
-    return tuple(parts)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the work of a phase follows from."""
+
+    recipe: Recipe
+    texts: Texts
+    lengths: Lengths
+
+    @property
+    def n(self) -> int:
+        """How many responses are drawn to a training prompt."""
+        return self.recipe.sample.n if self.recipe.language_imbalance is None else 1
+
+    def sample(self, _: int) -> tuple[Work, ...]:
+        return (_sampling(self.recipe, self.texts.training, self.n, self.lengths),)
+
+    def translate(self, _: int) -> tuple[Work, ...]:
+        return (_translating(self.recipe, self.texts.training, self.n, self.lengths),)
+
+    def score(self, _: int) -> tuple[Work, ...]:
+        rewards = self.recipe.reward.names
+        return tuple(_scoring(self.recipe, self.texts.training, self.n, self.lengths, reward) for reward in rewards)
+
+    def train(self, iteration: int) -> tuple[Work, ...]:
+        stage_0 = self.recipe.align_english
+        if iteration == 0 and stage_0 is not None:
+            return (_stage_0(stage_0, self.texts, self.lengths),)
+        return (_training(self.recipe, self.texts.training, self.lengths),)
+
+    def reference(self, iteration: int) -> tuple[Work, ...]:
+        """Each pair goes through the reference once, however many epochs it is trained on."""
+        training = self.train(iteration)[0]
+        epochs = training.settings.epochs if training.settings else 1
+        read, written, squares = (value / epochs for value in (training.read, training.written, training.squares))
+        return (Work("reference", read, written, squares, training.units, width=training.width),)
+
+    def evaluate(self, _: int) -> tuple[Work, ...]:
+        recipe, n = self.recipe, self.recipe.evaluate.n
+        sampled = _sampling(recipe, self.texts.held_out, n, self.lengths)
+        if not recipe.has_implicit_reward:
+            return (sampled,)
+        return sampled, _scoring(recipe, self.texts.held_out, n, self.lengths, "multilingual")
+
+
+def _light(_: _Plan, __: int) -> tuple[Work, ...]:
+    return (Work("light"),)
+
+
+WORK: dict[str, Callable[[_Plan, int], tuple[Work, ...]]] = {
+    "prompts": _light,
+    "align_english": _Plan.train,
+    "sample": _Plan.sample,
+    "translate": _Plan.translate,
+    "score": _Plan.score,
+    "select": _light,
+    "reference": _Plan.reference,
+    "train": _Plan.train,
+    "evaluate": _Plan.evaluate,
+}
+"""What each phase does, by its name."""
 
 
 def _in(prompts: Sequence[Prompt], language: str) -> list[Prompt]:

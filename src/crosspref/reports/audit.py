@@ -16,16 +16,15 @@ from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RunError
 from crosspref.languages import ENGLISH
 from crosspref.maths.length_penalty import best_and_worst
-from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report, label
-from crosspref.run.job import Job, policy, rows_of, stored_prompts
+from crosspref.run.job import Job
+from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.progress import Reporter
-from crosspref.run.store import RunDirectory, Unit
 from crosspref.stages import score as scoring
-from crosspref.stages.tables import reward_reference
+from crosspref.stages.score import reward_reference
 
 HAS_BETA = frozenset({"dpo", "ipo", "simpo"})
 """Algorithms whose reward is beta times something in nats (IPO and SimPO: per token)."""
@@ -91,8 +90,8 @@ def audit_run(
         DataError: a policy has not been trained yet.
         ModelError: a model's files are not there any more.
     """
-    run = RunDirectory(run_dir)
-    recipe, number = _auditable(run, iteration)
+    run, recipe = open_run(run_dir)
+    number = _auditable(run, recipe, iteration)
     name = recipe.reward.name
     exact_recipe = recipe.model_copy(
         update={
@@ -105,13 +104,13 @@ def audit_run(
     scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
     chosen = {language: _draw(job, number, language, prompts) for language in recipe.languages}
     reporter.say(f"audit of iteration {number}: loading the models in float32")
-    scorer = job.engines.scorer(policy(job, number - 1), reward_reference(job, number))
+    scorer = job.engines.scorer(job.policy(number - 1), reward_reference(job, number))
     audited = []
     try:
         with reporter.step(f"audit of iteration {number}", sum(map(len, chosen.values()))) as meter:
             for language, ids in chosen.items():
                 responses, stored, translations = _rows(run, number, language, name, ids)
-                prompt_rows = [row for tag in {language, ENGLISH} for row in stored_prompts(job, "prompts", tag)]
+                prompt_rows = [row for tag in {language, ENGLISH} for row in run.prompts.rows(tag)]
                 exact = scoring.score(
                     responses, prompt_rows, scorer, settings=exact_recipe.reward, reward=name, advance=meter.advance,
                     translations=translations,
@@ -196,11 +195,8 @@ def _judge(rows: Sequence[_Rescored], pair: Pair, unit: str, scale: float) -> tu
     return selected[0] != selected[1], turned
 
 
-def _auditable(run: RunDirectory, iteration: int | None) -> tuple[Recipe, int]:
-    """Return the run's recipe and the iteration to audit, or raise RunError."""
-    if not run.recipe.exists():
-        raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
-    recipe = load_recipe(run.recipe)
+def _auditable(run: RunDirectory, recipe: Recipe, iteration: int | None) -> int:
+    """Return the iteration to audit, or raise RunError."""
     number = _newest(run, recipe.languages) if iteration is None else iteration
     if number is None or recipe.reward.name == "reward_model" or not _scored(run, number, recipe.reward.name):
         raise RunError(
@@ -209,33 +205,32 @@ def _auditable(run: RunDirectory, iteration: int | None) -> tuple[Recipe, int]:
         )
     if recipe.reward.counting == "znlp":
         raise RunError("What the released scripts count (znlp) depends on batches: it cannot be scored one at a time.")
-    return recipe, number
+    return number
 
 
 def _newest(run: RunDirectory, languages: Sequence[str]) -> int | None:
     """Return the last iteration whose pairs are made in every language, so that gaps can be told."""
-    numbers = [int(path.name.rpartition("_")[2]) for path in run.root.glob("iteration_[1-9]*")]
-    whole = [number for number in numbers if all(_pair_unit(run, number, tag).marker.exists() for tag in languages)]
+    whole = [
+        iteration.number
+        for iteration in run.iterations()
+        if iteration.number and all(iteration.pairs.unit(language).marker.exists() for language in languages)
+    ]
     return max(whole, default=None)
 
 
 def _scored(run: RunDirectory, iteration: int, reward: RewardName) -> bool:
-    return any((run.iteration(iteration) / "scores" / reward).glob("*/*.done.json"))
-
-
-def _pair_unit(run: RunDirectory, iteration: int, language: str) -> Unit:
-    return Unit(run.iteration(iteration) / "pairs" / f"{language}.parquet")
+    return run.iteration(iteration).scores(reward).finished() > 0
 
 
 def _pairs(run: RunDirectory, iteration: int, language: str) -> list[Pair]:
-    unit = _pair_unit(run, iteration, language)
+    unit = run.iteration(iteration).pairs.unit(language)
     return unit.rows(Pair) if unit.marker.exists() else []
 
 
 def _draw(job: Job, iteration: int, language: str, count: int) -> set[str]:
     """Return the ids of some prompts whose responses are scored, those with a pair first."""
-    scores = job.run.iteration(iteration) / "scores" / job.recipe.reward.name / language
-    scored = sorted({row.prompt_id for row in rows_of(scores, Score)})
+    scores = job.run.iteration(iteration).scores(job.recipe.reward.name)
+    scored = sorted({row.prompt_id for row in scores.rows(language)})
     random.Random(f"{job.recipe.seed} {language}").shuffle(scored)  # noqa: S311 - nothing to do with secrets
     paired = {row.prompt_id for row in _pairs(job.run, iteration, language)}
     return set(sorted(scored, key=lambda prompt_id: prompt_id not in paired)[:count])
@@ -244,11 +239,11 @@ def _draw(job: Job, iteration: int, language: str, count: int) -> set[str]:
 def _rows(
     run: RunDirectory, iteration: int, language: str, reward: RewardName, ids: set[str]
 ) -> tuple[list[Response], list[Score], list[Translation]]:
-    folder = run.iteration(iteration)
-    responses = [row for row in rows_of(folder / "responses" / language, Response) if row.prompt_id in ids]
-    scores = [row for row in rows_of(folder / "scores" / reward / language, Score) if row.prompt_id in ids]
+    places = run.iteration(iteration)
+    responses = [row for row in places.responses.rows(language) if row.prompt_id in ids]
+    scores = [row for row in places.scores(reward).rows(language) if row.prompt_id in ids]
     translated = reward == "translated" and language != ENGLISH
-    rows = rows_of(folder / "translations" / language, Translation) if translated else []
+    rows = places.translations.rows(language) if translated else []
     return responses, scores, [row for row in rows if row.prompt_id in ids]
 
 

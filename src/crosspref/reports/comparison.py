@@ -1,23 +1,22 @@
 """``crosspref compare``: one row per policy of several runs, and what to know before believing them."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosspref.api import phase_log
+from crosspref import algorithm
 from crosspref.data.records import Measure, Pair
 from crosspref.errors import RunError
 from crosspref.maths.estimate import UNKNOWN, Estimate
-from crosspref.recipe.files import flatten, load_recipe
+from crosspref.recipe.files import flatten
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
 from crosspref.reports.report import SYMBOLS, estimate_of
 from crosspref.reports.table import Report, csv_text
-from crosspref.run.changes import affected_by
-from crosspref.run.store import RunDirectory, Unit
+from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.phases import affected_by
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Comparison of runs"
@@ -55,13 +54,13 @@ class ComparedRun:
 
     def judged_by(self) -> dict[str, Any]:
         """Return what the held-out scores were made from; nothing where there are none."""
-        shards = sorted(self.run.root.glob("iteration_*/evaluation/scores/multilingual/*/*.parquet"))
-        finished = [unit for unit in map(Unit, shards) if unit.marker.exists()]
-        return dict(finished[0].read_marker()["parts"]) if finished else {}
+        shards = (unit for iteration in self.run.iterations() for unit in iteration.evaluation.scores.stored())
+        finished = next((unit for unit in shards if unit.marker.exists()), None)
+        return dict(finished.read_marker()["parts"]) if finished else {}
 
     def held_out(self, language: str) -> str | None:
         """Return a digest of the held-out prompts in one language."""
-        unit = self.run.prompts("heldout", language)
+        unit = self.run.heldout.unit(language)
         return unit.read_marker()["parts"].get("rows") if unit.marker.exists() else None
 
     def by_language(self, iteration: int, measure: str) -> dict[str, Estimate]:
@@ -167,12 +166,9 @@ def read_run(directory: str | Path, name: str) -> ComparedRun:
     Raises:
         RunError: it holds no run.
     """
-    run = RunDirectory(directory)
-    if not run.recipe.exists():
-        raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
-    units = [Unit(path) for path in sorted(run.root.glob("iteration_*/evaluation/measures.parquet"))]
-    measures = [row for unit in units if unit.marker.exists() for row in unit.rows(Measure)]
-    return ComparedRun(name, run, load_recipe(run.recipe), measures)
+    run, recipe = open_run(directory)
+    measures = [row for iteration in run.iterations() for row in iteration.evaluation.measured()]
+    return ComparedRun(name, run, recipe, measures)
 
 
 def run_names(roots: Sequence[Path]) -> list[str]:
@@ -189,8 +185,8 @@ def run_names(roots: Sequence[Path]) -> list[str]:
 
 def _iterations(run: ComparedRun) -> list[int]:
     """Return the iterations that were begun; the first one of a run that has not begun any."""
-    names = (re.fullmatch(r"iteration_([1-9]\d*)", path.name) for path in run.run.root.glob("iteration_*"))
-    return sorted(int(name[1]) for name in names if name) or [1] * min(1, run.recipe.iterations)
+    begun = [iteration.number for iteration in run.run.iterations() if iteration.number]
+    return begun or [1] * min(1, run.recipe.iterations)
 
 
 def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
@@ -212,13 +208,13 @@ def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
 
 
 def _policy(run: ComparedRun, iteration: int) -> ComparedPolicy:
-    recipe, folder = run.recipe, run.run.iteration(iteration)
-    units = [Unit(folder / "pairs" / f"{language}.parquet") for language in recipe.languages]
+    recipe, table = run.recipe, run.run.iteration(iteration).pairs
+    units = [table.unit(language) for language in recipe.languages]
     pairs = None
     if all(unit.marker.exists() for unit in units):
         pairs = [row for unit in units for row in unit.rows(Pair)]
     differences = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in pairs or []]
-    log = phase_log(run.run)
+    log = run.run.logged_phases()
     begun = any(row.get("iteration") == iteration for row in log)
     seconds = [row.get("seconds", 0.0) for row in log if row.get("iteration", 0) <= iteration]
     return ComparedPolicy(
@@ -303,7 +299,7 @@ def _unfinished(runs: Sequence[ComparedRun]) -> list[str]:
     notes = []
     for run in runs:
         total, measuring = run.recipe.iterations, run.recipe.evaluate.prompts is not None
-        trained = sum(run.run.policy(iteration).marker.exists() for iteration in range(1, total + 1))
+        trained = sum(run.run.iteration(iteration).policy.marker.exists() for iteration in range(1, total + 1))
         measured = len({row.iteration for row in run.measures if row.iteration <= total})
         if trained < total or (measuring and measured < total + 1):
             progress = f"{trained} of {total} policies are trained"
@@ -317,7 +313,9 @@ def _unfinished(runs: Sequence[ComparedRun]) -> list[str]:
 def _explanations(runs: Sequence[ComparedRun]) -> list[str]:
     recipes = [flatten(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
-    changed = [key for key in keys if len({repr(recipe.get(key)) for recipe in recipes}) > 1 and affected_by(key)]
+    phases = [phase for run in runs for phase in algorithm.phases(run.recipe)]
+    differing = [key for key in keys if len({repr(recipe.get(key)) for recipe in recipes}) > 1]
+    changed = [key for key in differing if affected_by(phases, key)]
     # A section that not all of them have is named as one.
     shared = {key: all(key in recipe for recipe in recipes) for key in changed}
     differ = dict.fromkeys(key if shared[key] else key.partition(".")[0] for key in changed)

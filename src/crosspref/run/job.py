@@ -1,20 +1,33 @@
-"""What the phases of the algorithm share: the job, its shards, and how a shard is filled."""
+"""What the phases share: the job, its shards, and how shards are filled."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from crosspref.data.records import Pair, Prompt, to_table
+from crosspref.data.records import Prompt, to_table
 from crosspref.errors import DataError
 from crosspref.models.locate import ADAPTER_CONFIG, ModelFiles, locate_model
 from crosspref.protocols import Advance, Engines
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import RewardName, Settings, TrainSettings
+from crosspref.recipe.sections import Settings
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.ranks import is_main
-from crosspref.run.store import Fingerprint, RunDirectory, Unit, digest_of, publish_directory
+from crosspref.run.store import Fingerprint, Unit, digest_of
+
+SPEED = frozenset(
+    {
+        *("sample.batch_size", "sample.batch_tokens", "reward.batch_tokens", "reward.logits_megabytes"),
+        *(
+            f"{section}.{name}"
+            for section in ("train", "align_english")
+            for name in ("micro_batch_size", "checkpoint_every", "gradient_checkpointing", "precompute_reference")
+        ),
+    }
+)
+"""Settings that say how a thing is computed, and not what; they are in no fingerprint and may change at any time."""
+
+CARRIED = ("reference_chosen_logprob", "reference_rejected_logprob")
+"""Columns of a pair that follow from the pair and the reference, which a fingerprint names by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +47,33 @@ class Job:
     engines: Engines
     reporter: Reporter
 
+    def policy(self, iteration: int) -> ModelFiles:
+        """Return where pi_t lies: the given pi_0, or what an iteration trained.
 
-TRAINING_SPEED = ("micro_batch_size", "checkpoint_every", "gradient_checkpointing", "precompute_reference")
-"""Settings of training that say how a policy is computed, and not which."""
+        Raises:
+            DataError: it has not been trained yet.
+        """
+        return find_policy(self.recipe, self.run, iteration)
 
-CARRIED = ("reference_chosen_logprob", "reference_rejected_logprob")
-"""Columns of a pair that follow from the pair and the reference, which a fingerprint names by itself."""
 
-Phase = Callable[[Job, int], None]
-"""One step of the algorithm at one iteration; its input and output lie in the run directory."""
+def find_policy(recipe: Recipe, run: RunDirectory, iteration: int) -> ModelFiles:
+    """Return where the policy pi_t of a run lies: the given pi_0, or what an iteration trained.
+
+    Raises:
+        DataError: it has not been trained yet.
+    """
+    given = recipe.models.policy
+    if iteration == 0 and given is not None:
+        return locate_model(given)
+    unit = run.iteration(iteration).policy
+    if not unit.marker.exists():
+        raise DataError(f"{unit.path} is not there yet: the policy of iteration {iteration} has not been trained.")
+    # The marker identifies a trained policy by what determined it, so its weights need not be there to compare.
+    files = ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
+    if not (unit.path / ADAPTER_CONFIG).is_file():
+        return files
+    base = locate_model(str(unit.path))
+    return replace(files, directory=base.directory, gguf_file=base.gguf_file, adapter=base.adapter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,67 +83,23 @@ class Shard:
     unit: Unit
     fingerprint: Fingerprint
     prompts: list[Prompt]
-    reward: RewardName | None = None
-    english: Sequence[Any] = ()
-    """What the work needs of the same prompts in English: the prompts, or the responses."""
-
-
-def policy(job: Job, iteration: int) -> ModelFiles:
-    """Return where pi_t lies: the given pi_0, or what an iteration trained.
-
-    Raises:
-        DataError: it has not been trained yet.
-    """
-    given = job.recipe.models.policy
-    if iteration == 0 and given is not None:
-        return locate_model(given)
-    unit = job.run.policy(iteration)
-    if not unit.marker.exists():
-        raise DataError(f"{unit.path} is not there yet: the policy of iteration {iteration} has not been trained.")
-    # The marker identifies a trained policy by what determined it, so its weights need not be there to compare.
-    files = ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
-    if not (unit.path / ADAPTER_CONFIG).is_file():
-        return files
-    over = locate_model(str(unit.path))
-    return replace(files, directory=over.directory, gguf_file=over.gguf_file, adapter=over.adapter)
-
-
-def stored_prompts(job: Job, source: str, language: str) -> list[Prompt]:
-    """Return the run's own copy of the prompts; ``source`` is ``prompts`` or ``heldout``."""
-    rows: list[Prompt] = job.run.prompts(source, language).rows(Prompt)
-    return rows
-
-
-def cut(job: Job, folder: Path, source: str) -> Iterator[tuple[Unit, list[Prompt]]]:
-    """Cut the prompts of each language into shards; yield where each shard's result belongs, and its prompts."""
-    size = job.recipe.resources.shard_prompts
-    for language in job.recipe.languages:
-        rows = stored_prompts(job, source, language)
-        own = folder / language
-        for start in range(0, len(rows), size):
-            yield Unit(own / f"{start:08d}.parquet"), rows[start : start + size]
-
-
-def units_of(folder: Path) -> list[Unit]:
-    """Return the shards of one language in order."""
-    return [Unit(path) for path in sorted(folder.glob("*.parquet"))]
-
-
-def rows_of(folder: Path, kind: type) -> list[Any]:
-    """Return the rows of all shards of one language."""
-    return [row for unit in units_of(folder) for row in unit.rows(kind)]
 
 
 def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a section's settings for a fingerprint; those in ``without`` say how a thing is computed, not what."""
-    found = {f"{section}.{k}": v for k, v in values.model_dump(mode="json").items() if k not in without}
-    if found.get(f"{section}.engine") == "transformers":
-        del found[f"{section}.engine"]  # as it was before there were others, so that runs begun then go on
-    lora = found.get(f"{section}.lora")
-    if lora is not None:  # likewise: what is off leaves the fingerprint as it was
+    """Return a section's settings for a fingerprint, without those that only say how a thing is computed."""
+    settings = {f"{section}.{name}": value for name, value in values.model_dump(mode="json").items()}
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if name not in SPEED and name.removeprefix(f"{section}.") not in without
+    }
+    if settings.get(f"{section}.engine") == "transformers":
+        del settings[f"{section}.engine"]  # as it was before there were others, so that runs begun then resume
+    lora = settings.get(f"{section}.lora")
+    if lora is not None:  # what is off leaves the fingerprint as it was, for the same reason
         off = {"save": "merged", "bits": None}
-        found[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
-    return found
+        settings[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
+    return settings
 
 
 def digest_rows(rows: Sequence[Any]) -> str:
@@ -128,100 +115,41 @@ def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, 
         unit.finish(fingerprint, len(rows))
 
 
-def fill(
-    job: Job | Workers,
-    label: str,
-    shards: Sequence[Shard],
-    kind: type,
-    per_prompt: int,
-    build: Callable[[], Any],
-    work: Callable[[Any, Any, Advance], list[Any]],
-) -> None:
-    """Do the shards that are not done, here or on workers; the model is loaded only if there are any.
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """How the shards of one table are filled.
 
-    Args:
-        job: the job, or its workers alone.
-        label: what the progress bar says.
-        shards: all shards of the phase.
-        kind: of which record the results are.
-        per_prompt: how many units of progress one prompt is.
-        build: makes the engine; picklable, as work is, so that a worker can hold the engine.
-        work: makes one shard's rows, and advances.
+    ``build`` makes the engine; like ``work`` it must be picklable, so that a worker elsewhere can hold the engine.
+    ``work`` makes one shard's rows of ``kind`` from the engine and the shard, and advances. ``label`` is what the
+    progress bar says, and ``per_prompt`` how many units of progress one prompt is.
     """
+
+    label: str
+    kind: type
+    build: Callable[[], Any]
+    work: Callable[[Any, Any, Advance], list[Any]]
+    per_prompt: int = 1
+
+
+def fill(job: Job | Workers, shards: Sequence[Shard], filling: Filling) -> None:
+    """Do the shards that are not done, here or on workers; the model is loaded only if there are any."""
     todo = [shard for shard in shards if not shard.unit.finished(shard.fingerprint)]
     if not todo:
         return
+    label, kind, work = filling.label, filling.kind, filling.work
     job.reporter.say(f"{label}: loading the model")
 
     def tabulate(engine: Any, shard: Shard, advance: Advance) -> Any:
         return to_table(work(engine, shard, advance), kind)
 
-    total = per_prompt * sum(len(shard.prompts) for shard in todo)
+    total = filling.per_prompt * sum(len(shard.prompts) for shard in todo)
     with (
-        job.engines.map_shards(build, tabulate, todo, job.reporter.say) as results,
+        job.engines.map_shards(filling.build, tabulate, todo, job.reporter.say) as results,
         job.reporter.step(label, total) as meter,
     ):
         for done in results(meter.advance):
             # Only this process writes, so that what is done twice by workers is stored once.
             done.shard.unit.write_table(done.result)
-            figures = {"seconds": done.seconds, "tokens": done.tokens}
-            done.shard.unit.finish(done.shard.fingerprint, done.result.num_rows, **figures)
-
-
-def training_fingerprint(
-    section: str,
-    settings: TrainSettings,
-    seed: int,
-    start: ModelFiles,
-    pairs: Sequence[Pair],
-    reference: ModelFiles | None = None,
-) -> Fingerprint:
-    """Return what determines a trained policy."""
-    counted = settings_of(section, settings, without=TRAINING_SPEED)
-    inputs = {"start": start.identity, "pairs": digest_rows(pairs)}
-    if reference is not None:
-        inputs["reference"] = reference.identity
-    return Fingerprint({**counted, "seed": seed}, inputs)
-
-
-def train_policy(
-    job: Job,
-    iteration: int,
-    pairs: Sequence[Pair],
-    section: str,
-    settings: TrainSettings,
-    start: ModelFiles,
-    reference: ModelFiles | None = None,
-) -> None:
-    """Train the policy that an iteration ends with, going on from its last checkpoint.
-
-    Without a reference, the policy that training starts from is its own. Of several processes that train together, each
-    comes here, and the first one writes.
-    """
-    fingerprint = training_fingerprint(section, settings, job.recipe.seed, start, pairs, reference)
-    unit = job.run.policy(iteration)
-    if unit.finished(fingerprint):
-        if is_main():
-            job.run.remove_checkpoints(iteration)  # a kill may have come between the marker and this
-        return
-    if not pairs:
-        raise DataError(
-            f"Iteration {iteration} has no pairs to train on. {job.run.iteration(iteration) / 'dropped'} says why each "
-            "prompt was dropped; select.truncated: keep or a larger sample.max_new_tokens often helps."
-        )
-    label = f"iteration {iteration} {section}"
-    job.reporter.say(f"{label}: loading the model")
-    trainer = job.engines.trainer(start, settings, reference)
-    started = time.monotonic()
-    try:
-        with job.reporter.step(label, len(pairs) * settings.epochs) as meter:
-            temporary = unit.temporary()
-            checkpoints = job.run.checkpoints(iteration, fingerprint)
-            figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
-            publish_directory(temporary, unit.path)
-    finally:
-        trainer.close()
-    if not is_main():
-        return
-    unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
-    job.run.remove_checkpoints(iteration)
+            done.shard.unit.finish(
+                done.shard.fingerprint, done.result.num_rows, seconds=done.seconds, tokens=done.tokens
+            )

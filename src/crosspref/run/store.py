@@ -1,4 +1,4 @@
-"""The run directory: shards, done-markers, fingerprints. The only module that writes there.
+"""Units of results: files that are either whole or absent, with done-markers and fingerprints.
 
 A unit is one file (or folder) of results together with its done-marker ``NAME.done.json``. Results are written to a
 temporary name, flushed and renamed; the marker is written last, so a unit either is finished or does not count. The
@@ -6,7 +6,6 @@ marker holds the fingerprint of everything that determined the content, and a fe
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +25,6 @@ from crosspref.run.ranks import is_main
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
-EVALUATION = "evaluation"  # where the results of suites lie in a run, under a lock of their own
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -217,84 +215,3 @@ def _stale(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         f"{path} was made from other settings or inputs:\n" + "\n".join(changed) + "\n"
         "Nothing was overwritten. Set them back, or use a new run directory."
     )
-
-
-class RunDirectory:
-    """The places inside one run directory."""
-
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.root / "recipe.yaml"
-
-    def iteration(self, number: int) -> Path:
-        """The folder of one iteration; iteration 0 holds pi_0 and its evaluation."""
-        return self.root / f"iteration_{number}"
-
-    def policy(self, number: int) -> Unit:
-        """The folder of the policy that an iteration ends with."""
-        return Unit(self.iteration(number) / "policy")
-
-    def prompts(self, source: str, language: str) -> Unit:
-        """The run's own copy of the prompts; ``source`` is ``prompts`` or ``heldout``."""
-        return Unit(self.root / source / f"{language}.parquet")
-
-    def checkpoints(self, number: int, fingerprint: Fingerprint) -> Path:
-        """The folder for an iteration's training checkpoints; those of other settings or inputs are removed.
-
-        Of processes that train together, only rank 0 makes and removes folders.
-        """
-        folder = self.iteration(number) / "checkpoints" / fingerprint.digest
-        if not is_main():
-            return folder
-        for other in folder.parent.glob("*"):
-            if other != folder:
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def remove_checkpoints(self, number: int) -> None:
-        """Remove an iteration's checkpoints once its policy is stored."""
-        shutil.rmtree(self.iteration(number) / "checkpoints", ignore_errors=True)
-
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append one line of JSON to a log of the run."""
-        with (self.root / name).open("a+b") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - 1))
-            # A kill may have cut the last line off; it must not swallow this one.
-            begin = b"" if log.read() in (b"", b"\n") else b"\n"
-            log.write(begin + json.dumps(row).encode() + b"\n")
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run, so that a second process does not write into it.
-
-        Raises:
-            RunError: another process holds it, or it cannot be written.
-        """
-        with self._lock_file() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"Another process is working in {self.root}. Wait for it, or stop it first.") from error
-            self._remove_leftovers()
-            yield
-
-    def _lock_file(self) -> TextIO:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            return (self.root / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"{self.root} cannot be used as a run directory: {error}") from error
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
-        for leftover in {*self.root.rglob(".*.tmp")} - {*(self.root / EVALUATION).rglob(".*.tmp")}:
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now

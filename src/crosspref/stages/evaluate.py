@@ -8,8 +8,20 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from crosspref.data.records import Measure, Response, Score
+from crosspref.maths.reward import PER_TOKEN
 from crosspref.maths.statistics import mean_interval, win_rate
+from crosspref.recipe.schema import Recipe
+from crosspref.run.job import Job
+from crosspref.run.phases import Output, Phase
+from crosspref.run.store import Fingerprint, digest_of
+from crosspref.stages.sample import SETTINGS as SAMPLING
+from crosspref.stages.sample import Drawing, fill_responses
+from crosspref.stages.score import SETTINGS as SCORING
+from crosspref.stages.score import WITHOUT, Scoring, fill_scores, reward_reference
 from crosspref.stages.select.select import Identify
+
+HELD_OUT = -1
+"""The iteration that seeds held-out responses: the same for every policy, so that they differ by the policy alone."""
 
 NGRAM = 4
 WIN_RATE = "win_rate_rm_per_token"
@@ -25,6 +37,70 @@ MEASURES = {
     ),
 }
 """The measures and what each is; all are means over responses, with prompts as clusters."""
+
+
+def phase(recipe: Recipe, iteration: int) -> Phase:
+    """Return the phase that measures pi_t on the held-out prompts."""
+    outputs = [
+        Output(
+            "held-out responses",
+            lambda run: run.iteration(iteration).evaluation.responses,
+            (*SAMPLING, "evaluate.n"),
+            ("heldout", "policy"),
+            ("sample.n",),
+            recipe.languages,
+        )
+    ]
+    if recipe.has_implicit_reward:
+        scores = Output(
+            "held-out scores",
+            lambda run: run.iteration(iteration).evaluation.scores,
+            SCORING,
+            ("held-out responses",),
+            (*WITHOUT, "reward.reference", "reward.counting"),
+            recipe.languages,
+        )
+        outputs.append(scores)
+    measures = Output(
+        "measures",
+        lambda run: run.iteration(iteration).evaluation.measures,
+        ("evaluate.resamples", "seed"),
+        ("held-out responses", "held-out scores"),
+    )
+    return Phase("evaluate", iteration, evaluate_policy, [*outputs, measures])
+
+
+def evaluate_policy(job: Job, iteration: int) -> None:
+    """Measure pi_t on the held-out prompts, against pi_0."""
+    recipe, places = job.recipe, job.run.iteration(iteration).evaluation
+    drawing = Drawing(recipe.evaluate.n, HELD_OUT)
+    fill_responses(job, f"iteration {iteration} evaluate: sample", places.responses, job.policy(iteration), drawing)
+    if recipe.has_implicit_reward:
+        # Every policy is scored by the same two models, pi_0 and pi_I, on the prompt in its own language.
+        models = job.policy(0), reward_reference(job, 1)
+        exact = recipe.reward.model_copy(update={"counting": "exact"})
+        before = [job.run.iteration(number).evaluation for number in range(iteration)]
+        earlier = [(evaluation.scores, evaluation.responses) for evaluation in before]
+        scoring = Scoring("multilingual", places.scores, places.responses, earlier=earlier)
+        fill_scores(job, f"iteration {iteration} evaluate: score", [scoring], models, exact)
+    tables = (places.responses, places.scores)
+    units = [unit for table in tables for language in recipe.languages for unit in table.units(language)]
+    options = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
+    fingerprint = Fingerprint(options, {"responses and scores": digest_of([unit.digest for unit in units])})
+    if places.measures.finished(fingerprint):
+        return
+    rows: list[Measure] = []
+    for language in recipe.languages:
+        responses = places.responses.rows(language)
+        rows += measure(responses, language, iteration, identify=job.engines.identifier(language), **options)
+        if iteration:
+            baseline = job.run.iteration(0).evaluation.scores.rows(language)
+            per_token = recipe.reward.algorithm in PER_TOKEN
+            scores = places.scores.rows(language)
+            won = compare(scores, baseline, language, iteration, per_token=per_token, **options)
+            rows += [won] if won else []
+    places.measures.write_rows(rows, Measure)
+    places.measures.finish(fingerprint, len(rows))
 
 
 def repeated_share(units: Sequence[object]) -> float:

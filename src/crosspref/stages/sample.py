@@ -1,9 +1,83 @@
 """Sampling: N responses per prompt from the newest policy (Eq. 7)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from crosspref.data.records import Prompt, Response, derive_seed
+from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampler
+from crosspref.recipe.schema import Recipe
+from crosspref.run.job import Filling, Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.layout import ShardedTable
+from crosspref.run.phases import Output, Phase
+from crosspref.run.store import Fingerprint
+
+SETTINGS = ("sample", "seed", "models", "server.protocol", "resources.shard_prompts")
+"""What responses depend on."""
+
+
+def phase(recipe: Recipe, iteration: int) -> Phase:
+    """Return the phase that samples from pi_{t-1}."""
+    responses = Output(
+        "responses",
+        lambda run: run.iteration(iteration).responses,
+        (*SETTINGS, "language_imbalance"),
+        ("prompts", "policy"),
+        names=recipe.languages,
+    )
+    return Phase("sample", iteration, sample_prompts, [responses])
+
+
+def sample_prompts(job: Job, iteration: int) -> None:
+    """Eq. 7: draw N responses to every training prompt from pi_{t-1}; for language imbalance, its greedy answer."""
+    greedy = job.recipe.language_imbalance is not None
+    drawing = Drawing(n=1 if greedy else job.recipe.sample.n, iteration=iteration, greedy=greedy)
+    table = job.run.iteration(iteration).responses
+    fill_responses(job, f"iteration {iteration} sample", table, job.policy(iteration - 1), drawing)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How many responses are drawn to each prompt; ``iteration`` is what their seeds derive from."""
+
+    n: int
+    iteration: int
+    greedy: bool = False
+
+
+def fill_responses(job: Job, label: str, table: ShardedTable, policy: ModelFiles, drawing: Drawing) -> None:
+    """Fill a table with responses of a policy to the prompts of the table."""
+    seed = job.recipe.seed
+
+    def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:
+        return sample(shard.prompts, sampler, n=drawing.n, seed=seed, iteration=drawing.iteration, advance=advance)
+
+    build = partial(job.engines.sampler, policy, greedy=drawing.greedy)
+    shards = response_shards(job, table, policy, drawing)
+    fill(job, shards, Filling(label, Response, build, work, per_prompt=drawing.n))
+
+
+def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: Drawing) -> list[Shard]:
+    """Return the shards of a table of responses, done or not."""
+    recipe = job.recipe
+    settings = {
+        **settings_of("sample", recipe.sample, without=("n",)),
+        "n": drawing.n,
+        "seed": recipe.seed,
+        "iteration": drawing.iteration,
+        "greedy": drawing.greedy,
+    }
+    if recipe.sample.engine == "server":
+        settings["server.protocol"] = recipe.server.protocol  # chat brings no token ids
+    return [
+        Shard(
+            table.unit(language, start),
+            Fingerprint(settings, {"policy": policy.identity, "prompts": digest_rows(prompts)}),
+            prompts,
+        )
+        for language, start, prompts in table.cut(recipe.languages, recipe.resources.shard_prompts)
+    ]
 
 
 def sample(
@@ -25,13 +99,13 @@ def sample(
         [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(n)]
         for prompt in prompts
     ]
-    requests = [(prompt.asked, own) for prompt, own in zip(prompts, seeds, strict=True)]
+    requests = [(prompt.asked, prompt_seeds) for prompt, prompt_seeds in zip(prompts, seeds, strict=True)]
     answers = sampler.sample(requests, advance, temperature)
     return [
         Response(
-            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, own_seed
+            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, answer_seed
         )
-        for prompt, own, sampled in zip(prompts, seeds, answers, strict=True)
-        if sampled  # there are none to a prompt that is too long for the model
-        for number, (answer, own_seed) in enumerate(zip(sampled, own, strict=True))
+        for prompt, prompt_seeds, sampled in zip(prompts, seeds, answers, strict=True)
+        if sampled  # a prompt that is too long for the model has none
+        for number, (answer, answer_seed) in enumerate(zip(sampled, prompt_seeds, strict=True))
     ]

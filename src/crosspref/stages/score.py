@@ -3,15 +3,227 @@
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import cast
 
 from crosspref.data.records import Prompt, Response, Score, Translation
-from crosspref.errors import DataError
+from crosspref.errors import DataError, ModelError
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
+from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
-from crosspref.recipe.sections import RewardName, RewardSettings
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
+from crosspref.run.job import Filling, Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.layout import Iteration, ShardedTable
+from crosspref.run.phases import Output, Phase
+from crosspref.run.store import Fingerprint, Unit
+
+SETTINGS = ("reward", "models", "resources.shard_prompts")
+"""What scores depend on, but for ``WITHOUT``."""
+WITHOUT = ("reward.name", "reward.also", "reward.reward_model")
+"""Which rewards are computed, and which of them selects; and a model that its identity tells from others."""
+
+MODELS = ("policy", "reference", "responses")
+"""Inputs of a shard of scores that may differ where values of one model are the same."""
+
+
+def phase(recipe: Recipe, iteration: int) -> Phase:
+    """Return the phase that scores the responses by every reward of the recipe."""
+    scores = [
+        Output(
+            "scores",
+            lambda run, reward=reward: run.iteration(iteration).scores(reward),  # type: ignore[misc]
+            SETTINGS,
+            ("responses", "translations"),
+            WITHOUT,
+            recipe.languages,
+        )
+        for reward in recipe.reward.names
+    ]
+    return Phase("score", iteration, score_responses, scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Where the scores by one reward belong, and the tables that they are computed from.
+
+    ``earlier`` holds the scores and the responses of earlier iterations, of which nothing is computed twice.
+    """
+
+    reward: RewardName
+    scores: ShardedTable
+    responses: ShardedTable
+    translations: ShardedTable | None = None
+    earlier: Sequence[tuple[ShardedTable, ShardedTable]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreShard(Shard):
+    """A shard of scores: its reward, its prompts in English, and the units that it is computed from.
+
+    ``earlier`` holds the scores and the responses to the same prompts of earlier iterations.
+    """
+
+    reward: RewardName
+    english: list[Prompt]
+    responses: Unit
+    translations: Unit | None
+    earlier: list[tuple[Unit, Unit]]
+
+
+Models = tuple[ModelFiles, ModelFiles | None]
+"""A policy and its reference, if the reward has one."""
+
+
+def score_responses(job: Job, iteration: int) -> None:
+    """Eq. 8, 9, 12, 13: score every response by pi_{t-1} against the reward's reference, by every reward."""
+    settings, label, places = job.recipe.reward, f"iteration {iteration} score", job.run.iteration(iteration)
+    implicit = [reward for reward in settings.names if reward != "reward_model"]
+    if implicit:
+        models = job.policy(iteration - 1), reward_reference(job, iteration)
+        before = [job.run.iteration(number) for number in range(iteration)]
+        scorings = [
+            Scoring(
+                reward,
+                places.scores(reward),
+                places.responses,
+                places.translations if reward == "translated" else None,
+                [(earlier.scores(reward), earlier.responses) for earlier in before],
+            )
+            for reward in implicit
+        ]
+        fill_scores(job, label, scorings, models, settings)
+    if "reward_model" in settings.names:
+        _fill_ratings(job, f"{label} by reward model", places)
+
+
+def reward_reference(job: Job, iteration: int) -> ModelFiles | None:
+    """Return the reference of the reward that pi_{t-1} holds: pi_I, or pi_{t-2} where the recipe lets it move along."""
+    reward = job.recipe.reward
+    if reward.algorithm in REFERENCE_FREE:
+        return None
+    if reward.reference == "previous" and iteration > 1:
+        return job.policy(iteration - 2)
+    return locate_model(job.recipe.models.initial or "")
+
+
+def fill_scores(job: Job, label: str, scorings: Sequence[Scoring], models: Models, settings: RewardSettings) -> None:
+    """Fill tables of implicit rewards, which share their two models.
+
+    Raises:
+        ModelError: policy and reference are the same model.
+    """
+    policy, reference = models
+    if reference is not None and reference.identity == policy.identity:
+        raise ModelError(
+            f"The policy {policy.name} and the reward's reference {reference.name} are the same model, so that every "
+            "reward would be 0. models.policy must be the aligned model and models.initial the one it was aligned from."
+        )
+
+    def work(scorer: Scorer, shard: ScoreShard, advance: Advance) -> list[Score]:
+        translated = shard.translations is not None
+        again = {} if translated or settings.counting == "znlp" else scored_before(shard)
+        return score(
+            shard.responses.rows(Response),
+            [*shard.prompts, *shard.english],
+            scorer,
+            settings=settings,
+            reward=shard.reward,
+            advance=advance,
+            translations=shard.translations.rows(Translation) if shard.translations is not None else (),
+            before=again,
+        )
+
+    build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
+    shards = [shard for scoring in scorings for shard in score_shards(job, scoring, models, settings)]
+    fill(job, shards, Filling(label, Score, partial(build, policy, reference), work))
+
+
+def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSettings) -> list[ScoreShard]:
+    """Return the shards of a table of scores by an implicit reward, done or not."""
+    policy, reference = models
+    counted = {
+        **settings_of("reward", settings, without=("name", "also", "reference", "reward_model")),
+        "reward": scoring.reward,
+    }
+    english = {prompt.prompt_id: prompt for prompt in scoring.scores.prompts.rows(ENGLISH)}
+    shards = []
+    for language, start, prompts in scoring.scores.cut(job.recipe.languages, job.recipe.resources.shard_prompts):
+        in_english = [english[prompt.prompt_id] for prompt in prompts]
+        responses, translations = scoring.responses.unit(language, start), None
+        inputs = {
+            "policy": policy.identity,
+            "reference": reference.identity if reference else "none",
+            "responses": responses.digest,
+            "prompts": digest_rows([*prompts, *in_english]),
+        }
+        if scoring.translations is not None and language != ENGLISH:
+            translations = scoring.translations.unit(language, start)
+            inputs["translations"] = translations.digest
+        shards.append(
+            ScoreShard(
+                scoring.scores.unit(language, start),
+                Fingerprint(counted, inputs),
+                prompts,
+                scoring.reward,
+                in_english,
+                responses,
+                translations,
+                [(table.unit(language, start), answers.unit(language, start)) for table, answers in scoring.earlier],
+            )
+        )
+    return shards
+
+
+def scored_before(shard: ScoreShard) -> dict[Hashable, Known]:
+    """Return what earlier iterations computed under this shard's models, by what the responses to its prompts said.
+
+    A model is known by its identity: pi_I stays the reference, and a policy may become one.
+    """
+    wanted = shard.fingerprint.parts
+    models = [wanted["policy"], wanted["reference"]]  # of a reward without one it is "none", whose values are none
+    known: dict[Hashable, Known] = {}
+    for scores, responses in shard.earlier:
+        if not (scores.marker.exists() and responses.marker.exists()):
+            continue
+        parts = scores.read_marker()["parts"]
+        earlier_models = [parts.get("policy"), parts.get("reference")]
+        differs = any(parts.get(name) != value for name, value in wanted.items() if name not in MODELS)
+        if differs or not set(models) & set(earlier_models):
+            continue
+        rows = {(row.prompt_id, row.language, row.sample): row for row in scores.rows(Score)}
+        for response in responses.rows(Response):
+            row = rows[response.prompt_id, response.language, response.sample]
+            by_model = dict(zip(earlier_models, (row.policy_logprob, row.reference_logprob), strict=True))
+            content = content_of(response)
+            policy, reference = (by_model.get(model) for model in models)
+            before = known.get(content, (None, None))
+            known[content] = (before[0] if policy is None else policy, before[1] if reference is None else reference)
+    return known
+
+
+def _fill_ratings(job: Job, label: str, places: Iteration) -> None:
+    """Fill the table of what the reward model says (R_n)."""
+    model, table = locate_model(job.recipe.reward.reward_model or ""), places.scores("reward_model")
+    shards = []
+    for language, start, prompts in table.cut(job.recipe.languages, job.recipe.resources.shard_prompts):
+        responses = places.responses.unit(language, start)
+        inputs = {
+            "reward_model": model.identity,
+            "responses": responses.digest,
+            "prompts": digest_rows(prompts),
+        }
+        fingerprint = Fingerprint({"reward": "reward_model"}, inputs)
+        shards.append(
+            ScoreShard(table.unit(language, start), fingerprint, prompts, "reward_model", [], responses, None, [])
+        )
+
+    def work(judge: RewardModel, shard: ScoreShard, advance: Advance) -> list[Score]:
+        return rate(shard.responses.rows(Response), shard.prompts, judge, advance=advance)
+
+    fill(job, shards, Filling(label, Score, partial(job.engines.reward_model, model), work))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,19 @@
 """Translating: responses into English for R_t (Eq. 14), and both ways for language imbalance (section A.5)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from crosspref.data.records import Response, Translation
+from crosspref.languages import ENGLISH
+from crosspref.models.locate import locate_model
 from crosspref.protocols import Advance, Sampled, Translator
+from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TranslateSettings
+from crosspref.run.job import Filling, Job, Shard, fill, settings_of
+from crosspref.run.layout import Iteration
+from crosspref.run.phases import Output, Phase
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.evaluate import repeated_share
 from crosspref.stages.select.select import Identify
 
@@ -14,6 +23,76 @@ comes near 1, since only the first turn is new; the embedded English answers rea
 
 WORD_CHARACTERS = 20
 """Text whose words are longer than this on average is taken as written without spaces (Chinese, Japanese, Thai)."""
+
+
+def phase(recipe: Recipe, iteration: int) -> Phase:
+    """Return the phase that translates the responses."""
+    translations = Output(
+        "translations",
+        lambda run: run.iteration(iteration).translations,
+        ("translate", "models", "sample.max_prompt_tokens", "language_imbalance"),
+        ("responses",),
+        names=_foreign(recipe),
+    )
+    return Phase("translate", iteration, translate_responses, [translations])
+
+
+def _foreign(recipe: Recipe) -> list[str]:
+    return [language for language in recipe.languages if language != ENGLISH]
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationShard(Shard):
+    """A shard of translations: ``responses`` of its language, and English answers to translate into it."""
+
+    language: str
+    responses: Unit
+    english: Sequence[Response]
+
+
+def translate_responses(job: Job, iteration: int) -> None:
+    """Eq. 14: translate the responses into English; for language imbalance also the English answers into l (A.5)."""
+    settings, policy = job.recipe.translate, job.policy(iteration - 1)
+    shards = translation_shards(job, job.run.iteration(iteration))
+    identifier = job.engines.identifier
+
+    def work(translator: Translator, shard: TranslationShard, advance: Advance) -> list[Translation]:
+        requests = [(row, ENGLISH) for row in shard.responses.rows(Response)]
+        requests += [(row, shard.language) for row in shard.english]
+        return translate(requests, translator, settings=settings, identify=identifier(shard.language), advance=advance)
+
+    per_prompt = 2 if job.recipe.language_imbalance is not None else job.recipe.sample.n
+    label = f"iteration {iteration} translate"
+    fill(job, shards, Filling(label, Translation, partial(job.engines.translator, policy), work, per_prompt))
+    for language in dict.fromkeys(shard.language for shard in shards):
+        rows = [row for shard in shards if shard.language == language for row in shard.unit.rows(Translation)]
+        failures = [row.failure for row in rows if row.failure is not None]
+        reasons = ", ".join(f"{failures.count(reason)} {reason}" for reason in dict.fromkeys(failures))
+        job.reporter.say(f"{label} {language}: {len(rows) - len(failures)} translations, {reasons or 'none'} failed")
+
+
+def translation_shards(job: Job, iteration: Iteration) -> list[TranslationShard]:
+    """Return the shards of translations, done or not."""
+    recipe, both_ways = job.recipe, job.recipe.language_imbalance is not None
+    policy, name = job.policy(iteration.number - 1), recipe.translate.model
+    translator = policy if name is None else locate_model(name)
+    settings = {
+        **settings_of("translate", recipe.translate, without=("model",)),
+        "sample.max_prompt_tokens": recipe.sample.max_prompt_tokens,
+        "both_ways": both_ways,
+    }
+    english: dict[str, list[Response]] = {}
+    for row in iteration.responses.rows(ENGLISH) if both_ways else ():
+        english.setdefault(row.prompt_id, []).append(row)
+    english_digest = {"english": iteration.responses.digest([ENGLISH])} if both_ways else {}
+    shards = []
+    for language, start, prompts in iteration.translations.cut(_foreign(recipe), recipe.resources.shard_prompts):
+        responses = iteration.responses.unit(language, start)
+        inputs = {"translator": translator.identity, "responses": responses.digest, **english_digest}
+        answers = [row for prompt in prompts for row in english.get(prompt.prompt_id, ())]
+        unit = iteration.translations.unit(language, start)
+        shards.append(TranslationShard(unit, Fingerprint(settings, inputs), prompts, language, responses, answers))
+    return shards
 
 
 def translate(
@@ -36,11 +115,11 @@ def translate(
         identify: tells a text's language, to find texts that were left untranslated; None if that is not to be checked.
         advance: called with finished responses and their tokens.
     """
-    asked = [index for index, (response, _) in enumerate(requests) if response.text.strip()]
-    advance(len(requests) - len(asked), 0)
-    texts = [(response.text, response.language, target) for response, target in (requests[index] for index in asked)]
-    found = translator.translate(texts, advance) if texts else []
-    answers = dict(zip(asked, found, strict=True))
+    with_text = [index for index, (response, _) in enumerate(requests) if response.text.strip()]
+    advance(len(requests) - len(with_text), 0)
+    texts = [(requests[index][0].text, requests[index][0].language, requests[index][1]) for index in with_text]
+    translated = translator.translate(texts, advance) if texts else []
+    answers = dict(zip(with_text, translated, strict=True))
     nothing = Sampled("", [], "stop")
     rows = []
     for index, (response, target) in enumerate(requests):

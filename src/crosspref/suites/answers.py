@@ -9,11 +9,10 @@ from crosspref.data.records import Prompt, Response
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RunError
 from crosspref.protocols import Advance, Sampler
-from crosspref.run.job import Shard, Workers, digest_rows, fill, settings_of
+from crosspref.run.job import Filling, Shard, Workers, digest_rows, fill, settings_of
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages import sample as sampling
-from crosspref.stages.tables import SPEED
 from crosspref.suites.targets import Candidate, Target
 
 
@@ -65,7 +64,7 @@ def answer_prompts(
     if todo and candidate.files is not None:
         build = partial(workers.engines.sampler, candidate.files, greedy=greedy)
         with workers.engines.cluster():
-            fill(workers, f"{candidate.name} answers {suite}", shards, Response, 1, build, work)
+            fill(workers, shards, Filling(f"{candidate.name} answers {suite}", Response, build, work))
     return [row for shard in shards for row in shard.unit.rows(Response)]
 
 
@@ -74,7 +73,7 @@ def _shards(
     temperature: float | None,
 ) -> list[_Shard]:  # fmt: skip
     """Return the shards of one language and temperature, done or not."""
-    settings = {**settings_of("sample", answering.sample, without=("n", *SPEED)), "seed": seed, "greedy": greedy}
+    settings = {**settings_of("sample", answering.sample, without=("n",)), "seed": seed, "greedy": greedy}
     if temperature is not None:
         settings |= {"sample.temperature": temperature, "greedy": temperature == 0}
     if answering.sample.engine == "server":

@@ -15,7 +15,7 @@ from crosspref.languages import LANGUAGES
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text, printable
-from crosspref.run.store import EVALUATION, RunDirectory
+from crosspref.run.layout import RunDirectory
 from crosspref.suites.results import MEAN, answered_as, decodings
 
 ALL = "all"
@@ -159,7 +159,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
     table, lines, empty = TABLES[suite], list[Line](), []
     for place, path, name in zip(places, paths, run_names(paths), strict=True):
         run = RunDirectory(path)
-        file = (run.root / EVALUATION if run.recipe.is_file() else path) / table.file
+        file = (run.suites if run.recipe.is_file() else path) / table.file
         if file.is_file():
             try:
                 lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.engines import EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import SampleSettings
-from crosspref.run.job import Job, policy
+from crosspref.run.job import find_policy
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import EVALUATION, RunDirectory
 from crosspref.suites.settings import EvaluationSettings
 
 
@@ -57,7 +57,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
     if run.recipe.is_file():
         recipe = load_recipe(run.recipe)
         models = _of_run(run, recipe, settings.models, reporter)
-        folder = Path(out) if out else run.root / EVALUATION
+        folder = Path(out) if out else run.suites
         answering = replace(_answering(settings), roles=EngineSettings.of(recipe).roles)
         return Target(folder, models, answering, settings.answers.temperature == 0, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
@@ -83,14 +83,12 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
     for name in [name for name in known if chosen is None or name in chosen]:
         number = None if name == "pi_I" else int(name.removeprefix("pi_"))
         trained = number is not None and (number > 0 or recipe.models.policy is None)
-        if trained and number is not None and not run.policy(number).marker.exists():
+        if trained and number is not None and not run.iteration(number).policy.marker.exists():
             reporter.say(f"{name} is not measured: it has not been trained yet.")
             continue
         try:
-            if number is None:
-                files = locate_model(recipe.models.initial or "")
-            else:
-                files = policy(Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter), number)
+            initial = recipe.models.initial or ""
+            files = locate_model(initial) if number is None else find_policy(recipe, run, number)
             found.append(Candidate(name, files))
         except ModelError as error:
             found.append(Candidate(name, None, str(error)))

@@ -8,8 +8,9 @@ from pathlib import Path
 from crosspref.data.records import Prompt, Response
 from crosspref.errors import RecipeError
 from crosspref.reports.table import Report
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import RunDirectory, write_text
+from crosspref.run.store import write_text
 from crosspref.suites import find_suite
 from crosspref.suites.answers import answer_prompts
 from crosspref.suites.judge.judge import Judge

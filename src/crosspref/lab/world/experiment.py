@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crosspref import algorithm
-from crosspref.algorithm import HELD_OUT
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt
 from crosspref.engines import EngineFactory, EngineSettings
@@ -20,11 +19,12 @@ from crosspref.protocols import RewardModel, Scorer
 from crosspref.recipe.files import flatten, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import PromptSettings
-from crosspref.run.changes import affected_by, changed_settings, settle_recipe
-from crosspref.run.job import Job, Phase, store_rows
+from crosspref.run.job import Job, store_rows
+from crosspref.run.layout import RunDirectory
+from crosspref.run.phases import Phase, affected_by, changed_settings, settle_recipe
 from crosspref.run.progress import Reporter
-from crosspref.run.store import RunDirectory
-from crosspref.stages.tables import fill_responses
+from crosspref.stages.evaluate import HELD_OUT
+from crosspref.stages.sample import Drawing, fill_responses
 
 Content = dict[str, Any]
 """A recipe's content, section by section."""
@@ -139,20 +139,21 @@ def run(
     recipe, directory = make_recipe(content), RunDirectory(out)
     job = Job(recipe, directory, LabEngines(EngineSettings.of(recipe), given), reporter)
 
-    def execute(phase: Phase, iteration: int) -> None:
-        phase(job, iteration)
-        if phase is algorithm.evaluate:
-            folder = directory.iteration(iteration) / "evaluation"
-            fill_responses(job, iteration, folder, "heldout", iteration, ANSWERS, HELD_OUT)
+    def execute(phase: Phase) -> None:
+        phase.perform(job, phase.iteration)
+        if phase.trains:
+            table = directory.iteration(phase.iteration).evaluation.responses
+            label = f"iteration {phase.iteration} evaluate: sample"
+            fill_responses(job, label, table, job.policy(phase.iteration), Drawing(ANSWERS, HELD_OUT))
 
     with directory.locked():
         if base is not None and not directory.recipe.exists():
             _take_over(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
-        settle_recipe(directory, recipe)
+        settle_recipe(directory, recipe, algorithm.phases)
         held_out = PromptSettings(source=str(heldout))
         for language in LANGUAGES:
             prompts = [row for row in load_prompts(held_out, LANGUAGES).prompts if row.language == language]
-            store_rows(directory.prompts("heldout", language), prompts, Prompt, {"source": str(heldout)})
+            store_rows(directory.heldout.unit(language), prompts, Prompt, {"source": str(heldout)})
         algorithm.align(job, execute)
     return job
 
@@ -162,18 +163,19 @@ def _take_over(base: RunDirectory, run: RunDirectory, recipe: Recipe, *, scores:
 
     Should something be copied that differs after all, its fingerprint stops the run.
     """
-    changed = changed_settings(flatten(load_recipe(base.recipe)), flatten(recipe))
-    lost = {result for key in changed for result in affected_by(key)}
+    changed, phases = changed_settings(load_recipe(base.recipe), recipe), algorithm.phases(recipe)
+    lost = {(phase.name, phase.iteration) for key in changed for phase, _ in affected_by(phases, key)}
+    first = base.iteration(1)
     folders = {
-        "prompts": ["prompts", "heldout"],
-        "align_english": ["iteration_0"],
-        "sample": ["iteration_1/responses"],
-        "score": ["iteration_1/scores"] if scores else [],
+        ("prompts", 0): [base.prompts.folder, base.heldout.folder],
+        ("align_english", 0): [base.iteration(0).folder],
+        ("sample", 1): [first.responses.folder],
+        ("score", 1): [first.rewards] if scores else [],
     }
-    for result, names in folders.items():
-        for name in names:
-            if result not in lost and (base.root / name).exists():
-                shutil.copytree(base.root / name, run.root / name, dirs_exist_ok=True)
+    for phase, copied in folders.items():
+        for folder in copied:
+            if phase not in lost and folder.exists():
+                shutil.copytree(folder, run.root / folder.relative_to(base.root), dirs_exist_ok=True)
 
 
 def settings_digest(content: Content) -> str:

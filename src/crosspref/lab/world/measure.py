@@ -11,7 +11,7 @@ from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import mean_interval, win_rate
 from crosspref.reports.table import Report, csv_text, label
-from crosspref.run.job import Job, rows_of
+from crosspref.run.job import Job
 from crosspref.run.store import Unit
 
 TIE = 1e-9
@@ -52,7 +52,7 @@ def measure_run(job: Job, resamples: int = 1000) -> Measured:
 
 
 def _measures(job: Job, iteration: int, language: str) -> dict[str, Values]:
-    meanings = _meanings(job.run.prompts("heldout", language))
+    meanings = _meanings(job.run.heldout.unit(language))
     responses = _responses(job, iteration, language)
     golds, prompts = _golds(responses, meanings), [response.prompt_id for response in responses]
     measures = {
@@ -75,7 +75,8 @@ def _measures(job: Job, iteration: int, language: str) -> dict[str, Values]:
 
 
 def _responses(job: Job, iteration: int, language: str) -> list[Response]:
-    return rows_of(job.run.iteration(iteration) / "evaluation" / "responses" / language, Response)
+    rows: list[Response] = job.run.iteration(iteration).evaluation.responses.rows(language)
+    return rows
 
 
 def _meanings(unit: Unit) -> dict[str, Meaning]:
@@ -88,8 +89,8 @@ def _golds(responses: list[Response], meanings: dict[str, Meaning]) -> list[floa
 
 
 def _accuracy(job: Job, iteration: int, language: str) -> Values:
-    meanings = _meanings(job.run.prompts("prompts", language))
-    pairs: list[Pair] = Unit(job.run.iteration(iteration) / "pairs" / f"{language}.parquet").rows(Pair)
+    meanings = _meanings(job.run.prompts.unit(language))
+    pairs: list[Pair] = job.run.iteration(iteration).pairs.rows(language)
     chosen, rejected = (
         [gold(getattr(pair, side)[-1]["content"], meanings[pair.prompt_id], language) for pair in pairs]
         for side in ("chosen", "rejected")

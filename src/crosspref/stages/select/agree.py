@@ -2,58 +2,56 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crosspref.data.records import Agreement, Pair, Score
 from crosspref.maths.estimate import UNKNOWN
 from crosspref.maths.statistics import kendall_tau, mean_interval
 
 
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """What one reward says of the responses in one language: its scores, and the pairs that it selects."""
+
+    reward: str
+    scores: Sequence[Score]
+    pairs: Sequence[Pair]
+
+
 def agree(
-    iteration: int,
-    language: str,
-    reward: str,
-    other: str,
-    scores: Sequence[Score],
-    other_scores: Sequence[Score],
-    pairs: Sequence[Pair],
-    other_pairs: Sequence[Pair],
-    *,
-    resamples: int,
-    seed: int,
+    iteration: int, language: str, first: RewardResult, second: RewardResult, *, resamples: int, seed: int
 ) -> Agreement:
     """Return how far two rewards of the same responses agree in one language.
+
+    Scores are joined by prompt_id and sample; a response without a finite reward under both is left out. Pairs are
+    joined by prompt_id; those without sample numbers are left out.
 
     Args:
         iteration: the iteration whose responses these are.
         language: the tag of the responses' language.
-        reward: the name of the one reward.
-        other: the name of the other.
-        scores: the one reward of the responses, joined by prompt_id and sample; what has no finite reward under both
-            is left out.
-        other_scores: the other reward.
-        pairs: what the one reward selects, joined by prompt_id; pairs without sample numbers are left out.
-        other_pairs: what the other selects.
+        first: one reward.
+        second: the other reward.
         resamples: bootstrap resamples of tau's interval, over prompts.
         seed: seeds the bootstrap.
     """
-    taus = [tau for tau in _taus(scores, other_scores) if not math.isnan(tau)]
-    found = mean_interval(taus, resamples=resamples, seed=seed) if taus else UNKNOWN
-    left, right = _samples(pairs), _samples(other_pairs)
-    both = [(left[prompt_id], right[prompt_id]) for prompt_id in left.keys() & right.keys()]
+    taus = [tau for tau in _taus(first.scores, second.scores) if not math.isnan(tau)]
+    tau = mean_interval(taus, resamples=resamples, seed=seed) if taus else UNKNOWN
+    left, right = _samples(first.pairs), _samples(second.pairs)
+    selected = [(left[prompt_id], right[prompt_id]) for prompt_id in left.keys() & right.keys()]
     return Agreement(
         iteration,
         language,
-        reward,
-        other,
-        found.value,
-        found.low,
-        found.high,
-        found.n,
-        same_chosen=_share([one[0] == two[0] for one, two in both]),
-        same_rejected=_share([one[1] == two[1] for one, two in both]),
-        same_pair=_share([one == two for one, two in both]),
-        swapped=_share([one == two[::-1] for one, two in both]),
-        pairs=len(both),
+        first.reward,
+        second.reward,
+        tau.value,
+        tau.low,
+        tau.high,
+        tau.n,
+        same_chosen=_share([one[0] == two[0] for one, two in selected]),
+        same_rejected=_share([one[1] == two[1] for one, two in selected]),
+        same_pair=_share([one == two for one, two in selected]),
+        swapped=_share([one == two[::-1] for one, two in selected]),
+        pairs=len(selected),
     )
 
 

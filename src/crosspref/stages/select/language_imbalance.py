@@ -4,12 +4,65 @@ The model is taken to answer better in English than in other languages. So the t
 preferred to its own answer in the other language, and its English answer to the translation of that one.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from crosspref.data.records import Dropped, Pair, Response, Translation
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
+from crosspref.run.job import Job, digest_rows, settings_of
+from crosspref.run.layout import Iteration
+from crosspref.run.store import Fingerprint
+from crosspref.stages.prompts import stored_instructions
+
+
+def make_imbalance_pairs(job: Job, places: Iteration) -> None:
+    """Make the pairs of every language by language imbalance (A.5); the English ones come from all the others."""
+    recipe, settings = job.recipe, job.recipe.language_imbalance
+    fingerprint = Fingerprint(
+        {
+            **(settings_of("language_imbalance", settings) if settings else {}),
+            "select.truncated": recipe.select.truncated,
+        },
+        {
+            "answers": places.responses.digest(recipe.languages),
+            "translations": places.translations.digest(recipe.languages),
+            "prompts": digest_rows([row for language in recipe.languages for row in places.prompts.rows(language)]),
+        },
+    )
+    units = {language: places.pairs.unit(language) for language in recipe.languages}
+    done = [unit.finished(fingerprint) for unit in units.values()]  # all of them: each stale one must be noticed
+    if all(done):
+        return
+    pairs: list[Pair] = []
+    dropped: list[Dropped] = []
+    english, english_answers = stored_instructions(places.prompts, ENGLISH), places.responses.rows(ENGLISH)
+    for language in recipe.languages:
+        if language != ENGLISH:
+            made, left_out = language_imbalance_pairs(
+                language,
+                stored_instructions(places.prompts, language),
+                english,
+                places.responses.rows(language),
+                english_answers,
+                places.translations.rows(language),
+                settings.translation_prompts if settings else [],
+                truncated=recipe.select.truncated,
+            )
+            pairs += made
+            dropped += left_out
+    for language, unit in units.items():
+        kept = [pair for pair in pairs if pair.language == language]
+        lost = [row for row in dropped if row.language == language]
+        unit.write_rows(kept, Pair)
+        places.dropped.unit(language).write_rows(lost, Dropped)
+        lengths = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in kept]
+        reasons = Counter(row.reason for row in lost)
+        mean = sum(lengths) / len(lengths) if lengths else None
+        unit.finish(fingerprint, len(kept), mean_length_difference=mean, dropped=dict(reasons))
+        counts = "".join(f", {count} dropped: {reason}" for reason, count in reasons.items())
+        job.reporter.say(f"iteration {places.number} select {language}: {len(kept)} pairs{counts}")
 
 
 class _Side(NamedTuple):

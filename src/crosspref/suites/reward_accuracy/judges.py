@@ -19,7 +19,7 @@ from crosspref.maths.statistics import nominal_alpha
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, RewardModel
 from crosspref.reports.table import csv_text
-from crosspref.run.job import Shard, Workers, digest_rows, fill
+from crosspref.run.job import Filling, Shard, Workers, digest_rows, fill
 from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.score import rate
 from crosspref.suites.judge.judge import Judge
@@ -201,7 +201,7 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
     build = partial(workers.engines.reward_model, model)
     with workers.engines.cluster():
         try:
-            fill(workers, f"reward_accuracy by {name}", shards, Score, 1, build, score)
+            fill(workers, shards, Filling(f"reward_accuracy by {name}", Score, build, score))
         except RunError as error:
             raise RunError(f"{error}\nTo have {name} rate anew: rm -r {folder}") from error
     ratings: dict[str, list[float | None]] = {}

@@ -9,8 +9,8 @@ from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.recipe.files import load_recipe
 from crosspref.run.job import Job
-from crosspref.run.store import Unit, digest_of
-from crosspref.stages.pairing import pairs_by
+from crosspref.run.store import digest_of
+from crosspref.stages.select.phase import pairs_by
 from crosspref.suites.work import Evaluation
 
 IMBALANCE = "language_imbalance"
@@ -123,8 +123,8 @@ def draw_samples(work: Evaluation) -> list[Sample]:
 
 def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict[str, dict[str, list[Pair]]]:
     """Return the pairs of an iteration by reward and language: those it trained on, and those by its other rewards."""
-    folder, recipe, say = job.run.iteration(iteration), job.recipe, job.reporter.say
-    units = {language: Unit(folder / "pairs" / f"{language}.parquet") for language in languages}
+    places, recipe, say = job.run.iteration(iteration), job.recipe, job.reporter.say
+    units = {language: places.pairs.unit(language) for language in languages}
     there = {language: unit for language, unit in units.items() if unit.marker.exists()}
     for language in [language for language in languages if language not in there]:
         say(f"reward_accuracy {language}: iteration {iteration} has no pairs yet.")
@@ -134,7 +134,7 @@ def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict
     by_reward: dict[str, dict[str, list[Pair]]] = {recipe.reward.name: trained}
     for other in recipe.reward.also:
         say(f"reward_accuracy: making the pairs of iteration {iteration} by {other}")
-        by_reward[other] = {language: pairs_by(job, folder, language, other) for language in there}
+        by_reward[other] = {language: pairs_by(job, places, language, other) for language in there}
     return by_reward
 
 

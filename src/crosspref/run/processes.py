@@ -1,9 +1,15 @@
-"""The command in front of a training phase that starts it on several devices, checked before anything runs."""
+"""A phase in a process of its own: how it is started, on several devices too, and what ties it to the run."""
 
+import contextlib
 import itertools
+import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crosspref.errors import MissingLibraryError, RecipeError
@@ -11,6 +17,45 @@ from crosspref.recipe.files import FOLDER
 from crosspref.recipe.sections import ResourceSettings
 
 CONFIG_OPTIONS = ("--config_file", "--config-file")
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; a process that is started meanwhile never gets it.
+
+    Ctrl-C reaches all processes of a terminal, but only the first one ends the others and says how to resume.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_in_child(command: Sequence[str]) -> tuple[int, int]:
+    """Run a command that ends when this process ends; return its exit code and its peak memory in KiB."""
+    with interrupts_held():
+        # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
+        # hand it on to the processes that they start, which read it, too.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
+    with process as child:
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            raise
+        child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, usage.ru_maxrss
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the parent, which holds the other end of the standard input, has ended."""
+
+    def wait() -> None:
+        os.read(0, 1)  # returns when the pipe closes; not sys.stdin, whose lock would outlive the interpreter
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def launch_command(resources: ResourceSettings) -> list[str]:

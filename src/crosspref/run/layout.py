@@ -1,0 +1,328 @@
+"""The places in a run directory. Every path of a run is built here, and nowhere else.
+
+recipe.yaml  phases.jsonl  report.md
+prompts/  heldout/                    {language}.parquet, dropped.parquet
+iteration_0/                          pi_0: policy/ (if stage 0 trained it), referenced_pairs/, evaluation/
+iteration_t/                          responses/  translations/  scores/{reward}/     {language}/{shard}.parquet
+                                      pairs/  dropped/  length_penalty/  referenced_pairs/   {language}.parquet
+                                      agreement/{reward}-{reward}.parquet  policy/  checkpoints/  audit.md
+                                      evaluation/  responses/  scores/multilingual/  measures.parquet
+evaluation/                           results of suites, under a lock of their own
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from crosspref.data.records import Agreement, Dropped, Measure, Pair, Prompt, Response, Score, Translation
+from crosspref.errors import RunError
+from crosspref.recipe.files import load_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.ranks import is_main
+from crosspref.run.store import Fingerprint, Unit, digest_of
+
+DROPPED = "dropped"
+"""The file beside the prompts that says which rows were dropped and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableFolder:
+    """A table with a file per language, or per other name; each file is a unit."""
+
+    folder: Path
+    kind: type
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit of one language."""
+        return Unit(self.folder / f"{name}.parquet")
+
+    def rows(self, name: str) -> list[Any]:
+        """Read the rows of one language."""
+        return self.unit(name).rows(self.kind)
+
+    def stored(self) -> list[Unit]:
+        """Return the units that are stored, in the order of their names."""
+        return [Unit(path) for path in sorted(self.folder.glob("*.parquet"))]
+
+    def finished(self) -> int:
+        """Count the finished units."""
+        return _count_markers(self.folder, "*")
+
+    def total(self, names: Sequence[str], _: int) -> int:
+        """Return how many units there will be."""
+        return len(names)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedTable:
+    """A table that is cut along prompts: a folder per language, and in it a file per shard; each file is a unit."""
+
+    folder: Path
+    kind: type
+    prompts: TableFolder
+
+    def unit(self, language: str, start: int) -> Unit:
+        """Return the unit of the shard that begins with prompt number ``start``."""
+        return Unit(self.folder / language / f"{start:08d}.parquet")
+
+    def matching(self, unit: Unit) -> Unit:
+        """Return the shard that is about the same prompts as a shard of another table."""
+        return Unit(self.folder / unit.path.parent.name / unit.path.name)
+
+    def units(self, language: str) -> list[Unit]:
+        """Return the shards of one language that are stored, in order."""
+        return [Unit(path) for path in sorted((self.folder / language).glob("*.parquet"))]
+
+    def stored(self) -> list[Unit]:
+        """Return the shards of all languages that are stored."""
+        return [Unit(path) for path in sorted(self.folder.glob("*/*.parquet"))]
+
+    def rows(self, language: str) -> list[Any]:
+        """Read the rows of all shards of one language."""
+        return [row for unit in self.units(language) for row in unit.rows(self.kind)]
+
+    def digest(self, languages: Iterable[str]) -> str:
+        """Return a hash of what determined the shards of these languages."""
+        return digest_of([unit.digest for language in languages for unit in self.units(language)])
+
+    def cut(self, languages: Iterable[str], size: int) -> Iterator[tuple[str, int, list[Prompt]]]:
+        """Cut the prompts of each language into shards of ``size``; yield (language, start, prompts)."""
+        for language in languages:
+            rows = self.prompts.rows(language)
+            for start in range(0, len(rows), size):
+                yield language, start, rows[start : start + size]
+
+    def finished(self) -> int:
+        """Count the finished units."""
+        return _count_markers(self.folder, "*/*")
+
+    def total(self, languages: Sequence[str], size: int) -> int | None:
+        """Return how many units there will be, or None while the prompts are not stored."""
+        units = [self.prompts.unit(language) for language in languages]
+        if not all(unit.marker.exists() for unit in units):
+            return None
+        return sum(math.ceil(int(unit.read_marker()["rows"]) / size) for unit in units)
+
+
+Table = TableFolder | ShardedTable
+
+
+def _count_markers(folder: Path, pattern: str) -> int:
+    return sum(1 for _ in folder.glob(f"{pattern}.done.json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The places of the evaluation of one policy on the held-out prompts."""
+
+    folder: Path
+    prompts: TableFolder
+
+    @property
+    def responses(self) -> ShardedTable:
+        """Responses to the held-out prompts."""
+        return ShardedTable(self.folder / "responses", Response, self.prompts)
+
+    @property
+    def scores(self) -> ShardedTable:
+        """Their rewards by pi_0 and pi_I, each response given the prompt in its own language."""
+        return ShardedTable(self.folder / "scores" / "multilingual", Score, self.prompts)
+
+    @property
+    def measures(self) -> Unit:
+        """What was measured."""
+        return Unit(self.folder / "measures.parquet")
+
+    def measured(self) -> list[Measure]:
+        """Read what was measured; nothing if that is not finished."""
+        return self.measures.rows(Measure) if self.measures.marker.exists() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """The places of one iteration; iteration 0 holds pi_0 and its evaluation."""
+
+    number: int
+    folder: Path
+    prompts: TableFolder
+    heldout: TableFolder
+
+    @property
+    def responses(self) -> ShardedTable:
+        """Responses to the training prompts (Eq. 7)."""
+        return ShardedTable(self.folder / "responses", Response, self.prompts)
+
+    @property
+    def translations(self) -> ShardedTable:
+        """The responses in English (Eq. 14); for language imbalance also the English ones in other languages."""
+        return ShardedTable(self.folder / "translations", Translation, self.prompts)
+
+    @property
+    def rewards(self) -> Path:
+        """The folder of the scores by all rewards."""
+        return self.folder / "scores"
+
+    def scores(self, reward: str) -> ShardedTable:
+        """Scores of the responses by one reward (Eq. 9, 12, 13)."""
+        return ShardedTable(self.rewards / reward, Score, self.prompts)
+
+    @property
+    def pairs(self) -> TableFolder:
+        """Preference pairs (Eq. 10)."""
+        return TableFolder(self.folder / "pairs", Pair)
+
+    @property
+    def dropped(self) -> TableFolder:
+        """Prompts without a pair, and why. Its units have no markers: those of the pairs count for them."""
+        return TableFolder(self.folder / DROPPED, Dropped)
+
+    def length_penalty(self, language: str) -> Unit:
+        """The curve of Eq. 15 in one language; without a marker, too."""
+        return Unit(self.folder / "length_penalty" / f"{language}.parquet")
+
+    @property
+    def agreement(self) -> TableFolder:
+        """How far two rewards agree; the files are named by ``{reward}-{reward}``."""
+        return TableFolder(self.folder / "agreement", Agreement)
+
+    @property
+    def referenced_pairs(self) -> TableFolder:
+        """The pairs with the log-probabilities of the training reference."""
+        return TableFolder(self.folder / "referenced_pairs", Pair)
+
+    @property
+    def policy(self) -> Unit:
+        """The folder of the policy that the iteration ends with."""
+        return Unit(self.folder / "policy")
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The evaluation of that policy."""
+        return Evaluation(self.folder / "evaluation", self.heldout)
+
+    @property
+    def audit(self) -> Path:
+        """The report of ``crosspref audit``."""
+        return self.folder / "audit.md"
+
+    def checkpoints(self, fingerprint: Fingerprint) -> Path:
+        """Return the folder for training checkpoints; those of other settings or inputs are removed.
+
+        Of processes that train together, only rank 0 makes and removes folders.
+        """
+        folder = self.folder / "checkpoints" / fingerprint.digest
+        if not is_main():
+            return folder
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints once the policy is stored."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+class RunDirectory:
+    """The places in one run directory, and the lock that keeps other processes out."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.prompts = TableFolder(self.root / "prompts", Prompt)
+        self.heldout = TableFolder(self.root / "heldout", Prompt)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def report(self) -> Path:
+        """The report as Markdown."""
+        return self.root / "report.md"
+
+    @property
+    def suites(self) -> Path:
+        """Where the results of suites lie, under a lock of their own."""
+        return self.root / "evaluation"
+
+    def iteration(self, number: int) -> Iteration:
+        """Return the places of one iteration."""
+        return Iteration(number, self.root / f"iteration_{number}", self.prompts, self.heldout)
+
+    def iterations(self) -> list[Iteration]:
+        """Return the iterations that have a folder, in order."""
+        names = [path.name.removeprefix("iteration_") for path in self.root.glob("iteration_*")]
+        return [self.iteration(number) for number in sorted(int(name) for name in names if name.isdecimal())]
+
+    @property
+    def _log(self) -> Path:
+        return self.root / "phases.jsonl"
+
+    def log_phase(self, row: Mapping[str, Any]) -> None:
+        """Append what a phase took to the log."""
+        with self._log.open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 1))
+            # A kill may have cut the last line off; it must not swallow this one.
+            begin = b"" if log.read() in (b"", b"\n") else b"\n"
+            log.write(begin + json.dumps(row).encode() + b"\n")
+
+    def logged_phases(self) -> list[dict[str, Any]]:
+        """Return what each phase that ran took, in the order of running."""
+        rows = []
+        for line in self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []:
+            # A kill can leave half a line; the phase is run and logged again.
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, so that a second process does not write into it.
+
+        Raises:
+            RunError: another process holds it, or it cannot be written.
+        """
+        with self._lock_file() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"Another process is working in {self.root}. Wait for it, or stop it first.") from error
+            self._remove_leftovers()
+            yield
+
+    def _lock_file(self) -> TextIO:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return (self.root / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.root} cannot be used as a run directory: {error}") from error
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
+        for leftover in {*self.root.rglob(".*.tmp")} - {*self.suites.rglob(".*.tmp")}:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+
+
+def open_run(root: str | Path) -> tuple[RunDirectory, Recipe]:
+    """Return a run that was begun, and its recipe.
+
+    Raises:
+        RunError: there is no run in the directory.
+    """
+    run = RunDirectory(root)
+    if not run.recipe.is_file():
+        raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
+    return run, load_recipe(run.recipe)

@@ -1,0 +1,169 @@
+"""Training: pi_t from pi_{t-1} on the pairs (Eq. 11, 16), and pi_0 from pi_I on English preferences (stage 0)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from crosspref.data.preferences import load_preferences
+from crosspref.data.records import Pair
+from crosspref.errors import DataError
+from crosspref.languages import ENGLISH
+from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import TrainSettings
+from crosspref.run.job import Job, digest_rows, settings_of
+from crosspref.run.phases import Output, Phase
+from crosspref.run.ranks import is_main
+from crosspref.run.store import Fingerprint, publish_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What makes a policy: ``section`` of the recipe says how, ``start`` from where.
+
+    Without a reference, the policy that training starts from is its own.
+    """
+
+    section: str
+    settings: TrainSettings
+    start: ModelFiles
+    reference: ModelFiles | None = None
+
+    def fingerprint(self, seed: int, pairs: Sequence[Pair]) -> Fingerprint:
+        """Return what determines the trained policy."""
+        inputs = {"start": self.start.identity, "pairs": digest_rows(pairs)}
+        if self.reference is not None:
+            inputs["reference"] = self.reference.identity
+        return Fingerprint({**settings_of(self.section, self.settings), "seed": seed}, inputs)
+
+
+def phase(iteration: int) -> Phase:
+    """Return the phase that trains pi_t; at iteration 0 that is stage 0."""
+    section = _section(iteration)
+    inputs = () if iteration == 0 else ("pairs", "policy")
+    policy = Output("policy", lambda run: run.iteration(iteration).policy, (section, "seed", "models"), inputs)
+    return Phase(section, iteration, train_iteration, [policy], trains=True)
+
+
+def reference_phase(recipe: Recipe, iteration: int) -> Phase:
+    """Return the phase that computes what the training reference says of the pairs, before training."""
+    section = _section(iteration)
+    pairs = Output(
+        "referenced pairs",
+        lambda run: run.iteration(iteration).referenced_pairs,
+        (f"{section}.max_length", f"{section}.lora", f"{section}.reference", "models"),
+        () if iteration == 0 else ("pairs", "policy"),
+        names=[ENGLISH] if iteration == 0 else recipe.languages,
+    )
+    return Phase("reference", iteration, fill_references, [pairs])
+
+
+def _section(iteration: int) -> str:
+    return "train" if iteration else "align_english"
+
+
+def training_of(job: Job, iteration: int) -> Training:
+    """Return how the recipe trains the policy that an iteration ends with."""
+    recipe = job.recipe
+    if iteration == 0:
+        if recipe.align_english is None:
+            raise DataError("The recipe gives pi_0, so that there is nothing to train in iteration 0.")
+        return Training(_section(0), recipe.align_english, locate_model(recipe.models.initial or ""))
+    reference = locate_model(recipe.models.initial or "") if recipe.train.reference == "initial" else None
+    return Training(_section(iteration), recipe.train, job.policy(iteration - 1), reference)
+
+
+def training_pairs(job: Job, iteration: int) -> dict[str, list[Pair]]:
+    """Return the pairs that an iteration trains on, by language; in iteration 0 the English preferences."""
+    if iteration == 0 and job.recipe.align_english is not None:
+        return {ENGLISH: load_preferences(job.recipe.align_english.preferences)}
+    table = job.run.iteration(iteration).pairs
+    return {language: table.rows(language) for language in job.recipe.languages}
+
+
+def train_iteration(job: Job, iteration: int) -> None:
+    """Eq. 11 or 16: train pi_t from pi_{t-1} on the pairs of all languages; pi_0 from pi_I on English preferences."""
+    training = training_of(job, iteration)
+    if training.settings.precompute_reference:
+        table = job.run.iteration(iteration).referenced_pairs
+        languages = [ENGLISH] if iteration == 0 else job.recipe.languages
+        by_language = {language: table.rows(language) for language in languages}
+    else:
+        by_language = training_pairs(job, iteration)
+    train_policy(job, iteration, [pair for rows in by_language.values() for pair in rows], training)
+
+
+def train_policy(job: Job, iteration: int, pairs: Sequence[Pair], training: Training) -> None:
+    """Train the policy that an iteration ends with, from its last checkpoint if there is one.
+
+    Of several processes that train together, each comes here, and the first one writes.
+
+    Raises:
+        DataError: there are no pairs.
+    """
+    places = job.run.iteration(iteration)
+    fingerprint = training.fingerprint(job.recipe.seed, pairs)
+    unit = places.policy
+    if unit.finished(fingerprint):
+        if is_main():
+            places.remove_checkpoints()  # a kill may have come between the marker and this
+        return
+    if not pairs:
+        raise DataError(
+            f"Iteration {iteration} has no pairs to train on. {places.dropped.folder} says why each prompt was "
+            "dropped; select.truncated: keep or a larger sample.max_new_tokens often helps."
+        )
+    label = f"iteration {iteration} {training.section}"
+    job.reporter.say(f"{label}: loading the model")
+    trainer = job.engines.trainer(training.start, training.settings, training.reference)
+    started = time.monotonic()
+    try:
+        with job.reporter.step(label, len(pairs) * training.settings.epochs) as meter:
+            temporary = unit.temporary()
+            figures = trainer.train(pairs, temporary, places.checkpoints(fingerprint), meter.advance)
+            publish_directory(temporary, unit.path)
+    finally:
+        trainer.close()
+    if not is_main():
+        return
+    unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
+    places.remove_checkpoints()
+
+
+def fill_references(job: Job, iteration: int) -> None:
+    """Compute what the training reference says of the pairs, so that training need not hold it beside the policy."""
+    fill_reference_table(job, iteration, training_pairs(job, iteration), training_of(job, iteration))
+
+
+def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair]], training: Training) -> None:
+    """Fill ``referenced_pairs`` with the pairs of each language and what the reference says of them.
+
+    The reference alone is in memory meanwhile. Pairs that are too long to be trained on stay without.
+    """
+    settings, table = training.settings, job.run.iteration(iteration).referenced_pairs
+    counted = {"max_length": settings.max_length, "lora": settings.lora is not None}
+    reference = training.reference or training.start
+    todo = []
+    for language, rows in pairs.items():
+        fingerprint = Fingerprint(counted, {"reference": reference.identity, "pairs": digest_rows(rows)})
+        if not table.unit(language).finished(fingerprint):
+            todo.append((table.unit(language), fingerprint, rows))
+    if not todo:
+        return
+    label = f"iteration {iteration} reference"
+    job.reporter.say(f"{label}: loading the model")
+    trainer = job.engines.trainer(training.start, settings, training.reference)
+    try:
+        with job.reporter.step(label, sum(len(rows) for _, _, rows in todo)) as meter:
+            for unit, fingerprint, rows in todo:
+                logprobs = trainer.reference_logprobs(rows, meter.advance)
+                unit.write_rows([carrying(*both) for both in zip(rows, logprobs, strict=True)], Pair)
+                unit.finish(fingerprint, len(rows))
+    finally:
+        trainer.close()
+
+
+def carrying(pair: Pair, logprobs: tuple[float, float] | None) -> Pair:
+    """Return the pair with the reference's (chosen, rejected) log-probabilities, nats."""
+    chosen, rejected = logprobs or (None, None)
+    return replace(pair, reference_chosen_logprob=chosen, reference_rejected_logprob=rejected)
