@@ -16,7 +16,7 @@ from running import ForkServer, Run, assert_one_message
 from tiny import make_adapter
 
 from crosspref.run.store import Unit
-from crosspref.suites.results import ItemScore, TaskScore
+from crosspref.suites.nlp.results import ItemScore
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -43,9 +43,8 @@ def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", model, "--suite", "nlp", "--with", place / "evaluation.yaml", *more]
 
 
-def scores(folder: Path) -> list[TaskScore]:
-    rows: list[TaskScore] = Unit(folder / "nlp" / "scores.parquet").rows(TaskScore)
-    return rows
+def table(folder: Path, name: str = "scores") -> list[Any]:
+    return [SimpleNamespace(**row) for row in pq.read_table(folder / "nlp" / f"{name}.parquet").to_pylist()]
 
 
 def stored(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -109,7 +108,7 @@ def test_a_model_reaches_what_the_harness_by_itself_says(command: Run, models: t
     code, output, errors = command(*arguments(place, models[1], "--out", out))
     assert code == 0, errors
     assert "it/s]" not in errors  # the harness's own bars
-    rows = {(row.language, row.task, row.measure): row for row in scores(out)}
+    rows = {(row.language, row.task, row.measure): row for row in table(out)}
     assert {key[1:] for key in rows} == RATES
     oracle = Oracle(place / "oracle", {"en": 12, "es": 9})
     plain = ["arc_challenge", "arc_es", "hellaswag", "hellaswag_es"]
@@ -151,13 +150,13 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     assert (code, again) == (0, output), errors
     assert "loading the model" not in errors
     assert stored(folder) == before
-    changes = [SimpleNamespace(**row) for row in pq.read_table(folder / "nlp" / "changes.parquet").to_pylist()]
+    changes = table(folder, "changes")
     pairs = [("pi_0", "pi_I"), ("pi_1", "pi_I"), ("pi_1", "pi_0")]
     rates = ["arc acc", "arc acc_norm", "truthfulqa mc1", "truthfulqa mc2"]
     assert {(row.model, row.other, row.rate, row.language) for row in changes} == {
         (*pair, rate, language) for pair in pairs for rate in rates for language in ("en", "es", "mean")
     }
-    by_score = {(row.model, row.language, f"{row.task} {row.measure}"): row.score for row in scores(folder)}
+    by_score = {(row.model, row.language, f"{row.task} {row.measure}"): row.score for row in table(folder)}
     for row in changes:
         both = [by_score[model, row.language, row.rate] for model in (row.model, row.other)]
         assert row.difference == pytest.approx(both[0] - both[1], abs=1e-9)
@@ -170,7 +169,7 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     # More tasks are added to what is there, and results of another model are not taken for this one's.
     code, _, errors = command(*arguments(place, run, "--languages", "es", "--set", "nlp.limit=4"))
     assert code == 0, errors
-    assert {row.n for row in scores(folder)} == {4}
+    assert {row.n for row in table(folder)} == {4}
     assert {name: content for name, content in stored(folder).items() if name in before} == before
     marker = folder / "nlp" / "items" / "pi_0" / "es" / "arc.parquet.done.json"
     assert json.loads(marker.read_text(encoding="utf-8"))["parts"]["lm_eval"] == lm_eval.__version__
@@ -231,7 +230,7 @@ def test_what_is_missing_or_broken_is_said_and_the_rest_comes_out(
         "en mmlu: 1 rows of a subject that the harness has not (mmlu_alchemy)",
     ):
         assert text in flat, f"{text!r} is not in {output}"
-    assert {(row.language, row.task): row.n for row in scores(out)} == {
+    assert {(row.language, row.task): row.n for row in table(out)} == {
         ("en", "arc"): 12, ("en", "hellaswag"): 12, ("en", "mmlu"): 12, ("en", "truthfulqa"): 12,
         ("es", "arc"): 9, ("es", "truthfulqa"): 9, ("mean", "arc"): 21, ("mean", "truthfulqa"): 21,
     }  # fmt: skip
@@ -247,7 +246,7 @@ def test_a_model_that_is_not_here_does_not_keep_the_others_from_being_measured(
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     code, output, errors = command(*arguments(place, run, "--set", "nlp.tasks=[arc]", "--languages", "es"))
     assert code == 0, errors
-    assert [row.model for row in scores(run / "evaluation")] == ["pi_0", "pi_0", "pi_1", "pi_1"]
+    assert [row.model for row in table(run / "evaluation")] == ["pi_0", "pi_0", "pi_1", "pi_1"]
     assert "Not measured: pi_I: pi_I is to be measured, but is not here." in " ".join(output.split())
 
 
@@ -258,7 +257,7 @@ def test_an_adapter_is_measured_over_its_base(command: Run, models: tuple[Path, 
         given = arguments(place, model, "--set", "nlp.tasks=[truthfulqa]", "--out", place / name)
         code, _, errors = command(*given)
         assert code == 0, errors
-        found.append([row.score for row in scores(place / name) if row.measure == "mc2"])
+        found.append([row.score for row in table(place / name) if row.measure == "mc2"])
     assert all(one != pytest.approx(other) for one, other in zip(*found, strict=True))
 
 

@@ -8,7 +8,7 @@ from nlp_items import make_items, write_items, write_lines
 
 from crosspref.data.items import Problems
 from crosspref.errors import DataError
-from crosspref.suites.nlp.files import Items, by_subject, languages_of, read_items
+from crosspref.suites.nlp.items import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.tasks import TaskName
 
 TASKS: tuple[TaskName, ...] = ("arc", "hellaswag", "mmlu", "truthfulqa")

@@ -12,8 +12,7 @@ import pytest
 from crosspref.engines import EngineSettings
 from crosspref.maths.estimate import NO_DIFFERENCE
 from crosspref.run.progress import Reporter
-from crosspref.suites.nlp.tables import Found, write_results
-from crosspref.suites.results import ItemScore
+from crosspref.suites.nlp.results import ItemScore, Measured, write_results
 from crosspref.suites.settings import EvaluationSettings, NlpSettings
 from crosspref.suites.targets import Candidate, Target
 from crosspref.suites.work import Evaluation
@@ -49,9 +48,9 @@ def lost(right: np.ndarray, share: float, seed: int) -> np.ndarray:
     return right * (np.random.default_rng(seed).random(right.size) > share)
 
 
-def made_up() -> Found:
+def made_up() -> Measured:
     """pi_0 answers as pi_I does; pi_1 loses a tenth of the right answers in Spanish, and one item in French."""
-    found = Found("0.4.13", LANGUAGES)
+    found = Measured("0.4.13", LANGUAGES)
     for number, language in enumerate(LANGUAGES):
         right = (np.random.default_rng(number).random(ITEMS) < 0.5).astype(float)
         later = lost(right, 0.1, 9) if language == "es" else right
@@ -89,7 +88,7 @@ def test_the_tax_is_shown_where_it_is_and_nowhere_else(tmp_path: Path) -> None:
 def test_holm_over_languages(tmp_path: Path) -> None:
     """Six items lost and none won is 2 / 2^6 by sign flips: enough in one language alone, and not of three."""
     for languages, verdict in ((["es"], "worse"), (LANGUAGES, NO_DIFFERENCE)):
-        found = Found("0.4.13", languages)
+        found = Measured("0.4.13", languages)
         for language in languages:
             before, after = np.ones(60), np.ones(60)
             after[:6] = language != "es"
@@ -103,7 +102,7 @@ def test_holm_over_languages(tmp_path: Path) -> None:
 
 
 def test_only_shared_items_are_compared_and_ids_are_joined(tmp_path: Path) -> None:
-    found = Found("0.4.13", ["es"])
+    found = Measured("0.4.13", ["es"])
     found.add("pi_I", "arc", "es", items(np.array([1.0, 0.0, 1.0, 1.0])))
     found.add("pi_0", "arc", "es", items(np.array([0.0, 1.0, 0.0]), first=1)[::-1])
     write_results(work(tmp_path, "pi_I", "pi_0"), found)
@@ -115,7 +114,7 @@ def test_only_shared_items_are_compared_and_ids_are_joined(tmp_path: Path) -> No
 
 
 def test_a_mean_is_over_the_same_languages_for_all(tmp_path: Path) -> None:
-    found = Found("0.4.13", ["en", "es"])
+    found = Measured("0.4.13", ["en", "es"])
     found.add("pi_I", "truthfulqa", "es", items(np.array([0.2, 0.4]), "mc2"))
     found.add("pi_0", "truthfulqa", "es", items(np.array([0.5, 0.7]), "mc2"))
     found.add("pi_0", "truthfulqa", "en", items(np.array([0.9, 0.5]), "mc2"))
@@ -136,11 +135,8 @@ def test_a_mean_is_over_the_same_languages_for_all(tmp_path: Path) -> None:
 
 def test_the_order_in_which_things_were_measured_changes_nothing(tmp_path: Path) -> None:
     forward = made_up()
-    backward = Found("0.4.13", LANGUAGES)
-    backward.values = {
-        task: {language: dict(reversed(models.items())) for language, models in reversed(languages.items())}
-        for task, languages in forward.values.items()
-    }
+    backward = Measured("0.4.13", LANGUAGES)
+    backward.values = dict(reversed(forward.values.items()))
     for name, found in (("forward", forward), ("backward", backward)):
         write_results(work(tmp_path / name, "pi_I", "pi_0", "pi_1"), found)
     for file in ("scores.csv", "changes.csv", "scores.json"):
@@ -148,7 +144,7 @@ def test_the_order_in_which_things_were_measured_changes_nothing(tmp_path: Path)
 
 
 def test_one_model_has_no_changes(tmp_path: Path) -> None:
-    found = Found("0.4.13", ["es"])
+    found = Measured("0.4.13", ["es"])
     found.add("owner/model", "arc", "es", items(np.array([1.0])))
     (report,) = write_results(work(tmp_path, "owner/model"), found)
     assert report.rows == [["es Spanish", "owner/model", "100.0", "1"]]
@@ -156,7 +152,7 @@ def test_one_model_has_no_changes(tmp_path: Path) -> None:
 
 
 def test_an_item_without_a_value_is_left_out_and_counted(tmp_path: Path) -> None:
-    found = Found("0.4.13", ["es"])
+    found = Measured("0.4.13", ["es"])
     found.add("m", "truthfulqa", "es", [*items(np.array([1.0, 0.0]), "mc1"), *items(np.array([0.4, np.nan]), "mc2")], 3)
     found.add("n", "truthfulqa", "es", [*items(np.array([1.0, 1.0]), "mc1"), *items(np.array([np.nan] * 2), "mc2")])
     (report,) = write_results(work(tmp_path, "m", "n"), found)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.suites.judge.questions import UnreadableError, first_label_probability, read_label
+from crosspref.suites.judge.questions import Template, UnreadableError, first_label_probability, read_label
 from crosspref.suites.judge.verdicts import Verdict
-from crosspref.suites.xalpaca.prompt import LABELS, ask_about, is_switched, preference, read_template
+from crosspref.suites.xalpaca.prompt import LABELS, OWN, ask_about, is_switched, preference
 
 
 @pytest.mark.parametrize(("text", "value"), [("m", 1.0), ("M", 0.0), (" m\n", 1.0), ("**M**.", 0.0), ('"m"', 1.0)])
@@ -108,13 +108,14 @@ def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
         "<|im_start|>user\n{instruction}\nm: {output_1}\nM: {output_2}\n<|im_end|>\n"
     )
     text = next(text for text in map(str, range(99)) if not is_switched(text))
-    asked = ask_about(text, "theirs {output_2}", "ours", read_template(str(file)))
+    asked = ask_about(text, "theirs {output_2}", "ours", Template.read(str(file), "xalpaca.prompt", OWN))
     assert asked.messages == [
         {"role": "system", "content": "Rank."},
         {"role": "user", "content": f"{text}\nm: theirs {{output_2}}\nM: ours"},
     ]
     file.write_text("{instruction} {output_1} {output_2}")
-    assert [message["role"] for message in ask_about(text, "a", "b", read_template(str(file))).messages] == ["user"]
+    template = Template.read(str(file), "xalpaca.prompt", OWN)
+    assert [message["role"] for message in ask_about(text, "a", "b", template).messages] == ["user"]
     file.write_text("{instruction} {output_1}")
     with pytest.raises(RecipeError, match=r"has no \{output_2\}"):
-        read_template(str(file))
+        Template.read(str(file), "xalpaca.prompt", OWN)

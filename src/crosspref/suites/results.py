@@ -175,29 +175,3 @@ def changes_report(title: str, changes: Sequence[ModelChange], note: str, digits
         cells.append([f"{row.model} - {row.other}", row.rate, row.language, gap, p, str(change.n), change.verdict])
     header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
     return Report(title, header, without_repeats(cells, 2), [note], left=3)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemScore:
-    """What one item of a task counts by one measure, from 0 to 1."""
-
-    item: str
-    measure: str
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class TaskScore:
-    """What a model reaches in a task by one measure, in percent with a 95% interval, in a language or as their mean.
-
-    The ends are nan for a single item.
-    """
-
-    model: str
-    language: str
-    task: str
-    measure: str
-    score: float
-    low: float
-    high: float
-    n: int

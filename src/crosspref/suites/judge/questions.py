@@ -5,8 +5,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from crosspref.data.records import Message
+from crosspref.errors import RecipeError
 
 DECORATION = " \t\r\n\"'`*.()[]"
 """What may stand around a label that is the whole answer."""
@@ -18,7 +20,10 @@ NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS)
 LACKING = "not in the replayed file"
 """Why a question has no verdict where nobody is asked."""
 
+_PARTS = ("{instruction}", "{output_1}", "{output_2}")
+"""What a prompt of one's own must have."""
 _PART = re.compile(r"\{(\w+)\}")
+_CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,27 @@ class Template:
     """A judge's prompt: roles and texts, in which names in braces, such as {instruction}, stand for what is judged."""
 
     messages: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def read(cls, path: str | None, setting: str, default: "Template") -> "Template":
+        """Read a prompt from a file: chat messages between <|im_start|> and <|im_end|>, or one user's message.
+
+        ``setting`` names the file in messages; without a file the prompt is ``default``.
+
+        Raises:
+            RecipeError: it cannot be read, or a part is missing.
+        """
+        if path is None:
+            return default
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
+        messages = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)
+        missing = [part for part in _PARTS if not any(part in content for _, content in messages)]
+        if missing:
+            raise RecipeError(f"{setting}: {path} has no {', '.join(missing)} in it.")
+        return cls(messages)
 
     def fill(self, **parts: str) -> list[Message]:
         """Return the messages; all parts are filled in at once, since an answer may contain braces."""

@@ -11,8 +11,8 @@ from crosspref.errors import RecipeError
 from crosspref.models.locate import locate_model, require_one_output
 from crosspref.recipe.files import load_recipe
 from crosspref.reports.report import SYMBOLS
-from crosspref.reports.table import Report, as_json, label, without_repeats, write_table
-from crosspref.run.store import write_text
+from crosspref.reports.table import Report, label, without_repeats, write_table
+from crosspref.suites import results
 from crosspref.suites.judge.questions import Template
 from crosspref.suites.reward_accuracy.judges import (
     JUDGE,
@@ -37,7 +37,6 @@ from crosspref.suites.reward_accuracy.rates import (
     outcomes_of,
 )
 from crosspref.suites.work import Evaluation
-from crosspref.suites.xalpaca.prompt import read_template
 
 NAME = "reward_accuracy"
 
@@ -69,7 +68,7 @@ def evaluate(work: Evaluation) -> list[Report]:
     if work.annotations is not None:
         raise RecipeError("--annotations is for xalpaca. Votes of people on pairs: set reward_accuracy.votes to them.")
     settings = work.settings.reward_accuracy
-    template = read_template(settings.prompt, "reward_accuracy.prompt", TEMPLATE)
+    template = Template.read(settings.prompt, "reward_accuracy.prompt", TEMPLATE)
     votes = None if settings.votes is None else Votes(settings.votes)
     model = None if settings.reward_model is None else locate_model(settings.reward_model)
     if model is not None:
@@ -103,11 +102,8 @@ def _write_results(
     changes = [change for of_judge in by_judge for change in changes_of(of_judge)]
     outcomes = [row for one in judged for row in outcomes_of(one, samples)]
     about = _about(work, samples, judged, outcomes, template)
-    content = {**about, "rows": [as_json(row) for row in rows], "changes": [as_json(row) for row in changes]}
-    write_table(folder / "accuracy", rows, Accuracy)
-    write_table(folder / "changes", changes, AccuracyChange)
+    results.write_results(folder / "accuracy", Accuracy, rows, changes, about, change_kind=AccuracyChange)
     write_table(folder / "pairs", outcomes, PairOutcome)
-    write_text(folder / "accuracy.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return [_accuracy_report(rows, about), *([_changes_report(changes)] if changes else [])]
 
 
@@ -201,11 +197,9 @@ def _described(name: str, judge: Mapping[str, Any]) -> str:
         return f"{name}: {judge['votes']} votes{shared + _alpha(judge) if judge['shared_pairs'] else ''}{problems}."
     if name.startswith(REWARD_MODEL):
         return f"{name}: the answer that it rates higher is preferred."
-    names = [one for one in judge["answered_as"] if one != judge["judge"]]
-    answered = f" (which answered as {', '.join(names)})" if names else ""
-    decodings = "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge["decoding"])
+    answered = f" (which answered as {results.answered_as(judge)})" if results.answered_as(judge) else ""
     dates = " to ".join(dict.fromkeys(judge["dates"]))
-    line = f"{name}{answered}: {decodings}, {dates}; {judge['failed']} verdicts failed"
+    line = f"{name}{answered}: {results.decodings(judge)}, {dates}; {judge['failed']} verdicts failed"
     first, decided = judge["shown_first"], judge["decided"]
     return (
         f"{line}; it preferred what was shown first in {first / decided:.0%} of {decided}." if decided else f"{line}."

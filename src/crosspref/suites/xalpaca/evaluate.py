@@ -14,7 +14,7 @@ from crosspref.suites.judge.questions import LACKING, Template
 from crosspref.suites.targets import Candidate
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca.files import ANNOTATIONS, OUTPUTS, read_controls, read_items, read_preference, write_json
-from crosspref.suites.xalpaca.prompt import ask_about, preference, read_template
+from crosspref.suites.xalpaca.prompt import OWN, ask_about, preference
 from crosspref.suites.xalpaca.results import NAME, Baseline, Contest, write
 
 Items = Mapping[str, list[Item]]
@@ -29,7 +29,8 @@ def evaluate(work: Evaluation) -> list[Report]:
         DataError: nothing can be judged.
     """
     problems: dict[str, Problems] = {}
-    controls, template = read_controls(work.settings.xalpaca), read_template(work.settings.xalpaca.prompt)
+    controls = read_controls(work.settings.xalpaca)
+    template = Template.read(work.settings.xalpaca.prompt, "xalpaca.prompt", OWN)
     items = _items(work, problems)
     wanted = {language: every[: work.settings.xalpaca.limit] for language, every in items.items()}
     if work.annotations is not None:

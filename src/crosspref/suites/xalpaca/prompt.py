@@ -1,18 +1,12 @@
 """What the judge of X-AlpacaEval is asked: which of two answers to an instruction is better, m or M."""
 
 import random
-import re
-from pathlib import Path
 
-from crosspref.errors import RecipeError
 from crosspref.suites.judge.questions import Decoding, Question, Template, read_label
 
 LABELS = ("m", "M")
 BY_LOGPROBS = Decoding(temperature=1.0, max_tokens=1)
 BY_TEXT = Decoding(temperature=0.0, max_tokens=16)
-
-PARTS = ("instruction", "output_1", "output_2")
-_CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
 
 SYSTEM = (
     "You rank the answers of language models. You are careful and fair, and you say which of two answers most people "
@@ -41,27 +35,6 @@ explanation."""
 
 
 OWN = Template((("system", SYSTEM), ("user", ASKED)))
-
-
-def read_template(path: str | None, setting: str = "xalpaca.prompt", own: Template = OWN) -> Template:
-    """Read a prompt from a file: chat messages between <|im_start|> and <|im_end|>, or one user's message.
-
-    ``setting`` names the file in messages; ``own`` is what stands for none.
-
-    Raises:
-        RecipeError: it cannot be read, or a part is missing.
-    """
-    if path is None:
-        return own
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
-    found = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)
-    missing = [part for part in PARTS if not any(f"{{{part}}}" in content for _, content in found)]
-    if missing:
-        raise RecipeError(f"{setting}: {path} has no {', '.join(f'{{{part}}}' for part in missing)} in it.")
-    return Template(found)
 
 
 def is_switched(instruction: str) -> bool:

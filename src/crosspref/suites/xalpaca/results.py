@@ -9,7 +9,7 @@ from typing import Any
 from crosspref.data.items import Item, Problems
 from crosspref.maths.estimate import Estimate
 from crosspref.reports.table import Report, label, without_repeats
-from crosspref.suites.judge.questions import LACKING
+from crosspref.suites.judge.questions import LACKING, Template
 from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.results import (
     CHANGES,
@@ -23,7 +23,7 @@ from crosspref.suites.results import (
 )
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca.files import Controls
-from crosspref.suites.xalpaca.prompt import read_template
+from crosspref.suites.xalpaca.prompt import OWN
 from crosspref.suites.xalpaca.rates import Compared, Rates, measure
 
 NAME = "xalpaca"
@@ -191,7 +191,8 @@ def _about(work: Evaluation, contests: Sequence[Contest], problems: Mapping[str,
         without = {"items without an answer": no_answer, "items without an answer of the baseline": no_baseline}
         counts = {reason: count for reason, count in {**contest.failures, **without}.items() if count}
         failures[f"{contest.model} {contest.language}"] = counts
-    prompt = [list(message) for message in read_template(work.settings.xalpaca.prompt).messages]
+    template = Template.read(work.settings.xalpaca.prompt, "xalpaca.prompt", OWN)
+    prompt = [list(message) for message in template.messages]
     return describe(work, NAME, {"prompt": prompt}, failures, problems)
 
 

@@ -1,7 +1,7 @@
-"""Files with the items of the suite ``nlp``, in the columns of the data sets on the hub.
+"""The items of the suite ``nlp`` from files, in the columns of the data sets on the hub.
 
-The harness takes an item that it cannot read for a fault of the whole task or, worse, for a wrong answer of the model.
-So each row is checked here: what cannot be used is counted, and the rest is used.
+If the harness cannot read an item, it gives up the whole task or, worse, counts a wrong answer of the model. So each
+row is checked here: what cannot be used is counted, and the rest is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,20 +24,17 @@ EXAMPLES = "{task}_examples"
 
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 Texts = Annotated[list[Text], Field(min_length=2)]
-Label = Literal[0, 1]
+Id = Annotated[str | None, BeforeValidator(read_id)]
 
 
-class _Row(BaseModel):
+class _Columns(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class _Named(_Row):
-    id: Annotated[str | None, BeforeValidator(read_id)] = None
+class _Lettered(_Columns):
+    """Options in columns of their own, of which the last ones may be empty, and the letter of the right one."""
 
-
-class _Lettered(_Named):
-    """Options in columns of their own, of which the last ones may be empty, and a letter for the right one."""
-
+    id: Id = None
     instruction: Text
     option_a: Text
     option_b: Text
@@ -73,14 +70,15 @@ class Mmlu(_Lettered):
     option_d: Text
 
 
-class _Choices(_Row):
+class _Choices(_Columns):
     text: Texts
     label: list[Text]
 
 
-class EnglishArc(_Named):
+class EnglishArc(_Columns):
     """A row of allenai/ai2_arc."""
 
+    id: Id = None
     question: Text
     choices: _Choices
     answerKey: str  # noqa: N815 - the data set's name
@@ -92,7 +90,7 @@ class EnglishArc(_Named):
         return self
 
 
-class HellaSwag(_Row):
+class HellaSwag(_Columns):
     """A row of alexandrainst/m_hellaswag, and of Rowan/hellaswag."""
 
     ind: int | None = None
@@ -109,7 +107,7 @@ class HellaSwag(_Row):
         return self
 
 
-class EnglishMmlu(_Row):
+class EnglishMmlu(_Columns):
     """A row of cais/mmlu."""
 
     question: Text
@@ -118,38 +116,37 @@ class EnglishMmlu(_Row):
     answer: Annotated[int, Field(ge=0, le=3)]
 
 
-def _check_truth(first: Sequence[str], labels: Sequence[int], choices: Sequence[str], labels_of: Sequence[int]) -> None:
-    if len(first) != len(labels) or len(choices) != len(labels_of):
+class _Targets(_Columns):
+    choices: Texts
+    labels: list[Literal[0, 1]]
+
+
+def _check_truth(first: _Targets, second: _Targets) -> None:
+    if any(len(targets.choices) != len(targets.labels) for targets in (first, second)):
         raise ValueError("there is not one label per choice")
-    if labels[0] != 1 or sum(labels) != 1:  # which the harness takes for granted
+    if first.labels[0] != 1 or sum(first.labels) != 1:  # the harness takes this for granted
         raise ValueError("of MC1 the first choice must be the right one, and the only one")
-    if not 0 < sum(labels_of) < len(labels_of):
+    if not 0 < sum(second.labels) < len(second.labels):
         raise ValueError("of MC2 some choices must be right, and some wrong")
 
 
-class TruthfulQa(_Row):
+class TruthfulQa(_Columns):
     """A row of alexandrainst/m_truthfulqa."""
 
     question: Text
     mc1_targets_choices: Texts
-    mc1_targets_labels: list[Label]
+    mc1_targets_labels: list[Literal[0, 1]]
     mc2_targets_choices: Texts
-    mc2_targets_labels: list[Label]
+    mc2_targets_labels: list[Literal[0, 1]]
 
     @model_validator(mode="after")
     def _has_the_answers(self) -> Self:
-        _check_truth(
-            self.mc1_targets_choices, self.mc1_targets_labels, self.mc2_targets_choices, self.mc2_targets_labels
-        )
+        first = _Targets(choices=self.mc1_targets_choices, labels=self.mc1_targets_labels)
+        _check_truth(first, _Targets(choices=self.mc2_targets_choices, labels=self.mc2_targets_labels))
         return self
 
 
-class _Targets(_Row):
-    choices: Texts
-    labels: list[Label]
-
-
-class EnglishTruthfulQa(_Row):
+class EnglishTruthfulQa(_Columns):
     """A row of truthfulqa/truthful_qa, multiple_choice."""
 
     question: Text
@@ -158,12 +155,11 @@ class EnglishTruthfulQa(_Row):
 
     @model_validator(mode="after")
     def _has_the_answers(self) -> Self:
-        first, second = self.mc1_targets, self.mc2_targets
-        _check_truth(first.choices, first.labels, second.choices, second.labels)
+        _check_truth(self.mc1_targets, self.mc2_targets)
         return self
 
 
-KINDS: dict[TaskName, tuple[type[_Row], type[_Row]]] = {
+KINDS: dict[TaskName, tuple[type[_Columns], type[_Columns]]] = {
     "arc": (EnglishArc, Arc),
     "hellaswag": (HellaSwag, HellaSwag),
     "mmlu": (EnglishMmlu, Mmlu),
@@ -202,11 +198,11 @@ def read_items(
     examples, shots = _read(folder, task, language, problems) or [], SHOTS[task]
     if language == ENGLISH:
         usable = set()
-        for name, own in by_subject(Items(rows, examples)).items():
+        for name, items in by_subject(Items(rows, examples)).items():
             if not has_task(name):
-                problems.counts[f"rows of a subject that the harness has not ({name})"] += len(own.rows)
-            elif len(own.examples) < shots:
-                problems.counts[f"rows of a subject with fewer than {shots} examples ({name})"] += len(own.rows)
+                problems.counts[f"rows of a subject that the harness has not ({name})"] += len(items.rows)
+            elif len(items.examples) < shots:
+                problems.counts[f"rows of a subject with fewer than {shots} examples ({name})"] += len(items.rows)
             else:
                 usable.add(name)
         rows = [row for row in rows if _task_of(row) in usable]
@@ -221,13 +217,13 @@ def read_items(
 
 def by_subject(items: Items) -> dict[str, Items]:
     """Return the items of English MMLU by the harness's task for their subject."""
-    found: dict[str, Items] = {}
+    subjects: dict[str, Items] = {}
     for row in items.rows:
-        found.setdefault(_task_of(row), Items([], [])).rows.append(row)
+        subjects.setdefault(_task_of(row), Items([], [])).rows.append(row)
     for row in items.examples:
-        if _task_of(row) in found:
-            found[_task_of(row)].examples.append(row)
-    return found
+        if _task_of(row) in subjects:
+            subjects[_task_of(row)].examples.append(row)
+    return subjects
 
 
 def _task_of(row: dict[str, Any]) -> str:
@@ -236,8 +232,8 @@ def _task_of(row: dict[str, Any]) -> str:
 
 def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
     """Return the languages that any task has a file of, English first."""
-    found = {language for task in tasks for language in _files(Path(data).expanduser() / task)}
-    return sorted(found, key=lambda language: (language != ENGLISH, language))
+    languages = {language for task in tasks for language in _files(Path(data).expanduser() / task)}
+    return sorted(languages, key=lambda language: (language != ENGLISH, language))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -249,13 +245,13 @@ def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> li
     if file is None:
         return None
     kind = KINDS[task][language != ENGLISH]
-    found = []
+    usable = []
     for row in read_file(file, str(file)):
         try:
-            found.append(kind.model_validate(row.values).model_dump())
+            usable.append(kind.model_validate(row.values).model_dump())
         except ValidationError as error:
             column = next(iter(error.errors()[0]["loc"]), "answer")
             problems.counts[f"rows of {file.parent.name} without a usable {column}"] += 1
-    if not found:
+    if not usable:
         raise DataError(f"{file} has no row that can be used. Its columns must be {', '.join(kind.model_fields)}.")
-    return found
+    return usable
