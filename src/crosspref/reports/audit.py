@@ -1,6 +1,6 @@
 """``crosspref audit``: how far a run's scores are from exact ones, and what that could change among its pairs.
 
-The exact scores are made anew: in float32, one response at a time.
+For the exact scores, responses are scored again in float32, one at a time.
 """
 
 import math
@@ -30,7 +30,7 @@ HAS_BETA = frozenset({"dpo", "ipo", "simpo"})
 """Algorithms whose reward is beta times something in nats (IPO and SimPO: per token)."""
 
 SPREADS = 2.0
-"""Beyond how many standard deviations of its own noise a gap counts as safe."""
+"""A gap is safe if it is larger than this many standard deviations of its own noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class _Rescored:
 def audit_run(
     run_dir: str, iteration: int | None, prompts: int, reporter: Reporter
 ) -> tuple[Report, list[Audited], int]:
-    """Score every response to some prompts of each language anew, and return what differs and the iteration.
+    """Score every response to some prompts of each language again; return the differences and the iteration.
 
     Whatever engine the run used, transformers loads the models in float32, and each response is a batch of its own, so
-    that nothing is padded.
+    there is no padding.
 
     Args:
         run_dir: the run.
@@ -88,7 +88,7 @@ def audit_run(
     Raises:
         RunError: there are no scores to audit.
         DataError: a policy has not been trained yet.
-        ModelError: a model's files are not there any more.
+        ModelError: a model's files are no longer there.
     """
     run, recipe = open_run(run_dir)
     number = _auditable(run, recipe, iteration)
@@ -131,7 +131,7 @@ def audit(
     Args:
         language: the responses' language.
         scores: the run's, of every response to the audited prompts.
-        exact: computed anew; joined by prompt_id and sample.
+        exact: computed again; joined by prompt_id and sample.
         pairs: the run's pairs of the whole language.
         unit: ``characters`` or ``tokens``, in which the pairs' alpha penalises length.
         scale: by what rewards are divided to be in nats: beta, or 1 where the reward has none.
@@ -169,15 +169,15 @@ def audit(
 
 
 def least_gap(noise: float) -> float:
-    """Return ``SPREADS`` standard deviations of what the noise makes of a difference of two scores."""
+    """Return ``SPREADS`` standard deviations of the noise in a difference of two scores."""
     return SPREADS * math.sqrt(2) * noise
 
 
 def _judge(rows: Sequence[_Rescored], pair: Pair, unit: str, scale: float) -> tuple[bool, bool]:
-    """Tell whether exact scores select another pair among the same responses, and whether they turn this one round.
+    """Tell whether exact scores select another pair among the same responses, and whether they reverse this one.
 
-    Responses that were filtered out when the pair was made are not known here, so best and worst are compared with
-    what the run's own scores select among the same rows.
+    Responses that were filtered out when the pair was made are not known here. So best and worst are compared with
+    those that the run's scores select among the same rows.
     """
     sizes = [row.score.characters if unit == "characters" else row.score.tokens for row in rows]
     lengths = np.array([size or 0 for size in sizes], dtype=float)

@@ -1,4 +1,4 @@
-"""``crosspref compare``: one row per policy of several runs, and what to know before believing them."""
+"""``crosspref compare``: one row per policy of several runs, and what to know before trusting a comparison."""
 
 import os
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class ComparedRun:
     measures: list[Measure]
 
     def judged_by(self) -> dict[str, Any]:
-        """Return what the held-out scores were made from; nothing where there are none."""
+        """Return what the held-out scores were made from; empty if there are none."""
         shards = (unit for iteration in self.run.iterations() for unit in iteration.evaluation.scores.stored())
         finished = next((unit for unit in shards if unit.marker.exists()), None)
         return dict(finished.read_marker()["parts"]) if finished else {}
@@ -96,7 +96,7 @@ class ComparedPolicy:
     minutes: float | None = None
 
     def texts(self, above: "ComparedPolicy | None") -> list[str]:
-        """Return the cells on the left; what the same run's row above says already is left out."""
+        """Return the cells on the left, without what the row above already says of the same run."""
         made = [self.pairs_by.replace(" (", "\n("), self.penalty.replace(" ", "\n"), self.training.replace(" (", "\n(")]
         if above is None or above.run != self.run:
             return [self.run, f"pi_{self.iteration}", *made]
@@ -119,7 +119,7 @@ class Comparison:
     notes: list[str]
 
     def report(self, *, by_language: bool) -> Report:
-        """Return the table; with the win rate in every language and its interval it is too wide for a screen."""
+        """Return the table; it is too wide for a screen if it has the win rate in every language."""
         languages = self.languages if by_language else []
         rows = []
         for above, policy in zip([None, *self.policies], self.policies, strict=False):
@@ -144,7 +144,7 @@ class Comparison:
 
 
 def compare_runs(directories: Sequence[str | Path]) -> Comparison:
-    """Return what runs made and measured, side by side; what a run does not have yet is left open and said.
+    """Return what runs made and measured, side by side; the notes say what a run does not have yet.
 
     Raises:
         RunError: a directory holds no run, or is given twice.
@@ -172,7 +172,7 @@ def read_run(directory: str | Path, name: str) -> ComparedRun:
 
 
 def run_names(roots: Sequence[Path]) -> list[str]:
-    """Return each run's directory name, with as many of its parents as tell it from the others."""
+    """Return each run's directory name, with as many parent directories as make it unique."""
 
     def shortest(root: Path) -> str:
         for depth in range(1, len(root.parts) + 1):
@@ -190,7 +190,7 @@ def _iterations(run: ComparedRun) -> list[int]:
 
 
 def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
-    """Return one row for each pi_0 that was measured; runs that share one measured it with equal results."""
+    """Return one row for each pi_0 that was measured; runs share one if they measured it with equal results."""
     shared: dict[Any, list[ComparedRun]] = {}
     for run in runs:
         measured = tuple(sorted((row.language, row.measure, row.mean) for row in run.measures if row.iteration == 0))
@@ -264,7 +264,7 @@ def _training(train: TrainSettings) -> str:
 
 
 def _differences(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return what forbids comparing the measures of these runs with one another."""
+    """Return what makes the measures of these runs not comparable with each other."""
     by_groups: dict[str, list[str]] = {}
     for language in dict.fromkeys(language for run in runs for language in run.recipe.languages):
         having = [run for run in runs if language in run.recipe.languages]
@@ -283,7 +283,7 @@ def _differences(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def _groups(runs: Sequence[ComparedRun], values: Sequence[Any], *, shown: bool = True) -> str:
-    """Say which runs have which value; nothing where all have the same. A digest is not worth being shown."""
+    """Say which runs have which value, or nothing if all have the same; ``shown`` is False for digests."""
     groups: dict[Any, list[str]] = {}
     for run, value in zip(runs, values, strict=True):
         groups.setdefault(value, []).append(run.name)

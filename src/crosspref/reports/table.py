@@ -15,7 +15,7 @@ fields are texts, numbers, and `Estimate` or `Change` objects; `flat` spreads th
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ from crosspref.maths.estimate import Estimate
 from crosspref.run.store import Unit, write_text
 
 FOLDED = 30
-"""Columns of the screen that the texts of the first column get where the screen is too narrow for the table."""
+"""Width of the first column's text, in characters, on a screen that is too narrow for the table."""
 
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """First characters that make a spreadsheet read a cell as a formula, including their wide forms."""
@@ -59,10 +59,10 @@ _MARKDOWN = "\\`*_{}[]<>#|~!"
 class Report:
     """A table of texts, and what is said below it.
 
-    The first ``left`` columns are text, the others numbers. A cell may have several lines, and a heading as well; in
-    LaTeX the first lines of headings that are alike and side by side become one heading above them. Row i may have a
-    footnote mark, ``marks[i]``. ``rules`` are the rows that a line is drawn above; None stands for all rows whose first
-    cell is not empty.
+    The first ``left`` columns are text, the others numbers. Cells and headings may have several lines. In LaTeX,
+    neighbouring headings with the same first line share one heading above them. ``marks`` holds a footnote mark for
+    each row. A line is drawn above the rows whose numbers are in ``rules``, or, if that is None, above each row whose
+    first cell is not empty.
     """
 
     title: str
@@ -74,7 +74,7 @@ class Report:
     rules: Sequence[int] | None = None
 
     def table(self) -> Table:
-        """Return the table for the screen; where that is narrow, the first column's text breaks and nothing else."""
+        """Return the table for the screen; on a narrow one only the text of the first column is wrapped."""
         table = Table(
             title=Text(printable(self.title)),
             title_justify="left",
@@ -85,7 +85,7 @@ class Report:
         for index, name in enumerate(self.header):
             text = index < self.left
             table.add_column(name, justify="left" if text else "right", no_wrap=index > 0, overflow="fold")
-        rows = self._marked(lambda mark: f" [{mark}]")
+        rows = self._marked()
         rules = {number for number, row in enumerate(rows) if row[0]} if self.rules is None else set(self.rules)
         for number, row in enumerate(rows, start=1):
             cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row)
@@ -94,7 +94,7 @@ class Report:
         return table
 
     def show(self, console: Console) -> None:
-        """Print the table and the notes; a table that is too wide runs over the screen rather than be cut."""
+        """Print the table and the notes; nothing is cut, even if the table is wider than the screen."""
         table = self.table()
         longest = max((cell_len(line) for row in self.rows for line in row[0].split("\n")), default=0)
         needed = Console(width=10_000).measure(table).maximum - max(0, longest - FOLDED)
@@ -103,7 +103,7 @@ class Report:
             console.print(printable(note), markup=False, highlight=False)
 
     def screen(self, width: int) -> str:
-        """Return the report as ``show`` prints it on a screen of so many columns."""
+        """Return what ``show`` prints on a screen with ``width`` columns."""
         text = io.StringIO()
         self.show(Console(file=text, width=width))
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
@@ -111,13 +111,13 @@ class Report:
     def markdown(self, *, trusted: bool = True) -> str:
         """Return the report as Markdown, with a heading if it has a title.
 
-        Only what would break the table or a note is escaped. Where names in it come from elsewhere, pass ``trusted``
-        as False: then every character that means something in Markdown is escaped.
+        Only what would break the table or a note is escaped. If ``trusted`` is False, every character that means
+        something in Markdown is escaped; use this for names from elsewhere.
         """
         cell = (lambda text: printable(text).replace("|", r"\|")) if trusted else escape_markdown
         note = (lambda text: printable(text).replace("*", r"\*")) if trusted else escape_markdown
         rule = ["---"] * self.left + ["---:"] * (len(self.header) - self.left)
-        rows = [[cell(text.replace("\n", " ")) for text in row] for row in self._marked(lambda mark: f" [{mark}]")]
+        rows = [[cell(text.replace("\n", " ")) for text in row] for row in self._marked()]
         lines = [[cell(name.replace("\n", " ")) for name in self.header], rule, *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         heading = f"# {printable(self.title)}\n\n" if self.title else ""
@@ -151,12 +151,10 @@ class Report:
             text = f"% Not all is ASCII: compile with XeLaTeX or LuaLaTeX, and a font that has the letters.\n{text}"
         return text
 
-    def _marked(self, show: Callable[[str], str]) -> list[list[str]]:
-        """Return the rows, with their marks behind the first cell."""
-        marks = self.marks or [""] * len(self.rows)
-        return [
-            [first + (show(mark) if mark else ""), *rest] for (first, *rest), mark in zip(self.rows, marks, strict=True)
-        ]
+    def _marked(self) -> list[list[str]]:
+        """Return the rows with their marks after the first cell."""
+        marks = [f" [{mark}]" if mark else "" for mark in self.marks or [""] * len(self.rows)]
+        return [[first + mark, *rest] for (first, *rest), mark in zip(self.rows, marks, strict=True)]
 
 
 def print_reports(reports: Iterable[Report]) -> None:
@@ -166,12 +164,12 @@ def print_reports(reports: Iterable[Report]) -> None:
 
 
 def label(language: str) -> str:
-    """Return a language's tag and its name, as tables have them."""
+    """Return a language's tag and its name, as tables show them."""
     return f"{language} {LANGUAGES.get(language, '')}".strip()
 
 
 def without_repeats(rows: Sequence[Sequence[str]], same: int = 1) -> list[list[str]]:
-    """Return rows whose first cell is empty where the first ``same`` cells are those of the row above."""
+    """Return the rows with an empty first cell where the first ``same`` cells repeat those of the row above."""
     repeated = [False, *(above[:same] == row[:same] for above, row in pairwise(rows))]
     return [["" if empty else row[0], *row[1:]] for row, empty in zip(rows, repeated, strict=False)]
 
@@ -197,15 +195,15 @@ def escape_latex(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """Return a text that a spreadsheet shows and does not compute: with an apostrophe before it if it is a formula."""
+    """Return the text, with an apostrophe in front if a spreadsheet would compute it as a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]], *, quoted: bool = True) -> str:
-    """Return rows as CSV: None is an empty cell, and no text is a formula of a spreadsheet.
+    """Return rows as CSV: None is an empty cell, and a spreadsheet takes no text for a formula.
 
-    Pass ``quoted`` as False where all texts are our own: then only texts that need quotes get them
-    (before Python 3.13 a lone carriage return ends its row), and "-" and rounded numbers are written as they are.
+    Pass ``quoted`` as False if all texts are our own. Then only texts that need quotes get them, though before Python
+    3.13 a text with a lone carriage return gets none, and "-" and numbers as text are written as they are.
     """
 
     def written(cell: object) -> object:
@@ -221,7 +219,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]], *, quoted:
 
 
 def columns(value: str, *others: str) -> Mapping[str, str]:
-    """Return the metadata of a field that holds an estimate: its value's column, and which others have their name."""
+    """Return the metadata of a field with an estimate: the name of its value's column, and its other columns."""
     return {"value": value, **{name: name for name in others}}
 
 
@@ -241,12 +239,12 @@ def flat(row: Any) -> dict[str, Any]:
 
 
 def as_json(row: Any) -> dict[str, Any]:
-    """Return a row's values by column; what is nan is None."""
+    """Return a row's values by column, with None for nan."""
     return {name: None if value != value else value for name, value in flat(row).items()}
 
 
 def _spread(part: "Field[Any]") -> list[tuple[str, str, Any]]:
-    """Return the columns of a field: the name of each, the estimate's attribute in it (none: itself), its type."""
+    """Return each column of a field: its name, the attribute of the estimate ("" for the value itself), its type."""
     if not (isinstance(part.type, type) and issubclass(part.type, Estimate)):
         return [(part.name, "", part.type)]
     types = {attribute.name: attribute.type for attribute in fields(part.type)}
@@ -265,7 +263,7 @@ def arrow_table(rows: Sequence[Any], kind: type) -> pa.Table:
 
 
 def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
-    """Write rows of one kind to ``path`` with the endings .parquet and .csv; in CSV nan is an empty cell."""
+    """Write rows of one kind as PATH.parquet and PATH.csv; in CSV nan is an empty cell."""
     Unit(path.with_name(f"{path.name}.parquet")).write_table(arrow_table(rows, kind))
     text = csv_text(list(column_types(kind)), (as_json(row).values() for row in rows))
     write_text(path.with_name(f"{path.name}.csv"), text)

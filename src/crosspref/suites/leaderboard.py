@@ -19,20 +19,20 @@ from crosspref.run.layout import RunDirectory
 from crosspref.suites.results import MEAN, answered_as, decodings
 
 ALL = "all"
-"""The category of MT-Bench that holds all of them."""
+"""The category of MT-Bench for all questions together."""
 
 NOREG = "LC-noreg"
 
 DASH = "\N{EN DASH}"
-"""Stands for a number that is not known."""
+"""The cell of an unknown number."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteTable:
-    """What a suite's results are made into: ``columns`` of each language with their names, out of ``file``.
+    """How a suite's results are shown: which ``columns`` of ``file`` each language has, and their names.
 
-    ``alike`` are columns of the results that must be the same for two lines to be comparable. ``paper`` is the file of
-    the paper's own table, and ``quoted`` what is to be known of it.
+    Lines are comparable only if the columns ``alike`` of their results are the same. ``paper`` is the file with the
+    paper's table, and ``quoted`` is the note on it.
     """
 
     title: str
@@ -75,8 +75,8 @@ TABLES = {
 class Line:
     """One model: its numbers by language and column, where they come from, and how it was judged.
 
-    ``kinds`` says of each language's LC whether it is LC or LC-noreg. ``mark`` is the letter of the footnote that says
-    how the model was judged, where not all lines were judged alike.
+    ``kinds`` says whether a language's LC is LC or LC-noreg. ``mark`` is the letter of the footnote on how the model
+    was judged; it is empty if all models were judged alike.
     """
 
     model: str
@@ -90,7 +90,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """The lines of a table, its languages, the mean among them, and what is said below it."""
+    """The lines of a table, its languages (including the mean), and the notes below it."""
 
     table: SuiteTable
     languages: Sequence[str]
@@ -110,7 +110,7 @@ class Leaderboard:
         return Report(self.table.title, header, rows, self.notes, 1, marks, quoted)
 
     def csv(self) -> str:
-        """Return the table as CSV, unrounded: how each row was judged is in columns, and what is not known is empty."""
+        """Return the unrounded table as CSV, with columns for how each row was judged; unknown numbers are empty."""
         ways = list(dict.fromkeys(name for line in self.lines for name in line.judged))
         ends: dict[str, tuple[str, ...]] = dict.fromkeys(self.table.columns, ("", "_low", "_high"))
         ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
@@ -145,7 +145,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
     Args:
         places: run directories, or folders that ``crosspref evaluate --out`` wrote.
         suite: which suite, one of ``TABLES``.
-        quoted: whether the paper's rows stand below, marked as quoted.
+        quoted: whether the paper's rows follow, marked as quoted.
 
     Raises:
         RunError: a place is not there or given twice, or none has results that can be read.
@@ -228,7 +228,7 @@ def _number(row: Mapping[str, Any], column: str) -> Estimate:
 
 
 def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return what decides whether two lines can be compared, by name."""
+    """Return by name what must be the same for two lines to be comparable."""
     languages = [row for row in rows if row["language"] != MEAN]
 
     def every(name: str) -> str:
@@ -255,7 +255,7 @@ def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mappin
 
 
 def _told_apart(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines, with the source in the names that more than one has."""
+    """Return the lines, with their source in names that occur more than once."""
     names = [line.model for line in lines]
     return [
         replace(line, model=f"{line.model} ({line.source})") if names.count(line.model) > 1 else line for line in lines
@@ -263,7 +263,7 @@ def _told_apart(lines: Sequence[Line]) -> list[Line]:
 
 
 def _marked(lines: Sequence[Line]) -> tuple[list[Line], list[str]]:
-    """Return the lines with a letter each where they were judged otherwise, and the notes that say how."""
+    """Return the lines and the notes on how they were judged; if that differs, each line has a letter."""
     ways = list(dict.fromkeys(tuple(line.judged.items()) for line in lines))
     said = [", ".join(f"{name} {value}" for name, value in way) for way in ways]
     if len(ways) == 1:
@@ -282,7 +282,7 @@ def _letters(number: int) -> str:
 
 
 def paper_lines(table: SuiteTable) -> list[Line]:
-    """Return a table of the paper as it is printed."""
+    """Return the lines of the paper's own table."""
     text = files("crosspref").joinpath("data", table.paper).read_text(encoding="utf-8")
     lines = []
     for row in csv.DictReader(text.splitlines()):

@@ -17,7 +17,7 @@ from crosspref.run.store import write_text
 from crosspref.suites.work import Evaluation
 
 MEAN = "mean"
-"""Stands in the place of the language for the plain mean over languages."""
+"""The "language" of the unweighted mean over languages."""
 
 INTERVALS = (
     "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
@@ -58,7 +58,7 @@ class ModelChange:
 
 
 def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Return which models are compared: each with the one before, and with pi_0 where that is another one."""
+    """Return which models are compared: each with the one before, and each later one with pi_0."""
     pairs = list(zip(models[1:], models, strict=False))
     later = models[models.index("pi_0") + 2 :] if "pi_0" in models else []
     return [*pairs, *((model, "pi_0") for model in later)]
@@ -70,8 +70,8 @@ def changes_of(
     """Return the differences of two models in one rate.
 
     Args:
-        model: the one model.
-        other: the other one, which is subtracted.
+        model: the first model.
+        other: the second model, whose rate is subtracted.
         rate: what is compared.
         gaps: the difference in each language, drawn jointly.
         p_values: one per language, two-sided; they are adjusted by Holm.
@@ -81,7 +81,7 @@ def changes_of(
     tested = [(language, gap, p) for (language, gap), p in zip(gaps.items(), adjusted, strict=True)]
     if with_mean and len(gaps) > 1:
         mean = mean_over(gaps.values())
-        # Languages may have the same items, of which there are then no more than in the largest.
+        # Languages may share their items, so count no more of them than the largest language has.
         tested.append((MEAN, mean, max(two_sided(mean), _least(max(gap.n for gap in gaps.values())))))
     return [
         ModelChange(model, other, language, rate, Change.of(percentile_interval(gap), p_value))
@@ -90,9 +90,9 @@ def changes_of(
 
 
 def two_sided(draws: Draws) -> float:
-    """Return the bootstrap's two-sided p-value of no difference; 1 where too many resamples have no value.
+    """Return the bootstrap's two-sided p-value of no difference; 1 if too many resamples have no value.
 
-    With few items, all of which may differ in the same way, it is not smaller than sign flips could make it.
+    It is never below the smallest p-value that sign flips of as many items can give.
     """
     known = draws.values[np.isfinite(draws.values)]
     if not known.size or known.size < 0.99 * draws.values.size:
@@ -102,7 +102,7 @@ def two_sided(draws: Draws) -> float:
 
 
 def _least(items: int) -> float:
-    """Return the smallest two-sided p-value that flipping the signs of so many items can give."""
+    """Return the smallest two-sided p-value that sign flips of this many items can give."""
     return 2.0 ** (1 - min(items, 1000))
 
 
@@ -110,7 +110,7 @@ def write_results(
     path: Path, kind: type, rows: Sequence[Any], changes: Sequence[Any], about: Mapping[str, Any],
     *, change_kind: type = ModelChange,
 ) -> None:  # fmt: skip
-    """Write the rows of one kind to ``path`` and the changes beside it, as Parquet and CSV, and all as JSON."""
+    """Write the rows to ``path`` and the changes beside them, as Parquet and CSV, and everything as JSON."""
     write_table(path, rows, kind)
     write_table(path.with_name("changes"), changes, change_kind)
     content = {**about, "rows": [as_json(row) for row in rows], "changes": [as_json(row) for row in changes]}
@@ -118,7 +118,7 @@ def write_results(
 
 
 def by_language(rows: Sequence[R]) -> list[R]:
-    """Return the rows by language, in the order in which these first come, the mean last."""
+    """Return the rows ordered by language, in the order of first appearance, with the mean last."""
     languages = [*dict.fromkeys(row.language for row in rows if row.language != MEAN), MEAN]
     return sorted(rows, key=lambda row: languages.index(row.language))
 
@@ -127,7 +127,7 @@ def describe(
     work: Evaluation, suite: str, prompts: Mapping[str, Any], failures: Mapping[str, Mapping[str, int]],
     problems: Mapping[str, Problems],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return who judged what with which prompts and settings, and what could not be used, for the results' JSON."""
+    """Return what the results' JSON says of judge, prompts, settings, and what could not be used."""
     settings = work.settings
     return {
         "suite": suite,
@@ -143,30 +143,30 @@ def describe(
 
 
 def answered_as(judge: Mapping[str, Any]) -> str:
-    """Return the names other than its own that a judge answered with."""
+    """Return the other names under which a judge answered."""
     return ", ".join(name for name in judge.get("answered_as", []) if name != judge.get("judge"))
 
 
 def decodings(judge: Mapping[str, Any]) -> str:
-    """Return how a judge's answers were decoded, as text."""
+    """Return a judge's decoding settings as text."""
     return "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
 
 
 def about_notes(about: Mapping[str, Any]) -> list[str]:
-    """Return who judged how and when, and what could not be used."""
+    """Return notes on who judged, how and when, and on what could not be used."""
     notes, judge = [], about["judge"]
     if "decoding" in judge:
         answered = f" (which answered as {answered_as(judge)})" if answered_as(judge) else ""
         how = f"{decodings(judge)}, {' to '.join(dict.fromkeys(judge['dates']))}"
         notes.append(f"Judge: {judge['judge']}{answered}, {how}; {judge['failed']} verdicts failed.")
-    for counted in (about["failures"], about["problems"]):
-        for where, counts in counted.items():
+    for by_place in (about["failures"], about["problems"]):
+        for where, counts in by_place.items():
             notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
     return notes
 
 
 def changes_report(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> Report:
-    """Return what differs between models: languages in the order they come in, the mean last."""
+    """Return the table of what differs between models."""
     cells = []
     for row in changes:
         change = row.change

@@ -32,9 +32,9 @@ def evaluate(work: Evaluation) -> list[Report]:
     turns = [turn for candidate in work.target.models for turn in _answer(work, candidate, questions)]
     for turn in turns:
         turn.prepare(without_reference=work.settings.mtbench.without_reference == "judge")
-    # Those of every model and language at once, so that the estimate is of the whole.
-    asked = [(turn, turn.asked) for turn in turns if turn.asked is not None]
-    for (turn, _), verdict in zip(asked, judge.ask([question for _, question in asked], NAME), strict=True):
+    # Ask about every model and language at once, so that the price estimate covers everything.
+    prepared = [(turn, turn.asked) for turn in turns if turn.asked is not None]
+    for (turn, _), verdict in zip(prepared, judge.ask([asked for _, asked in prepared], NAME), strict=True):
         turn.take(verdict)
     judgements = work.target.folder / NAME / "judgements"
     write_table(judgements, [turn.judgement() for turn in turns], Judgement)
@@ -70,7 +70,7 @@ def _questions(work: Evaluation, problems: dict[str, Problems]) -> dict[str, lis
 
 
 def _say_missing(work: Evaluation, language: str, questions: Sequence[TwoTurns], problems: Problems) -> None:
-    """Count and say which turns have no reference answer that they need, and what becomes of them."""
+    """Count the turns without a reference answer that they need, and say what happens to them."""
     needed = [question for question in questions if question.needs_references()]
     missing = sum(not question.has_references(turn) for question in needed for turn in (1, 2))
     if not missing:
@@ -90,11 +90,11 @@ Asked = tuple[str, TwoTurns]
 
 
 def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> list[Turn]:
-    """Return both turns of every question, as far as the model answers: the second one continues the first."""
-    asked = [(language, question) for language, every in questions.items() for question in every]
+    """Return both turns of every question, with the model's answers; the second turn continues the first."""
+    every_question = [(language, question) for language, every in questions.items() for question in every]
     first = {
         (language, question): Prompt(f"{question.question_id}.1", language, question.turns[0])
-        for language, question in asked
+        for language, question in every_question
     }
     opened = _texts(work, candidate, first)
     second: dict[Asked, Prompt] = {}
@@ -104,13 +104,13 @@ def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> lis
     closed = _texts(work, candidate, second)
     return [
         Turn(candidate.name, *one, number, tuple(texts[one] for texts in (opened, closed)[:number] if one in texts))
-        for one in asked
+        for one in every_question
         for number in (1, 2)
     ]
 
 
 def _texts(work: Evaluation, candidate: Candidate, prompts: Mapping[Asked, Prompt]) -> dict[Asked, str]:
-    """Return a model's answers, each at the temperature of its question's category; there may be none."""
+    """Return a model's answers, each sampled at the temperature of its category; some may be missing."""
     temperatures = [question.temperature for _, question in prompts]
     responses = work.answers(NAME, candidate, list(prompts.values()), temperatures=temperatures)
     texts = {(row.language, row.prompt_id): row.text for row in responses}

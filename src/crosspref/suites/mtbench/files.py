@@ -19,7 +19,7 @@ TEMPERATURES = {
     "humanities": 0.1,
     **dict.fromkeys(("reasoning", "math", "coding", "extraction"), 0.0),
 }
-"""At what temperature the questions of each category are answered (Zheng et al., 2023, as FastChat has it)."""
+"""The sampling temperature for each category's answers (Zheng et al., 2023, as in FastChat)."""
 
 WITH_REFERENCE = ("math", "reasoning", "coding")
 """Categories in which the judge is shown a reference answer."""
@@ -27,7 +27,7 @@ WITH_REFERENCE = ("math", "reasoning", "coding")
 
 @dataclass(frozen=True, slots=True)
 class TwoTurns:
-    """One question of MT-Bench: what is asked first and then, and reference answers, as far as there are any."""
+    """One question of MT-Bench: its two turns, and a reference answer to each if there is one."""
 
     question_id: str
     category: str
@@ -36,11 +36,11 @@ class TwoTurns:
 
     @property
     def temperature(self) -> float:
-        """At which it is answered; 0 in a category that MT-Bench does not know."""
+        """The sampling temperature of the answers; 0 in a category that MT-Bench does not know."""
         return TEMPERATURES.get(self.category, 0.0)
 
     def has_references(self, turn: int) -> bool:
-        """Tell whether there is a reference for each turn up to this one (1 or 2), all of which the judge is shown."""
+        """Tell whether each turn up to this one (1 or 2) has a reference; the judge is shown all of them."""
         return None not in self.references[:turn]
 
     def needs_references(self) -> bool:
@@ -49,7 +49,7 @@ class TwoTurns:
 
 
 def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Problems) -> list[TwoTurns]:
-    """Return the questions of one language; of an id that has two different ones, neither."""
+    """Return the questions of one language, without those whose id has two different questions."""
     read = []
     for row in rows:
         question_id, turns = id_of(row), row.values.get("turns")
@@ -61,16 +61,17 @@ def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Pro
         else:
             if category not in TEMPERATURES:
                 problems.counts[f"questions of the unknown category {category}"] += 1
-            own = _references(row.values.get("reference"))
-            read.append((question_id, (category, turns), TwoTurns(question_id, category, (turns[0], turns[1]), own)))
+            given = _references(row.values.get("reference"))
+            question = TwoTurns(question_id, category, (turns[0], turns[1]), given)
+            read.append((question_id, (category, turns), question))
     questions = unique(read, problems).values()
     items = [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
-    given = join(references, items, "choices", problems)
-    return [_with_references(question, given.get(question.question_id)) for question in questions]
+    joined = join(references, items, "choices", problems)
+    return [_with_references(question, joined.get(question.question_id)) for question in questions]
 
 
 def _with_references(question: TwoTurns, row: Row | None) -> TwoTurns:
-    """Return a question with the references of a row, whose first choice counts, or with its own."""
+    """Return a question with the references in a row's first choice; without these it keeps its own."""
     choices = None if row is None else row.values.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return question

@@ -1,4 +1,4 @@
-"""What the judge of MT-Bench is asked, in our own words: a grade from 1 to 10 for one answer, and how it is read."""
+"""The prompts for the judge of MT-Bench, in our own words, and how its grades from 1 to 10 are read."""
 
 import re
 
@@ -10,7 +10,7 @@ DECODING = Decoding(temperature=0.0, max_tokens=2048)
 OUT_OF_RANGE = "grade out of 1..10"
 
 _GRADES = [re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")]
-"""A grade's two forms; the second one counts where the first is nowhere."""
+"""A grade's two forms; the second one counts only if the first is nowhere."""
 
 _SYSTEM = "You grade the answers of language models. You are careful and fair, and you grade what is there."
 _WHAT = (
@@ -64,29 +64,29 @@ def describe_prompts() -> dict[str, dict[str, object]]:
 
 
 def ask_about(question: TwoTurns, turn: int, answers: tuple[str, ...]) -> tuple[str, Question]:
-    """Return the prompt's name and the question how good the answer of a turn (1 or 2) is; its verdict is the grade.
+    """Return the prompt's name and the question of how good the answer in a turn (1 or 2) is; its verdict is a grade.
 
-    Reference answers are shown where the category needs them and there are some for each turn that is shown.
+    Reference answers are shown if the category needs them and each turn shown has one.
     """
     referenced = question.needs_references() and question.has_references(turn)
     name = f"turn {turn} with reference" if referenced else f"turn {turn}"
     parts: dict[str, str] = {}
-    for number, (asked, answer) in enumerate(zip(question.turns, answers, strict=False), start=1):
-        parts |= {f"question_{number}": asked, f"answer_{number}": answer}
+    for number, (text, answer) in enumerate(zip(question.turns, answers, strict=False), start=1):
+        parts |= {f"question_{number}": text, f"answer_{number}": answer}
         parts[f"reference_{number}"] = question.references[number - 1] or ""
     return name, Question(TEMPLATES[name].fill(**parts), DECODING, read_grade)
 
 
 def read_grade(text: str) -> float:
-    """Return the grade of an answer: the first number in [[ ]], else the first one in [ ].
+    """Return the grade in a judge's answer: the first number in [[ ]], or else the first one in [ ].
 
     Raises:
         UnreadableError: there is none, or it is not from 1 to 10.
     """
-    found = next((match for form in _GRADES if (match := form.search(text))), None)
-    if found is None:
+    match = next((match for form in _GRADES if (match := form.search(text))), None)
+    if match is None:
         raise unreadable(text, "no grade")
-    grade = float(found[1])
+    grade = float(match[1])
     if not 1 <= grade <= 10:
         raise UnreadableError(OUT_OF_RANGE)
     return grade

@@ -33,10 +33,10 @@ from crosspref.suites.work import Evaluation
 
 NAME = "mtbench"
 ALL = "all"
-"""Stands in the place of the category for all of them together."""
+"""The "category" of all questions together."""
 
 RATES = {"turn 1": (1,), "turn 2": (2,), "overall": (1, 2)}
-"""What is measured, and over which turns."""
+"""Each score and the turns that it covers."""
 
 NO_ANSWER, NO_REFERENCE = "no answer", "no reference"
 
@@ -59,8 +59,8 @@ Grades = dict[Hashable, list[float]]
 class Turn:
     """A model's answers to a question up to one turn (``number``, 1 or 2), and the judge's verdict on the last.
 
-    ``answers`` is shorter than ``number`` where there was no answer. ``failure`` says why there is no grade, and is
-    empty where there is one. ``plain`` tells that the category needs a reference answer and the judge saw none.
+    There are fewer answers than ``number`` if the model gave none. ``failure`` says why there is no grade; it is empty
+    if there is one. ``plain`` tells that the category needs a reference answer and the judge saw none.
     """
 
     model: str
@@ -75,7 +75,7 @@ class Turn:
     plain: bool = False
 
     def prepare(self, *, without_reference: bool) -> None:
-        """Make the question to the judge, where there is something to be judged."""
+        """Make the question to the judge, if there is something to judge."""
         if len(self.answers) < self.number:
             return
         missing = self.question.needs_references() and not self.question.has_references(self.number)
@@ -86,17 +86,17 @@ class Turn:
         self.prompt, self.asked = ask_about(self.question, self.number, self.answers)
 
     def take(self, verdict: Verdict | None) -> None:
-        """Take what the judge said; None is a verdict that a replayed file lacks."""
+        """Take the judge's verdict; None is one that is not in the replayed file."""
         self.verdict = verdict
         self.failure = LACKING if verdict is None else verdict.failure or ""
 
     @property
     def grade(self) -> float | None:
-        """From 1 to 10, where there is one."""
+        """The grade from 1 to 10, if there is one."""
         return None if self.verdict is None else self.verdict.verdict
 
     def judgement(self) -> "Judgement":
-        """Return it as a row of the table of judgements."""
+        """Return the row of the table of judgements."""
         verdict = self.verdict
         return Judgement(
             model=self.model,
@@ -119,8 +119,8 @@ class Turn:
 class Judgement:
     """One turn of one question, answered by a model and graded by a judge.
 
-    ``prompt`` names the prompt that the judge got; ``score`` is from 1 to 10, or nan, and then ``failure`` is why.
-    ``key`` is the verdict's in the file of verdicts.
+    ``prompt`` names the prompt that the judge got. ``score`` is from 1 to 10, or nan, and then ``failure`` says why.
+    ``key`` identifies the verdict in the file of verdicts.
     """
 
     model: str
@@ -140,13 +140,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How a judge grades a model's answers in MT-Bench, from 1 to 10, in one language, or as the mean of languages.
+    """How a judge grades a model's answers, from 1 to 10, in one language or on average over languages.
 
-    ``category`` is one of the questions', or ``all``. The scores of turns 1 and 2 are means over ``n_1`` and ``n_2``
-    judgements, and ``overall`` is over both; with 95% intervals over questions, nan where there are none. Of the turns
-    of ``questions``, ``failed`` ones have a judgement without a score, ``lacking`` ones are not in the replayed file,
-    ``no_answer`` have no answer of the model, and ``no_reference`` were not judged for want of a reference answer;
-    ``plain`` ones are among those judged, but without the reference that their category needs.
+    ``category`` is a category of questions, or ``all``. The scores of turns 1 and 2 are means over ``n_1`` and ``n_2``
+    grades, and ``overall`` is over both, with 95% intervals over questions. Of the turns, ``failed`` ones have a
+    judgement without a score, ``lacking`` ones are not in the replayed file, ``no_answer`` ones have no answer, and
+    ``no_reference`` ones were not judged because a reference answer is missing. ``plain`` ones were judged without the
+    reference that their category needs.
     """
 
     model: str
@@ -206,7 +206,7 @@ def measure(turns: Sequence[Turn], resamples: int, seed: int) -> list[Scores]:
 
 
 def _resampled(graded: Mapping[Graded, Sequence[Turn]], resamples: int, seed: int) -> dict[tuple[str, ...], Draws]:
-    """Return the draws of each rate of whatever has a grade, by model, language, category, and rate."""
+    """Return the draws of each rate that has a grade, by model, language, category, and rate."""
     grades = {(*key, rate): grades_of(turns, rate) for key, turns in graded.items() for rate in RATES}
     return resample_means({key: values for key, values in grades.items() if values}, resamples, seed)
 
@@ -244,7 +244,7 @@ def _scores(model: str, language: str, category: str, turns: Sequence[Turn], dra
 
 
 def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[ModelChange]:
-    """Return what differs between models, over the turns of questions that both were graded on."""
+    """Return what differs between models, over the turns that were graded for both."""
     graded: dict[tuple[str, str], dict[tuple[str, int], Turn]] = {}
     for turn in turns:
         by_place = graded.setdefault((turn.model, turn.language), {})
@@ -257,8 +257,8 @@ def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[ModelChang
         for language in languages:
             places = graded[model, language].keys() & graded[other, language].keys()
             for name in (model, other):
-                own = graded[name, language]
-                shared[name, language, ALL] = [turn for place, turn in own.items() if place in places]
+                by_place = graded[name, language]
+                shared[name, language, ALL] = [turn for place, turn in by_place.items() if place in places]
         draws = _resampled(shared, resamples, seed)
         for rate in RATES:
             gaps, flips = {}, []
@@ -272,7 +272,7 @@ def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[ModelChang
 
 
 def _flip_test(left: Grades, right: Grades, seed: int) -> float:
-    """Return the p-value by sign flips of whole questions: what a question's turns differ by changes sign together."""
+    """Return the p-value by sign flips of whole questions: the differences of both turns change sign together."""
     return sign_flip_test([sum(grades) - sum(right[name]) for name, grades in left.items()], seed=seed)
 
 
@@ -289,7 +289,7 @@ def _about(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str, Probl
 
 
 def scores_report(rows: Sequence[Scores], about: Mapping[str, Any]) -> Report:
-    """Return the scores of all categories together: languages in the order they come in, within each the models."""
+    """Return the table of scores over all categories, by language and within each by model."""
     cells = []
     whole = [row for row in rows if row.category == ALL]
     for row in by_language(whole):

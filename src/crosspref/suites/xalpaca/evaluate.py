@@ -65,7 +65,7 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
 
 
 def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[str, Problems]) -> dict[str, Baseline]:
-    """Return the baseline's answers, joined with all items, of which only some may be wanted."""
+    """Return the baseline's answers to all items, of which perhaps only some are wanted."""
     source = work.settings.xalpaca.baseline
     if source is None:
         raise RecipeError("The suite xalpaca needs a baseline: set xalpaca.baseline to its answers.")
@@ -106,13 +106,13 @@ def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Map
 
 
 def _ask(judge: Judge, contests: Sequence[Contest], template: Template) -> None:
-    """Ask about every model and language at once, so that the estimate is of the whole."""
-    asked = [(contest, item) for contest in contests for item in contest.answered()]
+    """Ask about every model and language at once, so that the price estimate covers everything."""
+    answered = [(contest, item) for contest in contests for item in contest.answered()]
     questions = [
         ask_about(item.instruction, one.baseline.outputs[item.item_id], one.outputs[item.item_id], template)
-        for one, item in asked
+        for one, item in answered
     ]
-    for (contest, item), verdict in zip(asked, judge.ask(questions, NAME), strict=True):
+    for (contest, item), verdict in zip(answered, judge.ask(questions, NAME), strict=True):
         contest.verdicts[item.item_id] = verdict
         if verdict is None:
             contest.failures[LACKING] += 1
@@ -126,7 +126,7 @@ def _ask(judge: Judge, contests: Sequence[Contest], template: Template) -> None:
 
 
 def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: Mapping[str, Problems]) -> list[Contest]:
-    """Return the contests of annotations made elsewhere: as many models as generators."""
+    """Return the contests in annotations made elsewhere, one model for each generator."""
     contests = []
     for language, rows in read_languages(str(work.annotations), "--annotations", list(items), ANNOTATIONS).items():
         by_model: dict[str, list[Row]] = {}
@@ -157,7 +157,7 @@ def _is_whole(row: Row) -> bool:
 
 
 def _write_annotations(work: Evaluation, contest: Contest) -> None:
-    """Write a model's outputs and annotations in one language, as alpaca_eval has them."""
+    """Write a model's outputs and annotations in one language in alpaca_eval's format."""
     folder = work.target.folder / NAME / Candidate(contest.model, None).slug / contest.language
     about = {"dataset": NAME, "language": contest.language}
     outputs = [

@@ -1,4 +1,4 @@
-"""Files of alpaca_eval: instructions, outputs, annotations, and what the length-controlled rate needs besides."""
+"""Files in alpaca_eval's formats: instructions, preferences, and what the length-controlled rate also needs."""
 
 import json
 import math
@@ -26,7 +26,7 @@ ADVICE = "Correct the file and give the same command again; no verdict is lost."
 
 
 def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
-    """Return the instructions of one language; of an id that has two different ones, neither."""
+    """Return the instructions of one language, without those whose id has two different instructions."""
 
     def items() -> Iterator[tuple[str, str, Item]]:
         for place, row in enumerate(rows):
@@ -40,7 +40,7 @@ def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
 
 
 def read_preference(value: object) -> float | None:
-    """Return a preference in [1, 2], 1.5 for a tie (which is also written 0), or None where there is none."""
+    """Return a preference in [1, 2], 1.5 for a tie (which some files write as 0), or None if there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     if value == 0:
@@ -55,9 +55,9 @@ def write_json(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What the length-controlled rate needs beside verdicts: the gamed table, and difficulties.
+    """What the length-controlled rate needs in addition to verdicts: the gamed table and the items' difficulties.
 
-    Difficulties are by item id, or by place (``by_place``). ``compat`` joins them by position among what was judged.
+    Difficulties are by item id, or by the item's place. ``compat`` joins them by position among the judged items.
     """
 
     gamed: Gamed | None = None
@@ -73,10 +73,10 @@ class Controls:
 
 
 def read_controls(settings: XAlpacaSettings) -> Controls:
-    """Read the gamed table and the difficulties, as far as they are named.
+    """Read the gamed table and the difficulties that the settings name.
 
     Raises:
-        DataError: a file cannot be read, lacks a column, or has something else where a number is needed.
+        DataError: a file cannot be read, lacks a column, or has no number where one is needed.
     """
     rows = _read(settings.gamed, "xalpaca.gamed", GAMED_COLUMNS) if settings.gamed else []
     gamed = _gamed(rows) if settings.gamed else None

@@ -38,19 +38,19 @@ OWN = Template((("system", SYSTEM), ("user", ASKED)))
 
 
 def is_switched(instruction: str) -> bool:
-    """Tell whether the model's answer stands first, as alpaca_eval decides it: from the instruction alone."""
+    """Tell whether the model's answer comes first; like alpaca_eval, decide it from the instruction alone."""
     stream = random.Random(f"is_switched_outputs{instruction}0")  # noqa: S311 - nothing to do with secrets
     return stream.choices([False, True])[0]
 
 
 def ask_about(instruction: str, baseline: str, output: str, template: Template = OWN) -> Question:
-    """Return the question which of the two answers is better; its verdict is the probability of the first one."""
+    """Return the question of which answer is better; its verdict is the probability that the first one is."""
     first, second = (output, baseline) if is_switched(instruction) else (baseline, output)
     messages = template.fill(instruction=instruction, output_1=first, output_2=second)
     return Question(messages, BY_TEXT, lambda text: read_label(text, LABELS), LABELS, BY_LOGPROBS)
 
 
 def preference(instruction: str, first: float) -> float:
-    """Return the preference in [1, 2], 2 where the model's answer wins, from the probability of the first answer."""
+    """Return the preference in [1, 2], where 2 is the model's answer, from the probability of the first answer."""
     shown = 2.0 - first
     return 3.0 - shown if is_switched(instruction) else shown

@@ -1,4 +1,4 @@
-"""From comparisons to win rates, and to what differs between models: what calls the mathematics of AlpacaEval."""
+"""From judged items to win rates and differences between models, by the mathematics in ``maths.alpaca``."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ Fit = Callable[..., Any] | None
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One item for which both answers are there. ``preference`` is in [1, 2], 2 where the model wins; None: failed."""
+    """An item with both answers: the preference in [1, 2], where 2 is the model's, or None; lengths in characters."""
 
     item_id: str
     place: int
@@ -62,10 +62,10 @@ def measure(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[dict[Place, Rates], list[ModelChange]]:
-    """Return the rates of every model in every language and on average over languages, and what changed.
+    """Return the rates of every model in every language and on average over languages, and the changes.
 
-    Items are resampled jointly over models and languages. Where the library that fits the length-controlled rate is
-    missing, ``say`` says so, and there are win rates alone.
+    Items are resampled jointly over models and languages. If the library that fits the length-controlled rate is
+    missing, ``say`` says so, and there are only win rates.
     """
     for (model, language), rows in given.items():
         without = [row.item_id for row in rows if controls.difficulty(row.item_id, row.place) is None]
@@ -88,10 +88,10 @@ def measure(
         fitted = {place: (one, _win_rates(one, fit)) for place, one in compared.items()}
     draws = _resampled(fitted, resamples, seed)
     rates = dict.fromkeys(given, Rates())
-    for place, (one, found) in fitted.items():
-        # Alone a win rate has a bootstrap that allows for skewness; what is paired or joint needs the common draws.
+    for place, (one, fit_of_one) in fitted.items():
+        # A single win rate has a bootstrap that allows for skewness; differences and means need the common draws.
         wr = win_rate_interval(one.outcomes, resamples=resamples, seed=seed)
-        rates[place] = _rates(wr, draws[place], found)
+        rates[place] = _rates(wr, draws[place], fit_of_one)
     models = list(dict.fromkeys(model for model, _ in given))
     means = {model: _mean([(draws[place], rates[place]) for place in draws if place[0] == model]) for model in models}
     changes = [
@@ -101,7 +101,7 @@ def measure(
 
 
 def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
-    """Return the items of one model and language; without difficulties where one of them has none."""
+    """Return the items of one model and language, without difficulties if any of them has none."""
     if controls.compat:
         given: Mapping[Any, float] = controls.by_id or controls.by_place or {}
         difficulty: dict[Any, float] = dict(given)
@@ -122,7 +122,7 @@ def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
 
 
 def _win_rates(compared: Comparisons, fit: Fit) -> WinRates:
-    """Return the rates, with LC where there are difficulties and enough verdicts for its folds."""
+    """Return the rates, with LC if there are difficulties and enough verdicts for its folds."""
     rows = int((~np.isnan(compared.outcomes)).sum()) + (len(compared.gamed.items) if compared.gamed else 0)
     return win_rates(compared, fit if compared.difficulty is not None and rows >= FEWEST else None)
 
@@ -130,27 +130,27 @@ def _win_rates(compared: Comparisons, fit: Fit) -> WinRates:
 def _resampled(
     fitted: Mapping[Place, tuple[Comparisons, WinRates]], resamples: int, seed: int
 ) -> dict[Place, RateDraws]:
-    """Return the draws of every model and language; those of an LC whose every weight was shrunk to 0 have no values.
+    """Return the draws of every model and language; an LC whose weights were all shrunk to 0 has no values.
 
-    Such an LC is 50 whatever the items: an interval of no width would say that it is known exactly.
+    Such an LC is 50 for any items, and an interval without width would say that it is known exactly.
     """
     draws = resample(fitted, resamples, seed)
-    for place, (_, found) in fitted.items():
+    for place, (_, rates) in fitted.items():
         lc = draws[place].lc
-        if lc is not None and not any(found.weights.values()):
+        if lc is not None and not any(rates.weights.values()):
             draws[place] = RateDraws(draws[place].win_rate, Draws(lc.point, np.full(resamples, np.nan), lc.n))
     return draws
 
 
-def _rates(wr: Estimate, draws: RateDraws, found: WinRates) -> Rates:
-    if found.lc is None or math.isnan(found.lc):
+def _rates(wr: Estimate, draws: RateDraws, fitted: WinRates) -> Rates:
+    if fitted.lc is None or math.isnan(fitted.lc):
         return Rates(wr)
-    lc = percentile_interval(draws.lc) if draws.lc is not None else Estimate(found.lc, math.nan, math.nan, wr.n)
-    return Rates(wr, lc, found.lc_name)
+    lc = percentile_interval(draws.lc) if draws.lc is not None else Estimate(fitted.lc, math.nan, math.nan, wr.n)
+    return Rates(wr, lc, fitted.lc_name)
 
 
 def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
-    """Return the plain mean over languages; of LC only where every language has one of the same kind."""
+    """Return the plain mean over languages, with LC only if every language has one of the same kind."""
     if not languages:
         return Rates()
     wr = percentile_interval(mean_over(draws.win_rate for draws, _ in languages))
@@ -164,7 +164,7 @@ def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
 def _changes(
     compared: Mapping[Place, Comparisons], model: str, other: str, fit: Fit, *, resamples: int, seed: int
 ) -> list[ModelChange]:
-    """Return the differences of two models, by language and as their mean, over the items that both were judged on."""
+    """Return the differences of two models, by language and on average, over the items judged for both."""
     fitted: dict[Place, tuple[Comparisons, WinRates]] = {}
     flips: dict[str, float] = {}
     for language in dict.fromkeys(language for _, language in compared):

@@ -46,7 +46,7 @@ class Baseline:
 
 @dataclass
 class Contest:
-    """One model against the baseline in one language: the answers of both, and what the judge said of them."""
+    """One model against the baseline in one language: their answers, and what the judge said of them."""
 
     model: str
     language: str
@@ -86,12 +86,12 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often a judge prefers a model's answers to a baseline's, in one language, or as the mean of languages.
+    """How often a judge prefers a model's answers to a baseline's, in one language or on average over languages.
 
-    Rates are percentages with 95% intervals, nan where there are none. ``lc_kind`` is ``LC``, ``LC-noreg`` for a fit
-    without the gamed rows, or ``none``. ``n`` counts the preferences, ``ties`` those that are ties; ``failed`` answers
-    of the judge could not be read, ``lacking`` ones are not in the replayed file; ``no_answer`` and ``no_baseline``
-    items have no answer of the model, of the baseline. Lengths are means in characters over the items that count.
+    Rates are percentages with 95% intervals. ``lc_kind`` is ``LC``, ``LC-noreg`` for a fit without the gamed rows, or
+    ``none``. ``n`` counts preferences, of which ``ties`` are ties. ``failed`` answers of the judge could not be read,
+    and ``lacking`` ones are not in the replayed file. ``no_answer`` and ``no_baseline`` items have no answer of the
+    model and of the baseline. Lengths are means in characters over the judged items.
     """
 
     model: str
@@ -161,7 +161,7 @@ def _row(contest: Contest, rates: Rates) -> WinRate:
 
 
 def _mean(rows: Sequence[WinRate], rates: Rates) -> WinRate:
-    """Return the plain mean of languages: of rates and lengths the mean, of counts the sum."""
+    """Return the row for all languages: the mean of rates and lengths, and the sum of counts."""
     counts = ("items", "n", "ties", "failed", "lacking", "no_answer", "no_baseline")
     judged = [row for row in rows if row.n]
     return WinRate(
@@ -197,7 +197,7 @@ def _about(work: Evaluation, contests: Sequence[Contest], problems: Mapping[str,
 
 
 def rates_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
-    """Return the table: languages in the order they come in, within each the models, the mean last."""
+    """Return the table of rates, by language and within each by model."""
     kinds = list(dict.fromkeys(row.lc_kind for row in rows if row.lc_kind != "none"))
     cells = []
     for row in by_language(rows):
