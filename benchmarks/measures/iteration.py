@@ -118,7 +118,7 @@ def their_iteration(work: Workload, iteration: int) -> Sampled:
 def by_generate(model: Any, work: Workload, iteration: int) -> Sampled:
     """Sample by one generate per prompt."""
     tokenizer: ChatTokenizer = work.tokenizer()
-    stops = stop_ids(model, tokenizer)
+    stops = stop_ids(model.generation_config, tokenizer)
     torch.manual_seed(iteration)
     prompts = [tokenizer.prompt_ids(prompt.instruction) for prompt in work.prompts]
     answers = rivals.generate(model, prompts, work.options, stops, tokenizer.pad)

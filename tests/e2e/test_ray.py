@@ -25,7 +25,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from crosspref.engines.ray import executor as ray_executor  # noqa: E402
-from crosspref.engines.ray.executor import map_shards  # noqa: E402
+from crosspref.engines.ray.executor import RayExecutor  # noqa: E402
 
 SAMPLED = "iteration_1/responses/*/*.done.json"
 SCORED = "iteration_1/scores/*/*/*.done.json"
@@ -206,7 +206,7 @@ def mapped(
     """What comes back, what was said, and what was counted."""
     said: list[str] = []
     counted: Counter[str] = Counter()
-    with map_shards(settings, build, work, shards(count), said.append) as results:
+    with RayExecutor(settings).map_shards(build, work, shards(count), said.append) as results:
         found = []
         for done in results(lambda units, tokens: counted.update(units=units, tokens=tokens)):
             rows = done.result.num_rows if isinstance(done.result, pa.Table) else done.result

@@ -15,9 +15,8 @@ from crosspref import ImplicitReward
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.released_scorer import ReleasedScorer
 from crosspref.engines.transformers.sampler import TransformersSampler
-from crosspref.engines.transformers.scorer import TransformersScorer
+from crosspref.engines.transformers.scorer import ReleasedScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings

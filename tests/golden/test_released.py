@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Response
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.released_scorer import ReleasedScorer, padded_rows
-from crosspref.engines.transformers.scorer import ModelScorer
+from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer, are_padded
 from crosspref.maths.length_penalty import grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
@@ -183,8 +182,8 @@ def test_which_rows_are_padded() -> None:
         [(1, 3), (0, 6), (2, 2)],
         [(2, 3)],
     ]
-    assert padded_rows(lengths) == [[True, False], [], [False, True], [False, False], [False, False, True], [False]]
-    assert padded_rows([]) == []
+    assert are_padded(lengths) == [[True, False], [], [False, True], [False, False], [False, False, True], [False]]
+    assert are_padded([]) == []
 
 
 @pytest.mark.parametrize("skip", [0, 1, 2])

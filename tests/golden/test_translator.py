@@ -361,7 +361,7 @@ def test_a_tokenizer_whose_library_is_missing_says_what_to_install(nllb: Path, m
     def missing(*_: object, **__: object) -> None:
         raise ImportError("M2M100Tokenizer requires the SentencePiece library")
 
-    monkeypatch.setattr(transformers_translator.AutoTokenizer, "from_pretrained", missing)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
     with pytest.raises(MissingLibraryError, match=r"pip install 'crosspref\[translation\]'"):
         translator(nllb)
 

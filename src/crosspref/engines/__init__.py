@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crosspref.engines import langid
 from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.protocols import ReleasedScorer, Results, RewardModel, Sampler, Scorer, Trainer, Translator, Work
@@ -45,22 +44,18 @@ ENGINES: dict[str, dict[str, str]] = {
     "scorer": {
         "transformers": "crosspref.engines.transformers.scorer:TransformersScorer",
         "server": "crosspref.engines.server.scorer:ServerScorer",
-        "znlp": "crosspref.engines.transformers.released_scorer:ReleasedScorer",
+        "znlp": "crosspref.engines.transformers.scorer:ReleasedScorer",
     },
+    "identifier": {"py3langid": "crosspref.engines.langid:identifier"},
     "client": {"server": "crosspref.engines.server.client:ServerClient"},
     "harness": {"lm_eval": "crosspref.engines.lm_eval:Harness"},
     "fit": {"liblinear": "crosspref.engines.liblinear:fit_by_cross_validation"},
     "reward_model": {"transformers": "crosspref.engines.transformers.reward_model:TransformersRewardModel"},
     "trainer": {"trl": "crosspref.engines.training.trainer:TrlTrainer"},
     "executor": {
-        "local": "crosspref.engines.local:map_shards",
-        "ray": "crosspref.engines.ray.executor:map_shards",
+        "local": "crosspref.engines.local:LocalExecutor",
+        "ray": "crosspref.engines.ray.executor:RayExecutor",
     },
-    "cluster": {
-        "local": "crosspref.engines.local:cluster",
-        "ray": "crosspref.engines.ray.executor:cluster",
-    },
-    "together": {"ray": "crosspref.engines.ray.trainer:train_together"},
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
@@ -193,26 +188,27 @@ class EngineFactory:
 
     def identifier(self, language: str) -> Callable[[str], str] | None:
         """Return what tells a text's language tag, or None if texts of this language are not recognised."""
-        return langid.identify if language.partition("-")[0] in langid.known_languages() else None
+        identify: Callable[[str], str] | None = find_engine("identifier", "py3langid")(language)
+        return identify
 
     def cluster(self) -> AbstractContextManager[None]:
         """Hold what a whole run needs beside its phases."""
-        cluster: AbstractContextManager[None] = self._executor("cluster")(self.settings)
+        cluster: AbstractContextManager[None] = self._executor().cluster()
         return cluster
 
     def map_shards(
         self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
     ) -> AbstractContextManager[Results]:
         """Hold the engine that ``build`` makes, here or on each worker, to work on the shards."""
-        results: AbstractContextManager[Results] = self._executor("executor")(self.settings, build, work, shards, say)
+        results: AbstractContextManager[Results] = self._executor().map_shards(build, work, shards, say)
         return results
 
     def train_together(self, phase: Callable[[], None], folder: Path) -> None:
         """Run a phase that trains on all of Ray's workers at once."""
-        self._executor("together")(self.settings, phase, folder)
+        self._executor().train_together(phase, folder)
 
-    def _executor(self, kind: str) -> Any:
-        return find_engine(kind, self.settings.resources.executor)
+    def _executor(self) -> Any:
+        return self._build("executor", self.settings.resources.executor)
 
     def _build(self, kind: str, name: str, *models: ModelFiles | None, **options: Any) -> Any:
         return find_engine(kind, name)(self.settings, *models, **options)

@@ -1,26 +1,22 @@
 """Language identification by py3langid, whose model ships inside its package."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
-from crosspref.errors import MissingLibraryError
-
-
-@functools.cache
-def _library() -> Any:
-    try:
-        import py3langid
-    except ModuleNotFoundError as error:
-        raise MissingLibraryError("py3langid", "Identifying languages", "pip install py3langid") from error
-    return py3langid
+import py3langid
 
 
 @functools.cache
 def known_languages() -> frozenset[str]:
     """Return the tags that can be identified."""
-    return frozenset(str(tag) for tag, _ in _library().rank("a"))
+    return frozenset(str(tag) for tag, _ in py3langid.rank("a"))
 
 
 def identify(text: str) -> str:
     """Return the tag of the most likely language of a text."""
-    return str(_library().classify(text)[0])
+    return str(py3langid.classify(text)[0])
+
+
+def identifier(language: str) -> Callable[[str], str] | None:
+    """Return ``identify``, or None if texts of this language are not recognised."""
+    return identify if language.partition("-")[0] in known_languages() else None

@@ -20,10 +20,9 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.models import free_memory, pick_device, pick_dtype, readable_directory
+from crosspref.engines.transformers.models import free_memory, pick_device_and_dtype, read_tokenizer, readable_directory
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles
 from crosspref.recipe.sections import ResourceSettings
@@ -76,8 +75,8 @@ class Harness:
         """
         folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="crosspref-nlp-")))
         splits = {"test": rows} | ({"examples": examples} if shots else {})
-        for split, own in splits.items():
-            pq.write_table(pa.Table.from_pylist(list(own)), folder / f"{split}.parquet")
+        for split, items in splits.items():
+            pq.write_table(pa.Table.from_pylist(list(items)), folder / f"{split}.parquet")
         content = {
             "include": str(self._manager.task_index[name].yaml_path),
             "task": name,
@@ -97,12 +96,12 @@ class Harness:
 
     def _load(self, name: str, what: str, shots: int) -> list[Any]:
         try:
-            found = list(self._manager.load([what])["tasks"].values())
+            tasks = list(self._manager.load([what])["tasks"].values())
         except Exception as error:  # whatever a data set, or the way to it, makes the harness stumble over
             raise DataError(f"{name} cannot be set up: {_said(error)}") from error
-        for task in found:
+        for task in tasks:
             task.set_config("num_fewshot", shots)
-        return found
+        return tasks
 
     def model(
         self,
@@ -117,12 +116,9 @@ class Harness:
         Raises:
             ModelError: it cannot be loaded.
         """
-        device = pick_device(resources)
-        model = load_files(files, pick_dtype(resources, device), device, trust_remote_code)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(readable_directory(files), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"The tokenizer of {files.name} cannot be loaded: {error}") from error
+        device, dtype = pick_device_and_dtype(resources)
+        model = load_files(files, dtype, device, trust_remote_code)
+        tokenizer = read_tokenizer(readable_directory(files), trust_remote_code)
         return HarnessModel(model, tokenizer, batch_size, reporter)
 
     def measure(
@@ -153,11 +149,11 @@ class Harness:
             ) from error
         except Exception as error:  # likewise
             raise DataError(f"{label} cannot be measured: {_said(error)}") from error
-        found: dict[str, dict[str, float]] = {}
+        values: dict[str, dict[str, float]] = {}
         for item, sample in _named(sample for name in named for sample in samples[name]):
             for metric in sample["metrics"]:
-                found.setdefault(metric, {})[item] = float(sample[metric])
-        return found, model.cut
+                values.setdefault(metric, {})[item] = float(sample[metric])
+        return values, model.cut
 
     def close(self) -> None:
         """Remove the copies of files that tasks were set up on."""
@@ -168,8 +164,8 @@ def _named(samples: Iterable[Any]) -> Iterable[tuple[str, Any]]:
     """Yield each item under its own id, else under the harness's hash of it; the k-th of one name is NAME#k."""
     seen = Counter[str]()
     for sample in samples:
-        own = (sample["doc"].get(column) for column in OWN_IDS)
-        name = next((str(value) for value in own if value not in (None, "")), sample["doc_hash"][:20])
+        ids = (sample["doc"].get(column) for column in OWN_IDS)
+        name = next((str(value) for value in ids if value not in (None, "")), sample["doc_hash"][:20])
         seen[name] += 1
         yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), sample
 
@@ -190,14 +186,14 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         """Return the log-probability (nats) of each continuation, and whether it is the likeliest one."""
         with self.reporter.step(self.label, len(requests)) as meter:
             self.set_cache_hook(_Progress(meter))
-            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return found
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
 
     def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **named: Any) -> list[tuple[float, bool]]:
         """Count what is too long, of which the harness would only log a line."""
         self.cut = sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
-        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *given, **named)
-        return found
+        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *given, **named)
+        return answers
 
     def close(self) -> None:
         """Give the memory back."""

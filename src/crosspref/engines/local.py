@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from crosspref.engines import EngineSettings
@@ -12,35 +11,30 @@ from crosspref.protocols import Advance, Done, Results, Work
 
 def do_shard(engine: Any, work: Work, shard: Any, advance: Advance) -> Done:
     """Work on one shard, here or on a worker of Ray, and say what that took."""
-    started, counted = time.monotonic(), [0, 0]
+    started, counts = time.monotonic(), [0, 0]
 
     def count(units: int, tokens: int) -> None:
-        counted[0] += units
-        counted[1] += tokens
+        counts[0] += units
+        counts[1] += tokens
         advance(units, tokens)
 
     result = work(engine, shard, count)
-    return Done(shard, result, time.monotonic() - started, *counted)
+    return Done(shard, result, time.monotonic() - started, *counts)
 
 
-@contextlib.contextmanager
-def cluster(_: EngineSettings) -> Iterator[None]:
-    """Nothing is needed for a run on this machine."""
-    yield
+class LocalExecutor:
+    """Works on shards with one engine; a run on this machine needs nothing else. See ``protocols.Engines``."""
 
+    def __init__(self, _: EngineSettings) -> None:
+        self.cluster = contextlib.nullcontext
 
-@contextlib.contextmanager
-def map_shards(
-    _: EngineSettings, build: Callable[[], Any], work: Work, shards: Sequence[Any], __: Callable[[str], None]
-) -> Iterator[Results]:
-    """Build one engine; see ``Engines.map_shards``."""
-    engine = build()
-    try:
-        yield partial(_each, engine, work, shards)
-    finally:
-        engine.close()
-
-
-def _each(engine: Any, work: Work, shards: Sequence[Any], advance: Advance) -> Iterator[Done]:
-    for shard in shards:
-        yield do_shard(engine, work, shard, advance)
+    @contextlib.contextmanager
+    def map_shards(
+        self, build: Callable[[], Any], work: Work, shards: Sequence[Any], _: Callable[[str], None]
+    ) -> Iterator[Results]:
+        """Hold the engine, which works on one shard after the other."""
+        engine = build()
+        try:
+            yield lambda advance: (do_shard(engine, work, shard, advance) for shard in shards)
+        finally:
+            engine.close()

@@ -47,7 +47,7 @@ def make_tokenizer(words: Sequence[str], sentences: Sequence[str]) -> PreTrained
     return wrapped
 
 
-def pretrain(
+def pretrain(  # noqa: PLR0913 - keyword-only: what makes a model from nothing
     directory: Path,
     *,
     words: Sequence[str],
@@ -169,11 +169,11 @@ def orthogonal(matrix: torch.Tensor, coefficients: tuple[float, float, float], s
     """Return a matrix (rows, columns) with its singular values brought near 1 by Newton-Schulz steps."""
     first, third, fifth = coefficients
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    found: torch.Tensor = wide / wide.norm().clamp(min=1e-7)
+    scaled: torch.Tensor = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):
-        square = found @ found.T
-        found = torch.addmm(found, torch.addmm(square, square, square, beta=third, alpha=fifth), found, beta=first)
-    return found.T if matrix.shape[0] > matrix.shape[1] else found
+        square = scaled @ scaled.T
+        scaled = torch.addmm(scaled, torch.addmm(square, square, square, beta=third, alpha=fifth), scaled, beta=first)
+    return scaled.T if matrix.shape[0] > matrix.shape[1] else scaled
 
 
 def _batches(examples: Sequence[Encoded], rng: random.Random) -> Iterator[Sequence[Encoded]]:

@@ -19,14 +19,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.models import (
+    describe_model,
     free_memory,
-    load_tokenizer,
     longest_prompt,
     pick_device,
     pick_dtype,
-    read_configuration,
-    readable_directory,
-    stop_ids,
 )
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import ModelFiles
@@ -37,6 +34,9 @@ CPU_CACHE_BYTES = 4 << 30
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The highest ranks of adapters that vLLM can be told to make room for."""
+
+FAULTS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What vLLM raises where it cannot hold a model."""
 
 set_threads = torch.set_num_threads
 
@@ -58,14 +58,12 @@ class VllmSampler:
         if self.settings.temperature > 2:
             raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
         device = _require_device(pick_device(settings.resources))
-        directory = readable_directory(policy)
+        described = describe_model(policy, trust)
         self.temperature = 0.0 if greedy else self.settings.temperature
-        self.tokenizer = load_tokenizer(directory, trust)
-        stored = read_configuration(directory, trust)
-        self.stops = stop_ids(stored, self.tokenizer)
-        self.longest_prompt = longest_prompt(self.settings, stored.config)
+        self.tokenizer, self.stops = described.tokenizer, described.stops
+        self.longest_prompt = longest_prompt(self.settings, described.config)
         options: dict[str, Any] = {
-            "model": str(directory),
+            "model": str(described.directory),
             "skip_tokenizer_init": True,  # ids go in and ids come out
             "generation_config": "vllm",  # a model's own sampling defaults must not mix with the recipe's
             "max_model_len": int(self.longest_prompt) + self.settings.max_new_tokens,
@@ -110,10 +108,10 @@ class VllmSampler:
         advance(left_out, 0)
         while self.llm is not None and self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
-                index, found = int(output.request_id), [self._answer(answer) for answer in output.outputs]
+                index, sampled = int(output.request_id), [self._answer(answer) for answer in output.outputs]
                 seeds = requests[index][1]
-                answers[index] = found * len(seeds) if chosen == 0 else found
-                advance(len(seeds), sum(len(answer.token_ids or ()) for answer in found))
+                answers[index] = sampled * len(seeds) if chosen == 0 else sampled
+                advance(len(seeds), sum(len(answer.token_ids or ()) for answer in sampled))
         return answers
 
     def close(self) -> None:
@@ -167,29 +165,20 @@ def _require_device(device: torch.device) -> torch.device:
 
 def _room_for(rank: int, name: str) -> int:
     """Return the least rank that vLLM offers and that an adapter fits into."""
-    found = next((offered for offered in LORA_RANKS if offered >= rank), None)
-    if found is None:
+    room = next((offered for offered in LORA_RANKS if offered >= rank), None)
+    if room is None:
         raise ModelError(
             f"The adapter {name!r} has rank {rank}, but vLLM takes at most {LORA_RANKS[-1]}. "
             "Set train.lora.save: merged, or sample.engine: transformers."
         )
-    return found
+    return room
 
 
 def _load(name: str, options: dict[str, Any]) -> LLM:
     """Start vLLM; its errors are told with what to do about them."""
     try:
         return LLM(**options)
-    except (
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except FAULTS as error:
         # The first line says it; pydantic goes on with links, and OutOfMemoryError with all settings of the allocator.
         reason = " ".join(str(error).split())[:600] or type(error).__name__
         raise ModelError(

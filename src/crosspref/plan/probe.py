@@ -39,10 +39,10 @@ class Machine:
 
 def this_machine(recipe: Recipe) -> Machine:
     """Return the machine as the engines see it; this imports torch."""
-    from crosspref.engines.transformers.models import free_bytes, pick_device, pick_dtype
+    from crosspref.engines.transformers.models import free_bytes, pick_device_and_dtype
 
-    device = pick_device(recipe.resources)
-    return Machine(str(device), free_bytes(device), pick_dtype(recipe.resources, device).itemsize)
+    device, dtype = pick_device_and_dtype(recipe.resources)
+    return Machine(str(device), free_bytes(device), dtype.itemsize)
 
 
 class Probe:

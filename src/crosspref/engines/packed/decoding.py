@@ -58,11 +58,11 @@ class Reading(RowAttention):
         super().__init__(function, [Group(0, len(prompt.ids), [])])
         self.prompt = prompt
 
-    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: Any) -> Any:
+    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         """Return (1, tokens, heads, width), as the model's own attention does it."""
         self.prompt.keys.append(key[0].transpose(1, 2).contiguous())  # products are fastest in this order
         self.prompt.values.append(value[0].contiguous())
-        return super().attend(module, query, key, value, **given)
+        return super().attend(module, query, key, value, **options)
 
 
 def read(model: Any, prompt: SharedPrompt, function: str) -> torch.Tensor:
@@ -140,10 +140,10 @@ class Step:
         """Return the position (1, rows) of each row's token."""
         return (self.lengths + self.places)[None]
 
-    def attend(self, _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: Any) -> Any:
+    def attend(self, _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         """Return (1, rows, heads, width) of query, key and value (1, heads, rows, width)."""
-        scaling, softcap, window = (given.pop(name, None) for name in ("scaling", "softcap", "sliding_window"))
-        unknown = sorted(name for name, value in given.items() if value is not None and name not in HARMLESS)
+        scaling, softcap, window = (options.pop(name, None) for name in ("scaling", "softcap", "sliding_window"))
+        unknown = sorted(name for name, value in options.items() if value is not None and name not in HARMLESS)
         if unknown:
             raise NotImplementedError(f"its attention takes {', '.join(unknown)}")
         layer, self.layer = self.layer, self.layer + 1
@@ -177,11 +177,11 @@ class Step:
         """Return (rows, 1, 1, tokens): -inf for what a row does not see of the widest prompt and longest response."""
         if window not in self.masks:
             prompt = torch.arange(self.widest, device=self.device)
-            own = torch.arange(self.longest, device=self.device)
+            response = torch.arange(self.longest, device=self.device)
             lengths, places = self.lengths[:, None], self.places[:, None]
-            hidden = torch.cat([prompt >= lengths, own > places], 1)
+            hidden = torch.cat([prompt >= lengths, response > places], 1)
             if window is not None:
-                hidden |= torch.cat([lengths + places - prompt >= window, places - own >= window], 1)
+                hidden |= torch.cat([lengths + places - prompt >= window, places - response >= window], 1)
             mask = torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
             self.masks[window] = mask[:, None, None]
         return self.masks[window]

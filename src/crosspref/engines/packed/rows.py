@@ -98,18 +98,18 @@ class RowAttention:
     """The sliding window of each layer that was computed, to see that all of them went this way."""
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
 
-    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: Any) -> Any:
+    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         """Return (1, tokens, heads, width) of query, key and value (1, heads, tokens, width)."""
         if self.function != "sdpa" or query.device.type != "cpu" or value.dtype is not torch.bfloat16:
-            return self._attend(module, query, key, value, **given)
+            return self._attend(module, query, key, value, **options)
         # On a CPU torch goes back through this in float32 in two thirds of the time of bfloat16, and rounds less.
         with torch.autocast("cpu", enabled=False):
-            output = self._attend(module, query.float(), key.float(), value.float(), **given)
+            output = self._attend(module, query.float(), key.float(), value.float(), **options)
         return output.to(value.dtype)
 
-    def _attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: Any) -> Any:
+    def _attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         attend = eager_of(module) if self.function == "eager" else AttentionInterface()[self.function]
-        window = given.get("sliding_window")
+        window = options.get("sliding_window")
         self.windows.append(window)
         # Split and not sliced piece by piece: going back, a slice makes a gradient as large as the whole row.
         sizes = [size for _, length, responses in self.groups for size in (length, *(size for _, size in responses))]
@@ -119,12 +119,12 @@ class RowAttention:
             longest = max((size for _, size in responses), default=0)
             mask = self._mask(start, length, longest, window, query)
             queries, keys, values = next(pieces)
-            outputs.append(attend(module, queries, keys, values, mask[:, :, :length, :length], **given)[0])
+            outputs.append(attend(module, queries, keys, values, mask[:, :, :length, :length], **options)[0])
             for _, size in responses:
                 queries, own_keys, own_values = next(pieces)
                 seen_keys, seen_values = torch.cat((keys, own_keys), 2), torch.cat((values, own_values), 2)
                 seen = mask[:, :, length : length + size, : length + size]
-                outputs.append(attend(module, queries, seen_keys, seen_values, seen, **given)[0])
+                outputs.append(attend(module, queries, seen_keys, seen_values, seen, **options)[0])
         return torch.cat(outputs, 1)
 
     def _mask(self, start: int, length: int, longest: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
@@ -144,10 +144,10 @@ class RowAttention:
             raise NotImplementedError("its attention takes no packed rows")
 
 
-def _attention(module: Any, query: Any, key: Any, value: Any, _mask: Any, packed: Any = None, **given: Any) -> Any:
+def _attention(module: Any, query: Any, key: Any, value: Any, _mask: Any, packed: Any = None, **options: Any) -> Any:
     if packed is None:
         raise NotImplementedError("it does not hand down what is told to its attention")
-    return packed.attend(module, query, key, value, **given), None
+    return packed.attend(module, query, key, value, **options), None
 
 
 # There is no mask function of this name, so that transformers makes no mask over the whole row.

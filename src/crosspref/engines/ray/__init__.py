@@ -1,1 +1,1 @@
-"""Shards and training on a Ray cluster."""
+"""Shards and training on Ray's workers; ``executor`` is imported by its name in ``engines.ENGINES``."""

@@ -38,22 +38,49 @@ NOTICE_SECONDS = 10.0
 """After so long it is said that workers have no place; after twice that, the run stops if no node could hold one."""
 
 
-@contextlib.contextmanager
-def cluster(settings: EngineSettings) -> Iterator[None]:
-    """Hold a connection to Ray, or a cluster on this machine, for the phases of a run and the processes they run in."""
-    before = os.environ.get("RAY_ADDRESS")
-    mine = not ray.is_initialized()
-    connect(settings.ray)
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # phases in processes of their own find it there
-    try:
-        yield
-    finally:
-        if mine:
-            ray.shutdown()
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
+class RayExecutor:
+    """Holds a connection to Ray for a run, and maps work over its workers; see ``protocols.Engines``."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings.ray
+
+    @contextlib.contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Hold a connection to Ray, or a cluster on this machine, for the phases and the processes they run in."""
+        before = os.environ.get("RAY_ADDRESS")
+        mine = not ray.is_initialized()
+        connect(self.settings)
+        # Phases in processes of their own find it there.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            yield
+        finally:
+            if mine:
+                ray.shutdown()
+            if before is None:
+                del os.environ["RAY_ADDRESS"]
+            else:
+                os.environ["RAY_ADDRESS"] = before
+
+    @contextlib.contextmanager
+    def map_shards(
+        self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
+    ) -> Iterator[Results]:
+        """Hold the engine on each of Ray's workers."""
+        connect(self.settings)
+        workers = _Workers(self.settings, build, work, shards, say)
+        try:
+            workers.wait()
+            yield workers.results
+        finally:
+            workers.close()
+
+    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
+        """Run a phase on all workers at once."""
+        from crosspref.engines.ray.trainer import train_together
+
+        connect(self.settings)
+        train_together(self.settings, phase, folder)
 
 
 def connect(settings: RaySettings) -> None:
@@ -110,18 +137,14 @@ def require_answer(address: str) -> None:
     )
 
 
-@contextlib.contextmanager
-def map_shards(
-    settings: EngineSettings, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
-) -> Iterator[Results]:
-    """Hold the engine on each of Ray's workers; see ``Engines.map_shards``."""
-    connect(settings.ray)
-    workers = _Workers(settings.ray, build, work, shards, say)
-    try:
-        workers.wait()
-        yield workers.results
-    finally:
-        workers.close()
+def needs_of(settings: RaySettings) -> dict[str, float]:
+    """Return what Ray reserves for each worker."""
+    return {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Return the resources of each of the cluster's nodes that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class Worker:
@@ -150,8 +173,8 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What an actor was asked to do: ``place``, ``load`` or ``do`` a shard by its number."""
+class _Call:
+    """What an actor is doing: ``place``, ``load`` or ``do`` a shard by its number."""
 
     actor: Any
     what: str
@@ -171,7 +194,7 @@ class _Workers:
     ) -> None:
         self.settings, self.shards, self.say = settings, shards, say
         self.todo = deque(range(len(shards)))
-        self.asked: dict[Any, _Asked] = {}
+        self.calls: dict[Any, _Call] = {}
         self.idle: list[Any] = []
         self.deaths: Counter[int] = Counter()
         self.noticed, self.notices, self.told = time.monotonic(), 0, ""
@@ -199,79 +222,74 @@ class _Workers:
 
     def close(self) -> None:
         """End the workers; their engines' memory goes with them."""
-        for actor in [*self.idle, *(asked.actor for asked in self.asked.values())]:
+        for actor in [*self.idle, *(call.actor for call in self.calls.values())]:
             ray.kill(actor)
 
     def _start(self) -> None:
-        settings = self.settings
-        options = {
-            "num_cpus": settings.cpus_per_worker,
-            "num_gpus": settings.gpus_per_worker,
-            "scheduling_strategy": "SPREAD",
-        }
+        needs = needs_of(self.settings)
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "scheduling_strategy": "SPREAD"}
         self._ask(ray.remote(Worker).options(**options).remote(*self.arguments), "place")
 
     def _ask(self, actor: Any, what: str, number: int = -1) -> None:
         arguments = [self.shards[number]] if what == "do" else []
-        self.asked[getattr(actor, what).remote(*arguments)] = _Asked(actor, what, number)
+        self.calls[getattr(actor, what).remote(*arguments)] = _Call(actor, what, number)
 
     def _step(self) -> Done | None:
         """Take the next answer of any worker, and return the shard if it is one."""
-        answered, _ = ray.wait(list(self.asked), timeout=1.0)
+        answered, _ = ray.wait(list(self.calls), timeout=1.0)
         if time.monotonic() - self.noticed > NOTICE_SECONDS:
             self._look_for_room()
         if not answered:
             return None
-        asked = self.asked.pop(answered[0])
+        call = self.calls.pop(answered[0])
         try:
             answer = ray.get(answered[0])
         except RayTaskError as error:
-            self.idle.append(asked.actor)
+            self.idle.append(call.actor)
             if isinstance(error.cause, CrossprefError):
                 raise error.cause from None
             raise
         except LOST as error:
-            self._bury(asked, error)
+            self._bury(call, error)
             return None
-        if asked.what == "place":
-            self._ask(asked.actor, "load")
+        if call.what == "place":
+            self._ask(call.actor, "load")
             return None
-        self.idle.append(asked.actor)
-        if asked.what == "load":
+        self.idle.append(call.actor)
+        if call.what == "load":
             self.deaths[-1] = 0
             return None
-        return Done(self.shards[asked.number], answer.result, answer.seconds, answer.units, answer.tokens)
+        return Done(self.shards[call.number], answer.result, answer.seconds, answer.units, answer.tokens)
 
-    def _bury(self, asked: _Asked, error: Exception) -> None:
+    def _bury(self, call: _Call, error: Exception) -> None:
         """Put back the shard of a worker that died, and ask for another worker."""
         with contextlib.suppress(RayError):
-            ray.kill(asked.actor)  # it may only be out of reach
-        self.deaths[asked.number] += 1
-        at_start = asked.what != "do"
-        what = "at its start" if at_start else f"at {self.shards[asked.number].unit.path}"
+            ray.kill(call.actor)  # it may only be out of reach
+        self.deaths[call.number] += 1
+        at_start = call.what != "do"
+        what = "at its start" if at_start else f"at {self.shards[call.number].unit.path}"
         # A node takes all its workers with it.
-        if self.deaths[asked.number] >= DEATHS * (self.settings.workers if at_start else 1):
+        if self.deaths[call.number] >= DEATHS * (self.settings.workers if at_start else 1):
             raise RunError(
-                f"A worker of Ray died {what}, for the {self.deaths[asked.number]}. time: {_brief(error)}\n"
+                f"A worker of Ray died {what}, for the {self.deaths[call.number]}. time: {_brief(error)}\n"
                 "Too little memory is the usual reason: fewer workers on a node (a larger ray.cpus_per_worker) or "
                 "smaller batches need less. What was finished is kept."
             ) from error
         again = "another is asked for" if at_start else "the shard is done again"
         self.say(f"A worker of Ray died {what}; {again}: {_brief(error)}")
         if not at_start:
-            self.todo.appendleft(asked.number)
+            self.todo.appendleft(call.number)
         self._start()
 
     def _look_for_room(self) -> None:
         """Say that workers have no place; stop where there is none and no node that is there could give one."""
         self.noticed, self.notices = time.monotonic(), self.notices + 1
-        waiting = sum(asked.what == "place" for asked in self.asked.values())
-        placed = len(self.asked) + len(self.idle) - waiting
+        waiting = sum(call.what == "place" for call in self.calls.values())
+        placed = len(self.calls) + len(self.idle) - waiting
         if not waiting:
             self.notices, self.told = 0, ""
             return
-        needs = {"CPU": self.settings.cpus_per_worker, "GPU": self.settings.gpus_per_worker}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        needs, nodes = needs_of(self.settings), living_nodes()
         has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         text = (
             f"{waiting} of {waiting + placed} workers have no place in Ray's cluster: each needs {needs['CPU']:g} CPUs "

@@ -11,8 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
-from crosspref.engines import EngineSettings
-from crosspref.engines.ray.executor import DEATHS, connect
+from crosspref.engines.ray.executor import DEATHS, living_nodes, needs_of
 from crosspref.errors import CrossprefError, RunError
 from crosspref.recipe.sections import RaySettings
 
@@ -35,11 +34,9 @@ class Faults:
         return self.kept[0] if self.kept else None
 
 
-def train_together(settings: EngineSettings, phase: Callable[[], None], folder: Path) -> None:
-    """Run the phase on all workers at once; see ``Engines.train_together``."""
-    ray_settings = settings.ray
-    connect(ray_settings)
-    wait_for_room(ray_settings)
+def train_together(settings: RaySettings, phase: Callable[[], None], folder: Path) -> None:
+    """Run the phase on all workers at once; see ``protocols.Engines``."""
+    wait_for_room(settings)
     faults = ray.remote(Faults).options(num_cpus=0).remote()
     state = folder.resolve() / ".ray_train"
     trainer = TorchTrainer(
@@ -47,13 +44,13 @@ def train_together(settings: EngineSettings, phase: Callable[[], None], folder: 
         train_loop_config={
             "phase": phase,
             "folder": str(Path.cwd()),
-            "gpus": ray_settings.gpus_per_worker,
+            "gpus": settings.gpus_per_worker,
             "faults": faults,
         },
         scaling_config=ScalingConfig(
-            num_workers=ray_settings.workers,
-            use_gpu=ray_settings.gpus_per_worker > 0,
-            resources_per_worker={"CPU": ray_settings.cpus_per_worker, "GPU": ray_settings.gpus_per_worker},
+            num_workers=settings.workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=needs_of(settings),
         ),
         run_config=RunConfig(
             name="train", storage_path=str(state), failure_config=FailureConfig(max_failures=DEATHS - 1)
@@ -79,8 +76,7 @@ def wait_for_room(settings: RaySettings) -> None:
     Raises:
         RunError: the nodes that are there, or that are left once Ray has noticed that one is gone, have too few.
     """
-    needs = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    places = [{name: amount for name, amount in needs.items() if amount}] * settings.workers
+    places = [{name: amount for name, amount in needs_of(settings).items() if amount}] * settings.workers
     while True:
         require_room(settings)
         group = placement_group(places)
@@ -93,8 +89,7 @@ def wait_for_room(settings: RaySettings) -> None:
 
 def require_room(settings: RaySettings) -> None:
     """Raise RunError if the nodes that are there cannot hold all workers at once."""
-    needs = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs, nodes = needs_of(settings), living_nodes()
     room = sum(min(int(node.get(name, 0) / amount) for name, amount in needs.items() if amount) for node in nodes)
     if room < settings.workers:
         raise RunError(

@@ -172,11 +172,11 @@ class ServerClient:
 
     def _of_this_model(self, model: ServedModel, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
         def checked(content: bytes) -> T:
-            found = Answer.model_validate_json(content).model
-            if found != model.name:
+            name = Answer.model_validate_json(content).model
+            if name != model.name:
                 raise ServerError(
-                    f"{model} answered as {found!r}. Nothing of it was stored. If that is the same model, name it so: "
-                    f"server.names: {{{model.role}: {found}}}."
+                    f"{model} answered as {name!r}. Nothing of it was stored. If that is the same model, name it so: "
+                    f"server.names: {{{model.role}: {name}}}."
                 )
             return read(content)
 

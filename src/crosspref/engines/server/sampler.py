@@ -8,13 +8,7 @@ from pydantic import BaseModel, StrictInt
 from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServerClient
-from crosspref.engines.transformers.models import (
-    load_tokenizer,
-    longest_prompt,
-    read_configuration,
-    readable_directory,
-    stop_ids,
-)
+from crosspref.engines.transformers.models import describe_model, longest_prompt
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
@@ -58,21 +52,19 @@ class ServerSampler:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
-        directory = readable_directory(policy)
-        self.settings, server = settings.sample, settings.server
-        self.tokenizer = load_tokenizer(directory, settings.trust_remote_code)
-        stored = read_configuration(directory, settings.trust_remote_code)
+        described = describe_model(policy, settings.trust_remote_code)
+        self.settings, server, self.tokenizer = settings.sample, settings.server, described.tokenizer
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
-        self.ends = sorted({*stop_ids(stored, self.tokenizer), self.tokenizer.tokenizer.eos_token_id} - {None})
-        self.vocabulary = stored.config.get_text_config().vocab_size
+        self.ends = sorted({*described.stops, self.tokenizer.tokenizer.eos_token_id} - {None})
+        self.vocabulary = described.config.get_text_config().vocab_size
         self.temperature, self.as_tokens = 0.0 if greedy else self.settings.temperature, server.protocol == "tokens"
         self.client = ServerClient(server)
         try:
-            self.model = self.client.find(settings.role(policy), directory)
+            self.model = self.client.find(settings.role(policy), described.directory)
         except ServerError:
             self.client.close()
             raise
-        self.longest_prompt = longest_prompt(self.settings, stored.config, self.model.context)
+        self.longest_prompt = longest_prompt(self.settings, described.config, self.model.context)
 
     def sample(
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
@@ -84,8 +76,8 @@ class ServerSampler:
             prompt = self.tokenizer.prompt_ids(instruction)
             fitting = seeds if len(prompt) <= self.longest_prompt else ()
             answering += [self._answer(instruction, prompt, {**body, "seed": seed}, advance) for seed in fitting]
-            advance(len(seeds) - len(fitting), 0)
             counts.append(len(fitting))
+        advance(sum(len(seeds) for _, seeds in requests) - sum(counts), 0)
         answers = iter(self.client.gather(answering))
         return [[next(answers) for _ in range(count)] for count in counts]
 

@@ -9,11 +9,10 @@ from pydantic import BaseModel
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServedModel, ServerClient
-from crosspref.engines.transformers.models import load_tokenizer, read_configuration, readable_directory, stop_ids
+from crosspref.engines.transformers.models import comparable_directories, describe_model
 from crosspref.engines.transformers.scorer import counted_ids
 from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import ModelFiles
-from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
 
 ROUNDING = 1e-3
@@ -42,12 +41,9 @@ class ServerScorer:
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
         models = [policy] if reference is None else [policy, reference]
-        directories = [readable_directory(model) for model in models]
-        if reference is not None:
-            require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
-        trust = settings.trust_remote_code
-        self.tokenizer = load_tokenizer(directories[0], trust)
-        self.stops = stop_ids(read_configuration(directories[0], trust), self.tokenizer)
+        directories = comparable_directories(policy, reference)
+        described = describe_model(policy, settings.trust_remote_code)
+        self.tokenizer, self.stops = described.tokenizer, described.stops
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
         self.client = ServerClient(settings.server)
         roles = [settings.role(model) for model in models]
@@ -68,10 +64,10 @@ class ServerScorer:
         """
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]
-        sums: list[list[Any]] = [[*both[: len(self.models)]] for both in known or [(None, None)] * len(rows)]
-        asked = [(row, model) for row, values in enumerate(sums) for model, value in enumerate(values) if value is None]
-        found = self.client.gather([self._logprob(self.models[model], prompt, rows[row]) for row, model in asked])
-        for (row, model), value in zip(asked, found, strict=True):
+        sums: list[list[Any]] = [[*pair[: len(self.models)]] for pair in known or [(None, None)] * len(rows)]
+        missing = [(row, model) for row, pair in enumerate(sums) for model, value in enumerate(pair) if value is None]
+        values = self.client.gather([self._logprob(self.models[model], prompt, rows[row]) for row, model in missing])
+        for (row, model), value in zip(missing, values, strict=True):
             sums[row][model] = value
         return [
             LogProbs(policy, reference[0] if reference else None, len(row))
@@ -108,8 +104,8 @@ class ServerScorer:
             return math.fsum(values)
 
         # One token is the least that vLLM generates; what counts is what it says of the prompt.
-        asked = {"max_tokens": 1, "temperature": 0.0, "extra_body": {"prompt_logprobs": 0}}
-        return await self.client.complete(model, read, prompt=ids, **asked)
+        body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "extra_body": {"prompt_logprobs": 0}}
+        return await self.client.complete(model, read, prompt=ids, **body)
 
 
 def _value(token: int, place: dict[str, _LogProb] | None) -> float:

@@ -1,1 +1,1 @@
-"""Training on pairs, in one process or several, on TRL's trainers."""
+"""Training on pairs by TRL's trainers, in one process or several, found by ``trainer`` in ``ENGINES``."""

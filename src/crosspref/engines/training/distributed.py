@@ -102,10 +102,10 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
 
 def last_checkpoint(checkpoints: Path) -> str | None:
     """Return the newest whole checkpoint and remove those that a kill cut off; rank 0 decides for all."""
-    found = [_last_whole(checkpoints) if is_main() else None]
+    newest = [_last_whole(checkpoints) if is_main() else None]
     if processes() > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(newest)
+    return newest[0]
 
 
 def _last_whole(checkpoints: Path) -> str | None:

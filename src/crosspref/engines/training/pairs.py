@@ -50,8 +50,9 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         real = real_items(len(items), self.args.train_batch_size, step, total, per_step)
         for batch, count, row in zip(batch_samples, items, real, strict=True):
             batch["real"] = row[:count].to(device)
-        counted: torch.Tensor = self.accelerator.gather(sum(batch["real"].sum() for batch in batch_samples)).sum()
-        return counted
+        here = sum(batch["real"].sum() for batch in batch_samples)
+        everywhere: torch.Tensor = self.accelerator.gather(here).sum()
+        return everywhere
 
     def compute_loss(
         self,

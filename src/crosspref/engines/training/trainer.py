@@ -30,21 +30,21 @@ from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers.adapters import (
     REFERENCE,
     add_adapter,
-    goes_on,
+    continues_adapter,
     load_files,
-    load_to_go_on,
+    load_trainable_adapter,
     lora_config,
     save_adapter,
 )
 from crosspref.engines.transformers.models import (
     ChatTokenizer,
     free_memory,
+    load_quantized,
     load_tokenizer,
-    pick_device,
-    pick_dtype,
+    pick_device_and_dtype,
     readable_directory,
+    require_bitsandbytes,
 )
-from crosspref.engines.transformers.quantized import load_quantized, require_bitsandbytes
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
@@ -54,6 +54,10 @@ from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
+
+TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt")
+COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json", "*.py")
+"""What of the policy's directory belongs to a trained policy, too."""
 
 
 class TrlTrainer:
@@ -74,7 +78,7 @@ class TrlTrainer:
         accumulation_steps(training)  # before anything is read
         if training.lora and training.lora.bits:
             require_bitsandbytes()
-            if policy.adapter is not None and not goes_on(policy, training.lora):
+            if policy.adapter is not None and not continues_adapter(policy, training.lora):
                 raise ModelError(
                     f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
                     "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
@@ -88,9 +92,8 @@ class TrlTrainer:
             self.reference = reference
             require_same_tokenizer(self.directory, readable_directory(reference), (policy.name, reference.name))
         self.tokenizer = load_tokenizer(self.directory, self.trust)
-        self.device = pick_device(settings.resources)
+        self.device, self.dtype = pick_device_and_dtype(settings.resources)
         self.loads_to = loading_device(self.device)
-        self.dtype = pick_dtype(settings.resources, self.device)
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
         """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
@@ -192,20 +195,20 @@ class TrlTrainer:
     def _load_policy(self) -> tuple[Any, peft.LoraConfig | None]:
         """Return the model that is trained, and which adapters it is going to get."""
         lora = self.settings.lora
-        if lora and goes_on(self.policy, lora):
-            model, config = load_to_go_on(self.policy, lora, self.dtype, self.loads_to, self.trust), None
+        if lora and continues_adapter(self.policy, lora):
+            model, config = load_trainable_adapter(self.policy, lora, self.dtype, self.loads_to, self.trust), None
             require_known_head(model)
             return model, config
         return self._load(self.policy, self.loads_to), lora and lora_config(lora)
 
     def _load_reference(self, model: Any) -> Any:
         """Return the reference as a second model; None where ``model`` is it, by another adapter or without any."""
-        other = self.reference or self.policy
-        if isinstance(model, peft.PeftModel) and other.base == self.policy.base:
-            if other.adapter is not None:
-                add_adapter(model, other.adapter, REFERENCE)
+        reference = self.reference or self.policy
+        if isinstance(model, peft.PeftModel) and reference.base == self.policy.base:
+            if reference.adapter is not None:
+                add_adapter(model, reference.adapter, REFERENCE)
             return None
-        return self._load(other, self.loads_to) if self.reference is not None or not self.settings.lora else None
+        return self._load(reference, self.loads_to) if self.reference is not None or not self.settings.lora else None
 
     def _load(self, files: ModelFiles, device: torch.device) -> Any:
         lora = self.settings.lora
@@ -273,16 +276,8 @@ class TrlTrainer:
             model.load_state_dict(weights)
         model.to(dtype).save_pretrained(output)
         # Copied and not written anew, so that the tokenizer stays the same to the letter.
-        for name in (
-            "tokenizer*",
-            "*.jinja",
-            "special_tokens_map.json",
-            "vocab*",
-            "merges.txt",
-            "*.py",
-            "generation_config.json",
-        ):
-            for file in self.directory.glob(name):
+        for pattern in COPIED_FILES:
+            for file in self.directory.glob(pattern):
                 shutil.copy(file, output / file.name)
 
 

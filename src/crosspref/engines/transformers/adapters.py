@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from crosspref.data.sources import PACKAGE
-from crosspref.engines.transformers.models import load_model, readable_directory
-from crosspref.engines.transformers.quantized import load_quantized
+from crosspref.engines.transformers.models import load_model, load_quantized, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
 from crosspref.models.tokenizers import read_json
@@ -60,15 +59,15 @@ def load_views(
     Raises:
         ModelError: as ``load_files``.
     """
-    held: dict[tuple[Path, str | None], Any] = {}
+    bases: dict[tuple[Path, str | None], Any] = {}
     for number, files in enumerate(models):
-        if files.base not in held:
-            held[files.base] = load_model(readable_directory(files), dtype, device, trust_remote_code)
+        if files.base not in bases:
+            bases[files.base] = load_model(readable_directory(files), dtype, device, trust_remote_code)
         if files.adapter is not None:
-            held[files.base] = add_adapter(held[files.base], files.adapter, f"model_{number}")
+            bases[files.base] = add_adapter(bases[files.base], files.adapter, f"model_{number}")
     views = []
     for number, files in enumerate(models):
-        model = held[files.base]
+        model = bases[files.base]
         if isinstance(model, peft.PeftModel):
             name = None if files.adapter is None else f"model_{number}"
             # The adapters are in the base's own layers, so that what calls it by its parts meets them too.
@@ -121,7 +120,7 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
         ModelError: it cannot be read, or is not of this model.
     """
     device = next(model.parameters()).device
-    given = {"is_trainable": trainable, "torch_device": str(device)}
+    options = {"is_trainable": trainable, "torch_device": str(device)}
     try:
         config = peft.LoraConfig.from_pretrained(str(adapter))
         config.lora_dropout = 0.0  # policy and reference must be one model before the first step
@@ -129,9 +128,9 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
         with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:  # before it may go over the base's own weights
             kept = {key for key in stored.keys() if not _is_of_base(key, stored, model)}  # noqa: SIM118 - no mapping
         if isinstance(model, peft.PeftModel):
-            model.load_adapter(str(adapter), name, peft_config=config, **given)
+            model.load_adapter(str(adapter), name, peft_config=config, **options)
         else:
-            model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **given)
+            model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The adapter in {adapter} cannot be loaded over its base: {error}") from error
     wanted = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -150,8 +149,8 @@ def _is_of_base(key: str, stored: Any, model: Any) -> bool:
         return False
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
-    own = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
-    return own is not None and torch.equal(stored.get_tensor(key).to(own), own)
+    weight = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
+    return weight is not None and torch.equal(stored.get_tensor(key).to(weight), weight)
 
 
 def lora_config(settings: LoraSettings) -> peft.LoraConfig:
@@ -165,12 +164,12 @@ def lora_config(settings: LoraSettings) -> peft.LoraConfig:
     )
 
 
-def goes_on(policy: ModelFiles, settings: LoraSettings | None) -> bool:
-    """Tell whether training goes on with the policy's own adapter, and makes no new one over merged weights."""
+def continues_adapter(policy: ModelFiles, settings: LoraSettings | None) -> bool:
+    """Tell whether training continues the policy's own adapter instead of adding one to merged weights."""
     return policy.adapter is not None and settings is not None and settings.save == "adapter"
 
 
-def load_to_go_on(
+def load_trainable_adapter(
     policy: ModelFiles,
     settings: LoraSettings,
     dtype: torch.dtype,
@@ -182,7 +181,7 @@ def load_to_go_on(
     Raises:
         ModelError: as ``load_files``, or the settings ask for other adapters than the policy has.
     """
-    assert policy.adapter is not None  # noqa: S101 - see goes_on
+    assert policy.adapter is not None  # noqa: S101 - see continues_adapter
     require_same_lora(policy, settings)
     load = load_quantized if settings.bits else load_model
     base = load(readable_directory(policy), dtype, device, trust_remote_code)
@@ -240,8 +239,8 @@ def name_of_base(start: ModelFiles, output: Path) -> tuple[str, str | None]:
         return named, None
     path = Path(named).expanduser()
     if path.exists():
-        own = None if start.adapter is None else read_json(start.adapter / ADAPTER_CONFIG)["base_model_name_or_path"]
-        in_run = own is not None and not Path(own).is_absolute() and not Path(start.name).exists()
+        before = None if start.adapter is None else read_json(start.adapter / ADAPTER_CONFIG)["base_model_name_or_path"]
+        in_run = before is not None and not Path(before).is_absolute() and not Path(start.name).exists()
         return (os.path.relpath(path.resolve(), output.resolve()) if in_run else str(path.absolute())), None
     if "/" in named:
         repository, _, revision = named.partition("@")

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib.util
 import math
 import os
 import platform
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from crosspref.data.records import Instruction, Message, as_messages
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
-from crosspref.models.tokenizers import require_tokenizer_of_base
+from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
 from crosspref.recipe.sections import ResourceSettings, SampleSettings
 from crosspref.run.ranks import processes
 
@@ -35,6 +36,12 @@ def pick_device(resources: ResourceSettings) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes() > 1 else torch.device("cuda")
+
+
+def pick_device_and_dtype(resources: ResourceSettings) -> tuple[torch.device, torch.dtype]:
+    """Return the device to run on and the number format to compute in, and apply the thread setting."""
+    device = pick_device(resources)
+    return device, pick_dtype(resources, device)
 
 
 def pick_dtype(resources: ResourceSettings, device: torch.device) -> torch.dtype:
@@ -101,15 +108,23 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     kind: Any = AutoModelForCausalLM,
+    **options: Any,
 ) -> Any:
     """Load a model for inference, by default a causal language model; only safetensors are read.
+
+    ``options`` are further arguments of ``from_pretrained``.
 
     Raises:
         ModelError: transformers cannot read it, or the files lack some of its weights.
     """
     try:
         model, loaded = kind.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
@@ -122,29 +137,31 @@ def load_model(
     return model.to(device).eval()
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """What a model's files say of it; for engines that hold the weights elsewhere. It stands in for the model."""
-
-    config: Any
-    generation_config: Any
+def require_bitsandbytes() -> None:
+    """Raise MissingLibraryError where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingLibraryError("bitsandbytes", "train.lora.bits: 4 (QLoRA)", "pip install 'crosspref[qlora]'")
 
 
-def read_configuration(directory: Path, trust_remote_code: bool = False) -> Configuration:
-    """Read a model's configuration without its weights.
+def load_quantized(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model with its linear layers in 4 bits, as QLoRA has them: nf4, doubly quantised.
 
-    Raises:
-        ModelError: transformers cannot read it.
+    Args:
+        directory: an ordinary model; its weights are quantised as they are read.
+        dtype: the number format in which the layers compute, and of what is not quantised.
+        device: where it lies; such a model is not moved afterwards.
+        trust_remote_code: whether code of the model's own may run.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
-    try:
-        generation = GenerationConfig.from_pretrained(directory)
-    except OSError:  # there is none, and then a model takes it from its configuration
-        generation = GenerationConfig.from_model_config(config)
-    return Configuration(config, generation)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    options = {"quantization_config": config, "device_map": {"": device}}
+    model = load_model(directory, dtype, device, trust_remote_code, **options)
+    for layer in model.modules():
+        # On a CPU with bfloat16 a first pass without gradients would lay weights out so that no gradient passes them.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def context_length(config: Any) -> float:
@@ -174,16 +191,25 @@ def even_length(config: Any) -> float:
     return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
 
 
+def read_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
+    """Return a model's tokenizer, whether it has a chat template or not.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+
+
 def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
-    """Load a model's tokenizer.
+    """Load a model's tokenizer, with its chat template.
 
     Raises:
         ModelError: it cannot be read, or has no chat template.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+    tokenizer = read_tokenizer(directory, trust_remote_code)
     if not tokenizer.chat_template:
         raise ModelError(
             f"The tokenizer in {directory} has no chat template, so it is not known how the model was asked. "
@@ -227,8 +253,8 @@ class ChatTokenizer:
         """Return the special token that the chat template puts behind an answer, else the end-of-sequence token."""
         answer = "crosspref"
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-        _, found, behind = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)
-        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+        _, is_there, behind = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)
+        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if is_there else []
         # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
         marked = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
         ends = [int(token) for token in ids if token in marked.union(self.tokenizer.all_special_ids)]
@@ -239,11 +265,52 @@ class ChatTokenizer:
         return int(self.tokenizer.eos_token_id)
 
 
-def stop_ids(model: Any, tokenizer: ChatTokenizer) -> list[int]:
-    """Return all token ids that end a response: those of the model (or its Configuration) and the chat template's."""
-    own = model.generation_config.eos_token_id
-    ids = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({*ids, tokenizer.end_of_turn})
+def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
+    """Return all token ids that end a response: those of a model's generation configuration and its chat template's."""
+    ids = generation_config.eos_token_id
+    return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a model's files say of it; for engines that hold its weights elsewhere."""
+
+    directory: Path
+    tokenizer: ChatTokenizer
+    config: Any
+    stops: list[int]
+
+
+def describe_model(files: ModelFiles, trust_remote_code: bool = False) -> ModelDescription:
+    """Read a model's tokenizer and configuration without its weights.
+
+    Raises:
+        ModelError: transformers cannot read them.
+    """
+    directory = readable_directory(files)
+    tokenizer = load_tokenizer(directory, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(directory)
+    except OSError:  # there is none, and then a model takes it from its configuration
+        generation = GenerationConfig.from_model_config(config)
+    return ModelDescription(directory, tokenizer, config, stop_ids(generation, tokenizer))
+
+
+def comparable_directories(policy: ModelFiles, reference: ModelFiles | None) -> list[Path]:
+    """Return the models' directories.
+
+    Raises:
+        ModelError: the two differ in tokenizer or chat template, so that they read a prompt differently.
+    """
+    if reference is None:
+        return [readable_directory(policy)]
+    directories = [readable_directory(policy), readable_directory(reference)]
+    require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
+    return directories
 
 
 def free_memory() -> None:

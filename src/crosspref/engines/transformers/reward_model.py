@@ -13,8 +13,7 @@ from crosspref.engines.transformers.models import (
     free_memory,
     load_model,
     load_tokenizer,
-    pick_device,
-    pick_dtype,
+    pick_device_and_dtype,
 )
 from crosspref.models.locate import ModelFiles, require_one_output
 
@@ -28,8 +27,8 @@ class TransformersRewardModel:
     """
 
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
-        device, trust = pick_device(settings.resources), settings.trust_remote_code
-        dtype = pick_dtype(settings.resources, device)
+        device, dtype = pick_device_and_dtype(settings.resources)
+        trust = settings.trust_remote_code
         require_one_output(model)
         self.tokenizer = load_tokenizer(model.directory, trust)
         self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSequenceClassification)

@@ -16,8 +16,7 @@ from crosspref.engines.transformers.models import (
     free_memory,
     load_tokenizer,
     longest_prompt,
-    pick_device,
-    pick_dtype,
+    pick_device_and_dtype,
     readable_directory,
     stop_ids,
 )
@@ -137,10 +136,10 @@ class TransformersSampler:
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
         self.settings, trust = settings.sample, settings.trust_remote_code
         self.temperature = 0.0 if greedy else self.settings.temperature
-        device = pick_device(settings.resources)
-        self.model: Any = load_files(policy, pick_dtype(settings.resources, device), device, trust)
+        device, dtype = pick_device_and_dtype(settings.resources)
+        self.model: Any = load_files(policy, dtype, device, trust)
         self.tokenizer = load_tokenizer(readable_directory(policy), trust)
-        self.stops = stop_ids(self.model, self.tokenizer)
+        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
         self.longest_prompt = longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()

@@ -18,18 +18,19 @@ from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
 from crosspref.engines.transformers.adapters import load_views
 from crosspref.engines.transformers.models import (
     ChatTokenizer,
+    comparable_directories,
     even_length,
     free_memory,
     load_tokenizer,
-    pick_device,
-    pick_dtype,
-    readable_directory,
+    pick_device_and_dtype,
     stop_ids,
 )
 from crosspref.models.locate import ModelFiles
-from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
+
+RELEASED_BATCH = 3
+"""How many prompts stand side by side in the paper's released scripts."""
 
 
 class ModelScorer:
@@ -121,16 +122,11 @@ class TransformersScorer:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        directories = [readable_directory(policy)]
-        if reference is not None:
-            directories.append(readable_directory(reference))
-            require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
-        device = pick_device(settings.resources)
-        dtype = pick_dtype(settings.resources, device)
-        trust = settings.trust_remote_code
-        self.tokenizer: ChatTokenizer = load_tokenizer(directories[0], trust)
+        directories, trust = comparable_directories(policy, reference), settings.trust_remote_code
+        device, dtype = pick_device_and_dtype(settings.resources)
+        self.tokenizer = load_tokenizer(directories[0], trust)
         views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust)
-        self.stops = stop_ids(views[0].model, self.tokenizer)
+        self.stops = stop_ids(views[0].model.generation_config, self.tokenizer)
         self.policy, *reference_scorer = (ModelScorer(view.model, settings.reward, view.use) for view in views)
         self.reference = reference_scorer[0] if reference_scorer else None
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
@@ -150,11 +146,11 @@ class TransformersScorer:
         """Score rows of ids behind a prompt's ids, leaving out the first ``skip`` tokens of each row."""
         columns: list[list[float | None]] = []
         for number, scorer in enumerate((self.policy, self.reference)):
-            column = [both[number] for both in known] or [None] * len(rows)
+            column = [values[number] for values in known] or [None] * len(rows)
             if scorer is not None:
-                asked = [index for index, value in enumerate(column) if value is None]
-                values = scorer.logprobs(prompt, [rows[index] for index in asked], skip)
-                for index, value in zip(asked, values, strict=True):
+                missing = [index for index, value in enumerate(column) if value is None]
+                computed = scorer.logprobs(prompt, [rows[index] for index in missing], skip)
+                for index, value in zip(missing, computed, strict=True):
                     column[index] = value
             columns.append(column)
         counts = [max(0, len(row) - skip) for row in rows]
@@ -176,3 +172,64 @@ def counted_ids(
     if ended and not count_end_of_turn and response.token_ids[-1:] and response.token_ids[-1] in stops:
         return response.token_ids[:-1]
     return response.token_ids
+
+
+class ReleasedScorer:
+    """Scores as the paper's released scripts do, to compare with their numbers.
+
+    They sum other log-probabilities than Eq. 9. A row is the prompt, the stripped response tokenised again, and the
+    end-of-turn token, even where a response was cut. The rows of three neighbouring prompts are padded to the longest.
+    Position j of the log-probabilities predicts token j + 1, but the scripts' mask marks the tokens of response and
+    end-of-turn themselves. So the first response token is not counted, the end-of-turn token is, and so is the first
+    padding token of a padded row.
+
+    Padding on the right changes no real position, so no such batch is computed here: the padding token is appended
+    where it would be counted, and the row is scored like any other. The scripts' padded row can only differ from that
+    for models whose positions depend on the length of the row (``even_length``).
+    """
+
+    def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
+        self.scorer = TransformersScorer(settings, policy, reference)
+
+    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
+        """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
+        tokenizer = self.scorer.tokenizer
+        prompts = [tokenizer.prompt_ids(instruction) for instruction, _ in requests]
+        rows = [
+            [tokenizer.response_ids(response.text.strip(), ended=True) for response in responses]
+            for _, responses in requests
+        ]
+        lengths = [
+            [(response.sample, len(prompt) + len(ids)) for response, ids in zip(responses, texts, strict=True)]
+            for (_, responses), prompt, texts in zip(requests, prompts, rows, strict=True)
+        ]
+        counted = [
+            [[*ids, tokenizer.pad] if is_padded else ids for ids, is_padded in zip(texts, padded, strict=True)]
+            for texts, padded in zip(rows, are_padded(lengths), strict=True)
+        ]
+        return [self.scorer.logprobs(prompt, ids, skip=1) for prompt, ids in zip(prompts, counted, strict=True)]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.scorer.close()
+
+
+def are_padded(lengths: Sequence[Sequence[tuple[int, int]]]) -> list[list[bool]]:
+    """Tell of every row whether the released scripts would pad it.
+
+    Args:
+        lengths: for each prompt the (sample, tokens of prompt, response and end-of-turn) of its responses. Prompts
+            without responses are in no batch. Batch k of pass n holds the responses with sample n to the k-th three
+            prompts, as many of them as have one.
+
+    Returns:
+        For each prompt and response, in the same order: is it shorter than the longest row of its batch?
+    """
+    answered = [index for index, rows in enumerate(lengths) if rows]
+    batch = {index: place // RELEASED_BATCH for place, index in enumerate(answered)}
+    longest: dict[tuple[int, int], int] = {}
+    for index in answered:
+        for sample, length in lengths[index]:
+            key = (batch[index], sample)
+            longest[key] = max(length, longest.get(key, 0))
+    return [[length < longest[batch[index], sample] for sample, length in rows] for index, rows in enumerate(lengths)]

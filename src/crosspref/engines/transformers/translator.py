@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.models import free_memory, load_model, pick_device, pick_dtype
+from crosspref.engines.transformers.models import free_memory, load_model, pick_device_and_dtype, read_tokenizer
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.errors import MissingLibraryError, ModelError
 from crosspref.languages import translation_instruction
@@ -54,8 +54,8 @@ class ChatTranslator:
         the text is then not what was generated to the letter.
         """
         # A seed is asked for, but nothing is drawn.
-        asked = [(translation_instruction(text, target), [0]) for text, _, target in requests]
-        return [self._unwrapped(answers[0]) if answers else None for answers in self.sampler.sample(asked, advance)]
+        prompts = [(translation_instruction(text, target), [0]) for text, _, target in requests]
+        return [self._unwrapped(answers[0]) if answers else None for answers in self.sampler.sample(prompts, advance)]
 
     def close(self) -> None:
         """Give the memory back."""
@@ -77,14 +77,14 @@ class TranslationModel:
     """
 
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
-        device, trust = pick_device(settings.resources), settings.trust_remote_code
-        dtype = pick_dtype(settings.resources, device)
+        device, dtype = pick_device_and_dtype(settings.resources)
+        trust = settings.trust_remote_code
         require_whole(model, "translation model")
         self.tokenizer = _load_tokenizer(model, trust)
         self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSeq2SeqLM)
         self.languages = _Languages(model.name, self.tokenizer, settings.translate.codes)
-        own = self.model.generation_config
-        self.kept = {name: value for name in KEPT_SETTINGS if (value := getattr(own, name, None)) is not None}
+        stored = self.model.generation_config
+        self.kept = {name: value for name in KEPT_SETTINGS if (value := getattr(stored, name, None)) is not None}
         if self.kept.get("decoder_start_token_id", self.kept.get("bos_token_id")) is None:
             raise ModelError(
                 f"The translation model {model.name!r} does not say with which token a translation begins: add "
@@ -119,10 +119,10 @@ class TranslationModel:
             rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // width))
             batch = [index for index in jobs[:rows] if requests[index][2] == target]
             jobs = jobs[len(batch) :]
-            found = self._generate([sources[index] for index in batch], target)
-            for index, (answer, _) in zip(batch, found, strict=True):
+            translations = self._generate([sources[index] for index in batch], target)
+            for index, (answer, _) in zip(batch, translations, strict=True):
                 answers[index] = answer
-            advance(len(batch), sum(tokens for _, tokens in found))
+            advance(len(batch), sum(tokens for _, tokens in translations))
         return answers
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class _Languages:
     def _known(self, language: str) -> str:
         code, known = self.codes.get(language, language), self.ids or self.prefixes
         if code not in known:
-            near = [other for other in known if other[:2].lower() == code[:2].lower()]
+            near = [one for one in known if one[:2].lower() == code[:2].lower()]
             shown = ", ".join(dict.fromkeys([*sorted(near), *sorted(known)]))
             raise ModelError(
                 f"The translation model {self.model!r} has no token for the language {code!r}. Name its own code in "
@@ -217,21 +217,17 @@ class _Languages:
 
 def _language_ids(tokenizer: Any) -> dict[str, int]:
     """Return the ids of a tokenizer's language codes; NLLB's are the special tokens that have no other name."""
-    found = getattr(tokenizer, "lang_code_to_id", None)
-    if found is None:
+    ids = getattr(tokenizer, "lang_code_to_id", None)
+    if ids is None:
         named = {str(token) for token in tokenizer.special_tokens_map.values()}
         codes = [str(token) for token in tokenizer.all_special_tokens if str(token) not in named]
-        found = dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True))
-    return {code: int(token) for code, token in found.items() if token != tokenizer.unk_token_id}
+        ids = dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True))
+    return {code: int(token) for code, token in ids.items() if token != tokenizer.unk_token_id}
 
 
 def _load_tokenizer(model: ModelFiles, trust_remote_code: bool) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model.directory, trust_remote_code=trust_remote_code)
+        return read_tokenizer(model.directory, trust_remote_code)
     except ImportError as error:  # transformers raises it when a tokenizer's library is missing
-        library = "sentencepiece"
-        raise MissingLibraryError(
-            library, f"The tokenizer of {model.name!r}", "pip install 'crosspref[translation]'"
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer in {model.directory} cannot be loaded: {error}") from error
+        install = "pip install 'crosspref[translation]'"
+        raise MissingLibraryError("sentencepiece", f"The tokenizer of {model.name!r}", install) from error
