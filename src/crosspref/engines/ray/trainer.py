@@ -11,7 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group, remove_placement_group
 
-from crosspref.engines.ray.executor import DEATHS, living_nodes, needs_of
+from crosspref.engines.ray.cluster import DEATHS, living_nodes, needs_of
 from crosspref.errors import CrossprefError, RunError
 from crosspref.recipe.sections import RaySettings
 

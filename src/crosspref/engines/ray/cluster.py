@@ -1,0 +1,80 @@
+"""A connection to Ray, what it reserves for each worker, and the nodes that it has."""
+
+import os
+import socket
+
+import ray
+from ray.exceptions import RayError
+
+from crosspref.errors import RunError
+from crosspref.recipe.sections import RaySettings
+
+DEATHS = 3
+"""So many workers may die of one shard, or before they hold their engine, until the run stops."""
+
+ANSWER_SECONDS = 5.0
+"""So long may an address take to answer."""
+
+
+def connect(settings: RaySettings) -> None:
+    """Connect this process to Ray, if it is not yet, and start a cluster on this machine where no address is given.
+
+    Raises:
+        RunError: the address does not answer, or Ray cannot start here.
+    """
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address not in {"auto", "local"}:
+        require_answer(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        hint = ""
+        if address == "auto":
+            hint = "\nray.address: auto needs a cluster on this machine (`ray start --head`) or RAY_ADDRESS."
+        if "AF_UNIX" in str(error):
+            hint = "\nSet RAY_TMPDIR to a folder with a short path, such as /tmp."
+        raise RunError(f"Ray ({address}) cannot be used: {error}{hint}") from error
+
+
+def require_answer(address: str) -> None:
+    """Raise RunError unless Ray's head answers at HOST:PORT; Ray itself would wait for it for more than a minute."""
+    if "://" in address:
+        raise RunError(
+            f"ray.address {address} is for Ray's client, which training cannot use. Run crosspref on a node of the "
+            "cluster, for example by `ray job submit`, with ray.address: auto or HOST:PORT."
+        )
+    host, _, port = address.rpartition(":")
+    problem = "it speaks another protocol"
+    try:
+        if not host:
+            raise ValueError(f"{address!r} is not HOST:PORT")
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
+                return  # nothing can be said in the clear
+            # The opening of HTTP/2, which gRPC runs on: the other side opens with its settings (a frame of type 4).
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            if connection.recv(4)[3:] == b"\x04":
+                return
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise RunError(
+        f"No Ray cluster answers at ray.address {address}: {problem}. `ray status --address {address}` on a node of "
+        "the cluster must work; its port is the one of `ray start --head` (6379). Leave ray.address out for a cluster "
+        "on this machine."
+    )
+
+
+def needs_of(settings: RaySettings) -> dict[str, float]:
+    """Return what Ray reserves for each worker."""
+    return {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Return the resources of each of the cluster's nodes that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
