@@ -29,28 +29,24 @@ def test_every_fault_is_named_by_its_key(tmp_path: Path) -> None:
     file.write_text("judge: {modell: gpt, budget: 1, retries: -1}\nxalpaca: 3\nanswers: {engine: tgi}\n")
     with pytest.raises(RecipeError) as caught:
         load_settings(EvaluationSettings, file, [])
+    assert set(caught.value.keys) == {"judge.modell", "judge.budget", "judge.retries", "xalpaca", "answers.engine"}
     message = str(caught.value)
     assert message.startswith(f"{file} has 5 faults:")
-    for part in (
-        "judge.modell: unknown setting (value 'gpt'); did you mean model?",
-        "judge.budget: needs judge.price_in and judge.price_out",
-        "judge.retries:",
-        "xalpaca: must be a section with any of items",
-        "answers.engine:",
-    ):
-        assert part in message
+    assert "judge.modell: unknown setting (value 'gpt'); did you mean model?" in message
 
 
 def test_what_answers_are_read_by_is_not_to_be_requested_otherwise() -> None:
     found = load_settings(EvaluationSettings, None, ["judge.request={max_tokens: null, reasoning_effort: low}"])
     assert found.judge.request == {"max_tokens": None, "reasoning_effort": "low"}
-    with pytest.raises(RecipeError, match=r"judge\.request: .*cannot hold n, stream"):
+    with pytest.raises(RecipeError, match="n, stream") as caught:
         load_settings(EvaluationSettings, None, ["judge.request={stream: true, n: 2}"])
+    assert caught.value.keys == ("judge.request",)
 
 
 def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError, match=r"judge\.url: the address contains a user or password") as caught:
+    with pytest.raises(RecipeError) as caught:
         load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])
+    assert caught.value.keys == ("judge.url",)
     assert "sesame" not in str(caught.value)
 
 
