@@ -1,10 +1,11 @@
 """The command ``crosspref evaluate``: a run or a model by a suite, or, without a target, responses from a file."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from crosspref.commands import TABLE, Commands, add_set, languages_of, stage_engines
-from crosspref.suites import SUITES
+from crosspref.suites import SUITES, find_suite
 
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
@@ -77,8 +78,10 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.suites.settings import EvaluationSettings
-    from crosspref.suites.work import run_suite
+    from crosspref.suites.targets import find_target
+    from crosspref.suites.work import Evaluation
 
+    find_suite(options.suite)
     judge, overrides = options.judge or [], list(options.overrides)
     if len(judge) == 1:
         overrides.append(f"judge.url={judge[0]}")
@@ -86,18 +89,14 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     languages = None if options.languages is None else options.languages.split(",")
     for language in languages or ():
         language_name(language)
-    reports, folder = run_suite(
-        options.target,
-        settings,
-        options.suite,
-        out=options.out,
-        languages=languages,
-        replay=judge[1] if len(judge) == 2 else None,
-        annotations=options.annotations,
-        reporter=Reporter(),
+    reporter = Reporter()
+    replay, annotations = judge[1] if len(judge) == 2 else None, options.annotations
+    target = find_target(options.target, options.out, settings, reporter)
+    evaluation = Evaluation(
+        settings, target, reporter, languages, replay and Path(replay), annotations and Path(annotations)
     )
-    print_reports(reports)
-    print(f"Written: {folder}")  # noqa: T201
+    print_reports(evaluation.run(options.suite))
+    print(f"Written: {target.folder}")  # noqa: T201
 
 
 def _evaluate_files(options: argparse.Namespace) -> None:

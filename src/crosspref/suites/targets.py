@@ -14,6 +14,7 @@ from crosspref.recipe.sections import SampleSettings
 from crosspref.run.job import find_policy
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
+from crosspref.run.store import Unit
 from crosspref.suites.settings import EvaluationSettings
 
 
@@ -30,19 +31,24 @@ class Candidate:
         """Its name as that of a folder."""
         return re.sub(r"[^\w.-]+", "_", self.name).strip("_.") or "model"
 
+    def identity(self, unit: Unit, part: str = "policy") -> str:
+        """Return what identifies the model; if it is not here, what a unit's marker says of it under ``part``."""
+        if self.files is not None:
+            return self.files.identity
+        return str(unit.read_marker()["parts"].get(part)) if unit.marker.exists() else "not here"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a person named: its models, and the folder of the results.
 
-    ``answering`` is how they answer; ``greedy`` tells that they take the likeliest token. ``run`` is the run
-    whose models they are, and ``languages`` are its languages; None for a model alone.
+    ``answering`` is how they answer. ``run`` is the run whose models they are, and ``languages`` are its languages;
+    both are None for a model alone.
     """
 
     folder: Path
     models: list[Candidate]
     answering: EngineSettings
-    greedy: bool = False
     run: RunDirectory | None = None
     languages: Sequence[str] | None = None
 
@@ -59,7 +65,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = _of_run(run, recipe, settings.models, reporter)
         folder = Path(out) if out else run.suites
         answering = replace(_answering(settings), roles=EngineSettings.of(recipe).roles)
-        return Target(folder, models, answering, settings.answers.temperature == 0, run, recipe.languages)
+        return Target(folder, models, answering, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
         raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
     if out is None:
@@ -70,7 +76,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = [Candidate(name, locate_model(name))]
     except ModelError as error:  # its answers may be stored, or judged elsewhere
         models = [Candidate(name, None, str(error))]
-    return Target(Path(out), models, _answering(settings), settings.answers.temperature == 0)
+    return Target(Path(out), models, _answering(settings))
 
 
 def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:

@@ -10,7 +10,6 @@ from crosspref.engines import find_engine
 from crosspref.errors import DataError, ModelError, RecipeError, RunError
 from crosspref.reports.table import Report
 from crosspref.run.store import Fingerprint, Unit
-from crosspref.suites.answers import identity_of
 from crosspref.suites.nlp.items import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.results import ItemScore, Measured, write_results
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of
@@ -214,7 +213,7 @@ def _shard(work: Evaluation, candidate: Candidate, task: LanguageTask, version: 
         "limit": limit,
     }
     data = "hub" if task.items is None else task.items.digest
-    return unit, Fingerprint(settings, {"model": identity_of(candidate, unit, "model"), "items": data})
+    return unit, Fingerprint(settings, {"model": candidate.identity(unit, "model"), "items": data})
 
 
 def _finished(unit: Unit, fingerprint: Fingerprint) -> bool:
