@@ -356,11 +356,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 def test_the_command_explains_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = full(tmp_path / "a")
     assert run_main(run.root, run.root, "--out", tmp_path / "t") == 1
-    assert run_main(tmp_path, "--out", tmp_path / "t") == 1
     assert run_main(run.root, "--out", run.recipe / "t") == 1
     errors = capsys.readouterr().err
-    for part in ("is given twice", "holds no run", "t.md cannot be written"):
-        assert part in errors
+    assert "is given twice" in errors
+    assert "t.md cannot be written" in errors
     assert not list(tmp_path.glob("t.*"))
 
 

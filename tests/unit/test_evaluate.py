@@ -74,13 +74,6 @@ def test_intervals_resample_prompts() -> None:
     assert (rows["truncated"].low, rows["truncated"].high) == (0.0, 0.0)
 
 
-def test_one_prompt_has_no_interval() -> None:
-    row = counted([response("p", 0), response("p", 1)])["characters"]
-    assert (row.mean, row.prompts) == (4.0, 1)
-    assert math.isnan(row.low)
-    assert math.isnan(row.high)
-
-
 def test_a_language_that_is_not_known_has_no_share_of_right_ones() -> None:
     assert set(counted([response("p", 0)])) == {"repetition", "truncated", "characters"}
 

@@ -8,10 +8,11 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from crosspref.data.records import Pair, Response, Score, Translation
+from crosspref.data.records import Pair, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RunError
 from crosspref.languages import ENGLISH
@@ -21,7 +22,7 @@ from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report, label
 from crosspref.run.job import Job
-from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.layout import Iteration, RunDirectory, open_run
 from crosspref.run.progress import Reporter
 from crosspref.stages import score as scoring
 from crosspref.stages.score import reward_reference
@@ -91,8 +92,8 @@ def audit_run(
         ModelError: a model's files are no longer there.
     """
     run, recipe = open_run(run_dir)
-    number = _auditable(run, recipe, iteration)
-    name = recipe.reward.name
+    places, name = _auditable(run, recipe, iteration), recipe.reward.name
+    number, seed = places.number, recipe.seed
     exact_recipe = recipe.model_copy(
         update={
             "reward": recipe.reward.model_copy(update={"engine": "transformers", "batch_tokens": 1}),
@@ -102,20 +103,24 @@ def audit_run(
     job = Job(exact_recipe, run, EngineFactory(EngineSettings.of(exact_recipe)), reporter)
     # A reward of kto or orpo has no beta in it, so it is in nats as it is.
     scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
-    chosen = {language: _draw(job, number, language, prompts) for language in recipe.languages}
+    chosen = {language: _draw(places, name, language, prompts, seed) for language in recipe.languages}
     reporter.say(f"audit of iteration {number}: loading the models in float32")
     scorer = job.engines.scorer(job.policy(number - 1), reward_reference(job, number))
     audited = []
     try:
         with reporter.step(f"audit of iteration {number}", sum(map(len, chosen.values()))) as meter:
             for language, ids in chosen.items():
-                responses, stored, translations = _rows(run, number, language, name, ids)
-                prompt_rows = [row for tag in {language, ENGLISH} for row in run.prompts.rows(tag)]
+                translated = name == "translated" and language != ENGLISH
                 exact = scoring.score(
-                    responses, prompt_rows, scorer, settings=exact_recipe.reward, reward=name, advance=meter.advance,
-                    translations=translations,
-                )  # fmt: skip
-                pairs = _pairs(run, number, language)
+                    _about(places.responses.rows(language), ids),
+                    [row for tag in {language, ENGLISH} for row in run.prompts.rows(tag)],
+                    scorer,
+                    settings=exact_recipe.reward,
+                    reward=name,
+                    advance=meter.advance,
+                    translations=_about(places.translations.rows(language), ids) if translated else [],
+                )
+                stored, pairs = _about(places.scores(name).rows(language), ids), _pairs(places, language)
                 row = audit(language, stored, exact, pairs, unit=recipe.length_penalty.unit, scale=scale)
                 audited += [row] if row else []
     finally:
@@ -195,56 +200,41 @@ def _judge(rows: Sequence[_Rescored], pair: Pair, unit: str, scale: float) -> tu
     return selected[0] != selected[1], turned
 
 
-def _auditable(run: RunDirectory, recipe: Recipe, iteration: int | None) -> int:
-    """Return the iteration to audit, or raise RunError."""
-    number = _newest(run, recipe.languages) if iteration is None else iteration
-    if number is None or recipe.reward.name == "reward_model" or not _scored(run, number, recipe.reward.name):
+def _auditable(run: RunDirectory, recipe: Recipe, number: int | None) -> Iteration:
+    """Return the iteration to audit, by default the last one with pairs in every language, or raise RunError."""
+    paired = [
+        places
+        for places in run.iterations()
+        if places.number and all(places.pairs.unit(language).marker.exists() for language in recipe.languages)
+    ]
+    places = (paired[-1] if paired else None) if number is None else run.iteration(number)
+    name = recipe.reward.name
+    if places is None or name == "reward_model" or not places.scores(name).finished():
+        which = "any iteration" if places is None else f"iteration {places.number}"
         raise RunError(
-            f"{run.root} has no implicit rewards of {'any iteration' if number is None else f'iteration {number}'} to "
-            f"audit. `crosspref status {run.root}` says where it is."
+            f"{run.root} has no implicit rewards of {which} to audit. `crosspref status {run.root}` says where it is."
         )
     if recipe.reward.counting == "znlp":
         raise RunError("What the released scripts count (znlp) depends on batches: it cannot be scored one at a time.")
-    return number
+    return places
 
 
-def _newest(run: RunDirectory, languages: Sequence[str]) -> int | None:
-    """Return the last iteration whose pairs are made in every language, so that gaps can be told."""
-    whole = [
-        iteration.number
-        for iteration in run.iterations()
-        if iteration.number and all(iteration.pairs.unit(language).marker.exists() for language in languages)
-    ]
-    return max(whole, default=None)
-
-
-def _scored(run: RunDirectory, iteration: int, reward: RewardName) -> bool:
-    return run.iteration(iteration).scores(reward).finished() > 0
-
-
-def _pairs(run: RunDirectory, iteration: int, language: str) -> list[Pair]:
-    unit = run.iteration(iteration).pairs.unit(language)
+def _pairs(places: Iteration, language: str) -> list[Pair]:
+    unit = places.pairs.unit(language)
     return unit.rows(Pair) if unit.marker.exists() else []
 
 
-def _draw(job: Job, iteration: int, language: str, count: int) -> set[str]:
+def _draw(places: Iteration, reward: RewardName, language: str, count: int, seed: int) -> set[str]:
     """Return the ids of some prompts whose responses are scored, those with a pair first."""
-    scores = job.run.iteration(iteration).scores(job.recipe.reward.name)
-    scored = sorted({row.prompt_id for row in scores.rows(language)})
-    random.Random(f"{job.recipe.seed} {language}").shuffle(scored)  # noqa: S311 - nothing to do with secrets
-    paired = {row.prompt_id for row in _pairs(job.run, iteration, language)}
+    scored = sorted({row.prompt_id for row in places.scores(reward).rows(language)})
+    random.Random(f"{seed} {language}").shuffle(scored)  # noqa: S311 - nothing to do with secrets
+    paired = {row.prompt_id for row in _pairs(places, language)}
     return set(sorted(scored, key=lambda prompt_id: prompt_id not in paired)[:count])
 
 
-def _rows(
-    run: RunDirectory, iteration: int, language: str, reward: RewardName, ids: set[str]
-) -> tuple[list[Response], list[Score], list[Translation]]:
-    places = run.iteration(iteration)
-    responses = [row for row in places.responses.rows(language) if row.prompt_id in ids]
-    scores = [row for row in places.scores(reward).rows(language) if row.prompt_id in ids]
-    translated = reward == "translated" and language != ENGLISH
-    rows = places.translations.rows(language) if translated else []
-    return responses, scores, [row for row in rows if row.prompt_id in ids]
+def _about(rows: Sequence[Any], ids: set[str]) -> list[Any]:
+    """Return the rows about some prompts."""
+    return [row for row in rows if row.prompt_id in ids]
 
 
 def _report(audited: Sequence[Audited], iteration: int, reward: RewardName, scale: float) -> Report:

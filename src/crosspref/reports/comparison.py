@@ -153,22 +153,15 @@ def compare_runs(directories: Sequence[str | Path]) -> Comparison:
     for number, root in enumerate(roots):
         if root.resolve() in [earlier.resolve() for earlier in roots[:number]]:
             raise RunError(f"{directories[number]} is given twice. Name each run once.")
-    runs = [read_run(directory, name) for directory, name in zip(directories, run_names(roots), strict=True)]
+    runs = []
+    for directory, name in zip(directories, run_names(roots), strict=True):
+        run, recipe = open_run(directory)
+        measures = [row for iteration in run.iterations() for row in iteration.evaluation.measured()]
+        runs.append(ComparedRun(name, run, recipe, measures))
     policies = [*_measured_pi_0(runs), *(_policy(run, iteration) for run in runs for iteration in _iterations(run))]
     languages = list(dict.fromkeys(language for policy in policies for language in policy.win_rates))
     notes = [*_differences([run for run in runs if run.measures]), *_unfinished(runs), *_explanations(runs)]
     return Comparison(policies, languages, notes)
-
-
-def read_run(directory: str | Path, name: str) -> ComparedRun:
-    """Return what a run directory holds.
-
-    Raises:
-        RunError: it holds no run.
-    """
-    run, recipe = open_run(directory)
-    measures = [row for iteration in run.iterations() for row in iteration.evaluation.measured()]
-    return ComparedRun(name, run, recipe, measures)
 
 
 def run_names(roots: Sequence[Path]) -> list[str]:
@@ -201,9 +194,8 @@ def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
         name = "all runs" if len(group) == len(runs) > 1 else ", ".join(run.name for run in group)
         settings = group[0].recipe.align_english
         training = f"{_training(settings)} (English)" if settings else "given"
-        right_language, characters = (group[0].mean(0, measure) for measure in ("right_language", "characters"))
-        policy = ComparedPolicy(name, 0, "-", "-", training, {}, right_language=right_language, characters=characters)
-        policies.append(policy)
+        means = {measure: group[0].mean(0, measure) for measure in ("right_language", "characters")}
+        policies.append(ComparedPolicy(name, 0, "-", "-", training, {}, None, None, **means))
     return policies
 
 

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,15 +32,7 @@ CHANGES = (
 )
 
 
-class HasLanguage(Protocol):
-    """A row of one language, or of the mean."""
-
-    @property
-    def language(self) -> str:
-        """The language's tag, or `MEAN`."""
-
-
-R = TypeVar("R", bound=HasLanguage)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +110,11 @@ def write_results(
     write_text(path.with_name(f"{path.name}.json"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
-def by_language(rows: Sequence[R]) -> list[R]:
+def by_language(rows: Sequence[T]) -> list[T]:
     """Return the rows ordered by language, in the order of first appearance, with the mean last."""
-    languages = [*dict.fromkeys(row.language for row in rows if row.language != MEAN), MEAN]
-    return sorted(rows, key=lambda row: languages.index(row.language))
+    language = attrgetter("language")
+    order = [*dict.fromkeys(language(row) for row in rows if language(row) != MEAN), MEAN]
+    return sorted(rows, key=lambda row: order.index(language(row)))
 
 
 def describe(
