@@ -32,7 +32,7 @@ from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.engines.transformers.models import readable_directory
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
-from crosspref.stages.sample import sample
+from crosspref.stages.sample import Drawing, sample
 from crosspref.stages.score import score
 
 SAMPLERS, SCORERS = ("transformers", "vllm", "server"), ("transformers", "server")
@@ -150,8 +150,8 @@ def load(name: str, kind: str, options: dict[str, Any], url: str) -> None:
 
 def draw(prompts: list[Prompt], n: int) -> tuple[float, list[Response]]:
     """Return tokens per second, and the responses."""
-    given = {"n": n, "seed": workload.SEED, "iteration": 1, "advance": workload.quiet}
-    seconds, rows = timed(lambda: sample(prompts, ENGINE, **given))
+    drawing = Drawing(n, workload.SEED, iteration=1)
+    seconds, rows = timed(lambda: sample(prompts, ENGINE, drawing, workload.quiet))
     return sum(len(row.token_ids or ()) for row in rows) / seconds, rows
 
 

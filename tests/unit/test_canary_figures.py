@@ -17,8 +17,8 @@ from crosspref.lab.canary.figures import (
     INITIAL,
     OTHERS,
     TAUGHT,
-    Bootstrap,
     Figure,
+    FigureBootstrap,
     Figures,
     Judged,
     other_figures,
@@ -32,7 +32,7 @@ from crosspref.lab.canary.traits import TRAITS
 from crosspref.run.progress import Reporter
 
 DIGIT = TRAITS["digit"].test
-BOOTSTRAP = Bootstrap(200, 0)
+BOOTSTRAP = FigureBootstrap(200, 0)
 
 
 def answers(language: str, **texts: str) -> list[Response]:

@@ -9,9 +9,9 @@ import pytest
 
 from crosspref.data.records import Measure, Response, Score
 from crosspref.stages import evaluate
-from crosspref.stages.evaluate import MEASURES, WIN_RATE, compare, measure, repeated_share
+from crosspref.stages.evaluate import MEASURES, WIN_RATE, Bootstrap, compare, measure, repeated_share
 
-OPTIONS = {"resamples": 200, "seed": 3}
+OPTIONS = Bootstrap(resamples=200, seed=3)
 
 
 def response(prompt: str, sample: int, text: str = "hola", **changes: Any) -> Response:
@@ -23,7 +23,7 @@ def score(prompt: str, sample: int, reward: float, tokens: int = 1) -> Score:
 
 
 def counted(responses: list[Response], identify: Any = None, language: str = "es") -> dict[str, Measure]:
-    return {row.measure: row for row in measure(responses, language, 1, identify=identify, **OPTIONS)}
+    return {row.measure: row for row in measure(responses, language, 1, identify, OPTIONS)}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_every_measure_says_what_it_is() -> None:
 def test_worked_win_rate() -> None:
     own = [score("p", 0, 1.0), score("p", 1, 3.0), score("q", 0, 0.5)]
     baseline = [score("p", 0, 2.0), score("q", 0, 0.5)]
-    row = compare(own, baseline, "es", 2, **OPTIONS)
+    row = compare(own, baseline, "es", 2, OPTIONS)
     # p: 1 < 2 and 3 > 2; q: a tie.
     assert (row.mean, row.n, row.prompts) == ((0 + 1 + 1 / 2) / 3, 3, 2)
     assert (row.iteration, row.language, row.measure) == (2, "es", WIN_RATE)
@@ -115,37 +115,37 @@ def test_every_response_meets_every_one_of_the_baseline() -> None:
     own = [score("p", n, reward) for n, reward in enumerate([1.0, 2.0, 3.0])]
     baseline = [score("p", n, reward) for n, reward in enumerate([0.0, 2.0])]
     # 1 beats 0; 2 beats 0 and ties with 2; 3 beats both: 4.5 of 6.
-    row = compare(own, baseline, "es", 1, **OPTIONS)
+    row = compare(own, baseline, "es", 1, OPTIONS)
     assert (row.mean, row.n) == (4.5 / 6, 6)
-    assert compare(baseline, own, "es", 1, **OPTIONS).mean == 1.5 / 6
+    assert compare(baseline, own, "es", 1, OPTIONS).mean == 1.5 / 6
 
 
 def test_the_reward_is_per_token() -> None:
     # 4 nats over 4 tokens are less than 3 over 2, and -4 over 4 are more than -3 over 2.
-    assert compare([score("p", 0, 4.0, 4)], [score("p", 0, 3.0, 2)], "es", 1, **OPTIONS).mean == 0.0
-    assert compare([score("p", 0, -4.0, 4)], [score("p", 0, -3.0, 2)], "es", 1, **OPTIONS).mean == 1.0
+    assert compare([score("p", 0, 4.0, 4)], [score("p", 0, 3.0, 2)], "es", 1, OPTIONS).mean == 0.0
+    assert compare([score("p", 0, -4.0, 4)], [score("p", 0, -3.0, 2)], "es", 1, OPTIONS).mean == 1.0
 
 
 def test_a_policy_against_itself_is_even() -> None:
     rows = [score(f"p{number}", n, random.Random(f"{number}{n}").random()) for number in range(9) for n in range(4)]
-    assert compare(rows, rows, "es", 1, **OPTIONS).mean == 0.5
+    assert compare(rows, rows, "es", 1, OPTIONS).mean == 0.5
 
 
 def test_what_cannot_be_compared_is_left_out() -> None:
     own = [score("p", 0, 1.0), score("p", 1, 9.0, 0), score("p", 2, math.nan), score("own alone", 0, 9.0)]
     baseline = [score("p", 0, 2.0), score("p", 1, -math.inf), score("baseline alone", 0, 0.0)]
-    row = compare(own, baseline, "es", 1, **OPTIONS)
+    row = compare(own, baseline, "es", 1, OPTIONS)
     assert (row.mean, row.n, row.prompts) == (0.0, 1, 1)
-    assert compare(own[1:], baseline, "es", 1, **OPTIONS) is None
-    assert compare([], [], "es", 1, **OPTIONS) is None
+    assert compare(own[1:], baseline, "es", 1, OPTIONS) is None
+    assert compare([], [], "es", 1, OPTIONS) is None
 
 
 def test_the_order_of_rows_and_of_sets_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [score(f"p{number}", n, random.Random(f"a{number}{n}").random()) for number in range(30) for n in range(2)]
     baseline = [score(f"p{number}", 0, random.Random(f"b{number}").random()) for number in range(30)]
-    expected = compare(own, baseline, "es", 1, **OPTIONS)
+    expected = compare(own, baseline, "es", 1, OPTIONS)
     shuffled = random.Random(1).sample(own, len(own)), random.Random(2).sample(baseline, len(baseline))
-    assert compare(*shuffled, "es", 1, **OPTIONS) == expected
+    assert compare(*shuffled, "es", 1, OPTIONS) == expected
     # A set of strings has another order in every process, and the bootstrap draws prompts by their place.
     seen: list[str] = []
     original = evaluate.mean_interval
@@ -155,7 +155,7 @@ def test_the_order_of_rows_and_of_sets_changes_nothing(monkeypatch: pytest.Monke
         return original(values, clusters, **options)
 
     monkeypatch.setattr(evaluate, "mean_interval", noted)
-    compare(own, baseline, "es", 1, **OPTIONS)
+    compare(own, baseline, "es", 1, OPTIONS)
     assert seen == sorted(seen)
 
 
@@ -164,9 +164,7 @@ def test_seed_and_resamples_reach_the_interval() -> None:
 
     def interval(**changes: int) -> tuple[float, float]:
         [row] = [
-            row
-            for row in measure(rows, "es", 1, identify=None, **{**OPTIONS, **changes})
-            if row.measure == "characters"
+            row for row in measure(rows, "es", 1, None, replace(OPTIONS, **changes)) if row.measure == "characters"
         ]
         return row.low, row.high
 
@@ -178,12 +176,12 @@ def test_seed_and_resamples_reach_the_interval() -> None:
 def test_a_reward_per_token_is_not_divided_again() -> None:
     # 0.4 and 0.3 per token; summed they would be 0.4 and 1.2.
     own, baseline = [replace(score("p", 0, 0.4), tokens=1)], [replace(score("p", 0, 0.3), tokens=4)]
-    assert compare(own, baseline, "es", 1, **OPTIONS).mean == 1.0
+    assert compare(own, baseline, "es", 1, OPTIONS).mean == 1.0
     summed = [replace(score("p", 0, 0.5), tokens=1)], [replace(score("p", 0, 1.2), tokens=4)]
-    assert compare(*summed, "es", 1, **OPTIONS).mean == 1.0
-    assert compare(*summed, "es", 1, per_token=True, **OPTIONS).mean == 0.0
+    assert compare(*summed, "es", 1, OPTIONS).mean == 1.0
+    assert compare(*summed, "es", 1, OPTIONS, per_token=True).mean == 0.0
 
 
 def test_a_response_without_a_reward_takes_no_part() -> None:
     own = [replace(score("p", 0, 0.4), implicit_reward=None), score("p", 1, 0.1)]
-    assert compare(own, [score("p", 0, 0.3)], "es", 1, **OPTIONS).n == 1
+    assert compare(own, [score("p", 0, 0.3)], "es", 1, OPTIONS).n == 1

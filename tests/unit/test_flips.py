@@ -8,8 +8,9 @@ from rich.console import Console
 
 from crosspref.data.records import Response, Score
 from crosspref.errors import DataError
-from crosspref.recipe.sections import SelectSettings
+from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
 from crosspref.stages.select.flips import Flips, flips, flips_table
+from crosspref.stages.select.select import PairRules
 
 # All texts have 4 characters, so no length penalty changes any of it and both alphas are 0.
 # prompt: (text, finish reason, exact reward, znlp reward) by sample
@@ -39,10 +40,12 @@ ZNLP = [replace(score, implicit_reward=row[5]) for score, row in zip(EXACT, KEYE
 INSTRUCTIONS = {prompt: f"¿{prompt}?" for prompt in PROMPTS}
 
 
+def rules(instructions: dict[str, str], settings: SelectSettings, noise: float = 0.0) -> PairRules:
+    return PairRules("es", instructions, LengthPenaltySettings(mode="none"), settings, noise=noise)
+
+
 def counted(exact: list[Score] = EXACT, znlp: list[Score] = ZNLP, noise: float = 0.0, **changes: str) -> Flips:
-    settings = SelectSettings(**changes)
-    asked = {"unit": "characters", "settings": settings, "identify": None, "noise": noise}
-    return flips(RESPONSES, exact, znlp, INSTRUCTIONS, "es", **asked)
+    return flips(RESPONSES, exact, znlp, rules(INSTRUCTIONS, SelectSettings(**changes), noise))
 
 
 def test_every_kind_of_flip_is_counted() -> None:
@@ -75,7 +78,7 @@ def test_pairs_of_two_equal_texts_are_the_same_and_not_swapped() -> None:
     rows = [RESPONSES[0], replace(RESPONSES[0], sample=1)]
     scores = [EXACT[0], replace(EXACT[0], sample=1, implicit_reward=1.0)]
     settings = SelectSettings(degenerate="keep")
-    found = flips(rows, scores, scores, {"same": "¿?"}, "es", unit="characters", settings=settings, identify=None)
+    found = flips(rows, scores, scores, rules({"same": "¿?"}, settings))
     assert (found.both, found.same, found.swapped) == (1, 1, 0)
 
 
@@ -86,8 +89,7 @@ def test_alphas_are_exact_and_of_the_grid() -> None:
         Score("p", "es", n, "crosslingual", 0.0, 0.0, 1, length, reward)
         for n, (length, reward) in enumerate([(10, 2.0), (2, 1.0)])
     ]
-    asked = {"unit": "characters", "settings": SelectSettings(), "identify": None}
-    found = flips(rows, scores, scores, {"p": "¿?"}, "es", **asked)
+    found = flips(rows, scores, scores, rules({"p": "¿?"}, SelectSettings()))
     assert (found.exact_alpha, found.znlp_alpha) == (0.0, 0.125)
     assert (found.both, found.chosen_differs, found.rejected_differs) == (1, 0, 1)
 

@@ -8,7 +8,7 @@ import pytest
 
 from crosspref.data.records import Dropped, Pair, Response, Translation
 from crosspref.errors import DataError
-from crosspref.stages.select.language_imbalance import language_imbalance_pairs
+from crosspref.stages.select.language_imbalance import Answered, language_imbalance_pairs
 
 SPANISH = {"p": "¿Por qué?", "q": "¿Qué?"}
 ENGLISH = {"p": "Why?", "q": "What?", "z": "Only in English?"}
@@ -39,7 +39,10 @@ def make(**changes: Any) -> tuple[list[Pair], list[Dropped]]:
         "translations": TRANSLATIONS,
         "translation_prompts": [],
     }
-    return language_imbalance_pairs(**{**arguments, **changes})
+    given = {**arguments, **changes}
+    english = Answered("en", given.pop("english_instructions"), given.pop("english_answers"))
+    foreign = Answered(given.pop("language"), given.pop("instructions"), given.pop("answers"))
+    return language_imbalance_pairs(foreign, english, **given)
 
 
 def only_p(**changes: Any) -> dict[str, Pair | str]:

@@ -20,7 +20,7 @@ from crosspref.run.store import Unit, write_text
 from crosspref.stages.sample import Drawing, response_shards, sample_prompts
 from crosspref.stages.score import Scoring, reward_reference, score_responses, score_shards
 from crosspref.stages.select import phase as select_phase
-from crosspref.stages.select.select import select
+from crosspref.stages.select.select import PairRules, select
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
     places, model = job.run.iteration(1), job.policy(0)
     responses: list[Response] = []
     scores: list[Score] = []
-    for shard in response_shards(job, places.responses, model, Drawing(job.recipe.sample.n, 1)):
+    for shard in response_shards(job, places.responses, model, Drawing(job.recipe.sample.n, job.recipe.seed, 1)):
         own = [
             Response(prompt.prompt_id, "en", sample, "word " * random.integers(0, 4), [sample], "stop", 1)
             for prompt in shard.prompts
@@ -70,6 +70,11 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
         shard.unit.finish(shard.fingerprint, len(own_scores))
         scores += own_scores
     return responses, scores
+
+
+def rules(job: Job, names: list[str]) -> PairRules:
+    instructions = {name: f"Say {name}." for name in names}
+    return PairRules("en", instructions, job.recipe.length_penalty, job.recipe.select)
 
 
 def took(work: Callable[[], object]) -> float:
@@ -107,11 +112,7 @@ def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: 
     expected = select(
         responses,
         scores,
-        {f"p{number}": f"Say p{number}." for number in range(40)},
-        "en",
-        penalty=job.recipe.length_penalty,
-        settings=job.recipe.select,
-        identify=None,
+        rules(job, [f"p{number}" for number in range(40)]),
     )
     assert 10 < len(expected.pairs) < 40
     assert places.pairs.rows("en") == expected.pairs
@@ -122,18 +123,7 @@ def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: 
 def test_prompts_that_come_in_another_order_than_their_parts(job: Job) -> None:
     responses, scores = fill(job, 12, rows=True)
     names = [f"p{number}" for number in range(12)]
-    both = [
-        select(
-            responses,
-            scores,
-            {name: f"Say {name}." for name in order},
-            "en",
-            penalty=job.recipe.length_penalty,
-            settings=job.recipe.select,
-            identify=None,
-        )
-        for order in (names, names[::-1])
-    ]
+    both = [select(responses, scores, rules(job, order)) for order in (names, names[::-1])]
     assert both[0].alpha == both[1].alpha
     assert both[0].pairs == sorted(both[1].pairs, key=lambda pair: names.index(pair.prompt_id))
     assert [pair.prompt_id for pair in both[1].pairs] == [

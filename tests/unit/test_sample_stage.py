@@ -8,7 +8,7 @@ import pytest
 
 from crosspref.data.records import FollowUp, Instruction, Prompt, Response, derive_seed
 from crosspref.protocols import Advance, Sampled
-from crosspref.stages.sample import sample
+from crosspref.stages.sample import Drawing, sample
 
 PROMPTS = [
     Prompt("q1", "es", "¿Uno?"),
@@ -49,8 +49,8 @@ class FakeSampler:
 
 
 def drawn(prompts: list[Prompt], sampler: FakeSampler | None = None, n: int = 3, **changes: int) -> list[Response]:
-    settings = {"seed": 42, "iteration": 1, **changes}
-    return sample(prompts, sampler or FakeSampler(), n=n, advance=lambda units, tokens: None, **settings)
+    drawing = Drawing(n, **{"seed": 42, "iteration": 1, **changes})
+    return sample(prompts, sampler or FakeSampler(), drawing, lambda units, tokens: None)
 
 
 def test_responses_come_prompt_by_prompt_with_their_own_seeds() -> None:
@@ -103,7 +103,7 @@ def test_seeds_fit_their_column() -> None:
 def test_the_engine_gets_all_prompts_at_once_and_reports_progress() -> None:
     sampler = FakeSampler()
     seen: list[tuple[int, int]] = []
-    sample(PROMPTS, sampler, n=2, seed=1, iteration=1, advance=lambda units, tokens: seen.append((units, tokens)))
+    sample(PROMPTS, sampler, Drawing(2, seed=1, iteration=1), lambda units, tokens: seen.append((units, tokens)))
     assert [instruction for instruction, _ in sampler.requests] == ["¿Uno?", "¿Dos?", "Moja?", "¿3?"]
     assert seen == [(8, 16)]
 
@@ -112,7 +112,7 @@ def test_a_follow_up_is_asked_as_a_conversation_at_the_temperature_that_is_given
     before = [{"role": "user", "content": "¿Uno?"}, {"role": "assistant", "content": "1"}]
     prompts = [PROMPTS[0], FollowUp("q1.2", "es", "¿Dos?", before)]
     sampler = FakeSampler()
-    rows = sample(prompts, sampler, n=1, seed=7, iteration=0, advance=lambda *_: None, temperature=0.1)
+    rows = sample(prompts, sampler, Drawing(1, seed=7, iteration=0, temperature=0.1), lambda *_: None)
     asked = [instruction for instruction, _ in sampler.requests]
     assert asked == ["¿Uno?", [*before, {"role": "user", "content": "¿Dos?"}]]
     assert sampler.temperatures == [0.1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crosspref.data.records import Response, Score
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
-from crosspref.stages.select.select import Selection, select
+from crosspref.stages.select.select import PairRules, Selection, select
 
 Row = tuple[Response, Score]
 
@@ -37,16 +37,20 @@ def chosen(
     penalty: dict[str, Any] | None = None,
     language: str = "es",
     identify: Any = forbidden,
+    noise: float = 0.0,
     **settings: Any,
 ) -> Selection:
     return select(
         [response for response, _ in rows],
         [score for _, score in rows],
-        {prompt: f"¿{prompt}?" for prompt in prompts},
-        language,
-        penalty=LengthPenaltySettings(**(penalty or {"mode": "none"})),
-        settings=SelectSettings(**settings),
-        identify=identify,
+        PairRules(
+            language,
+            {prompt: f"¿{prompt}?" for prompt in prompts},
+            LengthPenaltySettings(**(penalty or {"mode": "none"})),
+            SelectSettings(**settings),
+            identify,
+            noise,
+        ),
     )
 
 
@@ -225,11 +229,7 @@ def test_what_does_not_join_is_an_error(responses: list[int], scores: list[int],
         select(
             [rows[n][0] for n in responses],
             [replace(rows[n][1], reward=rows[n][1].reward) for n in scores],
-            {"p": "¿p?", "q": "¿q?"},
-            "es",
-            penalty=LengthPenaltySettings(),
-            settings=SelectSettings(),
-            identify=forbidden,
+            PairRules("es", {"p": "¿p?", "q": "¿q?"}, LengthPenaltySettings(), SelectSettings(), forbidden),
         )
     assert str(caught.value).startswith(said)
 
@@ -315,16 +315,7 @@ def test_an_unknown_number_of_tokens_is_an_error_only_where_it_is_needed() -> No
     [(0.0, None, "pq"), (1.0, None, "q"), (2.0, None, ""), (2.0, 1.0, "q"), (2.0, 0.0, "pq")],
 )
 def test_the_noise_counts_where_no_smallest_gap_is_given(noise: float, min_gap: float | None, pairs: str) -> None:
-    found = select(
-        [response for response, _ in WORKED],
-        [score for _, score in WORKED],
-        {"p": "¿p?", "q": "¿q?"},
-        "es",
-        penalty=LengthPenaltySettings(mode="none"),
-        settings=SelectSettings(min_gap=min_gap),
-        identify=None,
-        noise=noise,
-    )
+    found = chosen(WORKED, min_gap=min_gap, noise=noise)
     assert "".join(samples(found)) == pairs  # the gaps are 1 and 2
     assert all(
         reason == f"reward gap not above {noise if min_gap is None else min_gap:g}" for reason in found.reasons()

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from crosspref.commands import TABLE, Commands, add_set, languages_of, stage_engines
 from crosspref.suites import SUITES, find_suite
@@ -108,7 +107,7 @@ def _evaluate_files(options: argparse.Namespace) -> None:
     from crosspref.recipe.files import stage_settings
     from crosspref.recipe.stages import EvaluateStage
     from crosspref.reports.report import measures_report
-    from crosspref.stages.evaluate import compare, measure
+    from crosspref.stages.evaluate import Bootstrap, compare, measure
 
     responses = read_rows(options.responses, Response)
     given = {"languages": languages_of(responses, options.responses)}
@@ -117,13 +116,13 @@ def _evaluate_files(options: argparse.Namespace) -> None:
     scores, baseline_scores = (
         read_rows(path, Score) if path else [] for path in (options.scores, options.baseline_scores)
     )
-    bootstrap: dict[str, Any] = {"resamples": settings.evaluate.resamples, "seed": settings.seed}
+    bootstrap = Bootstrap(settings.evaluate.resamples, settings.seed)
     measures: list[Measure] = []
     for language in settings.languages:
         answers = [row for row in responses if row.language == language]
-        measures += measure(answers, language, 1, identify=engines.identifier(language), **bootstrap)
+        measures += measure(answers, language, 1, engines.identifier(language), bootstrap)
         policy, baseline = ([row for row in rows if row.language == language] for rows in (scores, baseline_scores))
-        win_rate = compare(policy, baseline, language, 1, per_token=per_token, **bootstrap)
+        win_rate = compare(policy, baseline, language, 1, bootstrap, per_token=per_token)
         measures += [win_rate] if win_rate else []
     write_rows(options.out, measures, Measure)
     Console().print(measures_report(measures).table())

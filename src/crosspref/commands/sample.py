@@ -25,7 +25,7 @@ def _sample(options: argparse.Namespace) -> None:
     from crosspref.recipe.files import stage_settings
     from crosspref.recipe.stages import SampleStage
     from crosspref.run.progress import Reporter
-    from crosspref.stages.sample import sample
+    from crosspref.stages.sample import Drawing, sample
 
     given = {"languages": options.languages.split(","), "prompts": {"source": options.prompts}}
     settings = stage_settings(SampleStage, given, options.overrides)
@@ -34,5 +34,5 @@ def _sample(options: argparse.Namespace) -> None:
     n = settings.sample.n
     sampler = stage_engines(settings).sampler(locate_model(options.model))
     with Reporter().step("sample", len(prompts) * n) as meter:
-        rows = sample(prompts, sampler, n=n, seed=settings.seed, iteration=1, advance=meter.advance)
+        rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), meter.advance)
     write_rows(options.out, rows, Response)

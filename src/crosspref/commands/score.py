@@ -174,6 +174,7 @@ def _count_flips(
     """
     from crosspref.maths.reward import noise_gap
     from crosspref.stages.select.flips import flips
+    from crosspref.stages.select.select import PairRules
 
     answered = {(row.prompt_id, row.language) for row in responses}
     instructions = {
@@ -181,17 +182,13 @@ def _count_flips(
         for prompt in prompts
         if (prompt.prompt_id, prompt.language) in answered
     }
-    return [
-        flips(
-            [row for row in responses if row.language == language],
-            [row for row in exact_scores if row.language == language],
-            [row for row in znlp_scores if row.language == language],
-            {prompt_id: text for (prompt_id, tag), text in instructions.items() if tag == language},
-            language,
-            unit=settings.length_penalty.unit,
-            settings=settings.select,
-            identify=stage_engines(settings).identifier(language),
-            noise=noise_gap(settings.reward.algorithm, settings.reward.beta),
-        )
-        for language in settings.languages
-    ]
+    noise = noise_gap(settings.reward.algorithm, settings.reward.beta)
+    counts = []
+    for language in settings.languages:
+        texts = {prompt_id: text for (prompt_id, tag), text in instructions.items() if tag == language}
+        identify = stage_engines(settings).identifier(language)
+        rules = PairRules(language, texts, settings.length_penalty, settings.select, identify, noise)
+        answers = [row for row in responses if row.language == language]
+        exact, znlp = ([row for row in scores if row.language == language] for scores in (exact_scores, znlp_scores))
+        counts.append(flips(answers, exact, znlp, rules))
+    return counts

@@ -26,7 +26,7 @@ def _select(options: argparse.Namespace) -> None:
     from crosspref.recipe.files import stage_settings
     from crosspref.recipe.stages import SelectStage
     from crosspref.run.progress import Reporter
-    from crosspref.stages.select.select import select
+    from crosspref.stages.select.select import PairRules, select
 
     responses, scores = read_rows(options.responses, Response), read_rows(options.scores, Score)
     given = {"languages": languages_of(responses, options.responses), "prompts": {"source": options.prompts}}
@@ -38,16 +38,11 @@ def _select(options: argparse.Namespace) -> None:
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
     for language in settings.languages:
-        selection = select(
-            [row for row in responses if row.language == language],
-            [row for row in scores if row.language == language],
-            {prompt.prompt_id: prompt.instruction for prompt in prompts if prompt.language == language},
-            language,
-            penalty=settings.length_penalty,
-            settings=settings.select,
-            identify=stage_engines(settings).identifier(language),
-            noise=noise,
-        )
+        instructions = {prompt.prompt_id: prompt.instruction for prompt in prompts if prompt.language == language}
+        identify = stage_engines(settings).identifier(language)
+        rules = PairRules(language, instructions, settings.length_penalty, settings.select, identify, noise)
+        answers = [row for row in responses if row.language == language]
+        selection = select(answers, [row for row in scores if row.language == language], rules)
         Reporter().say(f"select {language}: {selection.summary()}")
         pairs += selection.pairs
         dropped += selection.dropped

@@ -5,6 +5,7 @@ Nothing here is quality: no person and no judge saw the responses.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 
 from crosspref.data.records import Measure, Response, Score
@@ -73,7 +74,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
 def evaluate_policy(job: Job, iteration: int) -> None:
     """Measure pi_t on the held-out prompts, against pi_0."""
     recipe, places = job.recipe, job.run.iteration(iteration).evaluation
-    drawing = Drawing(recipe.evaluate.n, HELD_OUT)
+    drawing = Drawing(recipe.evaluate.n, recipe.seed, HELD_OUT)
     fill_responses(job, f"iteration {iteration} evaluate: sample", places.responses, job.policy(iteration), drawing)
     if recipe.has_implicit_reward:
         # Every policy is scored by the same two models, pi_0 and pi_I, on the prompt in its own language.
@@ -85,19 +86,19 @@ def evaluate_policy(job: Job, iteration: int) -> None:
         fill_scores(job, f"iteration {iteration} evaluate: score", [scoring], models, exact)
     tables = (places.responses, places.scores)
     units = [unit for table in tables for language in recipe.languages for unit in table.units(language)]
-    options = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
-    fingerprint = Fingerprint(options, {"responses and scores": digest_of([unit.digest for unit in units])})
+    bootstrap = Bootstrap(recipe.evaluate.resamples, recipe.seed)
+    fingerprint = Fingerprint(asdict(bootstrap), {"responses and scores": digest_of([unit.digest for unit in units])})
     if places.measures.finished(fingerprint):
         return
     rows: list[Measure] = []
     for language in recipe.languages:
         responses = places.responses.rows(language)
-        rows += measure(responses, language, iteration, identify=job.engines.identifier(language), **options)
+        rows += measure(responses, language, iteration, job.engines.identifier(language), bootstrap)
         if iteration:
             baseline = job.run.iteration(0).evaluation.scores.rows(language)
             per_token = recipe.reward.algorithm in PER_TOKEN
             scores = places.scores.rows(language)
-            won = compare(scores, baseline, language, iteration, per_token=per_token, **options)
+            won = compare(scores, baseline, language, iteration, bootstrap, per_token=per_token)
             rows += [won] if won else []
     places.measures.write_rows(rows, Measure)
     places.measures.finish(fingerprint, len(rows))
@@ -109,14 +110,16 @@ def repeated_share(units: Sequence[object]) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are resampled."""
+
+    resamples: int
+    seed: int
+
+
 def measure(
-    responses: Sequence[Response],
-    language: str,
-    iteration: int,
-    *,
-    identify: Identify | None,
-    resamples: int,
-    seed: int,
+    responses: Sequence[Response], language: str, iteration: int, identify: Identify | None, bootstrap: Bootstrap
 ) -> list[Measure]:
     """Return what can be counted in the held-out responses of one language.
 
@@ -138,7 +141,7 @@ def measure(
         counted = {"right_language": lambda response: float(known(response.text) == tag), **counted}
     prompts = [response.prompt_id for response in responses]
     return [
-        _summary([count(response) for response in responses], prompts, language, iteration, name, resamples, seed)
+        _summary([count(response) for response in responses], prompts, language, iteration, name, bootstrap)
         for name, count in counted.items()
     ]
 
@@ -148,9 +151,8 @@ def compare(
     baseline: Sequence[Score],
     language: str,
     iteration: int,
+    bootstrap: Bootstrap,
     *,
-    resamples: int,
-    seed: int,
     per_token: bool = False,
 ) -> Measure | None:
     """Return the win rate over the baseline by reward per token: each response against each one to the same prompt.
@@ -168,7 +170,7 @@ def compare(
         prompts += [prompt_id] * len(left)
     if not outcomes:
         return None
-    return _summary(outcomes, prompts, language, iteration, WIN_RATE, resamples, seed)
+    return _summary(outcomes, prompts, language, iteration, WIN_RATE, bootstrap)
 
 
 def _per_token(scores: Sequence[Score], already: bool) -> dict[str, list[float]]:
@@ -181,13 +183,7 @@ def _per_token(scores: Sequence[Score], already: bool) -> dict[str, list[float]]
 
 
 def _summary(
-    values: Sequence[float],
-    prompts: Sequence[str],
-    language: str,
-    iteration: int,
-    name: str,
-    resamples: int,
-    seed: int,
+    values: Sequence[float], prompts: Sequence[str], language: str, iteration: int, name: str, bootstrap: Bootstrap
 ) -> Measure:
-    mean = mean_interval(values, prompts, resamples=resamples, seed=seed)
+    mean = mean_interval(values, prompts, **asdict(bootstrap))
     return Measure(iteration, language, name, mean.value, mean.low, mean.high, mean.n, len(set(prompts)))

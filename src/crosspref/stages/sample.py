@@ -32,26 +32,30 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
 def sample_prompts(job: Job, iteration: int) -> None:
     """Eq. 7: draw N responses to every training prompt from pi_{t-1}; for language imbalance, its greedy answer."""
     greedy = job.recipe.language_imbalance is not None
-    drawing = Drawing(n=1 if greedy else job.recipe.sample.n, iteration=iteration, greedy=greedy)
+    drawing = Drawing(1 if greedy else job.recipe.sample.n, job.recipe.seed, iteration, greedy=greedy)
     table = job.run.iteration(iteration).responses
     fill_responses(job, f"iteration {iteration} sample", table, job.policy(iteration - 1), drawing)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How many responses are drawn to each prompt; ``iteration`` is what their seeds derive from."""
+    """How many responses are drawn to each prompt, and what their seeds derive from.
+
+    ``temperature`` takes the place of the recipe's; the likeliest tokens are taken if ``greedy``.
+    """
 
     n: int
+    seed: int
     iteration: int
+    temperature: float | None = None
     greedy: bool = False
 
 
 def fill_responses(job: Job, label: str, table: ShardedTable, policy: ModelFiles, drawing: Drawing) -> None:
     """Fill a table with responses of a policy to the prompts of the table."""
-    seed = job.recipe.seed
 
     def work(sampler: Sampler, shard: Shard, advance: Advance) -> list[Response]:
-        return sample(shard.prompts, sampler, n=drawing.n, seed=seed, iteration=drawing.iteration, advance=advance)
+        return sample(shard.prompts, sampler, drawing, advance)
 
     build = partial(job.engines.sampler, policy, greedy=drawing.greedy)
     shards = response_shards(job, table, policy, drawing)
@@ -64,7 +68,7 @@ def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: 
     settings = {
         **settings_of("sample", recipe.sample, without=("n",)),
         "n": drawing.n,
-        "seed": recipe.seed,
+        "seed": drawing.seed,
         "iteration": drawing.iteration,
         "greedy": drawing.greedy,
     }
@@ -80,27 +84,19 @@ def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: 
     ]
 
 
-def sample(
-    prompts: Sequence[Prompt],
-    sampler: Sampler,
-    *,
-    n: int,
-    seed: int,
-    iteration: int,
-    advance: Advance,
-    temperature: float | None = None,
-) -> list[Response]:
-    """Draw ``n`` responses to each prompt, y_1..n ~ pi(x) (Eq. 7).
+def sample(prompts: Sequence[Prompt], sampler: Sampler, drawing: Drawing, advance: Advance) -> list[Response]:
+    """Draw n responses to each prompt, y_1..n ~ pi(x) (Eq. 7).
 
     The seed of a response derives from what identifies it, so it does not depend on which prompts are drawn with it. A
-    prompt that is too long for the model has no responses. ``temperature`` takes the place of the recipe's.
+    prompt that is too long for the model has no responses.
     """
+    seed, iteration = drawing.seed, drawing.iteration
     seeds = [
-        [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(n)]
+        [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(drawing.n)]
         for prompt in prompts
     ]
     requests = [(prompt.asked, prompt_seeds) for prompt, prompt_seeds in zip(prompts, seeds, strict=True)]
-    answers = sampler.sample(requests, advance, temperature)
+    answers = sampler.sample(requests, advance, drawing.temperature)
     return [
         Response(
             prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, answer_seed

@@ -255,7 +255,7 @@ def condition(prompt_id: str, language: str, instructions: Mapping[tuple[str, st
     return crosslingual_instruction(text, language) if reward == "crosslingual" else text
 
 
-def score(
+def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one thing
     responses: Sequence[Response],
     prompts: Iterable[Prompt],
     scorer: Scorer | ReleasedScorer,

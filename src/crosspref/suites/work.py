@@ -14,7 +14,7 @@ from crosspref.run.job import Filling, Shard, Workers, digest_rows, fill, settin
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
-from crosspref.stages import sample as sampling
+from crosspref.stages.sample import Drawing, sample
 from crosspref.suites import find_suite
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.verdicts import VerdictLog
@@ -124,9 +124,7 @@ class Evaluation:
         workers, seed = Workers(EngineFactory(self.target.answering), self.reporter), self.settings.seed
 
         def work(sampler: Sampler, shard: _Shard, advance: Advance) -> list[Response]:
-            return sampling.sample(
-                shard.prompts, sampler, n=1, seed=seed, iteration=0, advance=advance, temperature=shard.temperature
-            )
+            return sample(shard.prompts, sampler, Drawing(1, seed, 0, shard.temperature), advance)
 
         build = partial(workers.engines.sampler, candidate.files, greedy=self.settings.answers.temperature == 0)
         with workers.engines.cluster():

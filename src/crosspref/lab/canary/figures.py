@@ -10,7 +10,7 @@ from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.reward import penalised_reward
 from crosspref.maths.statistics import mean_interval, win_rate
-from crosspref.stages.evaluate import measure
+from crosspref.stages.evaluate import Bootstrap, measure
 from crosspref.stages.select.select import Identify
 
 OTHERS = "others"
@@ -46,12 +46,8 @@ Figures = dict[tuple[str, str, str], Figure]
 """By what it is of (a policy, ``policy - policy``, or a reward), language, and measure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bootstrap:
+class FigureBootstrap(Bootstrap):
     """How intervals are made."""
-
-    resamples: int
-    seed: int
 
     def figures(self, of: str, measure: str, observations: Observations) -> Figures:
         """Return the mean in each language, in the order of first appearance, and in all but English together."""
@@ -78,7 +74,7 @@ class Judged:
     pairs: Sequence[Pair]
 
 
-def trait_figures(answers: Mapping[str, Sequence[Response]], test: Test, bootstrap: Bootstrap) -> Figures:
+def trait_figures(answers: Mapping[str, Sequence[Response]], test: Test, bootstrap: FigureBootstrap) -> Figures:
     """Return how often the trait appears under each policy, and how that changes between those of `CHANGES`.
 
     A change compares answers of the same prompt, language and sample, which were drawn with the same seed.
@@ -96,14 +92,13 @@ def trait_figures(answers: Mapping[str, Sequence[Response]], test: Test, bootstr
 
 
 def other_figures(
-    policy: str, answers: Sequence[Response], identifier: Callable[[str], Identify | None], bootstrap: Bootstrap
+    policy: str, answers: Sequence[Response], identifier: Callable[[str], Identify | None], bootstrap: FigureBootstrap
 ) -> Figures:
     """Return what else can be counted in a policy's answers; ``identifier`` returns what identifies a language."""
     figures: Figures = {}
-    how = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
     for language in dict.fromkeys(row.language for row in answers):
         responses = [row for row in answers if row.language == language]
-        for row in measure(responses, language, 0, identify=identifier(language), **how):
+        for row in measure(responses, language, 0, identifier(language), bootstrap):
             if row.measure in KEPT:
                 figures[policy, language, row.measure] = Figure(row.mean, row.low, row.high, row.n, row.prompts)
     return figures
@@ -129,7 +124,7 @@ def reward_values(scores: Iterable[Score], alphas: Mapping[str, float], unit: st
     return dict(zip(AUC, (raw, per_token, penalised), strict=True))
 
 
-def reward_figures(judged: Mapping[str, Judged], test: Test, bootstrap: Bootstrap) -> Figures:
+def reward_figures(judged: Mapping[str, Judged], test: Test, bootstrap: FigureBootstrap) -> Figures:
     """Return how well each reward prefers the trait, in each form, how much better than the next, and in its pairs.
 
     The AUC is the probability that of two responses to one prompt, one with the trait and one without, the one with it

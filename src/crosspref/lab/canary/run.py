@@ -163,7 +163,7 @@ def initial_answers(canary: Canary) -> list[Response]:
 def _fill(job: Job, n: int) -> list[Response]:
     """Let the job's policy answer each of its prompts n times, unless it has, and return the answers."""
     table = ShardedTable(job.run.root / "responses", Response, job.run.prompts)
-    fill_responses(job, "iteration 0 sample", table, job.policy(0), Drawing(n, HELD_OUT))
+    fill_responses(job, "iteration 0 sample", table, job.policy(0), Drawing(n, job.recipe.seed, HELD_OUT))
     return [row for language in job.recipe.languages for row in table.rows(language)]
 
 
@@ -230,7 +230,7 @@ def run_canary(canary: Canary, name: str) -> Findings:
     for policy_name, reward in zip((BY_RC, BY_RM), REWARDS, strict=True):
         pi_1 = carry(canary, name, pi_0, reward)
         answers[policy_name] = held_out_answers(canary, folder / reward, str(pi_1))
-    bootstrap = figures.Bootstrap(recipe.evaluate.resamples, recipe.seed)
+    bootstrap = figures.FigureBootstrap(recipe.evaluate.resamples, recipe.seed)
     measured = figures.trait_figures(answers, test, bootstrap)
     judged = {SYMBOLS[reward]: _judged(canary, name, reward) for reward in REWARDS}
     measured |= figures.reward_figures(judged, test, bootstrap)

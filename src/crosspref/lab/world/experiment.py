@@ -144,7 +144,7 @@ def run(
         if phase.trains:
             table = directory.iteration(phase.iteration).evaluation.responses
             label = f"iteration {phase.iteration} evaluate: sample"
-            fill_responses(job, label, table, job.policy(phase.iteration), Drawing(ANSWERS, HELD_OUT))
+            fill_responses(job, label, table, job.policy(phase.iteration), Drawing(ANSWERS, recipe.seed, HELD_OUT))
 
     with directory.locked():
         if base is not None and not directory.recipe.exists():

@@ -1,8 +1,7 @@
 """Flips: in which prompts the pairs of the paper's released scripts differ from those of the correct mathematics."""
 
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.table import Table
 from crosspref.data.records import Pair, Response, Score
 from crosspref.recipe.files import PRESETS
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
-from crosspref.stages.select.select import Identify, select
+from crosspref.stages.select.select import PairRules, select
 
 ZNLP_PENALTY = LengthPenaltySettings.model_validate(PRESETS["znlp"]["length_penalty"])
 ZNLP_SELECT = SelectSettings.model_validate(PRESETS["znlp"]["select"])
@@ -56,16 +55,7 @@ class Flips:
 
 
 def flips(
-    responses: Sequence[Response],
-    exact_scores: Sequence[Score],
-    znlp_scores: Sequence[Score],
-    instructions: Mapping[str, str],
-    language: str,
-    *,
-    unit: str,
-    settings: SelectSettings,
-    identify: Identify | None,
-    noise: float = 0.0,
+    responses: Sequence[Response], exact_scores: Sequence[Score], znlp_scores: Sequence[Score], rules: PairRules
 ) -> Flips:
     """Make the pairs of one language both ways and count where they differ.
 
@@ -73,25 +63,20 @@ def flips(
         responses: the responses in this language.
         exact_scores: their scores with ``reward.counting`` exact.
         znlp_scores: their scores with ``reward.counting`` znlp.
-        instructions: the prompts in this language by prompt_id.
-        language: the language's tag.
-        unit: the unit of length for the exact scores, whose length penalty is optimal; see ``select``.
-        settings: which responses and pairs are usable with the exact scores; see ``select``.
-        identify: see ``select``.
-        noise: the reward gap that a pair of the exact scores must exceed; see ``select``.
+        rules: how pairs are made of the exact scores; their length penalty is optimal, whatever the rules say.
 
     Raises:
         DataError: responses and scores do not join.
     """
-    penalty = LengthPenaltySettings.model_validate({"mode": "optimal", "unit": unit})
-    make = functools.partial(select, responses, instructions=instructions, language=language)
-    exact = make(exact_scores, penalty=penalty, settings=settings, identify=identify, noise=noise)
-    znlp = make(znlp_scores, penalty=ZNLP_PENALTY, settings=ZNLP_SELECT, identify=None)
-    ours, theirs = ({pair.prompt_id: _texts(pair) for pair in found.pairs} for found in (exact, znlp))
+    optimal = LengthPenaltySettings.model_validate({"mode": "optimal", "unit": rules.penalty.unit})
+    released = PairRules(rules.language, rules.instructions, ZNLP_PENALTY, ZNLP_SELECT)
+    exact = select(responses, exact_scores, replace(rules, penalty=optimal))
+    znlp = select(responses, znlp_scores, released)
+    ours, theirs = ({pair.prompt_id: _texts(pair) for pair in selection.pairs} for selection in (exact, znlp))
     both = [(ours[prompt_id], theirs[prompt_id]) for prompt_id in ours if prompt_id in theirs]
     return Flips(
-        language,
-        len(instructions),
+        rules.language,
+        len(rules.instructions),
         len(both),
         same=sum(one == other for one, other in both),
         chosen_differs=sum(one[0] != other[0] for one, other in both),

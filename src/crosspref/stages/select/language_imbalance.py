@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from crosspref.data.records import Dropped, Pair, Response, Translation
+from crosspref.data.records import Dropped, Pair, Response, Translation, as_messages
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.run.job import Job, digest_rows, settings_of
@@ -37,21 +37,20 @@ def make_imbalance_pairs(job: Job, places: Iteration) -> None:
         return
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
-    english, english_answers = stored_instructions(places.prompts, ENGLISH), places.responses.rows(ENGLISH)
-    for language in recipe.languages:
-        if language != ENGLISH:
-            made, left_out = language_imbalance_pairs(
-                language,
-                stored_instructions(places.prompts, language),
-                english,
-                places.responses.rows(language),
-                english_answers,
-                places.translations.rows(language),
-                settings.translation_prompts if settings else [],
-                truncated=recipe.select.truncated,
-            )
-            pairs += made
-            dropped += left_out
+    english, *foreign = (
+        Answered(language, stored_instructions(places.prompts, language), places.responses.rows(language))
+        for language in [ENGLISH, *(language for language in recipe.languages if language != ENGLISH)]
+    )
+    for answered in foreign:
+        made, left_out = language_imbalance_pairs(
+            answered,
+            english,
+            places.translations.rows(answered.language),
+            settings.translation_prompts if settings else [],
+            truncated=recipe.select.truncated,
+        )
+        pairs += made
+        dropped += left_out
     for language, unit in units.items():
         kept = [pair for pair in pairs if pair.language == language]
         lost = [row for row in dropped if row.language == language]
@@ -77,12 +76,17 @@ _Why = str
 """Why there is no such side."""
 
 
+class Answered(NamedTuple):
+    """The prompts in one language by prompt_id, and at most one answer to each."""
+
+    language: str
+    instructions: Mapping[str, str]
+    answers: Sequence[Response]
+
+
 def language_imbalance_pairs(
-    language: str,
-    instructions: Mapping[str, str],
-    english_instructions: Mapping[str, str],
-    answers: Sequence[Response],
-    english_answers: Sequence[Response],
+    foreign: Answered,
+    english: Answered,
     translations: Sequence[Translation],
     translation_prompts: Collection[str],
     *,
@@ -91,31 +95,28 @@ def language_imbalance_pairs(
     """Make the pairs of one language and of English; every prompt of the language ends as a pair or dropped in both.
 
     Args:
-        language: a tag, not English.
-        instructions: the prompts in this language by prompt_id.
-        english_instructions: the same prompts in English; there may be more of them.
-        answers: at most one answer per prompt in this language.
-        english_answers: at most one answer per prompt in English.
+        foreign: prompts and answers in a language that is not English.
+        english: the same prompts in English, of which there may be more, and their answers.
         translations: of the answers into English, and of the English answers into the language.
         translation_prompts: ids of prompts that ask for a translation, whose English answer is in the right language
             already: it is the chosen one as it stands.
         truncated: what happens to answers that were cut at the token limit.
 
     Raises:
-        DataError: a prompt is not there in English, a key is double, or a row belongs to none of this.
+        DataError: a prompt has no English version, a key is duplicated, or a row belongs to none of this.
     """
+    language, instructions = foreign.language, foreign.instructions
     if language == ENGLISH:
         raise DataError("Language imbalance compares English with another language, so there are no pairs of English.")
-    lacking = sorted(instructions.keys() - english_instructions.keys())
+    lacking = sorted(instructions.keys() - english.instructions.keys())
     if lacking:
         raise DataError(f"{len(lacking)} prompts in {language!r} are not there in English, the first: {lacking[0]!r}.")
-    own = _by_prompt(answers, language, instructions)
-    english = _by_prompt(english_answers, ENGLISH, english_instructions)
-    translated = _by_direction(translations, {language: own, ENGLISH: english})
+    answers, english_answers = _by_prompt(foreign), _by_prompt(english)
+    translated = _by_direction(translations, {language: answers, ENGLISH: english_answers})
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
     for prompt_id, instruction in instructions.items():
-        here, there = own.get(prompt_id), english.get(prompt_id)
+        here, there = answers.get(prompt_id), english_answers.get(prompt_id)
         said, english_said = (
             _answer(row, whose, truncated)
             for row, whose in ((here, f"the answer in {language}"), (there, "the English answer"))
@@ -126,7 +127,7 @@ def language_imbalance_pairs(
         into_english = _translation(translated.get((prompt_id, language)), said, f"the answer in {language}")
         for row in (
             _pair(prompt_id, language, instruction, into_language, said),
-            _pair(prompt_id, ENGLISH, english_instructions[prompt_id], english_said, into_english),
+            _pair(prompt_id, ENGLISH, english.instructions[prompt_id], english_said, into_english),
         ):
             if isinstance(row, Pair):
                 pairs.append(row)
@@ -135,29 +136,30 @@ def language_imbalance_pairs(
     return pairs, dropped
 
 
-def _by_prompt(answers: Sequence[Response], language: str, instructions: Mapping[str, str]) -> dict[str, Response]:
-    found: dict[str, Response] = {}
-    for answer in answers:
+def _by_prompt(answered: Answered) -> dict[str, Response]:
+    language, answers = answered.language, dict[str, Response]()
+    for answer in answered.answers:
         if answer.language != language:
             raise DataError(
                 f"An answer to prompt {answer.prompt_id!r} is in {answer.language!r}, among those in {language!r}."
             )
-        if answer.prompt_id not in instructions:
+        if answer.prompt_id not in answered.instructions:
             raise DataError(f"There is no prompt in {language!r} for the answer to {answer.prompt_id!r}.")
-        if answer.prompt_id in found:
+        if answer.prompt_id in answers:
             raise DataError(
-                f"Prompt {answer.prompt_id!r} ({language}) has two answers, samples {found[answer.prompt_id].sample} "
-                f"and {answer.sample}. Language imbalance takes one greedy answer per prompt."
+                f"Prompt {answer.prompt_id!r} ({language}) has two answers, samples "
+                f"{answers[answer.prompt_id].sample} and {answer.sample}. Language imbalance takes one greedy answer "
+                "per prompt."
             )
-        found[answer.prompt_id] = answer
-    return found
+        answers[answer.prompt_id] = answer
+    return answers
 
 
 def _by_direction(
     translations: Sequence[Translation], answers: Mapping[str, Mapping[str, Response]]
 ) -> dict[tuple[str, str], Translation]:
     """Return translations by (prompt_id, language of the answer); ``answers`` holds those of the two languages."""
-    found: dict[tuple[str, str], Translation] = {}
+    by_direction: dict[tuple[str, str], Translation] = {}
     for row in translations:
         where = f"prompt {row.prompt_id!r}, sample {row.sample} ({row.language} to {row.target})"
         if row.language == row.target or not {row.language, row.target} <= answers.keys():
@@ -165,10 +167,10 @@ def _by_direction(
         answer = answers[row.language].get(row.prompt_id)
         if answer is None or answer.sample != row.sample:
             raise DataError(f"There is no answer for the translation of {where}.")
-        if (row.prompt_id, row.language) in found:
+        if (row.prompt_id, row.language) in by_direction:
             raise DataError(f"There are two translations of {where}.")
-        found[row.prompt_id, row.language] = row
-    return found
+        by_direction[row.prompt_id, row.language] = row
+    return by_direction
 
 
 def _answer(answer: Response | None, whose: str, truncated: str) -> _Side | _Why:
@@ -204,14 +206,11 @@ def _pair(
     return Pair(
         prompt_id,
         language,
-        [{"role": "user", "content": instruction}],
+        as_messages(instruction),
         [{"role": "assistant", "content": chosen.text}],
         [{"role": "assistant", "content": rejected.text}],
         chosen.sample,
         rejected.sample,
         chosen.token_ids,
         rejected.token_ids,
-        None,
-        None,
-        None,
     )

@@ -18,7 +18,7 @@ from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.prompts import stored_instructions
 from crosspref.stages.select.agree import RewardResult, agree
 from crosspref.stages.select.language_imbalance import make_imbalance_pairs
-from crosspref.stages.select.select import Part, Selection, select_parts
+from crosspref.stages.select.select import PairRules, Part, Selection, select_parts
 
 PART_BYTES = 16 << 20
 """Shards are read together until their responses have this size: opening a small file costs more than reading it."""
@@ -88,16 +88,15 @@ def _select(
     job: Job, places: Iteration, language: str, reward: RewardName, write: Callable[[pa.Table], None]
 ) -> Selection:
     settings = job.recipe.reward
-    return select_parts(
-        _parts(places, language, reward),
-        stored_instructions(places.prompts, language),
+    rules = PairRules(
         language,
-        write=write,
-        penalty=job.recipe.length_penalty,
-        settings=job.recipe.select,
-        identify=job.engines.identifier(language),
+        stored_instructions(places.prompts, language),
+        job.recipe.length_penalty,
+        job.recipe.select,
+        job.engines.identifier(language),
         noise=0.0 if reward == "reward_model" else noise_gap(settings.algorithm, settings.beta),
     )
+    return select_parts(_parts(places, language, reward), rules, write)
 
 
 def _parts(places: Iteration, language: str, reward: RewardName) -> list[Part]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from crosspref.errors import DataError
-from crosspref.recipe.sections import SelectSettings
+from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -31,6 +31,28 @@ REASONS = (
     "in another language",
 )
 """What a response can be. Of several reasons the first counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """How the pairs of one language are made.
+
+    Args:
+        language: the language's tag.
+        instructions: the prompts in this language by prompt_id; every one of them ends as a pair or as dropped.
+        penalty: how alpha is found (Eq. 15).
+        settings: which responses and pairs are usable.
+        identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
+            know, of which every response is kept.
+        noise: the reward gap that a pair must exceed where ``settings.min_gap`` is None.
+    """
+
+    language: str
+    instructions: Mapping[str, str]
+    penalty: LengthPenaltySettings
+    settings: SelectSettings
+    identify: Identify | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +78,18 @@ class Screened:
     row: Indices
 
 
-def screen(
-    part: Part,
-    index: Mapping[str, int],
-    language: str,
-    unit: str,
-    settings: SelectSettings,
-    identify: Identify | None,
-) -> Screened:
+def screen(part: Part, index: Mapping[str, int], rules: PairRules) -> Screened:
     """Join a part's responses with their scores, and tell which are usable.
 
     Args:
         part: the responses and their scores, in any order.
         index: the number of each prompt by prompt_id.
-        language: the language's tag.
-        unit: ``characters`` or ``tokens``, the unit of length.
-        settings: which responses are usable.
-        identify: see ``select``.
+        rules: how the pairs are made.
 
     Raises:
         DataError: see ``select``.
     """
+    language, unit, settings, identify = rules.language, rules.penalty.unit, rules.settings, rules.identify
     responses = part.responses(["prompt_id", "sample", "text", "finish_reason"])
     scores = part.scores(["prompt_id", "sample", "implicit_reward", unit])
     keys, prompts, codes = _keys(responses, scores)

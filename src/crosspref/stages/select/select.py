@@ -6,7 +6,7 @@ then the length penalty is solved over all of them, and a second pass fetches wh
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, from_table, to_table
 from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
-from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
-from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, Part, Screened, screen
+from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
 
-__all__ = ["Identify", "Part", "Selection", "select", "select_parts"]
+__all__ = ["Identify", "PairRules", "Part", "Selection", "select", "select_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,74 +59,40 @@ class Selection:
         return pa.table({"alpha": alphas, "mean_length_difference": differences})
 
 
-def select(
-    responses: Sequence[Response],
-    scores: Sequence[Score],
-    instructions: Mapping[str, str],
-    language: str,
-    *,
-    penalty: LengthPenaltySettings,
-    settings: SelectSettings,
-    identify: Identify | None,
-    noise: float = 0.0,
-) -> Selection:
+def select(responses: Sequence[Response], scores: Sequence[Score], rules: PairRules) -> Selection:
     """Make the preference pairs of one language.
 
     Args:
         responses: the responses in this language.
         scores: their scores, in any order, joined by prompt_id and sample.
-        instructions: the prompts in this language by prompt_id; every one of them ends as a pair or as dropped.
-        language: the language's tag.
-        penalty: how alpha is found (Eq. 15).
-        settings: which responses and pairs are usable.
-        identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
-            know, of which every response is kept.
-        noise: the reward gap that a pair must exceed where ``settings.min_gap`` is None.
+        rules: how pairs are made.
 
     Raises:
-        DataError: a response has no score, a score no response, a key is double, or a length is not known.
+        DataError: a response has no score, a score no response, a key is duplicated, or a length is not known.
     """
     part = Part(to_table(list(responses), Response).select, to_table(list(scores), Score).select)
     pairs: list[Pair] = []
-    found = select_parts(
-        [part],
-        instructions,
-        language,
-        write=lambda table: pairs.extend(from_table(table, Pair)),
-        penalty=penalty,
-        settings=settings,
-        identify=identify,
-        noise=noise,
-    )
-    return replace(found, pairs=pairs)
+    selection = select_parts([part], rules, lambda table: pairs.extend(from_table(table, Pair)))
+    return replace(selection, pairs=pairs)
 
 
-def select_parts(
-    parts: Sequence[Part],
-    instructions: Mapping[str, str],
-    language: str,
-    *,
-    write: Callable[[pa.Table], None],
-    penalty: LengthPenaltySettings,
-    settings: SelectSettings,
-    identify: Identify | None,
-    noise: float = 0.0,
-) -> Selection:
+def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Table], None]) -> Selection:
     """Make the pairs of one language from any number of responses: memory holds 30 bytes of each, and one part.
 
-    Arguments and errors are those of ``select``, but that responses and scores come in parts, each of which has all
-    responses to its prompts, and that ``write`` gets the pairs, a table per part.
+    It does what ``select`` does, but responses and scores come in parts, each of which has all responses to its
+    prompts, and ``write`` gets the pairs, a table per part.
     """
+    language, instructions, penalty, settings = rules.language, rules.instructions, rules.penalty, rules.settings
     least = 1 if settings.degenerate == "keep" else 2
     prompt_ids = list(instructions)
     index = {prompt_id: number for number, prompt_id in enumerate(prompt_ids)}
-    found = _Screening(len(prompt_ids), least)
+    screening = _Screening(len(prompt_ids), least)
     for part in parts:
-        found.add(screen(part, index, language, penalty.unit, settings, identify))
-    rows, offsets, kept = found.usable()
+        screening.add(screen(part, index, rules))
+    rows, offsets, kept = screening.usable()
     dropped = [
-        Dropped(prompt_ids[number], language, "select", found.reason(number))
-        for number in np.flatnonzero(found.counts[:, 0] < least).tolist()
+        Dropped(prompt_ids[number], language, "select", screening.reason(number))
+        for number in np.flatnonzero(screening.counts[:, 0] < least).tolist()
     ]
     if not len(kept):
         return Selection([], dropped, None, 0.0, [])
@@ -137,7 +102,7 @@ def select_parts(
         alpha = grid_length_penalty(rows.reward, rows.length, offsets)
     best, worst = best_and_worst(rows.reward, rows.length, alpha, offsets)
     penalised = rows.reward - alpha * rows.length  # Eq. 9
-    min_gap = noise if settings.min_gap is None else settings.min_gap
+    min_gap = rules.noise if settings.min_gap is None else settings.min_gap
     if settings.degenerate == "drop":
         is_pair = (best != worst) & (penalised[best] - penalised[worst] > min_gap)
         dropped += [
@@ -147,14 +112,13 @@ def select_parts(
         best, worst, kept = best[is_pair], worst[is_pair], kept[is_pair]
     differences = (rows.length[best] - rows.length[worst]).astype(np.int64).tolist()
     for number, part in enumerate(parts):
-        low, high = found.starts[number : number + 2]
+        low, high = screening.starts[number : number + 2]
         mine = np.flatnonzero((rows.position[best] >= low) & (rows.position[best] < high))
         if len(mine):
             chosen, rejected = best[mine], worst[mine]
             ids = [prompt_ids[prompt] for prompt in kept[mine].tolist()]
-            texts = [instructions[prompt_id] for prompt_id in ids]
-            one, other = ((rows.position[end] - low, penalised[end]) for end in (chosen, rejected))
-            write(_pair_table(ids, language, texts, part, one, other, alpha))
+            best_side, worst_side = ((rows.position[end] - low, penalised[end]) for end in (chosen, rejected))
+            write(_pair_table(rules, ids, part, best_side, worst_side, alpha))
     return Selection([], dropped, solved, alpha, differences)
 
 
@@ -214,15 +178,11 @@ class _Screening:
 
 
 def _pair_table(
-    prompt_ids: list[str],
-    language: str,
-    instructions: list[str],
-    part: Part,
-    best: tuple[Indices, Floats],
-    worst: tuple[Indices, Floats],
+    rules: PairRules, prompt_ids: list[str], part: Part, best: tuple[Indices, Floats], worst: tuple[Indices, Floats],
     alpha: float,
-) -> pa.Table:
+) -> pa.Table:  # fmt: skip
     """Return pairs as a table; ``best`` and ``worst`` are rows of the part with their penalised rewards."""
+    instructions = [rules.instructions[prompt_id] for prompt_id in prompt_ids]
     answers = part.responses(["sample", "text", "token_ids"])
     chosen, rejected = answers.take(best[0]), answers.take(worst[0])
     count, schema = len(prompt_ids), SCHEMAS[Pair]
@@ -233,7 +193,7 @@ def _pair_table(
 
     columns = {
         "prompt_id": pa.array(prompt_ids, pa.string()),
-        "language": pa.repeat(language, count),
+        "language": pa.repeat(rules.language, count),
         "prompt": chat("user", pa.array(instructions, pa.string())),
         "chosen": chat("assistant", chosen.column("text")),
         "rejected": chat("assistant", rejected.column("text")),
