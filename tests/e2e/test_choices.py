@@ -201,7 +201,9 @@ def test_language_imbalance_needs_no_initial_model(
     assert WIN_RATE not in measured
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo", "simpo", "orpo"])
+@pytest.mark.parametrize(
+    "method", ["kto", "orpo", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("ipo", "simpo"))]
+)
 def test_every_algorithm_from_its_own_alignment_on(
     method: str, models: Models, preferences: Path, command: Run, tmp_path: Path
 ) -> None:
@@ -285,7 +287,7 @@ def test_one_model_in_both_roles_is_refused_before_any_work(models: Models, comm
     file = write_recipe(tmp_path / "recipe.yaml", small_recipe(copy, models[1]))
     for arguments in (("check", file), ("run", file, "--out", tmp_path / "run")):
         code, _, errors = command(*arguments)
-        assert_one_message(code, errors[errors.index("crosspref: ") :], "are the same model", "would be 0")
+        assert_one_message(code, errors[errors.index("crosspref: ") :], str(copy), str(models[1]))
     assert not (tmp_path / "run" / "prompts").exists()
 
 
@@ -297,4 +299,4 @@ def test_a_reward_model_with_two_labels_is_refused_before_any_work(
     rewards = {"also": ["reward_model"], "reward_model": str(two)}
     file = write_recipe(tmp_path / "recipe.yaml", small_recipe(*models, reward=rewards))
     code, _, errors = command("check", file)
-    assert_one_message(code, errors, str(two), "2 labels", "num_labels 1")
+    assert_one_message(code, errors, str(two))

@@ -68,7 +68,7 @@ def test_changed_inputs_of_the_same_name_stop_the_run(
     code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", changed), "--out", run)
     message = errors[errors.index("crosspref: ") :]
     named = "prompts" if what == "prompts" else "policy"
-    assert_one_message(code, message, "was made from other settings or inputs", named, "new run directory")
+    assert_one_message(code, message, named, str(run))
     assert times(run) == before
 
 
@@ -111,8 +111,6 @@ def test_report_is_on_the_screen_in_the_run_and_as_a_picture(
     for row in measures(done):
         if row.measure == "characters":
             assert f" {row.mean:.0f} |" in markdown
-    assert "3 held-out prompts" in output
-    assert "proxy" in " ".join(output.split())
 
 
 def test_there_is_no_report_of_what_was_not_measured(
@@ -121,7 +119,7 @@ def test_there_is_no_report_of_what_was_not_measured(
     run = shutil.copytree(done, tmp_path / "run")
     shutil.rmtree(run / "iteration_0")
     shutil.rmtree(run / "iteration_1")
-    assert_one_message(*command("report", run)[::2], "Nothing has been measured", str(run))
+    assert_one_message(*command("report", run)[::2], str(run))
 
 
 def test_the_resolved_recipe_and_the_log_of_phases_are_in_the_run(content: dict[str, Any], done: Path) -> None:

@@ -120,6 +120,7 @@ def stopped_while_it_works(process: Forked) -> int:
             os.kill(worker, signal.SIGCONT)
 
 
+@pytest.mark.nightly
 def test_a_node_that_is_lost_costs_nothing_but_time(
     recipe: Path, reference: Path, forks: ForkServer, tmp_path: Path
 ) -> None:

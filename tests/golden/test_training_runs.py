@@ -10,10 +10,12 @@ import naive
 import pytest
 import torch
 from safetensors.torch import load_file
+from training import END, LORA, Models
+from training import PAIRS as ALL_PAIRS
+from training import make_trainer as make_any_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from crosspref.data.records import Pair
-from crosspref.engines import EngineSettings
 from crosspref.engines.training import distributed
 from crosspref.engines.training.distributed import WHOLE, last_checkpoint
 from crosspref.engines.training.trainer import TrlTrainer, example_of
@@ -22,38 +24,22 @@ from crosspref.engines.transformers.models import load_tokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import locate_model
 from crosspref.models.tokenizers import tokenizer_identity
-from crosspref.recipe.sections import LoraSettings, ResourceSettings, TrainSettings
+from crosspref.recipe.sections import LoraSettings
 
 pytestmark = pytest.mark.slow
 
-END = 2
-LORA = LoraSettings(rank=4, alpha=8)
-Models = dict[str, tuple[Path, Path]]
-
-
-def make_pair(
-    index: int, *, chosen: Sequence[int] | None, rejected: Sequence[int] | None, question: str = "¿Sí?"
-) -> Pair:
-    answers = [[{"role": "assistant", "content": text}] for text in ("Sí, así es.", "No.")]
-    ids = [None if row is None else list(row) for row in (chosen, rejected)]
-    chat = [{"role": "user", "content": question}]
-    return Pair(f"p{index}", "es", chat, *answers, 0, 1, *ids, 0.5, 0.1, 0.0)
-
-
-def random_pair(index: int) -> Pair:
-    rng = random.Random(index)
-    chosen, rejected = ([*(rng.randrange(6, 380) for _ in range(rng.randint(1, 20))), END] for _ in range(2))
-    return make_pair(index, chosen=chosen, rejected=rejected, question="ja " * rng.randint(1, 9))
-
-
-PAIRS = [random_pair(index) for index in range(14)]
+PAIRS = ALL_PAIRS[:14]
+SMALL = {"batch_size": 4, "micro_batch_size": 2, "scheduler": "cosine", "warmup_ratio": 0.1, "max_grad_norm": 1.0}
 
 
 def make_trainer(directory: Path, **changes: Any) -> TrlTrainer:
-    plain = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2}
-    resources = ResourceSettings(device="cpu", dtype="float32")
-    settings, training = EngineSettings(resources=resources, seed=1), TrainSettings(**{**plain, **changes})
-    return TrlTrainer(settings, locate_model(str(directory)), training=training)
+    return make_any_trainer(directory, **{**SMALL, **changes})
+
+
+def text_pair(chosen: Sequence[int] | None, rejected: Sequence[int] | None) -> Pair:
+    answers = [[{"role": "assistant", "content": text}] for text in ("Sí, así es.", "No.")]
+    ids = [None if row is None else list(row) for row in (chosen, rejected)]
+    return Pair("p", "es", [{"role": "user", "content": "¿Sí?"}], *answers, 0, 1, *ids, 0.5, 0.1, 0.0)
 
 
 def train(trainer: TrlTrainer, folder: Path, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
@@ -87,19 +73,15 @@ def train_until(trainer: TrlTrainer, folder: Path, step: int) -> int:
 @pytest.mark.parametrize(
     ("every", "killed_at", "lora", "method"),
     [
-        (2, [2], None, "dpo"),
-        (2, [2], LORA, "dpo"),
-        (3, [5], None, "dpo"),
-        (3, [5], LORA, "dpo"),
-        (4, [6], None, "dpo"),
-        (3, [4, 4], None, "dpo"),
-        (3, [5], None, "kto"),
-        (3, [5], LORA, "kto"),
-        (4, [6], None, "kto"),
-    ],
-    ids=[
-        *("before-any-checkpoint", "before-any-lora", "inside-a-pass", "inside-a-pass-lora", "between-passes", "twice"),
-        *("kto", "kto-lora", "kto-between-passes"),
+        pytest.param(2, [2], None, "dpo", id="before any checkpoint"),
+        pytest.param(2, [2], LORA, "dpo", id="before any checkpoint, lora", marks=pytest.mark.nightly),
+        pytest.param(3, [5], None, "dpo", id="inside a pass", marks=pytest.mark.nightly),
+        pytest.param(3, [5], LORA, "dpo", id="inside a pass, lora"),
+        pytest.param(4, [6], None, "dpo", id="between passes"),
+        pytest.param(3, [4, 4], None, "dpo", id="twice"),
+        pytest.param(3, [5], None, "kto", id="kto", marks=pytest.mark.nightly),
+        pytest.param(3, [5], LORA, "kto", id="kto, lora"),
+        pytest.param(4, [6], None, "kto", id="kto, between passes", marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_training_ends_with_the_same_weights(
@@ -132,7 +114,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     # The log is whole too, and the progress bar ends at all pairs.
     assert [entry["loss"] for entry in figures["log"]] == [entry["loss"] for entry in expected["log"]]
     assert sum(pairs for pairs, _ in calls) == 2 * len(PAIRS)
-    # It went on from a checkpoint, and did not begin again.
+    # It resumed from a checkpoint, and did not begin again.
     assert len(calls) == 8 if every == 2 else len(calls) < 8
 
 
@@ -252,10 +234,10 @@ def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tm
     prompt = len(naive.prompt_ids(directory, "¿Sí?"))
     # The longer of both responses decides, whichever it is.
     pairs = [
-        make_pair(0, chosen=range(10, 20), rejected=range(10, 15)),  # fits to the token
-        make_pair(1, chosen=range(10, 21), rejected=range(10, 15)),
-        make_pair(2, chosen=range(10, 15), rejected=range(10, 21)),
-        make_pair(3, chosen=range(10, 15), rejected=range(10, 20)),
+        text_pair(range(10, 20), range(10, 15)),  # fits to the token
+        text_pair(range(10, 21), range(10, 15)),
+        text_pair(range(10, 15), range(10, 21)),
+        text_pair(range(10, 15), range(10, 20)),
     ]
     figures = train(make_trainer(directory, max_length=prompt + 10), tmp_path, pairs)
     assert (figures["pairs"], figures["too_long"], figures["steps"]) == (2, 2, 1)
@@ -269,9 +251,9 @@ def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tm
 
 
 def test_without_a_pair_that_fits_there_is_nothing_to_train(tiny_models: Models, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"of 14, 14 are longer than train\.max_length \(3 tokens\)"):
+    with pytest.raises(DataError, match=r"14.*train\.max_length \(3 "):
         train(make_trainer(tiny_models["llama"][1], max_length=3), tmp_path)
-    with pytest.raises(DataError, match="No pair is left to train on"):
+    with pytest.raises(DataError):
         train(make_trainer(tiny_models["llama"][1]), tmp_path, [])
     assert not (tmp_path / "out").exists()
 
@@ -281,13 +263,13 @@ def test_pairs_of_text_end_their_turn_and_sampled_ids_stay_as_they_are(tiny_mode
     tokenizer, plain = load_tokenizer(directory), AutoTokenizer.from_pretrained(directory)
     text = [plain(words, add_special_tokens=False)["input_ids"] for words in ("Sí, así es.", "No.")]
     prompt = naive.prompt_ids(directory, "¿Sí?")
-    assert example_of(make_pair(0, chosen=None, rejected=None), tokenizer) == {
+    assert example_of(text_pair(None, None), tokenizer) == {
         "prompt_ids": prompt,
         "chosen_ids": [*text[0], END],
         "rejected_ids": [*text[1], END],
     }
     # Cut at the token limit, so without an end-of-turn token: none is added.
-    assert example_of(make_pair(0, chosen=[50, 51], rejected=[60]), tokenizer) == {
+    assert example_of(text_pair([50, 51], [60]), tokenizer) == {
         "prompt_ids": prompt,
         "chosen_ids": [50, 51],
         "rejected_ids": [60],
