@@ -12,7 +12,7 @@ import pytest
 from crosspref.cli import main
 from crosspref.data.records import Prompt, Response
 from crosspref.errors import ModelError, RecipeError
-from crosspref.plan.accelerators import ACCELERATORS, find_hardware
+from crosspref.plan.accelerators import ACCELERATORS, Accelerator, find_hardware
 from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops, memory, training_memory
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
@@ -188,10 +188,9 @@ def test_batches_of_two_sizes_tell_reading_from_computing(recipe: Recipe) -> Non
 
 
 def test_hardware_is_found_by_name_and_number() -> None:
-    assert find_hardware("H100-SXM") == (ACCELERATORS["H100-SXM"], 1)
-    assert find_hardware("a100-80gbx8") == (ACCELERATORS["A100-80GB"], 8)
-    own, count = find_hardware("MINEx2", memory=10, tflops=5) or (None, 0)
-    assert (own and (own.name, own.memory, own.tflops, own.bandwidth), count) == (("MINE", 10, 5, None), 2)
+    assert find_hardware("H100-SXM") == ACCELERATORS["H100-SXM"]
+    assert find_hardware("a100-80gbx8") == replace(ACCELERATORS["A100-80GB"], count=8)
+    assert find_hardware("MINEx2", memory=10, tflops=5) == Accelerator("MINE", 10, 5, None, 2)
     assert find_hardware(None) is None
 
 

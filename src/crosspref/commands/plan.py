@@ -1,12 +1,13 @@
 """The command ``crosspref plan``: what a recipe will take, before anything is spent."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crosspref.commands import RECIPE, Commands, add_set
 
 if TYPE_CHECKING:
-    from crosspref.plan.planner import Plan, Row
+    from crosspref.plan.planner import PhasePlan, Plan, Planner
 
 
 def add(commands: Commands) -> None:
@@ -47,8 +48,9 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _made(options: argparse.Namespace) -> "Plan":
     from crosspref.errors import RecipeError
-    from crosspref.plan.accelerators import find_hardware
-    from crosspref.plan.planner import Device, Planner, assumptions, planned_speeds
+    from crosspref.plan.accelerators import Accelerator, find_hardware
+    from crosspref.plan.costs import assumed_speeds, assumptions
+    from crosspref.plan.planner import Planner
     from crosspref.plan.work import Lengths
     from crosspref.recipe.files import load_recipe
 
@@ -64,57 +66,45 @@ def _made(options: argparse.Namespace) -> "Plan":
     width = 4 if recipe.resources.dtype == "float32" else 2
     if options.probe:
         return _probed(planner, options.price)
-    device, lengths = Device("no device", None), Lengths()
-    if hardware is not None:
-        given = hardware[0].memory
-        device = Device(hardware[0].name, None if given is None else given * 1e9, hardware[1])
-    speeds = planned_speeds(hardware)
-    notes = []
+    device = hardware or Accelerator("no device")
+    speeds, lengths = assumed_speeds(device), Lengths()
     if options.run is not None:
         from crosspref.plan.observed import observe_run
 
         speeds, lengths = observe_run(options.run, width)
-        device = Device(device.name, device.memory, 1)
-        notes = [
-            f"Hours: as measured in {options.run}, on what that run had; --hardware only says what fits and costs."
-        ]
-    elif hardware is not None and speeds is not None:
-        notes = [assumptions(*hardware)]
+        device = replace(device, count=1)
+        note = f"Hours: as measured in {options.run}, on what that run had; --hardware only says what fits and costs."
+    elif speeds is not None:
+        note = assumptions(device)
     else:
-        notes = ["Hours: name a device (--hardware), or measure this machine (--probe), or plan --from RUN."]
-    return planner.plan(lengths, speeds, device, width, options.price, notes)
+        note = "Hours: name a device (--hardware), or measure this machine (--probe), or plan --from RUN."
+    return planner.plan(lengths, speeds, device, width, options.price, [note])
 
 
-def _probed(planner: Any, price: float | None) -> "Plan":
+def _probed(planner: "Planner", price: float | None) -> "Plan":
     """Measure this machine, unless the recipe does not fit into it."""
     from crosspref.errors import ModelError
-    from crosspref.plan.planner import Device
     from crosspref.plan.probe import Probe, this_machine
     from crosspref.plan.work import Lengths
     from crosspref.run.progress import Reporter
 
-    machine = this_machine(planner.recipe)
-    device = Device(f"this machine ({machine.device})", machine.memory)
+    device, width = this_machine(planner.recipe)
     phases = planner.work(Lengths())
-    misfits = planner.misfits(device, machine.bytes_per_value, phases)
+    misfits = planner.misfits(device, width, phases)
     if misfits:
         raise ModelError("\n".join(["Nothing was measured, since not everything fits.", *misfits]))
     rows = next(work.rows for phase in phases for work in phase.parts if work.kind == "sample")
-    probe = Probe(planner.recipe, planner.texts, planner.shape, rows, machine)
+    probe = Probe(planner.recipe, planner.texts, planner.shape, rows, width)
     speeds, lengths = probe.measure(Reporter())
-    took = f"Hours: measured on this machine ({machine.device}) in {probe.seconds:.0f} s; other work on it counts too."
-    plan: Plan = planner.plan(lengths, speeds, device, machine.bytes_per_value, price, [took])
-    return plan
+    took = f"Hours: measured on {device.name} in {probe.seconds:.0f} s; other work on it counts too."
+    return planner.plan(lengths, speeds, device, width, price, [took])
 
 
 def _show(plan: "Plan") -> None:
-    from crosspref.reports.table import Report, print_reports
+    from crosspref.reports.table import Report, print_reports, without_repeats
 
     header = ["iteration", "phase", "tokens", "FLOPs", "memory", "fits", "time"]
-    rows = [_cells(row) for row in plan.rows]
-    for before, row in zip(plan.rows[:-1], rows[1:], strict=True):
-        if str(before.iteration) == row[0]:
-            row[0] = ""
+    rows = without_repeats([_cells(row) for row in plan.rows])
     tokens, flops = sum(row.tokens for row in plan.rows), sum(row.flops for row in plan.rows)
     most = max(row.memory for row in plan.rows)
     rows.append(["", "total", _short(tokens), f"{flops:.1e}", _bytes(most), "", _time(plan.seconds)])
@@ -125,19 +115,12 @@ def _show(plan: "Plan") -> None:
     print_reports([Report("What the run will take", header, rows, notes)])
 
 
-def _cells(row: "Row") -> list[str]:
-    fits = {None: "", True: "yes", False: "no"}[row.fits]
-    if not row.tokens:
-        return [str(row.iteration), row.phase, "", "", "", "", _time(row.seconds)]
-    return [
-        str(row.iteration),
-        row.phase,
-        _short(row.tokens),
-        f"{row.flops:.1e}",
-        _bytes(row.memory),
-        fits,
-        _time(row.seconds),
-    ]
+def _cells(row: "PhasePlan") -> list[str]:
+    work = ["", "", "", ""]
+    if row.tokens:
+        fits = {None: "", True: "yes", False: "no"}[row.fits]
+        work = [_short(row.tokens), f"{row.flops:.1e}", _bytes(row.memory), fits]
+    return [str(row.iteration), row.phase, *work, _time(row.seconds)]
 
 
 def _short(number: float) -> str:

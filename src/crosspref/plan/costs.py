@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crosspref.plan.accelerators import Accelerator
+from crosspref.plan.accelerators import LOOKED_UP, Accelerator
 from crosspref.plan.shapes import ModelShape
 from crosspref.plan.work import PhaseWork, Work, reference_models
 from crosspref.recipe.schema import Recipe
@@ -44,6 +44,10 @@ class Speeds:
         return speed * flops(work, shape, recipe)
 
 
+DECODE_BANDWIDTH, DECODE_SHARE, SCORE_SHARE, TRAIN_SHARE = 0.25, 0.2, 0.4, 0.35
+"""Assumed shares of a device's memory bandwidth and peak that the phases reach; a probe or a run replaces them."""
+
+
 def assumed_speeds(device: Accelerator) -> Speeds | None:
     """Return what an accelerator is assumed to do; None if its TFLOPS are not known."""
     if device.tflops is None:
@@ -54,8 +58,15 @@ def assumed_speeds(device: Accelerator) -> Speeds | None:
     return Speeds(read, 1 / (DECODE_SHARE * peak), 1 / (SCORE_SHARE * peak), 1 / (TRAIN_SHARE * peak), start)
 
 
-DECODE_BANDWIDTH, DECODE_SHARE, SCORE_SHARE, TRAIN_SHARE = 0.25, 0.2, 0.4, 0.35
-"""Assumed shares of a device's memory bandwidth and peak that the phases reach; a probe or a run replaces them."""
+def assumptions(device: Accelerator) -> str:
+    """Say in a sentence what hours on an accelerator rest on."""
+    return (
+        f"Hours: {device.tflops:,.0f} TFLOPS of {device.name} ({LOOKED_UP}), of which scoring is taken to "
+        f"reach {SCORE_SHARE:.0%} and training {TRAIN_SHARE:.0%}; sampling {DECODE_BANDWIDTH:.0%} of the memory's "
+        f"bandwidth and {DECODE_SHARE:.0%}; a minute per phase to start"
+        + (f"; {device.count} devices all at work" if device.count > 1 else "")
+        + ". This is rough, by a factor of 2 or 3: --probe there, or --from RUN, measures instead."
+    )
 
 
 def flops(work: Work, shape: ModelShape, recipe: Recipe) -> float:

@@ -1,58 +1,53 @@
-"""Measuring this machine: the product's own engines on a few of the recipe's prompts, for about two minutes."""
+"""Measuring this machine: crosspref's engines on a few of the recipe's prompts, for about two minutes."""
 
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from crosspref.data.records import Pair, Prompt, Response
 from crosspref.engines import ENGINES, EngineFactory, EngineSettings
 from crosspref.languages import ENGLISH, crosslingual_instruction
-from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.models.locate import locate_model
+from crosspref.plan.accelerators import Accelerator
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.shapes import ModelShape
 from crosspref.plan.work import Lengths, Texts, Work, add_pair
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import TrainSettings
+from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.progress import Reporter
 from crosspref.run.store import publish_directory
 
 BUDGET = 120.0
-"""Seconds that a probe may take, about: a batch or a training step that has begun is finished."""
+"""About how many seconds a probe may take: a batch or a training step that has begun is finished."""
 TRIAL_TOKENS = 16
 """How many tokens are sampled first, to see how many can be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The device that phases run on here, its free memory in bytes, and bytes per value of its number format."""
-
-    device: str
-    memory: float
-    bytes_per_value: int
-
-
-def this_machine(recipe: Recipe) -> Machine:
-    """Return the machine as the engines see it; this imports torch."""
+def this_machine(recipe: Recipe) -> tuple[Accelerator, int]:
+    """Return the device that phases run on here, and bytes per value of its number format; this imports torch."""
     from crosspref.engines.transformers.models import free_bytes, pick_device_and_dtype
 
     device, dtype = pick_device_and_dtype(recipe.resources)
-    return Machine(str(device), free_bytes(device), dtype.itemsize)
+    return Accelerator(f"this machine ({device})", free_bytes(device) / 1e9), dtype.itemsize
 
 
 class Probe:
-    """Samples, scores and trains a little, each with the recipe's own settings, and keeps the time."""
+    """Samples, scores and trains a little, each with the recipe's own settings, and measures the time."""
 
-    def __init__(self, recipe: Recipe, texts: Texts, shape: ModelShape, rows: int, machine: Machine) -> None:
-        self.recipe, self.texts, self.shape, self.rows, self.machine = recipe, texts, shape, rows, machine
+    def __init__(self, recipe: Recipe, texts: Texts, shape: ModelShape, rows: int, width: int) -> None:
+        self.recipe, self.texts, self.shape, self.rows, self.width = recipe, texts, shape, rows, width
+        self.settings = EngineSettings.of(recipe)
         self.model = locate_model(recipe.models.policy or recipe.models.initial or "")
         self.began = time.monotonic()
         self.cap = recipe.sample.max_new_tokens
+        self.n = 1 if recipe.language_imbalance else recipe.sample.n
         self.answered: list[tuple[Prompt, list[Response]]] = []
 
     @property
@@ -60,10 +55,13 @@ class Probe:
         """Seconds since the probe began."""
         return time.monotonic() - self.began
 
-    @property
-    def left(self) -> float:
-        """Seconds of the budget that are left."""
-        return BUDGET - self.seconds
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        from crosspref.engines.transformers.models import load_tokenizer, readable_directory
+
+        # A GGUF file is converted once and kept: the run will find it there.
+        return load_tokenizer(readable_directory(self.model), self.recipe.models.trust_remote_code)
 
     def measure(self, reporter: Reporter) -> tuple[Speeds, Lengths]:
         """Return the machine's speeds and the lengths of texts.
@@ -71,34 +69,29 @@ class Probe:
         Raises:
             CrossprefError: an engine cannot be built, or cannot do what the recipe asks for.
         """
-        if self.model.gguf_file is not None:
-            from crosspref.engines.transformers.models import readable_directory
-
-            readable_directory(self.model)  # converted once and kept: the run will find it there
+        lengths = self._prompt_lengths()
         reporter.say("probe: sampling")
         sampling, load_sampler = self._sample()
         reporter.say("probe: scoring")
         score, load_scorer = self._score()
         reporter.say("probe: training")
         train, beside = self._train(score)
-        light, heavy = _start_seconds("crosspref.api"), _start_seconds(_module("sampler", self.recipe.sample.engine))
-        trainer = _start_seconds(_module("trainer", "trl"))
+        light, heavy, trainer = (
+            _start_seconds(name.partition(":")[0])
+            for name in ("crosspref.api", ENGINES["sampler"][self.recipe.sample.engine], ENGINES["trainer"]["trl"])
+        )
         start = {"prompts": light, "select": light, "sample": heavy + load_sampler, "score": heavy + load_scorer}
         start |= {"translate": heavy + load_sampler, "evaluate": heavy + load_sampler + load_scorer}
         start |= {"train": trainer + beside, "align_english": trainer + beside}
-        read, decode = fit_decoding(sampling, self.shape, self.machine.bytes_per_value, score)
-        return Speeds(read, decode, score, train, start), self._lengths()
+        read, decode = fit_decoding(sampling, self.shape, self.width, score)
+        return Speeds(read, decode, score, train, start), self._with_responses(lengths)
 
     def _requests(self, rows: int) -> list[Prompt]:
         """Return the prompts whose responses make a batch of so many rows, of all languages in turn."""
         recipe = self.recipe
         by_language = [[p for p in self.texts.training if p.language == tag] for tag in recipe.languages]
         turns = [row[index] for index in range(max(map(len, by_language))) for row in by_language if index < len(row)]
-        return turns[: max(1, rows // self._n)]
-
-    @property
-    def _n(self) -> int:
-        return 1 if self.recipe.language_imbalance else self.recipe.sample.n
+        return turns[: max(1, rows // self.n)]
 
     def _sample(self) -> tuple[list[tuple[float, Work]], float]:
         """Return seconds and work of batches, and the seconds of loading; the first batch says how many tokens fit."""
@@ -111,28 +104,27 @@ class Probe:
         self.cap = min(self.cap, max(TRIAL_TOKENS, affordable))
         sampler, second = self._sampler(self.cap)
         try:
-            found: list[tuple[float, Work]] = []
+            batches: list[tuple[float, Work]] = []
             until = time.monotonic() + 0.2 * BUDGET
-            while not found or (time.monotonic() < until and len(found) < 6):
-                found.append(self._batch(sampler, many, self.cap, keep=True))
-                found.append(self._batch(sampler, few, self.cap))
+            while not batches or (time.monotonic() < until and len(batches) < 6):
+                batches.append(self._batch(sampler, many, self.cap, keep=True))
+                batches.append(self._batch(sampler, few, self.cap))
         finally:
             sampler.close()
-        return found, min(first, second)
+        return batches, min(first, second)
 
     def _sampler(self, tokens: int) -> tuple[Any, float]:
         sample = self.recipe.sample.model_copy(update={"max_new_tokens": tokens})
-        settings = replace(EngineSettings.of(self.recipe), sample=sample)
+        engines = EngineFactory(replace(self.settings, sample=sample))
         began = time.monotonic()
-        greedy = self.recipe.language_imbalance is not None
-        sampler = EngineFactory(settings).sampler(self.model, greedy=greedy)
+        sampler = engines.sampler(self.model, greedy=self.recipe.language_imbalance is not None)
         return sampler, time.monotonic() - began
 
     def _batch(self, sampler: Any, prompts: Sequence[Prompt], limit: int, keep: bool = False) -> tuple[float, Work]:
         began = time.monotonic()
-        base = len(self.answered) * self._n
+        base, n = len(self.answered) * self.n, self.n
         requests = [
-            (prompt.instruction, [base + index * self._n + sample for sample in range(self._n)])
+            (prompt.instruction, list(range(base + index * n, base + (index + 1) * n)))
             for index, prompt in enumerate(prompts)
         ]
         answers = sampler.sample(requests, lambda *_: None)
@@ -145,14 +137,12 @@ class Probe:
                     for sample, a in enumerate(row)
                 ]
                 self.answered.append((prompt, responses))
-        read = sum(len(self._tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts)
+        read = sum(len(self.tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts)
         steps = max(sizes, default=limit)
         return seconds, Work("sample", read, steps=steps, row_steps=sum(sizes), rows=len(sizes))
 
     def _score(self) -> tuple[float, float]:
         """Return seconds per FLOP of scoring, and the seconds of loading."""
-        from crosspref.recipe.sections import REFERENCE_FREE
-
         recipe = self.recipe
         if not recipe.has_implicit_reward:
             return 0.0, 0.0
@@ -161,13 +151,13 @@ class Probe:
         if recipe.reward.algorithm not in REFERENCE_FREE:
             reference = locate_model(recipe.models.initial or "")
         began = time.monotonic()
-        scorer: Any = EngineFactory(EngineSettings.of(recipe)).scorer(self.model, reference)
+        scorer: Any = EngineFactory(self.settings).scorer(self.model, reference)
         loading = time.monotonic() - began
         seconds = work = 0.0
         until = time.monotonic() + 0.2 * BUDGET
         for index, (prompt, responses) in enumerate(self.answered):
             source = crosslingual_instruction(english[prompt.prompt_id].instruction, prompt.language)
-            read = len(self._tokenizer.prompt_ids(source))
+            read = len(self.tokenizer.prompt_ids(source))
             began = time.monotonic()
             scorer.score(source, responses)
             if index == 0 and len(self.answered) > 1:
@@ -186,59 +176,36 @@ class Probe:
         """Return seconds per FLOP of training, and what it takes beside its steps: loading, storing."""
         recipe = self.recipe
         settings: TrainSettings = recipe.align_english or recipe.train
-        pairs = self.texts.preferences or self._sampled_pairs()
+        # Without preferences, two responses to each prompt, which are as long as the run's will be.
+        sampled = [(prompt.instruction, row[0], row[-1]) for prompt, row in self.answered if row]
+        pairs = self.texts.preferences or [Pair.of(*sides) for sides in sampled]
         step = settings.micro_batch_size
         one = flops(self._pairs_work(pairs, settings), self.shape, recipe) / len(pairs)
         # As many as fit, by the speed of scoring, into two steps; at least one micro-batch each.
-        fitting = int(0.35 * max(self.left, 0) / max(2 * one * score, 1e-12))
+        fitting = int(0.35 * max(BUDGET - self.seconds, 0) / max(2 * one * score, 1e-12))
         size = max(step, min(settings.batch_size, fitting // step * step))
         spread = [pairs[index * len(pairs) // (2 * size) % len(pairs)] for index in range(2 * size)]
-        asked = settings.model_copy(update={"batch_size": size, "epochs": 1})
+        training = settings.model_copy(update={"batch_size": size, "epochs": 1})
+        is_initial = recipe.align_english is None and settings.reference == "initial"
+        reference = locate_model(recipe.models.initial or "") if is_initial else None
         stamps: list[float] = []
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "output"
             output.mkdir()
             began = time.monotonic()
-            engines = EngineFactory(EngineSettings.of(recipe))
-            trainer = engines.trainer(self.model, asked, self._train_reference(settings))
+            trainer = EngineFactory(self.settings).trainer(self.model, training, reference)
             try:
                 trainer.train(spread, output, Path(folder) / "checkpoints", lambda *_: stamps.append(time.monotonic()))
                 publish_directory(output, Path(folder) / "policy")
             finally:
                 trainer.close()
             whole = time.monotonic() - began
-        seconds = stamps[-1] - stamps[0]
-        per_step = seconds / max(1, len(stamps) - 1)
+        per_step = (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1)
         second = self._pairs_work(spread[size:], settings)
         return per_step / flops(second, self.shape, recipe), max(0.0, whole - 2 * per_step)
 
-    def _train_reference(self, settings: TrainSettings) -> ModelFiles | None:
-        own = self.recipe.align_english is not None or settings.reference != "initial"
-        return None if own else locate_model(self.recipe.models.initial or "")
-
-    def _sampled_pairs(self) -> list[Pair]:
-        """Return pairs of two responses of one prompt each, as long as the run's will be."""
-        return [
-            Pair(
-                prompt.prompt_id,
-                prompt.language,
-                [{"role": "user", "content": prompt.instruction}],
-                [{"role": "assistant", "content": responses[0].text}],
-                [{"role": "assistant", "content": responses[-1].text}],
-                0,
-                len(responses) - 1,
-                responses[0].token_ids,
-                responses[-1].token_ids,
-                None,
-                None,
-                None,
-            )
-            for prompt, responses in self.answered
-            if responses
-        ]
-
     def _pairs_work(self, pairs: Sequence[Pair], settings: TrainSettings) -> Work:
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         total = Work("train", units=len(pairs), settings=settings)
         for pair in pairs:
             sides = ((pair.chosen, pair.chosen_token_ids), (pair.rejected, pair.rejected_token_ids))
@@ -249,31 +216,26 @@ class Probe:
             total = add_pair(total, len(tokenizer.chat_ids(pair.prompt)), answers, settings)
         return total
 
-    @property
-    def _tokenizer(self) -> Any:
-        from crosspref.engines.transformers.models import load_tokenizer, readable_directory
-
-        if not hasattr(self, "_loaded"):
-            trust = self.recipe.models.trust_remote_code
-            self._loaded = load_tokenizer(readable_directory(self.model), trust)
-        return self._loaded
-
-    def _lengths(self) -> Lengths:
-        """Return exact prompt lengths, and those of responses by the sampled ones."""
-        template = len(self._tokenizer.prompt_ids(""))
+    def _prompt_lengths(self) -> Lengths:
+        """Return exact lengths of prompts."""
+        template = len(self.tokenizer.prompt_ids(""))
         per_byte: dict[str, float] = {}
         for language in dict.fromkeys([ENGLISH, *self.recipe.languages]):
             texts = [prompt.instruction for prompt in self.texts.training if prompt.language == language][:200]
-            tokens = sum(len(self._tokenizer.prompt_ids(text)) - template for text in texts)
+            tokens = sum(len(self.tokenizer.prompt_ids(text)) - template for text in texts)
             per_byte[language] = tokens / max(1, sum(len(text.encode()) for text in texts))
+        return Lengths(template, per_byte)
+
+    def _with_responses(self, lengths: Lengths) -> Lengths:
+        """Return lengths with those of responses, by the sampled ones."""
         limit = self.recipe.sample.max_new_tokens
-        found: dict[str, list[Response]] = {}
+        sampled: dict[str, list[Response]] = {}
         for prompt, responses in self.answered:
-            found.setdefault(prompt.language, []).extend(responses)
-        response = {language: uncut_length(rows, limit) for language, rows in found.items() if rows}
-        sizes = [len(row.token_ids or []) for rows in found.values() for row in rows]
-        longest = float(max(sizes, default=0) if max(sizes, default=0) < self.cap else limit)
-        return Lengths(template, per_byte, response, dict.fromkeys(self.recipe.languages, longest))
+            sampled.setdefault(prompt.language, []).extend(responses)
+        response = {language: uncut_length(rows, limit) for language, rows in sampled.items() if rows}
+        most = max((len(row.token_ids or []) for rows in sampled.values() for row in rows), default=0)
+        longest = float(most if most < self.cap else limit)
+        return replace(lengths, response=response, longest=dict.fromkeys(self.recipe.languages, longest))
 
 
 def uncut_length(responses: Sequence[Response], limit: int) -> float:
@@ -285,10 +247,6 @@ def uncut_length(responses: Sequence[Response], limit: int) -> float:
     tokens = sum(len(row.token_ids or []) for row in responses)
     stop = sum(row.finish_reason == "stop" for row in responses) / max(1, tokens)
     return limit if stop == 0 else (1 - (1 - stop) ** limit) / stop
-
-
-def _module(kind: str, name: str) -> str:
-    return ENGINES[kind][name].partition(":")[0]
 
 
 def _start_seconds(module: str) -> float:
