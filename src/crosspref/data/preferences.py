@@ -5,7 +5,7 @@ of chat messages. The answer is the last message; what comes before it is the pr
 """
 
 from crosspref.data.records import Message, Pair
-from crosspref.data.rows import Problem, Row, RowError, columns_of, read_id, text_problem
+from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import ID_COLUMNS, read_source
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
@@ -28,7 +28,7 @@ def load_preferences(source: str) -> list[Pair]:
     problems: list[Problem] = []
     for part in read_source(source, [ENGLISH]):
         part.check()
-        there = columns_of(part.rows)
+        there = column_names(part.rows)
         missing = [column for column in ("chosen", "rejected") if column not in there]
         if missing:
             raise DataError(f"{part.name} has no column {' and '.join(missing)}. Columns there: {', '.join(there)}.")

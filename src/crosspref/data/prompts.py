@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from crosspref.data.records import Dropped, Prompt
-from crosspref.data.rows import Problem, Row, RowError, columns_of, read_id, text_problem
+from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import (
     ID_COLUMNS,
     LANGUAGE_COLUMNS,
@@ -107,7 +107,7 @@ def _with_english(languages: Sequence[str]) -> list[str]:
 
 def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Layout:
     """Find out which column is what; the names that the person gave come first."""
-    there = columns_of(part.rows)
+    there = column_names(part.rows)
     text = part.find_column(TEXT_COLUMNS, settings.text_column)
     language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
     is_wide = not part.language and not (language and text)

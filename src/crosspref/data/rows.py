@@ -102,7 +102,7 @@ class Row:
         return number
 
 
-def columns_of(rows: Iterable[Row]) -> list[str]:
+def column_names(rows: Iterable[Row]) -> list[str]:
     """Return the names of all columns that any row has, in the order of their first appearance."""
     return list(dict.fromkeys(column for row in rows for column in row.values))
 

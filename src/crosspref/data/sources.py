@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosspref.data.rows import READERS, Row, columns_of, read_file
+from crosspref.data.rows import READERS, Row, column_names, read_file
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES, language_name
 
@@ -39,7 +39,7 @@ class Part:
         Raises:
             DataError: the named column is not there.
         """
-        there = columns_of(self.rows)
+        there = column_names(self.rows)
         if named is not None and named not in there:
             raise DataError(f"{self.name} has no column {named!r}. Columns there: {', '.join(there)}.")
         return named or next((column for column in candidates if column in there), None)
@@ -161,8 +161,8 @@ def language_files(folder: Path, name: str, inside: str | None = None) -> dict[s
         for file in candidates:
             if file.is_file() and file.suffix.lower() in READERS:
                 if tag in files:
-                    both = f"{files[tag].relative_to(folder)}, {file.relative_to(folder)}"
-                    raise DataError(f"the folder {name} has two files for {tag}: {both}. Keep one.")
+                    pair = f"{files[tag].relative_to(folder)}, {file.relative_to(folder)}"
+                    raise DataError(f"the folder {name} has two files for {tag}: {pair}. Keep one.")
                 files[tag] = file
     return files
 
@@ -196,7 +196,7 @@ def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str
         ) from error
 
 
-def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: str) -> dict[str, list[Row]]:
+def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside: str) -> dict[str, list[Row]]:
     """Return the rows of each language: of ``DIR/es.json``, of ``DIR/es/INSIDE.json``, or by a file's column language.
 
     ``what`` is the setting that names the source. A file without such a column is taken for the one language that is
@@ -212,13 +212,13 @@ def read_languages(source: str, what: str, asked: Sequence[str] | None, inside: 
             raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
         by_language = {language: read_file(file, str(file)) for language, file in files.items()}
     elif path.is_file():
-        by_language = _by_column(read_file(path, f"{what} {source}"), asked)
+        by_language = _by_column(read_file(path, f"{what} {source}"), wanted)
     else:
         raise DataError(f"{what}: there is no file or directory {source}.")
-    return {language: rows for language, rows in by_language.items() if asked is None or language in asked}
+    return {language: rows for language, rows in by_language.items() if wanted is None or language in wanted}
 
 
-def _by_column(rows: Sequence[Row], asked: Sequence[str] | None) -> dict[str, list[Row]]:
+def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, list[Row]]:
     by_language: dict[str, list[Row]] = {}
     values = [first_of(row, LANGUAGE_COLUMNS) for row in rows]
     tags = [as_tag(value) if isinstance(value, str) else None for value in values]
@@ -226,14 +226,14 @@ def _by_column(rows: Sequence[Row], asked: Sequence[str] | None) -> dict[str, li
         # A broken row is counted in the language that it stands in: items are found by their place there.
         language = tag or (None if row.values else _language_around(tags, place, row))
         if language is not None:
-            if asked is None:
+            if wanted is None:
                 try:
                     language_name(language)
                 except DataError as error:
                     raise row.error(str(error)) from None
             by_language.setdefault(language, []).append(row)
-        elif asked is not None and len(asked) == 1:
-            by_language.setdefault(asked[0], []).append(row)
+        elif wanted is not None and len(wanted) == 1:
+            by_language.setdefault(wanted[0], []).append(row)
         elif row.values:
             raise row.error(
                 "it names no language",
@@ -255,5 +255,5 @@ def _language_around(tags: Sequence[str | None], place: int, row: Row) -> str | 
 
 
 def first_of(row: Row, columns: Sequence[str]) -> object:
-    """Return the first of some columns that is there and not empty."""
+    """Return the value of the first of some columns that has one."""
     return next((row.values[column] for column in columns if row.values.get(column) is not None), None)

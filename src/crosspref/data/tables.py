@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
-from crosspref.data.rows import Row, columns_of, read_file, read_parquet
+from crosspref.data.rows import Row, column_names, read_file, read_parquet
 from crosspref.errors import DataError
 
 DEFAULTS: dict[type, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[pa.Table, Sequence[int]]:
         if row.broken:
             raise row.error(row.broken)
     columns = {}
-    for name in columns_of(rows):  # ``from_pylist`` would take those of the first row alone
+    for name in column_names(rows):  # ``from_pylist`` would take those of the first row alone
         try:
             columns[name] = pa.array([row.values.get(name) for row in rows])
         except (pa.ArrowException, OverflowError) as error:

@@ -29,10 +29,10 @@ class ModelFiles:
     """Where a model's files are on this machine.
 
     ``identity`` is a hash of what the files hold: equal identities mean the same model, wherever it lies. Of files
-    above 32 MB it covers the size, both ends and a sample of what lies between, so that it takes no minutes.
+    above 32 MB it covers the size, both ends and samples in between, so that it does not take minutes.
 
-    Where ``adapter`` is a directory, the model is that adapter over the base that ``directory`` and ``gguf_file`` name:
-    tokenizer and configuration are the base's, and ``identity`` covers both.
+    If ``adapter`` is a directory, the model is that adapter over the base that ``directory`` and ``gguf_file`` name.
+    Then tokenizer and configuration are the base's, and ``identity`` covers both.
     """
 
     name: str
@@ -179,18 +179,18 @@ def base_of_adapter(adapter: Path) -> str:
 
 
 def require_same_lora(policy: ModelFiles, lora: LoraSettings) -> None:
-    """Raise ModelError if the settings ask for another rank or scale than the adapter has that training goes on with.
+    """Raise ModelError if training continues with the policy's adapter, but the settings have another rank or scale.
 
-    Nothing is asked of a policy without an adapter, or where the trained policy is merged.
+    A policy without an adapter, or one that is stored merged, may have any settings.
     """
     if policy.adapter is None or lora.save != "adapter":
         return
     config = read_json(policy.adapter / ADAPTER_CONFIG)
-    for setting, key, asked in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):
-        if config.get(key) != asked:
+    for setting, key, wanted in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):
+        if config.get(key) != wanted:
             raise ModelError(
-                f"The adapter of {policy.name} has {setting} {config.get(key)}, but lora.{setting} is {asked}. "
-                f"Training goes on with the policy's own adapter where lora.save is adapter: set lora.{setting} to "
+                f"The adapter of {policy.name} has {setting} {config.get(key)}, but lora.{setting} is {wanted}. "
+                f"Training continues with the policy's adapter if lora.save is adapter: set lora.{setting} to "
                 f"{config.get(key)}, or lora.save: merged for a new adapter over merged weights."
             )
 
@@ -205,14 +205,14 @@ def require_whole(files: ModelFiles, role: str) -> None:
 
 
 def is_encoder_decoder(files: ModelFiles) -> bool:
-    """Tell whether a model's configuration says that it has an encoder and a decoder, as translation models do."""
+    """Tell whether a model's configuration has an encoder and a decoder, as translation models do."""
     return files.gguf_file is None and read_json(files.directory / "config.json").get("is_encoder_decoder") is True
 
 
 def require_one_output(files: ModelFiles) -> None:
     """Raise ModelError unless a reward model's configuration says that it has one output: the reward.
 
-    transformers takes two labels for what names none, such as a model that is no classifier.
+    transformers assumes two labels where none are named, such as for a model that is no classifier.
     """
     require_whole(files, "reward model")
     config = read_json(files.directory / "config.json")
@@ -235,7 +235,7 @@ def _listed(directory: Path) -> str:
 
 
 def _identity(files: list[Path]) -> str:
-    """Hash names, sizes and contents; of very large files both ends and 15 samples between."""
+    """Hash names, sizes and contents; of very large files both ends and 15 samples in between."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -254,8 +254,8 @@ def _identity(files: list[Path]) -> str:
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: ``$CROSSPREF_CACHE``, else ``crosspref`` in the user's cache directory."""
-    own = os.environ.get("CROSSPREF_CACHE")
-    if own:
-        return Path(own)
+    """Return where converted models are kept: ``$CROSSPREF_CACHE``, or ``crosspref`` in the user's cache folder."""
+    chosen = os.environ.get("CROSSPREF_CACHE")
+    if chosen:
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosspref"

@@ -30,8 +30,8 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
         content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         content["model"] = _settled(content["model"] or {})
     else:
-        found = [directory / name for name in VOCABULARIES if (directory / name).is_file()]
-        content = {file.name: short_hash(file.read_bytes()) for file in found}
+        files = [directory / name for name in VOCABULARIES if (directory / name).is_file()]
+        content = {file.name: short_hash(file.read_bytes()) for file in files}
     return {
         "tokenizer": short_hash(json.dumps(content, sort_keys=True).encode()),
         "end-of-sequence token": short_hash(json.dumps(_token_text(config.get("eos_token"))).encode()),

@@ -85,7 +85,7 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
     unknown = [name for name in chosen or [] if name not in known]
     if unknown:
         raise RecipeError(f"models: {run.root} has no {', '.join(unknown)}. It has {', '.join(known)}.")
-    found = []
+    candidates = []
     for name in [name for name in known if chosen is None or name in chosen]:
         number = None if name == "pi_I" else int(name.removeprefix("pi_"))
         trained = number is not None and (number > 0 or recipe.models.policy is None)
@@ -95,12 +95,12 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
         try:
             initial = recipe.models.initial or ""
             files = locate_model(initial) if number is None else find_policy(recipe, run, number)
-            found.append(Candidate(name, files))
+            candidates.append(Candidate(name, files))
         except ModelError as error:
-            found.append(Candidate(name, None, str(error)))
-    if not found:
+            candidates.append(Candidate(name, None, str(error)))
+    if not candidates:
         raise RunError(f"No model of {run.root} is there to be measured yet.")
-    return found
+    return candidates
 
 
 def _answering(settings: EvaluationSettings) -> EngineSettings:

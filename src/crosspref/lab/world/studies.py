@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from crosspref import __version__
-from crosspref.data.rows import columns_of, read_file
+from crosspref.data.rows import column_names, read_file
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, RunError
 from crosspref.lab.world.experiment import (
@@ -231,7 +231,7 @@ def from_csv(path: Path) -> list[Result]:
         DataError: the file cannot be read, or has other columns than a study's results.
     """
     rows = read_file(path, str(path))
-    if tuple(columns_of(rows)) != COLUMNS:
+    if tuple(column_names(rows)) != COLUMNS:
         raise DataError(f"{path} has other columns than a study's results: {', '.join(COLUMNS)}")
     results = []
     for row in rows:

@@ -135,8 +135,8 @@ class _Setups:
         subjects = by_subject(items) if name == ENGLISH_MMLU else {name: items}
         return [
             made
-            for subject, own in subjects.items()
-            for made in self.harness.tasks_of_files(subject, own.rows, own.examples, shots)
+            for subject, its in subjects.items()
+            for made in self.harness.tasks_of_files(subject, its.rows, its.examples, shots)
         ]
 
 

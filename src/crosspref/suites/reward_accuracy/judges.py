@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.data.records import Prompt, Response, Score
-from crosspref.data.rows import READERS, Row, columns_of, read_file, read_id
+from crosspref.data.rows import READERS, Row, column_names, read_file, read_id
 from crosspref.engines import EngineFactory
 from crosspref.errors import DataError, RunError
 from crosspref.languages import language_name
@@ -260,7 +260,7 @@ class Votes:
             raise DataError(f"reward_accuracy.votes: {source} is no file, or of none of the kinds {kinds}.")
         rows = read_file(path, source)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        there = columns_of(rows)
+        there = column_names(rows)
         if rows and not {"id", "choice"} <= set(there):
             raise DataError(
                 f"reward_accuracy.votes: {source} needs the columns id and choice; it has "
