@@ -96,7 +96,7 @@ class Report:
     def show(self, console: Console) -> None:
         """Print the table and the notes; nothing is cut, even if the table is wider than the screen."""
         table = self.table()
-        longest = max((cell_len(line) for row in self.rows for line in row[0].split("\n")), default=0)
+        longest = max((cell_len(line) for row in self._marked() for line in row[0].split("\n")), default=0)
         needed = Console(width=10_000).measure(table).maximum - max(0, longest - FOLDED)
         Console(file=console.file, width=max(console.width, needed)).print(table)
         for note in self.notes:
