@@ -17,6 +17,7 @@ from crosspref.languages import crosslingual_instruction
 from crosspref.maths.reward import implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
+from crosspref.protocols import Engines
 from crosspref.recipe.files import check_settings, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
@@ -29,7 +30,11 @@ from crosspref.run.ranks import is_launched
 
 
 def align(
-    recipe: Recipe | str | Path | dict[str, Any], run_dir: str | Path, *, reporter: Reporter | None = None
+    recipe: Recipe | str | Path | dict[str, Any],
+    run_dir: str | Path,
+    *,
+    reporter: Reporter | None = None,
+    engines: Engines | None = None,
 ) -> Path:
     """Run Algorithm 1 and return the directory of the aligned policy, pi_T.
 
@@ -39,6 +44,7 @@ def align(
         recipe: a recipe, its file, or its content as a dictionary.
         run_dir: where everything is stored; made if it does not exist.
         reporter: shows progress; on the standard error output if left out.
+        engines: builds the engines, instead of those that the recipe names. All phases then run in this process.
 
     Raises:
         RecipeError: a setting is wrong.
@@ -49,13 +55,13 @@ def align(
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
     run = RunDirectory(run_dir)
-    job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
+    job = Job(recipe, run, engines or EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
     check_models(recipe)
     launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe, algorithm.phases)
         with job.engines.cluster():
-            return algorithm.align(job, _executor(job))
+            return algorithm.align(job, _executor(job, apart=engines is None and recipe.resources.process_per_phase))
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
@@ -123,9 +129,8 @@ def _perform(job: Job, phase: Phase) -> None:
         phase.perform(job, phase.iteration)
 
 
-def _executor(job: Job) -> Callable[[Phase], None]:
+def _executor(job: Job, *, apart: bool) -> Callable[[Phase], None]:
     """Return what runs a phase: here, or in a process of its own where memory must be given back."""
-    apart = job.recipe.resources.process_per_phase
 
     def execute(phase: Phase) -> None:
         started = time.monotonic()

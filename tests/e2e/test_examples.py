@@ -2,12 +2,17 @@
 
 import importlib.util
 import json
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from running import rows, small_recipe, write_recipe
 
 from crosspref.data.preferences import load_preferences
+from crosspref.data.records import Pair, Response
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,3 +52,21 @@ def test_select_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     texts = [tuple(row[side][0]["content"] for side in ("prompt", "chosen", "rejected")) for row in written]
     assert texts == [("p", "aaaa", "b"), ("q", "eee", "ccccc")]
     assert len(load_preferences(str(pairs))) == 2
+
+
+def test_own_sampler(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers are trained on; that phases run in processes of their own is set, and does not lose it."""
+    recipe: dict[str, Any] = small_recipe(*models, iterations=1, resources={"process_per_phase": True})
+    monkeypatch.setattr(
+        sys, "argv", ["own_sampler.py", str(write_recipe(tmp_path / "a.yaml", recipe)), str(tmp_path / "run")]
+    )
+    runpy.run_path(str(EXAMPLES / "own_sampler.py"), run_name="__main__")
+    folder = tmp_path / "run" / "iteration_1"
+    responses = rows(folder / "responses", Response)
+    assert len(responses) == 2 * 5 * 3
+    assert all(row.token_ids is None for row in responses)  # crosspref's own samplers give the ids
+    texts = {row.text for row in responses}
+    pairs = rows(folder / "pairs", Pair)
+    assert pairs
+    assert {pair.chosen[0]["content"] for pair in pairs} <= texts
+    assert (folder / "policy" / "model.safetensors").exists()
