@@ -1,1 +1,4 @@
-"""Tables for people: on screen, as Markdown, CSV and LaTeX; comparisons and audits of runs."""
+"""What was measured, for people: the one table writer (`table`), a run's report, comparisons of runs, and audits.
+
+Suites, the laboratory, the plan and the commands import it. It imports nothing from them.
+"""
