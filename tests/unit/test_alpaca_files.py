@@ -59,7 +59,7 @@ def test_duplicated_ids_are_counted_and_ambiguous_ones_left_out() -> None:
         problems,
     )
     assert [(item.item_id, item.place) for item in found] == [("1", 0), ("4", 6)]
-    assert problems.counts == {"duplicated ids": 2, "items without id or text": 2}
+    assert problems == {"duplicated ids": 2, "items without id or text": 2}
     assert str(problems) == "2 duplicated ids, 2 items without id or text"
 
 
@@ -75,7 +75,7 @@ def test_rows_are_joined_by_id_wherever_they_stand() -> None:
     found = join(rows({"id": 4, "output": "D"}, {"id": "1", "output": "A"}, {"id": 9, "output": "?"}), ITEMS, "output",
                  problems)  # fmt: skip
     assert outputs(found) == {"4": "D", "1": "A"}
-    assert not problems.counts
+    assert not problems
 
 
 def test_rows_without_ids_are_joined_by_instruction_the_kth_to_the_kth() -> None:
@@ -88,7 +88,7 @@ def test_rows_without_ids_are_joined_by_instruction_the_kth_to_the_kth() -> None
         {"instruction": "a ", "output": "A"},
     )
     assert outputs(join(given, ITEMS, "output", problems)) == {"4": "D", "2": "B", "3": "C", "1": "A"}
-    assert problems.counts == {"rows without item or output": 1}
+    assert problems == {"rows without item or output": 1}
 
 
 def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:
@@ -101,7 +101,7 @@ def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:
         {"id": 2},
     )
     assert outputs(join(given, ITEMS, "output", problems)) == {"1": "A"}
-    assert problems.counts == {"duplicated rows": 2, "rows without item or output": 1}
+    assert problems == {"duplicated rows": 2, "rows without item or output": 1}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_broken_row_keeps_the_place_of_those_behind_it(tmp_path: Path) -> None
         problems = Problems()
         found = read_languages(str(file), "items", asked, OUTPUTS)
         assert [(item.item_id, item.place) for item in read_items(found["en"], problems)] == [("0", 0), ("2", 2)]
-        assert problems.counts["items without id or text"] == 1
+        assert problems["items without id or text"] == 1
     file.write_text("\n".join([*lines[:2], lines[2][:-9], lines[3]]))
     with pytest.raises(RowError, match="it is en before it and es after it") as caught:
         read_languages(str(file), "items", None, OUTPUTS)
@@ -147,4 +147,4 @@ def test_two_files_of_one_language_are_refused(tmp_path: Path) -> None:
 def test_half_a_character_is_no_text() -> None:
     problems = Problems()
     assert read_items(rows({"id": 1, "instruction": "a \ud83d"}), problems) == []
-    assert problems.counts["items without id or text"] == 1
+    assert problems["items without id or text"] == 1

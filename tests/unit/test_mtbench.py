@@ -152,7 +152,7 @@ def test_questions_that_cannot_be_used_are_counted_and_the_rest_comes_out() -> N
     ]
     found = read_questions(rows, [], problems)
     assert [one.question_id for one in found] == ["81", "87", "89", "90"]
-    assert dict(problems.counts) == {
+    assert dict(problems) == {
         "questions without two turns": 5,
         "questions without id": 2,
         "duplicated ids": 2,
@@ -193,7 +193,7 @@ def test_references_are_joined_by_id_and_a_file_goes_before_the_column() -> None
         "106": (None, None),
         "107": (None, "r2"),
     }
-    assert dict(problems.counts) == {"rows without item or choices": 1}
+    assert dict(problems) == {"rows without item or choices": 1}
 
 
 def test_files_lie_as_fastchat_has_them_per_language(tmp_path: Path) -> None:

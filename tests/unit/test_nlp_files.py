@@ -76,8 +76,8 @@ def test_what_cannot_be_used_is_counted_and_the_rest_is_used(tmp_path: Path, tas
     items, problems = read(tmp_path, task, language)
     assert items is not None
     assert len(items.rows) == 3
-    assert sum(problems.counts.values()) == len(bad) + 1
-    assert all(reason.startswith(f"rows of {task} without a usable ") for reason in problems.counts)
+    assert sum(problems.values()) == len(bad) + 1
+    assert all(reason.startswith(f"rows of {task} without a usable ") for reason in problems)
 
 
 def test_another_row_is_another_digest(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_english_mmlu_needs_examples_of_each_subject(tmp_path: Path) -> None:
     items, problems = read(tmp_path, "mmlu", "en")
     assert items is not None
     assert {name: len(own.rows) for name, own in by_subject(items).items()} == {"mmlu_anatomy": 3}
-    assert problems.counts == {"rows of a subject with fewer than 5 examples (mmlu_world_religions)": 3}
+    assert problems == {"rows of a subject with fewer than 5 examples (mmlu_world_religions)": 3}
     problems = Problems()
     with pytest.raises(DataError, match="5 examples before each item of each subject"):
         read_items(str(tmp_path), "mmlu", "en", problems, lambda _: False)
-    assert sum(problems.counts.values()) == 6
+    assert sum(problems.values()) == 6

@@ -5,7 +5,7 @@ What cannot be used is counted, and the rest is used.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from crosspref.data.rows import Row, read_id
@@ -23,15 +23,12 @@ class Item:
     instruction: str
 
 
-@dataclass
-class Problems:
+class Problems(Counter[str]):
     """What could not be used, counted by reason."""
-
-    counts: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """Return the counts as words."""
-        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if count)
+        return ", ".join(f"{count} {reason}" for reason, count in self.items() if count)
 
 
 def id_of(row: Row) -> str | None:
@@ -45,7 +42,7 @@ def unique(given: Iterable[tuple[str, object, T]], problems: Problems, what: str
     ambiguous = set()
     for name, content, value in given:
         if name in first:
-            problems.counts[what] += 1
+            problems[what] += 1
             if first[name][0] != content:
                 ambiguous.add(name)
         else:
@@ -70,7 +67,7 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
             item_id = same[met[text]]
             met[text] += len(same) > 1
         if item_id is None or column not in row.values:
-            problems.counts[f"rows without item or {column}"] += 1
+            problems[f"rows without item or {column}"] += 1
         elif item_id in ids:
             given.append((item_id, row.values[column], row))
     return unique(given, problems, "duplicated rows")

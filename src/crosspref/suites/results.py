@@ -132,7 +132,7 @@ def describe(
         "seed": settings.seed,
         "resamples": settings.resamples,
         "failures": {where: dict(counts) for where, counts in failures.items() if counts},
-        "problems": {language: dict(one.counts) for language, one in problems.items() if str(one)},
+        "problems": {language: dict(one) for language, one in problems.items() if str(one)},
     }
 
 

@@ -62,7 +62,7 @@ def _questions(work: Evaluation, problems: dict[str, Problems]) -> dict[str, lis
         _say_missing(work, language, questions[language], counts)
     for language in dict.fromkeys([*questions, *(work.languages or ())]):
         if not questions.get(language):
-            problems.setdefault(language, Problems()).counts["language without questions"] = 1
+            problems.setdefault(language, Problems())["language without questions"] = 1
             work.reporter.say(f"mtbench {language}: there are no questions, so nothing is judged in this language.")
     if not any(questions.values()):
         raise DataError(f"mtbench.questions: {settings.questions} has no question in the languages that are wanted.")
@@ -77,7 +77,7 @@ def _say_missing(work: Evaluation, language: str, questions: Sequence[TwoTurns],
         return
     left_out = work.settings.mtbench.without_reference == "leave_out"
     fate = "not judged" if left_out else "judged without one"
-    problems.counts[f"turns that need a reference answer and have none: {fate}"] = missing
+    problems[f"turns that need a reference answer and have none: {fate}"] = missing
     advice = " (mtbench.references; mtbench.without_reference: judge would grade them all the same)" if left_out else ""
     work.reporter.say(
         f"mtbench {language}: {missing} of {2 * len(needed)} turns of math, reasoning and coding have no reference "

@@ -55,12 +55,12 @@ def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Pro
         question_id, turns = id_of(row), row.values.get("turns")
         category = str(row.values.get("category") or "none").strip().lower()
         if question_id is None:
-            problems.counts["questions without id"] += 1
+            problems["questions without id"] += 1
         elif not isinstance(turns, list) or len(turns) != 2 or any(text_problem(turn) for turn in turns):
-            problems.counts["questions without two turns"] += 1
+            problems["questions without two turns"] += 1
         else:
             if category not in TEMPERATURES:
-                problems.counts[f"questions of the unknown category {category}"] += 1
+                problems[f"questions of the unknown category {category}"] += 1
             given = _references(row.values.get("reference"))
             question = TwoTurns(question_id, category, (turns[0], turns[1]), given)
             read.append((question_id, (category, turns), question))

@@ -200,9 +200,9 @@ def read_items(
         usable = set()
         for name, items in by_subject(Items(rows, examples)).items():
             if not has_task(name):
-                problems.counts[f"rows of a subject that the harness has not ({name})"] += len(items.rows)
+                problems[f"rows of a subject that the harness has not ({name})"] += len(items.rows)
             elif len(items.examples) < shots:
-                problems.counts[f"rows of a subject with fewer than {shots} examples ({name})"] += len(items.rows)
+                problems[f"rows of a subject with fewer than {shots} examples ({name})"] += len(items.rows)
             else:
                 usable.add(name)
         rows = [row for row in rows if _task_of(row) in usable]
@@ -251,7 +251,7 @@ def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> li
             usable.append(kind.model_validate(row.values).model_dump())
         except ValidationError as error:
             column = next(iter(error.errors()[0]["loc"]), "answer")
-            problems.counts[f"rows of {file.parent.name} without a usable {column}"] += 1
+            problems[f"rows of {file.parent.name} without a usable {column}"] += 1
     if not usable:
         raise DataError(f"{file} has no row that can be used. Its columns must be {', '.join(kind.model_fields)}.")
     return usable

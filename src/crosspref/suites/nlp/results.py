@@ -206,5 +206,5 @@ def _about(work: Evaluation, measured: Measured, tasks: Sequence[_TaskResults]) 
         "seed": settings.seed,
         "resamples": settings.resamples,
         "missing": measured.missing,
-        "problems": {where: dict(problems.counts) for where, problems in measured.problems.items() if str(problems)},
+        "problems": {where: dict(problems) for where, problems in measured.problems.items() if str(problems)},
     }

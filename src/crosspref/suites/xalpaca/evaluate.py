@@ -57,7 +57,7 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
         items[language] = read_items(rows, problems.setdefault(language, Problems()))
     for language in work.languages or ():
         if not items.get(language):
-            problems.setdefault(language, Problems()).counts["language without items"] = 1
+            problems.setdefault(language, Problems())["language without items"] = 1
             work.reporter.say(f"xalpaca {language}: there are no items, so nothing is judged in this language.")
     if not any(items.values()):
         raise DataError(f"xalpaca.items: {settings.items} has no item in the languages that are wanted.")
@@ -75,9 +75,9 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
         joined = join(rows.get(language, []), every, "output", problems[language])
         outputs = {key: row.values["output"] for key, row in joined.items()}
         texts = {key: text for key, text in outputs.items() if isinstance(text, str) and is_unicode(text)}
-        problems[language].counts["answers of the baseline that are not text"] += len(outputs) - len(texts)
+        problems[language]["answers of the baseline that are not text"] += len(outputs) - len(texts)
         if not texts:
-            problems[language].counts["language without baseline"] = 1
+            problems[language]["language without baseline"] = 1
             work.reporter.say(
                 f"xalpaca {language}: the baseline has no answers, so nothing is judged in this language."
             )
@@ -135,7 +135,7 @@ def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: M
         for model, annotations in by_model.items():
             joined = join(annotations, items[language], "preference", problems[language])
             texts = {key: row.values for key, row in joined.items() if _is_whole(row)}
-            problems[language].counts["annotations without outputs"] += len(joined) - len(texts)
+            problems[language]["annotations without outputs"] += len(joined) - len(texts)
             outputs = [{key: str(row[name]) for key, row in texts.items()} for name in ("output_1", "output_2")]
             baseline = Baseline(_generator(annotations, "generator_1"), outputs[0])
             judge = _generator(annotations, "annotator")
@@ -146,7 +146,7 @@ def _from_annotations(work: Evaluation, items: Items, wanted: Items, problems: M
             contests.append(contest)
     judged = {contest.language for contest in contests}
     for language in [language for language in wanted if language not in judged]:
-        problems[language].counts["language without annotations"] = 1
+        problems[language]["language without annotations"] = 1
         work.reporter.say(f"xalpaca {language}: there are no annotations in this language.")
     return contests
 

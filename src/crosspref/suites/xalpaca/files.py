@@ -32,7 +32,7 @@ def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
         for place, row in enumerate(rows):
             item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
             if item_id is None or not isinstance(text, str) or text_problem(text):
-                problems.counts["items without id or text"] += 1
+                problems["items without id or text"] += 1
             else:
                 yield item_id, text, Item(item_id, place, text)
 
