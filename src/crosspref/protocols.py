@@ -1,4 +1,4 @@
-"""What the stages need of an engine: small protocols, one method each (and ``close``, which frees memory)."""
+"""What the stages need of an engine: small protocols with one method each, and ``close``, which frees memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -60,7 +60,7 @@ SampleRequest = tuple[Instruction, Sequence[int]]
 """An instruction, which may be a conversation, and a seed for each response."""
 
 Known = tuple[float | None, float | None]
-"""What is known of a response from before: log pi(y | x) under policy and reference, nats; None has to be computed."""
+"""What is already known of a response: log pi(y | x) under policy and reference, nats; None must be computed."""
 
 
 class Sampler(Protocol):
@@ -105,7 +105,7 @@ class Scorer(Protocol):
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
 
-        ``known`` has what need not be computed of each response, or is empty.
+        ``known`` holds what is already known of each response, or is empty.
         """
         ...
 
@@ -142,7 +142,7 @@ class Trainer(Protocol):
     """Trains a policy on preference pairs."""
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
-        """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
+        """Train, write the policy to ``output`` and return figures; resumes from the last whole checkpoint."""
         ...
 
     def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:

@@ -18,13 +18,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.models import (
-    describe_model,
-    free_memory,
-    longest_prompt,
-    pick_device,
-    pick_dtype,
-)
+from crosspref.engines.transformers import models
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
@@ -57,17 +51,17 @@ class VllmSampler:
         self.settings, vllm, trust = settings.sample, settings.vllm, settings.trust_remote_code
         if self.settings.temperature > 2:
             raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
-        device = _require_device(pick_device(settings.resources))
-        described = describe_model(policy, trust)
+        device = _require_device(models.pick_device(settings.resources))
+        described = models.describe_model(policy, trust)
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.tokenizer, self.stops = described.tokenizer, described.stops
-        self.longest_prompt = longest_prompt(self.settings, described.config)
+        self.longest_prompt = models.longest_prompt(self.settings, described.config)
         options: dict[str, Any] = {
             "model": str(described.directory),
             "skip_tokenizer_init": True,  # ids go in and ids come out
             "generation_config": "vllm",  # a model's own sampling defaults must not mix with the recipe's
             "max_model_len": int(self.longest_prompt) + self.settings.max_new_tokens,
-            "dtype": str(pick_dtype(settings.resources, device)).removeprefix("torch."),
+            "dtype": str(models.pick_dtype(settings.resources, device)).removeprefix("torch."),
             "enable_prefix_caching": True,
             "tensor_parallel_size": vllm.tensor_parallel,
             "gpu_memory_utilization": vllm.memory,
@@ -120,7 +114,7 @@ class VllmSampler:
             self.llm = None
             cleanup_dist_env_and_memory()
             torch.set_num_threads = set_threads  # which vLLM takes away on a CPU
-        free_memory()
+        models.free_memory()
 
     def _parameters(self, seeds: Sequence[int], temperature: float) -> SamplingParams:
         """Return what one request asks for: one response per seed; a single one where all would be the same."""

@@ -10,10 +10,10 @@ from crosspref.errors import RunError
 from crosspref.recipe.sections import RaySettings
 
 DEATHS = 3
-"""So many workers may die of one shard, or before they hold their engine, until the run stops."""
+"""The run stops when so many workers have died on one shard, or before they hold their engine."""
 
 ANSWER_SECONDS = 5.0
-"""So long may an address take to answer."""
+"""How long an address may take to answer."""
 
 
 def connect(settings: RaySettings) -> None:

@@ -26,10 +26,10 @@ from crosspref.protocols import Advance, Done, Results, Work
 from crosspref.recipe.sections import RaySettings
 
 LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
-"""What says that a worker or its node is gone, and not that its work is wrong."""
+"""Errors that say that a worker or its node is gone, and not that its work is wrong."""
 
 NOTICE_SECONDS = 10.0
-"""After so long it is said that workers have no place; after twice that, the run stops if no node could hold one."""
+"""When to say that workers have no place; after twice as long, the run stops if no node could hold one."""
 
 
 class RayExecutor:

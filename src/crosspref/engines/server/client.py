@@ -68,10 +68,10 @@ class ServerClient:
     Args:
         settings: where the servers are and how to ask them.
         section: under which name a person sets this, for messages.
-        kept: what messages say of finished work and of how to go on.
+        kept: what messages say about finished work and how to resume.
 
     Raises:
-        ServerError: the key is none that can be sent.
+        ServerError: the key has characters that cannot be sent.
     """
 
     def __init__(self, settings: ServerSettings, section: str = "server", kept: str = KEPT) -> None:
@@ -253,7 +253,7 @@ class ServerClient:
 
 
 def _read_key(variable: str) -> str:
-    """Return the key, or "none"; never said is what it is, and a header takes no other characters."""
+    """Return the key, or "none"; no message shows it, and a header takes only printable ASCII."""
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ServerError(

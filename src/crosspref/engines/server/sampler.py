@@ -44,8 +44,8 @@ class _Chat(BaseModel):
 class ServerSampler:
     """Samples from one policy that a server holds; here are only its tokenizer and its configuration.
 
-    Each response is a request of its own, with its own seed, so that it depends on no other; a server that caches
-    prefixes computes their prompt once.
+    Each response is a separate request with its own seed, so it depends on no other; a server that caches prefixes
+    computes their prompt once.
 
     Raises:
         ServerError: the server does not answer, or serves other models.

@@ -57,7 +57,7 @@ class ServerScorer:
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
 
-        ``known`` has what need not be asked for of each response, or is empty.
+        ``known`` holds what is already known of each response, or is empty.
 
         Raises:
             ServerError: the server gave no usable answer to one of them, after all retries.

@@ -1,4 +1,4 @@
-"""Training in several processes: what each one computes and who writes; the launcher chooses DDP, FSDP2 or ZeRO."""
+"""Training in several processes: what each computes, and which one writes; the launcher chooses DDP, FSDP2 or ZeRO."""
 
 import os
 import shutil
@@ -71,8 +71,8 @@ def real_items(batches: int, rows: int, step: int, total: int, per_step: int) ->
     """Tell which items of this process's next micro-batches count.
 
     accelerate deals micro-batches out in turn, so that together the processes hold the items that one process would
-    have in this step. Where the last ones do not go round it fills up with items from the beginning, for which there is
-    nothing to learn twice.
+    have in this step. Where the last ones do not go round it fills up with items from the beginning, which
+    must not be learned twice.
 
     Args:
         batches: how many micro-batches this process has in the step.
@@ -128,7 +128,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.tokens = 0
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the pairs and tokens of a step, and save no checkpoint just since it is the last one."""
+        """Count the pairs and tokens of a step; the last step alone is no reason to save a checkpoint."""
         assert self.trainer is not None  # noqa: S101 - set right after the trainer is built
         done = min(int(state.global_step * self.pairs_per_step), self.total)
         if state.global_step >= state.max_steps:

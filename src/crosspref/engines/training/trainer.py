@@ -17,34 +17,10 @@ from trl import DPOConfig
 from crosspref.data.records import Message, Pair
 from crosspref.engines import EngineSettings
 from crosspref.engines.packed.head import add_response_head, distinct_tokens, padded_rows, require_known_head
-from crosspref.engines.training.distributed import (
-    Progress,
-    accumulation_steps,
-    last_checkpoint,
-    loading_device,
-    shard_on_cpu,
-    whole_weights,
-)
+from crosspref.engines.training import distributed
 from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
-from crosspref.engines.transformers.adapters import (
-    REFERENCE,
-    add_adapter,
-    continues_adapter,
-    load_files,
-    load_trainable_adapter,
-    lora_config,
-    save_adapter,
-)
-from crosspref.engines.transformers.models import (
-    ChatTokenizer,
-    free_memory,
-    load_quantized,
-    load_tokenizer,
-    pick_device_and_dtype,
-    readable_directory,
-    require_bitsandbytes,
-)
+from crosspref.engines.transformers import adapters, models
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
@@ -53,11 +29,11 @@ from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""By how many nats per sequence policy and reference may differ before the first step, where they are one model."""
+"""By how many nats per sequence policy and reference may differ before the first step if they are one model."""
 
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt")
 COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json", "*.py")
-"""What of the policy's directory belongs to a trained policy, too."""
+"""The files of the policy's directory that belong to a trained policy too."""
 
 
 class TrlTrainer:
@@ -75,28 +51,28 @@ class TrlTrainer:
         training: TrainSettings,
     ) -> None:
         self.settings, self.seed, self.trust = training, settings.seed, settings.trust_remote_code
-        accumulation_steps(training)  # before anything is read
+        distributed.accumulation_steps(training)  # before anything is read
         if training.lora and training.lora.bits:
-            require_bitsandbytes()
-            if policy.adapter is not None and not continues_adapter(policy, training.lora):
+            models.require_bitsandbytes()
+            if policy.adapter is not None and not adapters.is_continued(policy, training.lora):
                 raise ModelError(
                     f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
                     "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
                 )
-        self.policy, self.directory = policy, readable_directory(policy)
+        self.policy, self.directory = policy, models.readable_directory(policy)
         self.reference: ModelFiles | None = None
         if training.lora:
             require_same_lora(policy, training.lora)
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
-            require_same_tokenizer(self.directory, readable_directory(reference), (policy.name, reference.name))
-        self.tokenizer = load_tokenizer(self.directory, self.trust)
-        self.device, self.dtype = pick_device_and_dtype(settings.resources)
-        self.loads_to = loading_device(self.device)
+            require_same_tokenizer(self.directory, models.readable_directory(reference), (policy.name, reference.name))
+        self.tokenizer = models.load_tokenizer(self.directory, self.trust)
+        self.device, self.dtype = models.pick_device_and_dtype(settings.resources)
+        self.loads_to = distributed.loading_device(self.device)
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
-        """Train, write the policy to ``output`` and return figures; goes on from the last whole checkpoint."""
+        """Train, write the policy to ``output`` and return figures; resumes from the last whole checkpoint."""
         examples, longest = self._examples(pairs), self.settings.max_length
         fitting = [example for example in examples if example is not None]
         if not fitting:
@@ -108,10 +84,10 @@ class TrlTrainer:
         if self.settings.precompute_reference:
             self._carry_reference(pairs, examples)
         pairs_per_step = self.settings.batch_size * len(fitting) / len(items)
-        progress = Progress(advance, len(fitting), pairs_per_step, self.settings.epochs)
+        progress = distributed.Progress(advance, len(fitting), pairs_per_step, self.settings.epochs)
         trainer = self._trainer(items, checkpoints, progress)
         progress.trainer = trainer
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        trainer.train(resume_from_checkpoint=distributed.last_checkpoint(checkpoints))
         self._save(trainer, output)
         trainer.accelerator.wait_for_everyone()  # rank 0 may now remove checkpoints
         figures = {"pairs": len(fitting), "too_long": len(examples) - len(fitting), "steps": trainer.state.global_step}
@@ -131,7 +107,7 @@ class TrlTrainer:
             in_order = iter(values)
             logprobs += [None if example is None else next(in_order) for example in part]
         del model
-        free_memory()
+        models.free_memory()
         return logprobs
 
     @torch.no_grad()
@@ -165,9 +141,9 @@ class TrlTrainer:
 
     def close(self) -> None:
         """Give the memory back."""
-        free_memory()
+        models.free_memory()
 
-    def _trainer(self, items: list[dict[str, Any]], checkpoints: Path, progress: Progress) -> PairTrainer:
+    def _trainer(self, items: list[dict[str, Any]], checkpoints: Path, progress: distributed.Progress) -> PairTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
         model, lora = self._load_policy()
         reference, tolerance = None, None
@@ -193,30 +169,30 @@ class TrlTrainer:
         return trainer
 
     def _load_policy(self) -> tuple[Any, peft.LoraConfig | None]:
-        """Return the model that is trained, and which adapters it is going to get."""
+        """Return the model to train, and the adapters that it still gets."""
         lora = self.settings.lora
-        if lora and continues_adapter(self.policy, lora):
-            model, config = load_trainable_adapter(self.policy, lora, self.dtype, self.loads_to, self.trust), None
+        if lora and adapters.is_continued(self.policy, lora):
+            model = adapters.load_trainable(self.policy, lora, self.dtype, self.loads_to, self.trust)
             require_known_head(model)
-            return model, config
-        return self._load(self.policy, self.loads_to), lora and lora_config(lora)
+            return model, None
+        return self._load(self.policy, self.loads_to), lora and adapters.lora_config(lora)
 
     def _load_reference(self, model: Any) -> Any:
         """Return the reference as a second model; None where ``model`` is it, by another adapter or without any."""
         reference = self.reference or self.policy
         if isinstance(model, peft.PeftModel) and reference.base == self.policy.base:
             if reference.adapter is not None:
-                add_adapter(model, reference.adapter, REFERENCE)
+                adapters.add_adapter(model, reference.adapter, adapters.REFERENCE)
             return None
         return self._load(reference, self.loads_to) if self.reference is not None or not self.settings.lora else None
 
     def _load(self, files: ModelFiles, device: torch.device) -> Any:
         lora = self.settings.lora
         if lora and lora.bits and files.adapter is None:
-            model = load_quantized(readable_directory(files), self.dtype, device, self.trust)
+            model = models.load_quantized(models.readable_directory(files), self.dtype, device, self.trust)
         else:
             # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
-            model = load_files(files, self.dtype if lora else torch.float32, device, self.trust)
+            model = adapters.load_files(files, self.dtype if lora else torch.float32, device, self.trust)
         require_known_head(model)
         return model
 
@@ -225,7 +201,7 @@ class TrlTrainer:
         arguments = DPOConfig(
             output_dir=str(checkpoints),
             per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=accumulation_steps(settings),
+            gradient_accumulation_steps=distributed.accumulation_steps(settings),
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.scheduler,
@@ -252,36 +228,36 @@ class TrlTrainer:
         )
         if processes() == 1:
             arguments._n_gpu = min(1, arguments.n_gpu)  # with several, Trainer would wrap the model in DataParallel
-        shard_on_cpu("bf16" if arguments.bf16 else "no")
+        distributed.shard_on_cpu("bf16" if arguments.bf16 else "no")
         return arguments
 
     def _save(self, trainer: PairTrainer, output: Path) -> None:
-        weights = whole_weights(trainer)
+        weights = distributed.whole_weights(trainer)
         if not is_main():
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         dtype = getattr(torch, self.settings.save_dtype)
         if self.settings.lora and self.settings.lora.save == "adapter":
-            save_adapter(model, self.policy, output, dtype, weights)  # tokenizer and template are its base's
+            adapters.save_adapter(model, self.policy, output, dtype, weights)  # tokenizer and template are its base's
             return
         if self.settings.lora:
             adapter = output / "adapter"
             model.save_pretrained(adapter, state_dict=weights)
             # Merged in float32, since the product of the adapters is lost in bfloat16.
-            base = load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            base = adapters.load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
             model = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
             shutil.rmtree(adapter)
         elif weights is not None:
-            model = load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            model = adapters.load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
             model.load_state_dict(weights)
         model.to(dtype).save_pretrained(output)
-        # Copied and not written anew, so that the tokenizer stays the same to the letter.
+        # Copied instead of written again, so that the tokenizer's files stay byte for byte the same.
         for pattern in COPIED_FILES:
             for file in self.directory.glob(pattern):
                 shutil.copy(file, output / file.name)
 
 
-def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
+def example_of(pair: Pair, tokenizer: models.ChatTokenizer) -> dict[str, list[int]]:
     """Return a pair as the token ids that TRL's collator takes; sampled ids are used as they are."""
 
     def answer(messages: list[Message], ids: list[int] | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Models that are LoRA adapters over a base: merged where one stands alone, over one base where several meet."""
+"""Models that are LoRA adapters over a base: merged into it, or several over one base in memory."""
 
 import contextlib
 import copy
@@ -70,7 +70,7 @@ def load_views(
         model = bases[files.base]
         if isinstance(model, peft.PeftModel):
             name = None if files.adapter is None else f"model_{number}"
-            # The adapters are in the base's own layers, so that what calls it by its parts meets them too.
+            # The adapters are inside the base's layers, so they also work where only parts of the model are called.
             views.append(View(model.get_base_model(), partial(_using, model, name)))
         else:
             views.append(View(model, contextlib.nullcontext))
@@ -96,16 +96,16 @@ def _using(model: peft.PeftModel, name: str | None) -> Iterator[None]:
 
 
 def _is_a_product(layer: LoraLinear, name: str) -> bool:
-    """Tell whether an adapter does no more than to add a product of two matrices to a layer's weight."""
+    """Tell whether an adapter only adds a product of two matrices to a layer's weight."""
     plain = type(layer.base_layer) is torch.nn.Linear and not layer.fan_in_fan_out and not layer.merged
     return plain and name in layer.lora_A and name not in layer.lora_variant and layer.lora_B[name].bias is None
 
 
 def _add_to_weight(layer: LoraLinear, name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the layer's output by the sum of its weight and the adapter, which is forgotten again.
+    """Return the layer's output from the sum of its weight and the adapter, which is not kept.
 
-    That costs as much whatever the number of tokens, while the adapter beside the layer costs a third of a pass over
-    many tokens, most of it for moving what is small to compute.
+    The cost of the sum does not depend on the number of tokens. The adapter beside the layer costs a third of a pass
+    over many tokens, most of it for moving data.
     """
     base, second, first = layer.base_layer, layer.lora_B[name].weight, layer.lora_A[name].weight
     dtype = base.weight.dtype
@@ -114,7 +114,7 @@ def _add_to_weight(layer: LoraLinear, name: str, inputs: torch.Tensor) -> torch.
 
 
 def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False) -> peft.PeftModel:
-    """Load an adapter into a model, which becomes a ``PeftModel`` if it is none yet.
+    """Load an adapter into a model, which becomes a ``PeftModel`` unless it is one.
 
     Raises:
         ModelError: it cannot be read, or is not of this model.
@@ -164,12 +164,12 @@ def lora_config(settings: LoraSettings) -> peft.LoraConfig:
     )
 
 
-def continues_adapter(policy: ModelFiles, settings: LoraSettings | None) -> bool:
+def is_continued(policy: ModelFiles, settings: LoraSettings | None) -> bool:
     """Tell whether training continues the policy's own adapter instead of adding one to merged weights."""
     return policy.adapter is not None and settings is not None and settings.save == "adapter"
 
 
-def load_trainable_adapter(
+def load_trainable(
     policy: ModelFiles,
     settings: LoraSettings,
     dtype: torch.dtype,
@@ -181,7 +181,7 @@ def load_trainable_adapter(
     Raises:
         ModelError: as ``load_files``, or the settings ask for other adapters than the policy has.
     """
-    assert policy.adapter is not None  # noqa: S101 - see continues_adapter
+    assert policy.adapter is not None  # noqa: S101 - see is_continued
     require_same_lora(policy, settings)
     load = load_quantized if settings.bits else load_model
     base = load(readable_directory(policy), dtype, device, trust_remote_code)

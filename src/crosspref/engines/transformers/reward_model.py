@@ -8,13 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.models import (
-    context_length,
-    free_memory,
-    load_model,
-    load_tokenizer,
-    pick_device_and_dtype,
-)
+from crosspref.engines.transformers import models
 from crosspref.models.locate import ModelFiles, require_one_output
 
 
@@ -27,12 +21,12 @@ class TransformersRewardModel:
     """
 
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
-        device, dtype = pick_device_and_dtype(settings.resources)
+        device, dtype = models.pick_device_and_dtype(settings.resources)
         trust = settings.trust_remote_code
         require_one_output(model)
-        self.tokenizer = load_tokenizer(model.directory, trust)
-        self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSequenceClassification)
-        self.longest = min(context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
+        self.tokenizer = models.load_tokenizer(model.directory, trust)
+        self.model: Any = models.load_model(model.directory, dtype, device, trust, AutoModelForSequenceClassification)
+        self.longest = min(models.context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)
         if isinstance(head, torch.nn.Linear):
             # In bfloat16 rewards near 5 are 0.03 apart, and good responses would tie: the last product is in float32.
@@ -59,7 +53,7 @@ class TransformersRewardModel:
     def close(self) -> None:
         """Give the memory back."""
         self.model = None
-        free_memory()
+        models.free_memory()
 
     def _output(self, ids: list[int]) -> float:
         row = torch.tensor([ids], device=self.model.device)

@@ -10,16 +10,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.packed.decoding import Decoder, Draft, SharedPrompt, can_decode, lay_out_weights
+from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.models import (
-    even_length,
-    free_memory,
-    load_tokenizer,
-    longest_prompt,
-    pick_device_and_dtype,
-    readable_directory,
-    stop_ids,
-)
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 
@@ -30,8 +22,8 @@ NUCLEUS = (512, 4096)
 class SeededChoice(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling: leaves only the token that the row's own random number picks.
 
-    Each row draws from a counter-based stream of its own seed, so neither the batch nor torch's global generator has a
-    part in it.
+    Each row draws from a counter-based stream of its own seed, so neither the batch nor torch's global generator
+    matters.
     """
 
     def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float) -> None:
@@ -136,16 +128,16 @@ class TransformersSampler:
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
         self.settings, trust = settings.sample, settings.trust_remote_code
         self.temperature = 0.0 if greedy else self.settings.temperature
-        device, dtype = pick_device_and_dtype(settings.resources)
+        device, dtype = models.pick_device_and_dtype(settings.resources)
         self.model: Any = load_files(policy, dtype, device, trust)
-        self.tokenizer = load_tokenizer(readable_directory(policy), trust)
-        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
-        self.longest_prompt = longest_prompt(self.settings, self.model.config)
+        self.tokenizer = models.load_tokenizer(models.readable_directory(policy), trust)
+        self.stops = models.stop_ids(self.model.generation_config, self.tokenizer)
+        self.longest_prompt = models.longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
         lay_out_weights(self.model)
         # As many tokens as a prompt and its longest response may have for the decoder; none if it cannot be used.
-        self.decodable = even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
+        self.decodable = models.even_length(self.model.config.get_text_config()) if can_decode(self.model) else 0
 
     def sample(
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
@@ -173,7 +165,7 @@ class TransformersSampler:
     def close(self) -> None:
         """Give the memory back."""
         self.model = None
-        free_memory()
+        models.free_memory()
 
     def _decode(self, answers: Sequence[_Answer], temperature: float, ended: Ended) -> None:
         settings, steps = self.settings, self.settings.max_new_tokens

@@ -15,16 +15,8 @@ from crosspref.engines import EngineSettings
 from crosspref.engines.packed.head import head_logprobs
 from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, predicting_states
 from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
+from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
-from crosspref.engines.transformers.models import (
-    ChatTokenizer,
-    comparable_directories,
-    even_length,
-    free_memory,
-    load_tokenizer,
-    pick_device_and_dtype,
-    stop_ids,
-)
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
@@ -43,7 +35,7 @@ class ModelScorer:
         self.model, self.use = model, use
         self.batch_tokens = settings.batch_tokens
         self.budget = settings.logits_megabytes << 20
-        self.even_length = even_length(model.config.get_text_config())
+        self.even_length = models.even_length(model.config.get_text_config())
         self.tiled, self.packed = True, False
         with use():
             self._check()
@@ -122,11 +114,11 @@ class TransformersScorer:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        directories, trust = comparable_directories(policy, reference), settings.trust_remote_code
-        device, dtype = pick_device_and_dtype(settings.resources)
-        self.tokenizer = load_tokenizer(directories[0], trust)
+        directories, trust = models.comparable_directories(policy, reference), settings.trust_remote_code
+        device, dtype = models.pick_device_and_dtype(settings.resources)
+        self.tokenizer = models.load_tokenizer(directories[0], trust)
         views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust)
-        self.stops = stop_ids(views[0].model.generation_config, self.tokenizer)
+        self.stops = models.stop_ids(views[0].model.generation_config, self.tokenizer)
         self.policy, *reference_scorer = (ModelScorer(view.model, settings.reward, view.use) for view in views)
         self.reference = reference_scorer[0] if reference_scorer else None
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
@@ -134,7 +126,7 @@ class TransformersScorer:
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
 
-        ``known`` has what need not be computed of each response, or is empty.
+        ``known`` holds what is already known of each response, or is empty.
         """
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
@@ -159,11 +151,11 @@ class TransformersScorer:
     def close(self) -> None:
         """Give the memory back."""
         del self.policy, self.reference
-        free_memory()
+        models.free_memory()
 
 
 def counted_ids(
-    response: Response, tokenizer: ChatTokenizer, stops: Sequence[int], count_end_of_turn: bool
+    response: Response, tokenizer: models.ChatTokenizer, stops: Sequence[int], count_end_of_turn: bool
 ) -> list[int]:
     """Return which ids of a response are scored: all as sampled, but the end of turn only where it is asked for."""
     ended = response.finish_reason == "stop"

@@ -50,8 +50,8 @@ class ChatTranslator:
     def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
         """Translate each (text, its language, the language wanted); None where the prompt is too long for the model.
 
-        Where the model repeats the tags in which the text was wrapped they are taken off, and the ids with them, since
-        the text is then not what was generated to the letter.
+        If the model repeats the tags around the text, they are removed, and the ids are left out, since they no longer
+        match the text.
         """
         # A seed is asked for, but nothing is drawn.
         prompts = [(translation_instruction(text, target), [0]) for text, _, target in requests]
@@ -102,7 +102,7 @@ class TranslationModel:
     def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
         """Translate each (text, its language, the language wanted), in batches of similar length.
 
-        A text that is longer than the model reads is not cut but given up: its translation is None.
+        A text that is too long for the model is not cut: its translation is None.
 
         Raises:
             ModelError: the model has no token for a language, or cannot be told which of several targets is wanted.
