@@ -173,7 +173,7 @@ def test_every_variant_is_a_recipe_of_its_own() -> None:
         variants = []
         for variant in study.variants.values():
             changes = dict(variant.changes)
-            if variant.given.reward_model:
+            if variant.given.rating:
                 changes["reward"] = {**changes["reward"], "reward_model": "/nowhere"}
             make_recipe(merged(content, changes))
             variants.append((settings_digest(merged(content, changes)), variant.given, variant.needs_translator))

@@ -1,4 +1,4 @@
-"""One run in a world: the product's recipe and phases, gold where a comparison needs it, and held-out answers."""
+"""One run in a world: crosspref's recipe and phases, gold where a comparison needs it, and held-out answers."""
 
 import hashlib
 import random
@@ -68,24 +68,30 @@ def merged(content: Content, changes: Content) -> Content:
     return {**content, **changes, **sections}
 
 
-class GoldRewardModel:
-    """The true reward in the place of a reward model (R_n): the ceiling of what a reward can be."""
+Rating = Callable[[str, str], float]
+"""A reward of an instruction and a response."""
+
+
+def gold_rating(instruction: str, response: str) -> float:
+    """Return the true reward: the ceiling of what a reward can be."""
+    language = LANGUAGE_OF[instruction.split()[0]]
+    return gold(response, meaning_of(instruction, language), language)
+
+
+def random_rating(instruction: str, response: str) -> float:
+    """Return a number that knows nothing: the floor, which the NLL term alone gives on random pairs."""
+    return random.Random(f"{instruction} {response}").random()  # noqa: S311
+
+
+@dataclass(frozen=True, slots=True)
+class RatingModel:
+    """A rating in the place of a reward model (R_n)."""
+
+    rating: Rating
 
     def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
-        """Return the gold of each response to an instruction in its own language."""
-        language = LANGUAGE_OF[instruction.split()[0]]
-        return [gold(response, meaning_of(instruction, language), language) for response in responses]
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-
-class RandomRewardModel:
-    """A reward that knows nothing: the floor. What training on random pairs gives, the NLL term alone gives too."""
-
-    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
-        """Return a number for each response that only depends on both texts."""
-        return [random.Random(f"{instruction} {response}").random() for response in responses]  # noqa: S311
+        """Return the rating of each response."""
+        return [self.rating(instruction, response) for response in responses]
 
     def close(self) -> None:
         """Hold nothing."""
@@ -95,20 +101,20 @@ class RandomRewardModel:
 class Given:
     """What no recipe says: a reward that no model holds, and another number format for scoring alone."""
 
-    reward_model: Callable[[], RewardModel] | None = None
+    rating: Rating | None = None
     scoring_dtype: Literal["float32", "bfloat16"] | None = None
 
 
 class LabEngines(EngineFactory):
-    """The recipe's engines, with what is given in a laboratory only."""
+    """The recipe's engines, with what only a laboratory gives."""
 
     def __init__(self, settings: EngineSettings, given: Given) -> None:
         super().__init__(settings)
         self.given = given
 
     def reward_model(self, model: ModelFiles) -> RewardModel:
-        """Return the given reward model; which files stand for it does not matter."""
-        return self.given.reward_model() if self.given.reward_model else super().reward_model(model)
+        """Return the given reward; which files stand for it does not matter."""
+        return RatingModel(self.given.rating) if self.given.rating else super().reward_model(model)
 
     def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
         """Return the recipe's scorer, in the given number format."""
@@ -126,7 +132,7 @@ def run(
     given: Given = Given(),
     base: Path | None = None,
 ) -> Job:
-    """Run a recipe in a world and let every policy answer the held-out prompts; resumes.
+    """Run a recipe in a world, or resume it, and let every policy answer the held-out prompts.
 
     Args:
         content: the recipe.
@@ -134,7 +140,7 @@ def run(
         out: the run directory.
         reporter: shows progress.
         given: what no recipe says.
-        base: another run of the same world, whose results are taken over where no setting that differs affects them.
+        base: another run of the same world, whose results are copied where no setting that differs affects them.
     """
     recipe, directory = make_recipe(content), RunDirectory(out)
     job = Job(recipe, directory, LabEngines(EngineSettings.of(recipe), given), reporter)
@@ -148,23 +154,23 @@ def run(
 
     with directory.locked():
         if base is not None and not directory.recipe.exists():
-            _take_over(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
+            _copy_results(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
         settle_recipe(directory, recipe, algorithm.phases)
-        held_out = PromptSettings(source=str(heldout))
+        held_out = load_prompts(PromptSettings(source=str(heldout)), LANGUAGES).prompts
         for language in LANGUAGES:
-            prompts = [row for row in load_prompts(held_out, LANGUAGES).prompts if row.language == language]
+            prompts = [row for row in held_out if row.language == language]
             store_rows(directory.heldout.unit(language), prompts, Prompt, {"source": str(heldout)})
         algorithm.align(job, execute)
     return job
 
 
-def _take_over(base: RunDirectory, run: RunDirectory, recipe: Recipe, *, scores: bool) -> None:
-    """Copy what both runs must have alike: pi_0, and the first iteration's responses and scores.
+def _copy_results(base: RunDirectory, run: RunDirectory, recipe: Recipe, *, scores: bool) -> None:
+    """Copy what both runs have in common: pi_0, and the first iteration's responses and scores.
 
-    Should something be copied that differs after all, its fingerprint stops the run.
+    If something is copied that differs after all, its fingerprint stops the run.
     """
     changed, phases = changed_settings(load_recipe(base.recipe), recipe), algorithm.phases(recipe)
-    lost = {(phase.name, phase.iteration) for key in changed for phase, _ in affected_by(phases, key)}
+    changed_phases = {(phase.name, phase.iteration) for key in changed for phase, _ in affected_by(phases, key)}
     first = base.iteration(1)
     folders = {
         ("prompts", 0): [base.prompts.folder, base.heldout.folder],
@@ -174,7 +180,7 @@ def _take_over(base: RunDirectory, run: RunDirectory, recipe: Recipe, *, scores:
     }
     for phase, copied in folders.items():
         for folder in copied:
-            if phase not in lost and folder.exists():
+            if phase not in changed_phases and folder.exists():
                 shutil.copytree(folder, run.root / folder.relative_to(base.root), dirs_exist_ok=True)
 
 

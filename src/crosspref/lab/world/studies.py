@@ -5,7 +5,7 @@ Differences between variants are paired by seed.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,10 +20,11 @@ from crosspref.errors import DataError, RunError
 from crosspref.lab.world.experiment import (
     Content,
     Given,
-    GoldRewardModel,
-    RandomRewardModel,
+    Rating,
+    gold_rating,
     lab_recipe,
     merged,
+    random_rating,
     run,
     settings_digest,
 )
@@ -32,7 +33,6 @@ from crosspref.lab.world.measure import HEADINGS, MEASURES, MEASURES_NOTE, measu
 from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
-from crosspref.protocols import RewardModel
 from crosspref.reports.table import Report, csv_text
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
@@ -72,9 +72,9 @@ class Study:
     variants: dict[str, Variant]
 
 
-def _rated_by(reward_model: Callable[[], RewardModel]) -> Variant:
+def _rated_by(rating: Rating) -> Variant:
     changes = {"reward": {"name": "reward_model"}, "length_penalty": {"mode": "none"}}
-    return Variant(changes, Given(reward_model))
+    return Variant(changes, Given(rating))
 
 
 STUDIES: dict[str, Study] = {
@@ -86,8 +86,8 @@ STUDIES: dict[str, Study] = {
             "R_m": Variant({"reward": {"name": "multilingual"}}),
             "R_t, the policy translates": Variant({"reward": {"name": "translated"}}),
             "R_t, a good translator": Variant({"reward": {"name": "translated"}}, needs_translator=True),
-            "gold labels": _rated_by(GoldRewardModel),
-            "random pairs": _rated_by(RandomRewardModel),
+            "gold labels": _rated_by(gold_rating),
+            "random pairs": _rated_by(random_rating),
         },
     ),
     "length": Study(
@@ -206,7 +206,7 @@ def run_seed(name: str, seed: int, out: Path, threads: int) -> list[Result]:
 def _changes(variant: Variant, files: WorldFiles, threads: int, reporter: Reporter) -> Content:
     """Return a variant's changes, with the models that lie in the cache."""
     changes = dict(variant.changes)
-    if variant.given.reward_model:
+    if variant.given.rating:
         changes["reward"] = {**changes["reward"], "reward_model": str(files.initial)}
     if variant.needs_translator:
         translator = make_world(TRANSLATOR_WORLD, TRANSLATOR_SEED, threads, reporter)
