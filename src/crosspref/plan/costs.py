@@ -133,8 +133,8 @@ def training_memory(work: Work, settings: TrainSettings, shape: ModelShape, widt
         value = width
         base = 0.6 if settings.lora.bits == 4 else width
         frozen, trained = shape.parameters * base, float(adapter_parameters(settings, shape))
-    held = frozen + trained * ADAM_BYTES + reference_models(settings) * shape.parameters * value
-    return held / shards + activations + 3 * LOGITS_BYTES
+    weights = frozen + trained * ADAM_BYTES + reference_models(settings) * shape.parameters * value
+    return weights / shards + activations + 3 * LOGITS_BYTES
 
 
 def disk(shape: ModelShape, phases: list[PhaseWork], converted: bool) -> tuple[float, float]:

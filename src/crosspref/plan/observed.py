@@ -42,9 +42,9 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
             "or a trained policy. `crosspref status` says where it is."
         )
     speeds = {
-        kind: sum(seconds for seconds, _ in found) / sum(flops(work, shape, recipe) for _, work in found)
-        for kind, found in (("score", scored), ("train", trained))
-        if found
+        kind: sum(seconds for seconds, _ in measured) / sum(flops(work, shape, recipe) for _, work in measured)
+        for kind, measured in (("score", scored), ("train", trained))
+        if measured
     }
     score, train = speeds.get("score", speeds.get("train", 0.0)), speeds.get("train", speeds.get("score", 0.0))
     read, decode = fit_decoding(sampled, shape, bytes_per_value, score)
@@ -52,7 +52,7 @@ def observe_run(root: str, bytes_per_value: int) -> tuple[Speeds, Lengths]:
 
 
 def fit_decoding(
-    found: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int, score: float
+    batches: Sequence[tuple[float, Work]], shape: ModelShape, bytes_per_value: int, score: float
 ) -> tuple[float, float]:
     """Return seconds per byte of weights read and per FLOP of rows, the best of those that are not negative.
 
@@ -61,10 +61,10 @@ def fit_decoding(
     With batches of one size only, one of the two is 0, and the other holds for such batches.
     """
     weights, per_token = shape.parameters * bytes_per_value, shape.flops_per_token
-    table = np.array([[work.steps * weights, work.row_steps * per_token] for _, work in found], dtype=float)
+    table = np.array([[work.steps * weights, work.row_steps * per_token] for _, work in batches], dtype=float)
     scale = table.max(axis=0)
     scale[scale == 0] = 1.0
-    decoding = np.array([max(0.0, seconds - score * work.read * per_token) for seconds, work in found])
+    decoding = np.array([max(0.0, seconds - score * work.read * per_token) for seconds, work in batches])
     (read, decode), _ = nnls(table / scale, decoding)
     return float(read / scale[0]), float(decode / scale[1])
 
@@ -95,14 +95,14 @@ def _lengths(run: RunDirectory, recipe: Recipe) -> Lengths:
             response[language] = sum(tokens for tokens, _ in sums) / sum(rows for _, rows in sums)
             maxima = [_longest(unit) for unit, _, _ in _figures(units)]
             longest[language] = sum(maxima) / len(maxima)
-    kept, asked = 0, 0
+    pairs, prompts = 0, 0
     for iteration in range(1, recipe.iterations + 1):
         unit = run.iteration(iteration).policy
         if unit.marker.exists():
-            kept += int(unit.read_marker()["rows"])
-            asked += sum(len(_stored(run.prompts, language)) for language in recipe.languages)
+            pairs += int(unit.read_marker()["rows"])
+            prompts += sum(len(_stored(run.prompts, language)) for language in recipe.languages)
     # For language imbalance a prompt makes several pairs, which the plan counts by itself.
-    share = kept / asked if asked and recipe.language_imbalance is None else 1.0
+    share = pairs / prompts if prompts and recipe.language_imbalance is None else 1.0
     return Lengths(response=response, longest=longest, pairs=share)
 
 
@@ -131,7 +131,7 @@ def _part(phases: Sequence[PhaseWork], phase: str, kind: str) -> Work | None:
 
 
 def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -> list[tuple[float, Work]]:
-    found = []
+    batches = []
     iterations = run.iterations()
     for phase, tables in (
         ("sample", [iteration.responses for iteration in iterations]),
@@ -145,13 +145,13 @@ def _sampled(run: RunDirectory, phases: Sequence[PhaseWork], lengths: Lengths) -
                 tokens, read = figures["tokens"], whole.read / whole.units * rows
                 mean = tokens / max(1, rows)
                 steps = decoding_steps(rows, whole.rows, mean, lengths.longest.get(language, mean))
-                found.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=tokens)))
-    return found
+                batches.append((figures["seconds"], Work("sample", read, steps=steps, row_steps=tokens)))
+    return batches
 
 
 def _scored(run: RunDirectory, recipe: Recipe, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:
     """Return seconds and work of the scored shards; what they read goes by what they wrote, as in the plan."""
-    found = []
+    shards = []
     implicit = [reward for reward in recipe.reward.names if reward != "reward_model"]
     for phase, tables in (
         ("score", [iteration.scores(reward) for iteration in run.iterations() for reward in implicit]),
@@ -162,8 +162,8 @@ def _scored(run: RunDirectory, recipe: Recipe, phases: Sequence[PhaseWork]) -> l
             continue
         for units in _by_language(tables).values():
             for _, figures, _ in _figures(units):
-                found.append((figures["seconds"], _scaled(whole, figures["tokens"] / whole.written)))
-    return found
+                shards.append((figures["seconds"], _scaled(whole, figures["tokens"] / whole.written)))
+    return shards
 
 
 def _trained(run: RunDirectory, phases: Sequence[PhaseWork]) -> list[tuple[float, Work]]:

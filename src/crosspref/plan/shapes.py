@@ -83,10 +83,10 @@ def shape_of(config: dict[str, Any], tensors: dict[str, list[int]], name: str) -
     """Return the shape that a configuration and its tensors' shapes describe; without tensors it is worked out."""
 
     def value(*names: str, default: int | None = None) -> int:
-        found = next((config[name] for name in names if config.get(name) is not None), default)
-        if not isinstance(found, int):
+        number = next((config[name] for name in names if config.get(name) is not None), default)
+        if not isinstance(number, int):
             raise ModelError(f"The config.json of {name} does not say {names[0]}, so its cost cannot be planned.")
-        return found
+        return number
 
     hidden = value("hidden_size", "n_embd", "d_model")
     heads = value("num_attention_heads", "n_head")
@@ -133,8 +133,8 @@ def _from_gguf(path: Path, name: str) -> ModelShape:
     kind = reader.fields["general.architecture"].contents()
 
     def field(key: str) -> int | None:
-        found = reader.fields.get(f"{kind}.{key}")
-        return int(found.contents()) if found else None
+        entry = reader.fields.get(f"{kind}.{key}")
+        return int(entry.contents()) if entry else None
 
     tensors = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
     # GGUF calls the input embedding token_embd, and its shapes are the other way round, which no number here sees.

@@ -151,9 +151,9 @@ def _outcomes(responses: Sequence[Response], values: Mapping[AnswerKey, float], 
         if key in values:
             having, lacking = by_prompt.setdefault(key[:2], ([], []))
             (having if test(response.text) else lacking).append(key)
-    met = [both for sides in by_prompt.values() for both in product(*sides)]
-    won = win_rate([values[one] for one, _ in met], [values[other] for _, other in met]).tolist()
-    return {(*one, other[2]): outcome for (one, other), outcome in zip(met, won, strict=True)}
+    comparisons = [pair for sides in by_prompt.values() for pair in product(*sides)]
+    won = win_rate([values[one] for one, _ in comparisons], [values[other] for _, other in comparisons]).tolist()
+    return {(*one, other[2]): outcome for (one, other), outcome in zip(comparisons, won, strict=True)}
 
 
 def _chosen_minus_rejected(pairs: Sequence[Pair], test: Test) -> Observations:
