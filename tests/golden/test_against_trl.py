@@ -1,7 +1,6 @@
-"""The methods against TRL's own trainers and losses, where a step of TRL's is one micro-batch."""
+"""The methods against TRL's own trainers, where a step of TRL's is one micro-batch."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -10,13 +9,10 @@ import pytest
 import torch
 from training import PAIRS, Models, Watch, assert_close, make_trainer, train, watch
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
 
 from crosspref.engines.training.kto import kto_examples
 from crosspref.engines.training.trainer import example_of
 from crosspref.engines.transformers.models import load_tokenizer
-from crosspref.maths.losses import orpo_loss, simpo_loss
 
 pytestmark = pytest.mark.slow
 
@@ -108,29 +104,3 @@ def test_loss_and_gradients_are_those_of_trl(
     assert entry["loss"] == pytest.approx(loss, abs=1e-4)
     assert entry.get("kl", 1) > 0.1
     assert_close(watcher.gradients[0], gradients, 1e-3)
-
-
-CHOSEN, REJECTED = torch.tensor([-3.0, -40.0, -0.5, -9.0]), torch.tensor([-8.0, -6.0, -0.25, -70.0])
-TOKENS = torch.tensor([2, 20, 1, 4]), torch.tensor([4, 3, 2, 50])
-MEANS = CHOSEN / TOKENS[0], REJECTED / TOKENS[1]
-"""What TRL's trainers of SimPO and ORPO hand to their losses."""
-
-
-def test_simpo_is_that_of_trl() -> None:
-    own = SimpleNamespace(
-        alpha=0.0,
-        beta=2.5,
-        simpo_gamma=0.8,
-        loss_type="simpo",
-        label_smoothing=0.0,
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
-    )
-    theirs, *_ = CPOTrainer.cpo_loss(own, *MEANS)
-    torch.testing.assert_close(simpo_loss(CHOSEN, REJECTED, *TOKENS, beta=2.5, gamma=0.8), theirs)
-
-
-def test_orpo_is_that_of_trl() -> None:
-    own = SimpleNamespace(beta=0.6, accelerator=SimpleNamespace(device=torch.device("cpu")))
-    theirs, *_ = ORPOTrainer.odds_ratio_loss(own, *MEANS)
-    # TRL returns what is subtracted from the likelihood.
-    torch.testing.assert_close(orpo_loss(CHOSEN, REJECTED, *TOKENS, beta=0.6), -theirs)

@@ -1,7 +1,6 @@
 """What a training leaves behind, and that a killed one ends as if it had not been killed."""
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,18 +214,6 @@ def test_save_dtype(lora: LoraSettings | None, tiny_models: Models, tmp_path: Pa
         assert torch.equal(half[name], tensor.bfloat16())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16" / "out")
     assert model.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_only_the_seed_decides_what_is_random(lora: LoraSettings | None, tiny_models: Models, tmp_path: Path) -> None:
-    found = []
-    for number in (1, 2):
-        torch.manual_seed(number)
-        random.seed(number)
-        train(make_trainer(tiny_models["llama"][1], lora=lora), tmp_path / str(number))
-        found.append(weights_of(tmp_path / str(number) / "out"))
-    for name, tensor in found[0].items():
-        assert torch.equal(found[1][name], tensor), name
 
 
 def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tmp_path: Path) -> None:

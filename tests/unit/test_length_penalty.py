@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspref.maths.length_penalty import LengthPenalty, _point_inside, best_and_worst, solve_flat
+from crosspref.maths.length_penalty import _point_inside, best_and_worst, solve_flat
 from crosspref.maths.length_penalty import solve_length_penalty as solve
 
 Rows = list[list[float]]
@@ -93,12 +93,6 @@ def selected_difference(rewards: Rows, lengths: Rows, alpha: float) -> float:
     return float((all_lengths[best] - all_lengths[worst]).sum() / len(rewards))
 
 
-def assert_same(first: LengthPenalty, second: LengthPenalty) -> None:
-    np.testing.assert_array_equal(second.breakpoints, first.breakpoints)
-    np.testing.assert_array_equal(second.differences, first.differences)
-    assert (second.alpha, second.interval) == (first.alpha, first.interval)
-
-
 def test_worked_example() -> None:
     # Prompt 0: (r, len) = (3, 10), (2, 4), (0, 1).
     #   Best, from the longest: 10 -> 4 at (3-2)/6 = 1/6 (10 -> 1 only at 3/9 = 1/3), then 4 -> 1 at (2-0)/3 = 2/3.
@@ -168,9 +162,10 @@ def test_arrays_lists_and_flat_give_the_same() -> None:
     generator = np.random.default_rng(3)
     rewards, lengths = generator.normal(size=(50, 10)), generator.integers(1, 900, (50, 10))
     solution = solve(rewards, lengths)
-    assert_same(solution, solve(rewards.tolist(), lengths.tolist()))
-    assert_same(solution, solve(list(rewards), list(lengths)))
-    assert_same(solution, solve_flat(rewards.ravel(), lengths.ravel(), np.arange(0, 501, 10)))
+    flat_solution = solve_flat(rewards.ravel(), lengths.ravel(), np.arange(0, 501, 10))
+    for same in (solve(rewards.tolist(), lengths.tolist()), solve(list(rewards), list(lengths)), flat_solution):
+        np.testing.assert_array_equal(same.breakpoints, solution.breakpoints)
+        np.testing.assert_array_equal(same.differences, solution.differences)
 
 
 @pytest.mark.parametrize("sizes", [[1, 2, 3, 4, 5, 8, 9, 33], [70_000, 2], [2] * 32_769])
