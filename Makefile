@@ -32,7 +32,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # While you work: what needs no training and no process of its own.
 test-fast: .venv/dev
-	$(PYTEST) -m "not slow and not nightly" $(TESTS)
+	$(PYTEST) $(TESTS)
 
 # What CI runs on each push.
 test: .venv/dev
@@ -44,7 +44,7 @@ test-nightly: .venv/dev test-deepspeed test-alpaca test-vllm
 
 # vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest tests/nightly/with_vllm
+	$(VLLM)/python -m pytest -m "" tests/nightly/with_vllm
 
 # DeepSpeed reads the configurations in data/recipes/distributed. Beside the environment and not in it, where other
 # libraries would find it and load it each time; from source, without its kernels.

@@ -1,5 +1,6 @@
 """Tiny models for all tests, one thread for each process, and a mark for each folder's tests."""
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and sums must not depend on how many cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # else its notice would follow pytest's summary
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it puts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs that tests start inherit it
 
-import pytest
-from tiny import CONFIGS, make_model, nudge
+import pytest  # noqa: E402 - after what it and peft read when they are imported
+from tiny import CONFIGS, make_model, nudge  # noqa: E402
 
 HERE = Path(__file__).parent
 MARKS = {"e2e": "slow", "lab": "slow", "nightly": "nightly", "with_vllm": "nightly"}
