@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
 from crosspref.run.processes import launch_command, run_in_child
-from crosspref.run.progress import Reporter
+from crosspref.run.progress import Reporter, Schedule
 from crosspref.run.ranks import is_launched
 
 
@@ -35,6 +35,7 @@ def align(
     *,
     reporter: Reporter | None = None,
     engines: Engines | None = None,
+    expected: Mapping[tuple[str, int], float] | None = None,
 ) -> Path:
     """Run Algorithm 1 and return the directory of the aligned policy, pi_T.
 
@@ -45,6 +46,8 @@ def align(
         run_dir: where everything is stored; made if it does not exist.
         reporter: shows progress; on the standard error output if left out.
         engines: builds the engines, instead of those that the recipe names. All phases then run in this process.
+        expected: about how long each phase takes, by (name, iteration), in any unit: what the first phases really took
+            then tells how long the rest of the run will take.
 
     Raises:
         RecipeError: a setting is wrong.
@@ -61,7 +64,8 @@ def align(
     with run.locked():
         settle_recipe(run, recipe, algorithm.phases)
         with job.engines.cluster():
-            return algorithm.align(job, _executor(job, apart=engines is None and recipe.resources.process_per_phase))
+            apart = engines is None and recipe.resources.process_per_phase
+            return algorithm.align(job, _executor(job, expected or {}, apart=apart))
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
@@ -129,16 +133,19 @@ def _perform(job: Job, phase: Phase) -> None:
         phase.perform(job, phase.iteration)
 
 
-def _executor(job: Job, *, apart: bool) -> Callable[[Phase], None]:
+def _executor(job: Job, expected: Mapping[tuple[str, int], float], *, apart: bool) -> Callable[[Phase], None]:
     """Return what runs a phase: here, or in a process of its own where memory must be given back."""
+    schedule = Schedule(job.reporter, len(algorithm.phases(job.recipe)), expected)
 
     def execute(phase: Phase) -> None:
         started = time.monotonic()
-        if apart:
-            peak = _perform_in_child(job, phase)
-        else:
-            _perform(job, phase)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        [before] = phase_status(job.run, [phase], job.recipe.resources.shard_prompts)
+        with schedule.phase(phase.name, phase.iteration, done=before.done, is_done=before.is_done):
+            if apart:
+                peak = _perform_in_child(job, phase)
+            else:
+                _perform(job, phase)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         job.run.log_phase(
             {
                 "phase": phase.name,

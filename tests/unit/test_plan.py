@@ -22,7 +22,7 @@ from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import LoraSettings, SampleSettings, TrainSettings
 
-QUICKSTART = "recipe:quickstart"
+QUICKSTART = Path(__file__).parents[1] / "with_stage_0.yaml"
 CONFIG = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 10}
 TENSORS = {
     "model.embed_tokens.weight": [10, 4],

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from crosspref.run import progress
-from crosspref.run.progress import Reporter
+from crosspref.run.progress import Reporter, Schedule
 
 Clock = Callable[[float], None]
 
@@ -95,3 +95,31 @@ def test_by_default_it_speaks_on_the_error_output(capsys: pytest.CaptureFixture[
     Reporter().say("kept apart from results")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "kept apart from results\n")
+
+
+def test_phases_are_counted_and_tell_how_long_the_rest_of_the_run_takes(clock: Clock) -> None:
+    shown, text = reporter()
+    schedule = Schedule(shown, 4, {("prompts", 0): 0.0, ("sample", 1): 2.0, ("train", 1): 3.0, ("evaluate", 1): 1.0})
+    for name, iteration, seconds in (("prompts", 0, 1), ("sample", 1, 120), ("train", 1, 300), ("evaluate", 1, 0)):
+        with schedule.phase(name, iteration, done=0, is_done=False):
+            clock(seconds)
+    # A unit takes a minute in sampling, and four are left; then five units have taken seven minutes, and one is left.
+    assert text().splitlines() == [
+        "Phase 1 of 4: prompts, iteration 0",
+        "Phase 2 of 4: sample, iteration 1",
+        "Phase 3 of 4: train, iteration 1 (about 4 min left in the run)",
+        "Phase 4 of 4: evaluate, iteration 1 (about 1 min left in the run)",
+    ]
+
+
+def test_what_was_done_before_tells_nothing_of_the_time_left(clock: Clock) -> None:
+    shown, text = reporter()
+    schedule = Schedule(shown, 3, {("sample", 1): 1.0, ("score", 1): 1.0, ("train", 1): 60.0})
+    for name, done, is_done in (("sample", 5, True), ("score", 2, False), ("train", 0, False)):
+        with schedule.phase(name, 1, done=done, is_done=is_done):
+            clock(1)
+    assert text().splitlines() == [
+        "Phase 1 of 3: sample, iteration 1 (finished before)",
+        "Phase 2 of 3: score, iteration 1",
+        "Phase 3 of 3: train, iteration 1",
+    ]

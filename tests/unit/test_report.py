@@ -10,10 +10,10 @@ from rich.console import Console
 
 from crosspref import api
 from crosspref.cli import main
-from crosspref.data.records import Agreement, Measure, Prompt
+from crosspref.data.records import Agreement, Measure, Prompt, Response
 from crosspref.errors import RunError
 from crosspref.recipe.files import dump_recipe, make_recipe
-from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, agreement_report, measures_report
+from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, SHOWN, agreement_report, answers_table, measures_report
 from crosspref.reports.table import Report
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Fingerprint, Unit, write_text
@@ -249,3 +249,20 @@ def test_a_reference_that_is_computed_before_training_is_a_phase(tmp_path: Path)
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
         api.status(tmp_path)
+
+
+def test_two_answers_stand_side_by_side_and_nothing_in_them_is_taken_for_markup() -> None:
+    prompt = Prompt("a", "es", "¿Por qué [red]x[/red]?")
+    answers = {
+        "pi_0": Response("a", "es", 0, "Uno\n\x1b[2Jdos [bold]tres[/bold]", None, "stop", None),
+        "pi_1": Response("a", "es", 0, "palabra " * 200, None, "length", None),
+    }
+    screen = Console(file=io.StringIO(), width=100)
+    screen.print(answers_table(prompt, answers))
+    text = screen.file.getvalue()
+    assert "¿Por qué [red]x[/red]?" in text
+    assert "[bold]tres[/bold]" in text
+    assert "\x1b" not in text
+    assert text.count("palabra") == SHOWN // len("palabra ")
+    row = next(line for line in text.splitlines() if "Uno" in line)
+    assert row.index("Uno") < row.index("palabra")

@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 from crosspref.commands import Commands, command_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from crosspref.data.records import Measure
     from crosspref.run.layout import RunDirectory
 
 
@@ -48,10 +53,42 @@ def show_report(run: "RunDirectory", svg: str | None) -> bool:
     if not reports:
         return False
     write_text(run.report, "\n".join(report.markdown() for report in reports))
+    answers = _answers(run, measures)
+    if answers is not None:
+        Console().print(answers)
     print_reports(reports)
     if svg:
         canvas = Console(record=True, width=80, file=io.StringIO())
+        if answers is not None:
+            canvas.print(answers)
         for report in reports:
             canvas.print(report.table())
         canvas.save_svg(svg, title="crosspref")
     return True
+
+
+def _answers(run: "RunDirectory", measures: "Sequence[Measure]") -> "Table | None":
+    """Return what pi_0 and the last policy answered to the first held-out prompt, or None if they did not.
+
+    The language is the first one of the run beside English. Of several answers the first is taken.
+    """
+    from crosspref.data.records import Prompt
+    from crosspref.languages import ENGLISH
+    from crosspref.reports.report import answers_table
+
+    numbers = sorted({row.iteration for row in measures})
+    if len(numbers) < 2:
+        return None
+    languages = sorted(dict.fromkeys(row.language for row in measures), key=lambda language: language == ENGLISH)
+    places = {f"pi_{number}": run.iteration(number).evaluation for number in (numbers[0], numbers[-1])}
+    stored = next(iter(places.values())).prompts.unit(languages[0])
+    if not stored.marker.exists():
+        return None
+    prompt = stored.rows(Prompt)[0]
+    answers = {
+        name: response
+        for name, place in places.items()
+        for response in reversed(place.responses.rows(languages[0]))
+        if response.prompt_id == prompt.prompt_id
+    }
+    return answers_table(prompt, answers) if len(answers) == len(places) else None

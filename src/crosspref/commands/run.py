@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from crosspref import api
     from crosspref.commands.report import show_report
+    from crosspref.plan.planner import expected_seconds
     from crosspref.recipe.files import load_recipe
     from crosspref.run.layout import RunDirectory
     from crosspref.run.progress import Reporter
@@ -25,11 +26,12 @@ def _run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     reporter = Reporter()
     reporter.say(f"Run directory: {options.out}. To stop: Ctrl-C. To resume: {_resume_command(options)}")
-    final = api.align(recipe, options.out, reporter=reporter)
+    final = api.align(recipe, options.out, reporter=reporter, expected=expected_seconds(recipe))
     run = RunDirectory(options.out)
     show_report(run, None)
     reporter.say(f"The aligned policy: {final}")
     reporter.say(f"Report, pairs, scores and responses: {run.root}")
+    reporter.say(f"To align a model of your own, start with: {command_line('init', 'my-alignment')}")
 
 
 def _resume_command(options: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crosspref.api import check_models
+from crosspref.errors import CrossprefError
 from crosspref.models.locate import ModelFiles
 from crosspref.plan.accelerators import Accelerator
 from crosspref.plan.costs import USABLE, Speeds, adapter_parameters, disk, flops, memory, training_memory
@@ -185,3 +186,16 @@ class Planner:
             "for full training, which is 32-bit.",
             f"Responses: {answers}. Prompts: {prompts}. Pairs: {pairs}.",
         ]
+
+
+def expected_seconds(recipe: Recipe) -> dict[tuple[str, int], float]:
+    """Return about how long each phase takes, by (name, iteration), on two cores without bfloat16.
+
+    Only the proportions count. Empty if the recipe's models or prompts cannot be read.
+    """
+    cores = Speeds(read=1 / 8e9, decode=1 / 30e9, score=1 / 60e9, train=1 / 60e9)
+    try:
+        plan = Planner(recipe).plan(Lengths(), cores, Accelerator("two cores", None, None, None), 4, None, [])
+    except CrossprefError:
+        return {}
+    return {(row.phase, row.iteration): row.seconds or 0.0 for row in plan.rows}

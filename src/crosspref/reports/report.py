@@ -1,11 +1,16 @@
 """``crosspref report``: what was measured of each policy per language, and how far rewards agree."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from crosspref.data.records import Agreement, Measure
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from crosspref.data.records import Agreement, Measure, Prompt, Response
+from crosspref.languages import LANGUAGES
 from crosspref.maths.estimate import Estimate
-from crosspref.reports.table import Report, label, without_repeats
+from crosspref.reports.table import Report, label, printable, without_repeats
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
@@ -16,6 +21,8 @@ COLUMNS = {
     "characters": "length",
     WIN_RATE: "win rate\nover pi_0*",
 }
+SHOWN = 320
+"""Characters of an answer that are shown."""
 INTERVALS = (
     "Ranges are 95% bootstrap intervals over the held-out prompts. They do not cover the choice of training prompts or "
     "of the seed."
@@ -58,6 +65,22 @@ def measures_report(measures: Sequence[Measure]) -> Report:
         f"language. {INTERVALS}",
     ]
     return Report(TITLE, ["language", "policy", *COLUMNS.values()], without_repeats(rows), notes)
+
+
+def answers_table(prompt: Prompt, answers: Mapping[str, Response]) -> Table:
+    """Return a table for the screen of what several policies, by name, answered to one prompt, side by side."""
+    title = f"One held-out prompt, answered in {LANGUAGES[prompt.language]}: {_shown(prompt.instruction)}"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in answers:
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_row(*(Text(_shown(answer.text)) for answer in answers.values()))  # as text: nothing is taken for markup
+    return table
+
+
+def _shown(text: str) -> str:
+    """Return a text on one line, cut where it is long, and without what would move a terminal's cursor."""
+    line = " ".join(text.split())
+    return printable(line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…")
 
 
 def _cell(row: Measure | None) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,6 +43,48 @@ class Meter:
             left = self.seconds * (self.total - self.done) / max(self.done, 1)
             line = f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left"
             self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class Schedule:
+    """Announces the phases of a run one after another, and about how long the rest of the run takes.
+
+    Args:
+        reporter: where they are announced.
+        count: how many phases the run has.
+        expected: by (name, iteration) what a phase takes, in any unit: what phases took is compared with it. Without
+            it, nothing is said of the time left.
+    """
+
+    def __init__(self, reporter: "Reporter", count: int, expected: Mapping[tuple[str, int], float]) -> None:
+        self.reporter, self.count, self.left = reporter, count, dict(expected)
+        self.number, self.seconds, self.measured = 0, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def phase(self, name: str, iteration: int, *, done: int, is_done: bool) -> Iterator[None]:
+        """Announce a phase and measure it, unless a part of its units was ``done`` before."""
+        self.number += 1
+        expected = 0.0 if is_done else self.left.get((name, iteration), 0.0)
+        note = "finished before" if is_done else self._time_left()
+        title = f"Phase {self.number} of {self.count}: {name}, iteration {iteration}"
+        self.reporter.say(f"{title} ({note})" if note else title)
+        started = time.monotonic()
+        yield
+        if expected and not done:
+            self.seconds += time.monotonic() - started
+            self.measured += expected
+        self.left.pop((name, iteration), None)
+
+    def _time_left(self) -> str:
+        if not self.measured:
+            return ""
+        minutes = self.seconds / self.measured * sum(self.left.values()) / 60
+        if minutes < 1:
+            return "less than a minute left in the run"
+        return (
+            f"about {minutes:.0f} min left in the run"
+            if minutes < 120
+            else f"about {minutes / 60:.0f} h left in the run"
+        )
 
 
 class Reporter:

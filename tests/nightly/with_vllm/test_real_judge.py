@@ -50,7 +50,7 @@ def place(tmp_path: Path) -> Path:
         "mtbench": {"questions": "questions"},
     }
     recipe = {
-        "extends": "recipe:quickstart",
+        "extends": str(Path(__file__).parents[2] / "with_stage_0.yaml"),
         "languages": list(LANGUAGES),
         "prompts": {"limit": 6},
         "align_english": {"preferences": str(tmp_path / "english.jsonl")},

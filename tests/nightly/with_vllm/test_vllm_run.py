@@ -36,7 +36,7 @@ def session_of(pid: int) -> int | None:
 
 def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
     recipe = {
-        "extends": "recipe:quickstart",
+        "extends": str(Path(__file__).parents[2] / "with_stage_0.yaml"),
         "languages": ["en", "es"],
         "prompts": {"limit": 2},
         "align_english": {"preferences": first_lines("english_preferences.jsonl", tmp_path / "english.jsonl", 2)},

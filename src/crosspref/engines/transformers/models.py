@@ -14,7 +14,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    modeling_gguf_pytorch_utils,
+)
 
 from crosspref.data.records import Instruction, Message, as_messages
 from crosspref.errors import MissingLibraryError, ModelError
@@ -24,6 +32,7 @@ from crosspref.recipe.sections import ResourceSettings, SampleSettings
 from crosspref.run.ranks import processes
 
 transformers.utils.logging.disable_progress_bar()
+modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # there is no setting for its bar
 transformers.utils.logging.set_verbosity_error()
 
 
