@@ -154,12 +154,7 @@ def test_status_before_during_and_after_and_only_one_process_at_a_time(
         table = [line.split() for line in output.splitlines()]
         sampled = len(list(run.glob("iteration_1/responses/*/*.done.json")))
         assert ["1", "sample", str(sampled), "6"] in table
-<<<<<<< HEAD
         assert ["0", "prompts", "6", "6"] in table  # two languages and what was dropped, for training and held out
-=======
-        files = str(len(list(run.glob("prompts/*.done.json"))) + len(list(run.glob("heldout/*.done.json"))))
-        assert ["0", "prompts", files, files] in table
->>>>>>> 3fc5092 (Count the prompts' files in the status, as the units of every other phase)
         assert ["1", "train", "0", "1"] in table
         assert output.splitlines()[-1].startswith("Next: ")
         assert output.splitlines()[-1].endswith(" of iteration 1.")

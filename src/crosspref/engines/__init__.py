@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crosspref.engines.threads import settle_waiting
 from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.protocols import ReleasedScorer, Results, RewardModel, Sampler, Scorer, Trainer, Translator, Work
@@ -211,4 +212,6 @@ class EngineFactory:
         return self._build("executor", self.settings.resources.executor)
 
     def _build(self, kind: str, name: str, *models: ModelFiles | None, **options: Any) -> Any:
+        if models:  # whose engine brings torch
+            settle_waiting(self.settings.resources.threads)
         return find_engine(kind, name)(self.settings, *models, **options)
