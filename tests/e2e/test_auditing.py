@@ -11,7 +11,7 @@ from running import Run, small_recipe
 from crosspref import align
 from crosspref.data.records import Score
 from crosspref.errors import RunError
-from crosspref.reports.audit import audit_run
+from crosspref.reports.audit import audit_run, least_gap
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Unit
 
@@ -61,7 +61,7 @@ def test_a_reward_without_beta_is_in_nats_as_it_is(models: tuple[Path, Path], tm
         unit.write_rows([replace(row, implicit_reward=row.implicit_reward + 2) for row in unit.rows(Score)], Score)
     report, rows, _ = audit_run(str(root), 1, 8, Reporter())
     assert rows[0].largest == pytest.approx(2.0, abs=1e-3)
-    least = max(row.least_gap for row in rows)
+    least = least_gap(max(row.noise for row in rows))
     assert f"select.min_gap {least:.2g} ({least:.2g} nats)" in report.notes[1]
 
 

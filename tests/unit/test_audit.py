@@ -5,7 +5,7 @@ import math
 import pytest
 
 from crosspref.data.records import Pair, Score
-from crosspref.reports.audit import Audited, audit
+from crosspref.reports.audit import Audited, audit, least_gap
 
 
 def score(prompt_id: str, sample: int, reward: float | None, characters: int = 10) -> Score:
@@ -30,7 +30,7 @@ def test_noise_and_gaps_are_in_nats() -> None:
     assert (row.noise, row.largest, row.responses) == (pytest.approx(0.2), pytest.approx(0.3), 2)
     # Gaps of 4.4 and 1 nats; doubtful is what lies below 2 * sqrt(2) * .2 = .566 nats.
     assert (row.gap, row.pairs, row.doubtful) == (pytest.approx(2.7), 2, 0)
-    assert row.least_gap == pytest.approx(2 * math.sqrt(2) * 0.2)
+    assert least_gap(row.noise) == pytest.approx(2 * math.sqrt(2) * 0.2)
     assert (row.changed, row.exchanged, row.prompts) == (0, 0, 1)
 
 

@@ -95,26 +95,18 @@ class Comparisons:
 
 @dataclass(frozen=True, slots=True)
 class WinRates:
-    """The figures of a leaderboard row. Rates and the standard error are in percent, lengths in characters.
+    """The win rates, in percent, of ``n`` judged items.
 
-    ``n`` items were judged and ``missing`` have no verdict. ``standard_error`` belongs to the plain win rate. ``lc``
-    and ``C`` are None if the length-controlled rate was not requested; ``lc_name`` says which variant it is.
-    ``weights`` has the fitted weights by name. Mean lengths are over all items, judged or not.
+    ``lc`` and ``C`` are None if the length-controlled rate was not requested; ``lc_name`` says which variant it is.
+    ``weights`` has the fitted weights by name.
     """
 
     n: int
-    missing: int
-    wins: int
-    losses: int
-    ties: int
     win_rate: float
-    standard_error: float
     lc: float | None
     lc_name: str
     weights: dict[str, float]
     C: float | None
-    model_length: float
-    baseline_length: float
 
 
 def comparisons(  # noqa: PLR0913 - its options are keyword-only
@@ -174,30 +166,16 @@ def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
 def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
     """Return the win rate, and with a ``fit`` the length-controlled win rate too.
 
-    WR = 100 mean(outcome). Its standard error is 100 sd(outcome, ddof=1) / sqrt(n), or nan for a single verdict. An
-    item without a verdict does not count in these or in the fit, but it counts in sd(D) and in the mean that is LC. LC
-    is nan if all rows to fit are certain wins, or all certain losses: then no finite weights are optimal. Raises
-    ValueError when there is no verdict at all, or when LC has fewer than five rows to fit.
+    WR = 100 mean(outcome). An item without a verdict does not count in it or in the fit, but it counts in sd(D) and in
+    the mean that is LC. LC is nan if all rows to fit are certain wins, or all certain losses: then no finite weights
+    are optimal. Raises ValueError when there is no verdict at all, or when LC has fewer than five rows to fit.
     """
     judged = compared.outcomes[~np.isnan(compared.outcomes)]
     if not judged.size:
         raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
     lc, weights, penalty = (None, {}, None) if fit is None else _length_controlled(compared, fit)
-    return WinRates(
-        n=judged.size,
-        missing=compared.outcomes.size - judged.size,
-        wins=int((judged > 0.5).sum()),
-        losses=int((judged < 0.5).sum()),
-        ties=int((judged == 0.5).sum()),
-        win_rate=100 * float(judged.mean()),
-        standard_error=100 * float(judged.std(ddof=1)) / math.sqrt(judged.size) if judged.size > 1 else math.nan,
-        lc=lc,
-        lc_name=lc_name(compared),
-        weights=weights,
-        C=penalty,
-        model_length=float(compared.model_lengths.mean()),
-        baseline_length=float(compared.baseline_lengths.mean()),
-    )
+    name = "LC-minimal" if compared.difficulty is None else "LC" if compared.gamed is not None else "LC-noreg"
+    return WinRates(judged.size, 100 * float(judged.mean()), lc, name, weights, penalty)
 
 
 def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str, float], float | None]:
@@ -206,9 +184,10 @@ def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str
     if outcomes[0] in (0.0, 1.0) and (outcomes == outcomes[0]).all():
         return math.nan, {}, None
     found, penalty = fit(design, outcomes, weights)
-    named = dict(zip(feature_names(compared), found.tolist(), strict=True))
-    difficulty = np.zeros(1) if compared.difficulty is None else compared.difficulty
-    return length_controlled_rate(difficulty, named.get("difficulty", 0.0), named["not_gamed"]), named, penalty
+    names = ("length", "not_gamed") if compared.difficulty is None else ("length", "difficulty", "not_gamed")
+    named = dict(zip(names, found.tolist(), strict=True))
+    rate = length_controlled_rate(_difficulty(compared), named.get("difficulty", 0.0), named["not_gamed"])
+    return rate, named, penalty
 
 
 def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gamed_weight: float) -> float:
@@ -217,18 +196,6 @@ def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gam
     With published weights, this checks the published rate.
     """
     return 100 * float(expit(difficulty_weight * difficulty + not_gamed_weight).mean())
-
-
-def lc_name(compared: Comparisons) -> str:
-    """Return the variant of the length-controlled win rate: "LC", "LC-noreg" or "LC-minimal"."""
-    if compared.difficulty is None:
-        return "LC-minimal"
-    return "LC" if compared.gamed is not None else "LC-noreg"
-
-
-def feature_names(compared: Comparisons) -> tuple[str, ...]:
-    """Return the names of the fitted weights, in order."""
-    return ("length", "not_gamed") if compared.difficulty is None else ("length", "difficulty", "not_gamed")
 
 
 def length_feature(differences: Floats, spread: Floats | float) -> Floats:

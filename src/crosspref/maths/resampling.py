@@ -7,16 +7,16 @@ answers, another sampling of answers, or another training seed.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TypeVar
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from crosspref.maths.alpaca import Comparisons, Floats, WinRates, length_controlled_rates
 from crosspref.maths.estimate import Estimate
+from crosspref.maths.statistics import mean_interval
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item", bound=Hashable)
@@ -50,20 +50,25 @@ def resample(
     """Return the win rate and LC of every cell in every resample of the items. A cell is a model in a language.
 
     Items are joined over cells by id and drawn uniformly from the items of all cells. LC is refitted at the C of the
-    cell's ``WinRates``; its point is the LC given there. The same arguments give the same draws. Raises ValueError for
-    fewer than one resample.
+    cell's ``WinRates``; its point is the LC given there. An LC whose weights were all shrunk to 0 has no values: it is
+    50 for any items, and an interval without width would say that it is known exactly. The same arguments give the same
+    draws. Raises ValueError for fewer than one resample.
     """
-    counts_of = _draw((compared.items for compared, _ in cells.values()), resamples, seed)
+    _check_resamples(resamples)
+    places = _places(compared.items for compared, _ in cells.values())
+    of_all = _counts(np.random.default_rng(seed).integers(max(len(places), 1), size=(resamples, len(places))))
     draws = {}
     for key, (compared, rates) in cells.items():
-        counts = counts_of(compared.items)
+        counts = of_all[:, [places[item] for item in compared.items]]
         judged = ~np.isnan(compared.outcomes)
         of_judged = counts[:, judged]
         with np.errstate(invalid="ignore"):
             values = 100 * (of_judged @ compared.outcomes[judged]) / of_judged.sum(axis=1)
         lc = None
         if rates.lc is not None and rates.C is not None:
-            lc = Draws(rates.lc, length_controlled_rates(compared, rates.C, counts), rates.n)
+            shrunk = rates.weights and not any(rates.weights.values())
+            refitted = np.full(resamples, np.nan) if shrunk else length_controlled_rates(compared, rates.C, counts)
+            lc = Draws(rates.lc, refitted, rates.n)
         draws[key] = RateDraws(Draws(rates.win_rate, values, rates.n), lc)
     return draws
 
@@ -123,7 +128,8 @@ def percentile_interval(draws: Draws, confidence: float = 0.95) -> Estimate:
     The ends are nan for fewer than two items, or if more than 1% of the resamples have no value. Raises ValueError when
     the confidence is not between 0 and 1.
     """
-    _check_confidence(confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")
     known = draws.values[np.isfinite(draws.values)]
     if draws.n < 2 or known.size < 0.99 * draws.values.size:
         return Estimate(draws.point, math.nan, math.nan, draws.n)
@@ -137,25 +143,11 @@ def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int
     ``outcomes`` (n,) are in [0, 1], or nan without a verdict, as ``preference_outcomes`` returns them. The ends are nan
     for a single verdict. Raises ValueError when there is none, or when the confidence is not between 0 and 1.
     """
-    _check_confidence(confidence)
     judged = outcomes[~np.isnan(outcomes)]
     if not judged.size:
         raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
-    mean = 100 * float(judged.mean())
-    if judged.size == 1:
-        return Estimate(mean, math.nan, math.nan, 1)
-    if (judged == judged[0]).all():
-        return Estimate(mean, mean, mean, judged.size)
-    interval = bootstrap(
-        (judged,),
-        np.mean,
-        vectorized=True,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="BCa",
-        random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
-    ).confidence_interval
-    return Estimate(mean, 100 * float(interval.low), 100 * float(interval.high), judged.size)
+    share = mean_interval(judged, None, confidence, resamples, seed, method="BCa")
+    return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n)
 
 
 def shared_items(*compared: Comparisons) -> tuple[Comparisons, ...]:
@@ -171,24 +163,14 @@ def shared_items(*compared: Comparisons) -> tuple[Comparisons, ...]:
 def _restricted(compared: Comparisons, items: Sequence[Hashable]) -> Comparisons:
     places = {item: place for place, item in enumerate(compared.items)}
     rows = np.array([places[item] for item in items], dtype=np.intp)
-    difficulty = None if compared.difficulty is None else compared.difficulty[rows]
-    return Comparisons(
-        tuple(items),
-        compared.outcomes[rows],
-        compared.model_lengths[rows],
-        compared.baseline_lengths[rows],
-        difficulty,
-        compared.gamed,
+    return replace(
+        compared,
+        items=tuple(items),
+        outcomes=compared.outcomes[rows],
+        model_lengths=compared.model_lengths[rows],
+        baseline_lengths=compared.baseline_lengths[rows],
+        difficulty=None if compared.difficulty is None else compared.difficulty[rows],
     )
-
-
-def _draw(cells: Iterable[Iterable[Hashable]], resamples: int, seed: int) -> Callable[[Iterable[Hashable]], Floats]:
-    """Draw the items of all cells. Returns a function from items (n) to how often (resamples, n) each was drawn."""
-    _check_resamples(resamples)
-    places = _places(cells)
-    drawn = np.random.default_rng(seed).integers(max(len(places), 1), size=(resamples, len(places)))
-    counts = _counts(drawn)
-    return lambda items: counts[:, [places[item] for item in items]]
 
 
 def _places(cells: Iterable[Iterable[Item]]) -> dict[Item, int]:
@@ -206,8 +188,3 @@ def _counts(drawn: np.ndarray) -> Floats:
 def _check_resamples(resamples: int) -> None:
     if resamples < 1:
         raise ValueError(f"The number of resamples is {resamples}. Pass at least one, such as 2000.")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")

@@ -7,6 +7,7 @@ prompts as clusters: then all values of a prompt are drawn together.
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,8 +28,9 @@ def mean_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    method: Literal["percentile", "BCa"] = "percentile",
 ) -> Estimate:
-    """Return the mean of values (n,) and its percentile bootstrap interval.
+    """Return the mean of values (n,) and its bootstrap interval.
 
     ``clusters`` names the cluster of every value, for example its prompt_id. Then whole clusters are drawn, and the
     mean of a resample is over its values. The same arguments give the same interval. Raises ValueError when there are
@@ -63,7 +65,7 @@ def mean_interval(
         n_resamples=resamples,
         batch=max(1, _BATCH_NUMBERS // sums.size),
         confidence_level=confidence,
-        method="percentile",
+        method=method,
         random_state=np.random.default_rng(seed),  # named ``rng`` since SciPy 1.15, which takes both
     ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high), numbers.size)

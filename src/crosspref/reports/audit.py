@@ -57,11 +57,6 @@ class Audited:
     exchanged: int
     prompts: int
 
-    @property
-    def least_gap(self) -> float:
-        """The gap that is safe from the noise."""
-        return least_gap(self.noise)
-
 
 @dataclass(frozen=True, slots=True)
 class _Rescored:
@@ -251,7 +246,7 @@ def _report(audited: Sequence[Audited], iteration: int, reward: RewardName, scal
         ]
         for row in audited
     ]
-    worst = max((row.least_gap for row in audited), default=0.0)
+    worst = least_gap(max((row.noise for row in audited), default=0.0))
     return Report(
         f"Audit of {SYMBOLS[reward]}, iteration {iteration}: the run's scores against float32, nats",
         ["language", "noise", "largest", "n", "median\ngap", "doubtful\npairs", "other\npair", "turned\nround"],

@@ -256,14 +256,11 @@ def _spread(part: "Field[Any]") -> list[tuple[str, str, Any]]:
 _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
 
 
-def arrow_table(rows: Sequence[Any], kind: type) -> pa.Table:
-    """Return rows of one kind as an Arrow table."""
-    schema = pa.schema([(name, _ARROW[of]) for name, of in column_types(kind).items()])
-    return pa.Table.from_pylist([flat(row) for row in rows], schema=schema)
-
-
 def write_table(path: Path, rows: Sequence[Any], kind: type) -> None:
     """Write rows of one kind as PATH.parquet and PATH.csv; in CSV nan is an empty cell."""
-    Unit(path.with_name(f"{path.name}.parquet")).write_table(arrow_table(rows, kind))
-    text = csv_text(list(column_types(kind)), (as_json(row).values() for row in rows))
+    types = column_types(kind)
+    schema = pa.schema([(name, _ARROW[of]) for name, of in types.items()])
+    table = pa.Table.from_pylist([flat(row) for row in rows], schema=schema)
+    Unit(path.with_name(f"{path.name}.parquet")).write_table(table)
+    text = csv_text(list(types), (as_json(row).values() for row in rows))
     write_text(path.with_name(f"{path.name}.csv"), text)

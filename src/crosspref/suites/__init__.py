@@ -17,7 +17,7 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
 ``work.answers`` answers prompts with a candidate, in shards that are resumed; a prompt may be a ``records.FollowUp``,
 which brings the conversation so far. Touch ``work.judge`` before models answer, so that a judge without a name shows
 early. ``results`` has what suites share: ``write_results`` writes their tables,
-``changes_of`` and ``changes_report`` say what differs between models. A suite returns reports: they are printed, and
+``changes_of`` and ``changes_reports`` say what differs between models. A suite returns reports: they are printed, and
 their Markdown is written to ``target.folder / "NAME.md"``. Names of judges, prompts and dates belong into the rows;
 ``judge.describe()`` has them.
 """

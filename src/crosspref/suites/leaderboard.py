@@ -97,14 +97,17 @@ class Leaderboard:
     lines: Sequence[Line]
     notes: Sequence[str]
 
+    @property
+    def _places(self) -> list[tuple[str, str]]:
+        return [(language, column) for language in self.languages for column in self.table.columns]
+
     def report(self, *, intervals: bool = False) -> Report:
         """Return the table, rounded, with a rule above the quoted rows."""
-        places = [(language, column) for language in self.languages for column in self.table.columns]
-        header = ["model", *(f"{language}\n{self.table.columns[column]}" for language, column in places)]
-        rows = []
-        for line in self.lines:
-            cells = (_cell(line, *place, intervals=intervals) for place in places)
-            rows.append([printable(line.model), *cells])
+        header = ["model", *(f"{language}\n{self.table.columns[column]}" for language, column in self._places)]
+        rows = [
+            [printable(line.model), *(_cell(line, *place, intervals=intervals) for place in self._places)]
+            for line in self.lines
+        ]
         quoted = [number for number, line in enumerate(self.lines) if line.quoted][:1]
         marks = [line.mark for line in self.lines]
         return Report(self.table.title, header, rows, self.notes, 1, marks, quoted)
@@ -114,13 +117,12 @@ class Leaderboard:
         ways = list(dict.fromkeys(name for line in self.lines for name in line.judged))
         ends: dict[str, tuple[str, ...]] = dict.fromkeys(self.table.columns, ("", "_low", "_high"))
         ends |= {"lc": ("", "_low", "_high", "_kind"), "length": ("",)}
-        places = [(language, column) for language in self.languages for column in self.table.columns]
-        names = [f"{language}_{column}{end}" for language, column in places for end in ends[column]]
+        names = [f"{language}_{column}{end}" for language, column in self._places for end in ends[column]]
         rows: list[list[object]] = []
         for line in self.lines:
             ways_of_line = [line.judged.get(name, "") for name in ways]
             rows.append([line.model, line.source, str(line.quoted).lower(), *ways_of_line])
-            for language, column in places:
+            for language, column in self._places:
                 one = line.numbers.get((language, column), UNKNOWN)
                 cells = (one.value, one.low, one.high, line.kinds.get(language, ""))[: len(ends[column])]
                 rows[-1] += [None if cell != cell else cell for cell in cells]

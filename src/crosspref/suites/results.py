@@ -146,21 +146,28 @@ def decodings(judge: Mapping[str, Any]) -> str:
     return "; ".join(", ".join(f"{k} {v}" for k, v in one.items()) for one in judge.get("decoding", []))
 
 
+def how_judged(name: str, between: str, judge: Mapping[str, Any]) -> str:
+    """Return under what name, how and when a judge answered; ``between`` separates its names from the rest."""
+    answered = f" (which answered as {answered_as(judge)})" if answered_as(judge) else ""
+    dates = " to ".join(dict.fromkeys(judge["dates"]))
+    return f"{name}{answered}{between}{decodings(judge)}, {dates}; {judge['failed']} verdicts failed"
+
+
 def about_notes(about: Mapping[str, Any]) -> list[str]:
     """Return notes on who judged, how and when, and on what could not be used."""
     notes, judge = [], about["judge"]
     if "decoding" in judge:
-        answered = f" (which answered as {answered_as(judge)})" if answered_as(judge) else ""
-        how = f"{decodings(judge)}, {' to '.join(dict.fromkeys(judge['dates']))}"
-        notes.append(f"Judge: {judge['judge']}{answered}, {how}; {judge['failed']} verdicts failed.")
+        notes.append(f"Judge: {how_judged(judge['judge'], ', ', judge)}.")
     for by_place in (about["failures"], about["problems"]):
         for where, counts in by_place.items():
             notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
     return notes
 
 
-def changes_report(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> Report:
-    """Return the table of what differs between models."""
+def changes_reports(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> list[Report]:
+    """Return the table of what differs between models; none if there is nothing to compare."""
+    if not changes:
+        return []
     cells = []
     for row in changes:
         change = row.change
@@ -168,4 +175,4 @@ def changes_report(title: str, changes: Sequence[ModelChange], note: str, digits
         gap = change.text(f"+.{digits}f")
         cells.append([f"{row.model} - {row.other}", row.rate, row.language, gap, p, str(change.n), change.verdict])
     header = ["models", "rate", "language", "difference", "p", "n", "verdict"]
-    return Report(title, header, without_repeats(cells, 2), [note], left=3)
+    return [Report(title, header, without_repeats(cells, 2), [note], left=3)]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
 from crosspref.recipe.sections import (
     AtLeastZero,
@@ -23,7 +23,9 @@ class JudgeSettings(Settings):
     """The judge: a model on any OpenAI-compatible server."""
 
     model: str | None = Field(None, description="The judge's name on its server, preferably a dated one.")
-    url: str = Field("http://localhost:8000/v1", description="The server's address, including the API version.")
+    url: Annotated[str, AfterValidator(checked_address)] = Field(
+        "http://localhost:8000/v1", description="The server's address, including the API version."
+    )
     key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
     protocol: Literal["auto", "logprobs", "text"] = Field(
         "auto",
@@ -52,11 +54,6 @@ class JudgeSettings(Settings):
         6, description="Retries, with increasing delays, after 429, 5xx, a lost connection or an incomplete answer."
     )
 
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        return checked_address(url)
-
     @field_validator("request")
     @classmethod
     def _leaves_the_question(cls, request: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -74,15 +71,8 @@ class JudgeSettings(Settings):
 
     def transport(self) -> ServerSettings:
         """Return the settings of the judge's server."""
-        return ServerSettings(
-            url=self.url,
-            protocol="chat",
-            key_variable=self.key_variable,
-            concurrency=self.concurrency,
-            requests_per_minute=self.requests_per_minute,
-            timeout=self.timeout,
-            retries=self.retries,
-        )
+        shared = self.model_dump(include=ServerSettings.model_fields.keys() - {"protocol"})
+        return ServerSettings(protocol="chat", **shared)
 
 
 class AnswerSettings(Settings):

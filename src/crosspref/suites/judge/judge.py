@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from crosspref.errors import BudgetError, RecipeError, RefusedError, ServerError
 from crosspref.run.progress import Meter, Reporter
@@ -185,10 +186,6 @@ class Costs:
         """Return what tokens cost; 0 where no price is known."""
         return (tokens_in * (self.settings.price_in or 0.0) + tokens_out * (self.settings.price_out or 0.0)) / 1e6
 
-    def expected(self, question: Question, most_written: int) -> float:
-        """Return the most that a question should cost: by the most tokens per byte seen so far, and a full answer."""
-        return self.price(question.size * self.tokens_per_byte, most_written)
-
     def reserve(self, cost: float) -> bool:
         """Set money aside for a question, and tell whether it is within the budget."""
         budget = self.settings.budget
@@ -226,10 +223,6 @@ class _Choice(BaseModel):
 class _Usage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-
-class _Billed(BaseModel):
-    usage: _Usage
 
 
 class _Reply(BaseModel):
@@ -350,7 +343,8 @@ class _Round:
     async def _send(self, question: Question, way: Way) -> Verdict:
         """Ask once, and count what that took."""
         costs, most_written = self.judge.costs, self.judge.most_written(question, way)
-        cost = costs.expected(question, most_written)
+        # The most that it should cost: by the most tokens per byte seen so far, and a full answer.
+        cost = costs.price(question.size * costs.tokens_per_byte, most_written)
         while not costs.reserve(cost):
             if costs.reserved < 1e-9:
                 raise BudgetError
@@ -394,8 +388,8 @@ class _Round:
         try:
             return _Reply.model_validate_json(body)
         except ValidationError:
-            with contextlib.suppress(ValidationError):
-                self.judge.costs.count(_Billed.model_validate_json(body).usage.model_dump())
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self.judge.costs.count(_Usage.model_validate(from_json(body)["usage"]).model_dump())
             raise
 
     def _verdict(self, question: Question, way: Way, usage: Mapping[str, int], **answer: Any) -> Verdict:

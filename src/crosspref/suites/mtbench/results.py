@@ -24,7 +24,7 @@ from crosspref.suites.results import (
     about_notes,
     by_language,
     changes_of,
-    changes_report,
+    changes_reports,
     describe,
     pairs_of,
     write_results,
@@ -174,11 +174,9 @@ def write(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str, Proble
     changes = compare(turns, settings.resamples, settings.seed)
     about = _about(work, turns, problems)
     write_results(work.target.folder / NAME / "scores", Scores, scores, changes, about)
-    reports = [scores_report(scores, about), category_report(scores)]
-    if changes:
-        note = CHANGES.format(flipped="a score")
-        reports.append(changes_report("MT-Bench: what differs between models", changes, note, digits=2))
-    return reports
+    note = CHANGES.format(flipped="a score")
+    differing = changes_reports("MT-Bench: what differs between models", changes, note, digits=2)
+    return [scores_report(scores, about), category_report(scores), *differing]
 
 
 def measure(turns: Sequence[Turn], resamples: int, seed: int) -> list[Scores]:

@@ -30,6 +30,15 @@ Id = Annotated[str | None, BeforeValidator(read_id)]
 class _Columns(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    def _has_answer(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _check_answer(self) -> Self:
+        if not self._has_answer():
+            raise ValueError("the answer is none of the choices, or cannot be told from them")
+        return self
+
 
 class _Lettered(_Columns):
     """Options in columns of their own, of which the last ones may be empty, and the letter of the right one."""
@@ -42,25 +51,15 @@ class _Lettered(_Columns):
     option_d: str | None = None
     answer: Literal["A", "B", "C", "D", "E"]
 
-    def options(self) -> list[str | None]:
-        return [self.option_a, self.option_b, self.option_c, self.option_d]
-
-    @model_validator(mode="after")
-    def _has_the_answer(self) -> Self:
-        given = [bool(option and option.strip()) for option in self.options()]
-        if "ABCDE".index(self.answer) >= sum(given) or not all(given[: sum(given)]):
-            raise ValueError("the answer is none of the options")
-        return self
+    def _has_answer(self) -> bool:
+        given = [bool(value and value.strip()) for name, value in self if name.startswith("option_")]
+        return "ABCDE".index(self.answer) < sum(given) and all(given[: sum(given)])
 
 
 class Arc(_Lettered):
     """A row of alexandrainst/m_arc."""
 
     option_e: str | None = None
-
-    def options(self) -> list[str | None]:
-        """Return the options in order."""
-        return [*super().options(), self.option_e]
 
 
 class Mmlu(_Lettered):
@@ -83,11 +82,8 @@ class EnglishArc(_Columns):
     choices: _Choices
     answerKey: str  # noqa: N815 - the data set's name
 
-    @model_validator(mode="after")
-    def _has_the_answer(self) -> Self:
-        if len(self.choices.text) != len(self.choices.label) or self.answerKey not in self.choices.label:
-            raise ValueError("the answer is none of the choices")
-        return self
+    def _has_answer(self) -> bool:
+        return len(self.choices.text) == len(self.choices.label) and self.answerKey in self.choices.label
 
 
 class HellaSwag(_Columns):
@@ -100,11 +96,8 @@ class HellaSwag(_Columns):
     endings: Texts
     label: Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
-    @model_validator(mode="after")
-    def _has_the_answer(self) -> Self:
-        if self.label not in map(str, range(len(self.endings))):
-            raise ValueError("the label is no ending's number")
-        return self
+    def _has_answer(self) -> bool:
+        return self.label in map(str, range(len(self.endings)))
 
 
 class EnglishMmlu(_Columns):
@@ -121,13 +114,13 @@ class _Targets(_Columns):
     labels: list[Literal[0, 1]]
 
 
-def _check_truth(first: _Targets, second: _Targets) -> None:
-    if any(len(targets.choices) != len(targets.labels) for targets in (first, second)):
-        raise ValueError("there is not one label per choice")
-    if first.labels[0] != 1 or sum(first.labels) != 1:  # the harness takes this for granted
-        raise ValueError("of MC1 the first choice must be the right one, and the only one")
-    if not 0 < sum(second.labels) < len(second.labels):
-        raise ValueError("of MC2 some choices must be right, and some wrong")
+def _are_usable(first: _Targets, second: _Targets) -> bool:
+    """Tell whether each choice has a label, MC1's first one alone is right, and MC2 has right and wrong ones."""
+    return (
+        all(len(targets.choices) == len(targets.labels) for targets in (first, second))
+        and first.labels[0] == sum(first.labels) == 1  # the harness takes this for granted
+        and 0 < sum(second.labels) < len(second.labels)
+    )
 
 
 class TruthfulQa(_Columns):
@@ -139,11 +132,9 @@ class TruthfulQa(_Columns):
     mc2_targets_choices: Texts
     mc2_targets_labels: list[Literal[0, 1]]
 
-    @model_validator(mode="after")
-    def _has_the_answers(self) -> Self:
+    def _has_answer(self) -> bool:
         first = _Targets(choices=self.mc1_targets_choices, labels=self.mc1_targets_labels)
-        _check_truth(first, _Targets(choices=self.mc2_targets_choices, labels=self.mc2_targets_labels))
-        return self
+        return _are_usable(first, _Targets(choices=self.mc2_targets_choices, labels=self.mc2_targets_labels))
 
 
 class EnglishTruthfulQa(_Columns):
@@ -153,10 +144,8 @@ class EnglishTruthfulQa(_Columns):
     mc1_targets: _Targets
     mc2_targets: _Targets
 
-    @model_validator(mode="after")
-    def _has_the_answers(self) -> Self:
-        _check_truth(self.mc1_targets, self.mc2_targets)
-        return self
+    def _has_answer(self) -> bool:
+        return _are_usable(self.mc1_targets, self.mc2_targets)
 
 
 KINDS: dict[TaskName, tuple[type[_Columns], type[_Columns]]] = {

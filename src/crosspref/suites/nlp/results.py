@@ -13,7 +13,7 @@ from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, columns, label, without_repeats
 from crosspref.suites import results
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
-from crosspref.suites.results import MEAN, ModelChange, changes_of, changes_report
+from crosspref.suites.results import MEAN, ModelChange, changes_of, changes_reports
 from crosspref.suites.settings import EvaluationSettings
 from crosspref.suites.work import Evaluation
 
@@ -117,9 +117,7 @@ def write_results(work: Evaluation, measured: Measured) -> list[Report]:
     results.write_results(work.target.folder / "nlp" / "scores", TaskScore, scores, changes, about)
     reports = [_report(task, models) for task in tasks]
     reports[-1] = replace(reports[-1], notes=_notes(measured, scores))
-    if changes:
-        reports.append(changes_report("Alignment tax: what differs from pi_I and pi_0", changes, TAX))
-    return reports
+    return reports + changes_reports("Alignment tax: what differs from pi_I and pi_0", changes, TAX)
 
 
 def _compute(name: TaskName, measured: Measured, models: Sequence[str], settings: EvaluationSettings) -> _TaskResults:

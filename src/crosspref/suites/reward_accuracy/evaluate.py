@@ -116,23 +116,21 @@ def _about(
 ) -> dict[str, Any]:
     """Return who judged what and how, where judges disagree, and what has no outcome."""
     prompt = [list(message) for message in template.messages]
-    judges = {f"{one.kind} {one.name}": dict(one.about) for one in judged}
+    judges = {one.title: dict(one.about) for one in judged}
     for one in judged:
         if one.kind == JUDGE:
-            first, decided = one.shown_first()
-            judges[f"{one.kind} {one.name}"] |= {"shown_first": first, "decided": decided}
+            judges[one.title] |= dict(zip(("shown_first", "decided"), one.shown_first(), strict=True))
     failures: dict[str, dict[str, Counter[str]]] = {}
     for row in outcomes:
         if row.failure:
             by_language = failures.setdefault(f"{row.kind} {row.judge}", {})
             by_language.setdefault(row.language, Counter())[row.failure] += 1
     agreements = []
-    for left, right in combinations(judged, 2):
-        common = left.outcomes.keys() & right.outcomes
-        votes = [[one.outcomes[pair_id].value for one in (left, right)] for pair_id in common]
-        names = [f"{one.kind} {one.name}" for one in (left, right)]
+    for two in combinations(judged, 2):
+        common = two[0].outcomes.keys() & two[1].outcomes
+        votes = ([one.outcomes[pair_id].value for one in two] for pair_id in common)
         known = [[vote for vote in pair if vote is not None] for pair in votes]
-        agreements.append({"judges": names, **agreement(known)})
+        agreements.append({"judges": [one.title for one in two], **agreement(known)})
     run = work.target.run
     return {
         "suite": NAME,
@@ -197,13 +195,9 @@ def _described(name: str, judge: Mapping[str, Any]) -> str:
         return f"{name}: {judge['votes']} votes{shared + _alpha(judge) if judge['shared_pairs'] else ''}{problems}."
     if name.startswith(REWARD_MODEL):
         return f"{name}: the answer that it rates higher is preferred."
-    answered = f" (which answered as {results.answered_as(judge)})" if results.answered_as(judge) else ""
-    dates = " to ".join(dict.fromkeys(judge["dates"]))
-    line = f"{name}{answered}: {results.decodings(judge)}, {dates}; {judge['failed']} verdicts failed"
     first, decided = judge["shown_first"], judge["decided"]
-    return (
-        f"{line}; it preferred what was shown first in {first / decided:.0%} of {decided}." if decided else f"{line}."
-    )
+    more = f"; it preferred what was shown first in {first / decided:.0%} of {decided}" if decided else ""
+    return f"{results.how_judged(name, ': ', judge)}{more}."
 
 
 def _alpha(one: Mapping[str, Any]) -> str:

@@ -63,6 +63,11 @@ class Judged:
     date: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What the results call the judge."""
+        return f"{self.kind} {self.name}"
+
     def shown_first(self) -> tuple[int, int]:
         """Return how often the answer that was shown first was preferred, and how many verdicts were no ties."""
         first = [

@@ -1,15 +1,14 @@
 """From judged items to win rates and differences between models, by the mathematics in ``maths.alpaca``."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crosspref.engines import find_engine
 from crosspref.errors import MissingLibraryError
-from crosspref.maths.alpaca import Comparisons, WinRates, comparisons, win_rates
+from crosspref.maths.alpaca import Comparisons, Fit, WinRates, comparisons, win_rates
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.maths.resampling import (
     Draws,
@@ -31,11 +30,8 @@ FEWEST = 5
 Place = tuple[str, str]
 """A model and a language, or the mean over languages."""
 
-Fit = Callable[..., Any] | None
 
-
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(NamedTuple):
     """An item with both answers: the preference in [1, 2], where 2 is the model's, or None; lengths in characters."""
 
     item_id: str
@@ -79,19 +75,20 @@ def measure(
         for place, rows in given.items()
         if any(row.preference is not None for row in rows)
     }
-    fit: Fit = find_engine("fit", "liblinear")
+    fit: Fit | None = find_engine("fit", "liblinear")
     try:
         fitted = {place: (one, _win_rates(one, fit)) for place, one in compared.items()}
     except MissingLibraryError as error:
         say(f"{error}\nUntil then there are win rates alone. Every verdict is kept: give the same command again.")
         fit = None
         fitted = {place: (one, _win_rates(one, fit)) for place, one in compared.items()}
-    draws = _resampled(fitted, resamples, seed)
+    draws = resample(fitted, resamples, seed)
     rates = dict.fromkeys(given, Rates())
     for place, (one, fit_of_one) in fitted.items():
         # A single win rate has a bootstrap that allows for skewness; differences and means need the common draws.
         wr = win_rate_interval(one.outcomes, resamples=resamples, seed=seed)
-        rates[place] = _rates(wr, draws[place], fit_of_one)
+        lc = draws[place].lc
+        rates[place] = Rates(wr) if lc is None else Rates(wr, percentile_interval(lc), fit_of_one.lc_name)
     models = list(dict.fromkeys(model for model, _ in given))
     means = {model: _mean([(draws[place], rates[place]) for place in draws if place[0] == model]) for model in models}
     changes = [
@@ -110,43 +107,22 @@ def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
         known = {row.item_id: controls.difficulty(row.item_id, row.place) for row in rows}
         difficulty = {name: value for name, value in known.items() if value is not None}
         whole = len(difficulty) == len(rows)
+    items, _, preferences, lengths, baseline_lengths = zip(*rows, strict=True)
     return comparisons(
-        [row.item_id for row in rows],
-        [row.preference for row in rows],
-        [row.length for row in rows],
-        [row.baseline_length for row in rows],
+        items,
+        preferences,
+        lengths,
+        baseline_lengths,
         gamed=controls.gamed if whole else None,
         difficulty=difficulty if whole else None,
         by_position=controls.compat and whole,
     )
 
 
-def _win_rates(compared: Comparisons, fit: Fit) -> WinRates:
+def _win_rates(compared: Comparisons, fit: Fit | None) -> WinRates:
     """Return the rates, with LC if there are difficulties and enough verdicts for its folds."""
     rows = int((~np.isnan(compared.outcomes)).sum()) + (len(compared.gamed.items) if compared.gamed else 0)
     return win_rates(compared, fit if compared.difficulty is not None and rows >= FEWEST else None)
-
-
-def _resampled(
-    fitted: Mapping[Place, tuple[Comparisons, WinRates]], resamples: int, seed: int
-) -> dict[Place, RateDraws]:
-    """Return the draws of every model and language; an LC whose weights were all shrunk to 0 has no values.
-
-    Such an LC is 50 for any items, and an interval without width would say that it is known exactly.
-    """
-    draws = resample(fitted, resamples, seed)
-    for place, (_, rates) in fitted.items():
-        lc = draws[place].lc
-        if lc is not None and not any(rates.weights.values()):
-            draws[place] = RateDraws(draws[place].win_rate, Draws(lc.point, np.full(resamples, np.nan), lc.n))
-    return draws
-
-
-def _rates(wr: Estimate, draws: RateDraws, fitted: WinRates) -> Rates:
-    if fitted.lc is None or math.isnan(fitted.lc):
-        return Rates(wr)
-    lc = percentile_interval(draws.lc) if draws.lc is not None else Estimate(fitted.lc, math.nan, math.nan, wr.n)
-    return Rates(wr, lc, fitted.lc_name)
 
 
 def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
@@ -154,15 +130,14 @@ def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
     if not languages:
         return Rates()
     wr = percentile_interval(mean_over(draws.win_rate for draws, _ in languages))
-    lcs = [draws.lc for draws, _ in languages if draws.lc is not None]
     kinds = {rates.lc_kind for _, rates in languages}
-    if len(kinds) != 1 or kinds == {"none"} or len(lcs) < len(languages):
+    if len(kinds) != 1 or kinds == {"none"}:
         return Rates(wr)
-    return Rates(wr, percentile_interval(mean_over(lcs)), *kinds)
+    return Rates(wr, percentile_interval(mean_over(draws.lc for draws, _ in languages if draws.lc)), *kinds)
 
 
 def _changes(
-    compared: Mapping[Place, Comparisons], model: str, other: str, fit: Fit, *, resamples: int, seed: int
+    compared: Mapping[Place, Comparisons], model: str, other: str, fit: Fit | None, *, resamples: int, seed: int
 ) -> list[ModelChange]:
     """Return the differences of two models, by language and on average, over the items judged for both."""
     fitted: dict[Place, tuple[Comparisons, WinRates]] = {}
@@ -176,7 +151,7 @@ def _changes(
                 flips[language] = sign_flip_test(left.outcomes - right.outcomes, seed=seed)
     if not fitted:
         return []
-    draws = _resampled(fitted, resamples, seed)
+    draws = resample(fitted, resamples, seed)
     by_rate: dict[str, dict[str, Draws]] = {"WR": {}, "LC": {}}
     for language in flips:
         left_draws, right_draws = draws[model, language], draws[other, language]

@@ -17,7 +17,7 @@ from crosspref.suites.results import (
     MEAN,
     about_notes,
     by_language,
-    changes_report,
+    changes_reports,
     describe,
     write_results,
 )
@@ -128,11 +128,8 @@ def write(
         rows += [*by_tag, _mean(by_tag, rates[model, MEAN])] if len(by_tag) > 1 else by_tag
     about = _about(work, contests, problems)
     write_results(work.target.folder / NAME / "win_rates", WinRate, rows, changes, about)
-    reports = [rates_report(rows, about)]
-    if changes:
-        note = CHANGES.format(flipped="the win rate")
-        reports.append(changes_report("X-AlpacaEval: what differs between models", changes, note))
-    return reports
+    note = CHANGES.format(flipped="the win rate")
+    return [rates_report(rows, about), *changes_reports("X-AlpacaEval: what differs between models", changes, note)]
 
 
 def _row(contest: Contest, rates: Rates) -> WinRate:
