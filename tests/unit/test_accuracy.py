@@ -38,8 +38,7 @@ from crosspref.suites.reward_accuracy.judges import (
 from crosspref.suites.reward_accuracy.pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
 from crosspref.suites.reward_accuracy.rates import ALL, accuracies_of, changes_of, outcomes_of
 from crosspref.suites.settings import EvaluationSettings, JudgeSettings, RewardAccuracySettings
-from crosspref.suites.targets import Candidate, Target
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation, Target
 
 
 def pair(number: int, gap: float | None = 0.0, language: str = "es") -> Sampled:

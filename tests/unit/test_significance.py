@@ -113,7 +113,6 @@ def test_coverage_of_wilson() -> None:
         (lambda: wilson_interval([]), "at least one outcome"),
         (lambda: wilson_interval([0.5, 1.5]), "from 0 to 1"),
         (lambda: wilson_interval([1, 0], ["a"]), "2 outcomes but 1 cluster names"),
-        (lambda: wilson_interval([1, 0], confidence=1), "confidence is 1"),
         (lambda: holm([0.5, 1.5]), "from 0 to 1"),
         (lambda: holm([math.nan]), "from 0 to 1"),
         (lambda: sign_flip_test([math.nan]), "no differences"),

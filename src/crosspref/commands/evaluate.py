@@ -77,8 +77,7 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     from crosspref.reports.table import print_reports
     from crosspref.run.progress import Reporter
     from crosspref.suites.settings import EvaluationSettings
-    from crosspref.suites.targets import find_target
-    from crosspref.suites.work import Evaluation
+    from crosspref.suites.work import Evaluation, find_target
 
     find_suite(options.suite)
     judge, overrides = options.judge or [], list(options.overrides)

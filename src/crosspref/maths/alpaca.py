@@ -295,14 +295,11 @@ def _loss(compared: Comparisons, lengths: Floats, counts: Floats) -> Loss:
     products = np.stack([gamed_rows[:, i] * gamed_rows[:, j] for i, j in ((0, 0), (0, 1), (1, 1))], axis=1)
 
     def loss(weights: Floats) -> tuple[Floats, Floats, Floats]:
-        value = np.empty(len(weights))
-        gradient = np.empty((len(weights), 3))
         hessian = np.zeros((len(weights), 3, 3))
         logits = weights[:, :1] * lengths + (weights[:, 1:2] * difficulty + weights[:, 2:])
-        entropy, residual, curvature = _cross_entropy(logits, outcomes, counts)
-        value[:] = entropy
+        value, residual, curvature = _cross_entropy(logits, outcomes, counts)
         long, long_curvature = residual * lengths, curvature * lengths
-        gradient[:, 0], gradient[:, 1], gradient[:, 2] = long.sum(1), residual @ difficulty, residual.sum(1)
+        gradient = np.stack([long.sum(1), residual @ difficulty, residual.sum(1)], axis=1)
         hessian[:, 0, 0], hessian[:, 0, 1] = (long_curvature * lengths).sum(1), long_curvature @ difficulty
         hessian[:, 0, 2], hessian[:, 1, 1] = long_curvature.sum(1), curvature @ difficulty**2
         hessian[:, 1, 2], hessian[:, 2, 2] = curvature @ difficulty, curvature.sum(1)

@@ -24,6 +24,9 @@ class Estimate:
         return f"{self.value:{form}}" + ("" if math.isnan(self.low) else f" [{self.low:{form}}, {self.high:{form}}]")
 
 
+CONFIDENCE = 0.95
+"""The level of every interval that is reported."""
+
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
 """The estimate from no items."""
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from crosspref.maths.alpaca import Comparisons, Floats, WinRates, length_controlled_rates
-from crosspref.maths.estimate import Estimate
+from crosspref.maths.estimate import CONFIDENCE, Estimate
 from crosspref.maths.statistics import mean_interval
 
 Key = TypeVar("Key", bound=Hashable)
@@ -122,31 +122,25 @@ def mean_over(draws: Iterable[Draws]) -> Draws:
     return Draws(float(np.mean([part.point for part in parts])), values, sum(part.n for part in parts))
 
 
-def percentile_interval(draws: Draws, confidence: float = 0.95) -> Estimate:
+def percentile_interval(draws: Draws) -> Estimate:
     """Return the statistic and its percentile interval, which has no width if all draws are equal.
 
-    The ends are nan for fewer than two items, or if more than 1% of the resamples have no value. Raises ValueError when
-    the confidence is not between 0 and 1.
+    The ends are nan for fewer than two items, or if more than 1% of the resamples have no value.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")
     known = draws.values[np.isfinite(draws.values)]
     if draws.n < 2 or known.size < 0.99 * draws.values.size:
         return Estimate(draws.point, math.nan, math.nan, draws.n)
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(draws.point, float(low), float(high), draws.n)
 
 
-def win_rate_interval(outcomes: Floats, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
+def win_rate_interval(outcomes: Floats, resamples: int = 2000, seed: int = 0) -> Estimate:
     """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, for one model in one language.
 
     ``outcomes`` (n,) are in [0, 1], or nan without a verdict, as ``preference_outcomes`` returns them. The ends are nan
-    for a single verdict. Raises ValueError when there is none, or when the confidence is not between 0 and 1.
+    for a single verdict. Raises ValueError when there is none.
     """
-    judged = outcomes[~np.isnan(outcomes)]
-    if not judged.size:
-        raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
-    share = mean_interval(judged, None, confidence, resamples, seed, method="BCa")
+    share = mean_interval(outcomes[~np.isnan(outcomes)], resamples=resamples, seed=seed, method="BCa")
     return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n)
 
 

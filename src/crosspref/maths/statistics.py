@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, kendalltau, norm, permutation_test
 from scipy.stats import t as student
 
-from crosspref.maths.estimate import Estimate
+from crosspref.maths.estimate import CONFIDENCE, Estimate
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ _BATCH_NUMBERS = 2**22
 def mean_interval(
     values: ArrayLike,
     clusters: Iterable[Hashable] | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = 2000,
     seed: int = 0,
     method: Literal["percentile", "BCa"] = "percentile",
@@ -71,7 +71,7 @@ def mean_interval(
     return Estimate(mean, float(interval.low), float(interval.high), numbers.size)
 
 
-def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0.95) -> Estimate:
+def difference_interval(left: ArrayLike, right: ArrayLike) -> Estimate:
     """Return the mean of the paired differences left - right (n,) and its interval by Student's t.
 
     Meant for few values, such as one per seed. The interval is nan for fewer than two pairs. Raises ValueError when
@@ -84,7 +84,7 @@ def difference_interval(left: ArrayLike, right: ArrayLike, confidence: float = 0
     mean = float(gaps.mean())
     if gaps.size < 2:
         return Estimate(mean, math.nan, math.nan, gaps.size)
-    reach = float(student.ppf((1 + confidence) / 2, gaps.size - 1) * gaps.std(ddof=1) / math.sqrt(gaps.size))
+    reach = float(student.ppf((1 + CONFIDENCE) / 2, gaps.size - 1) * gaps.std(ddof=1) / math.sqrt(gaps.size))
     return Estimate(mean, mean - reach, mean + reach, gaps.size)
 
 
@@ -206,9 +206,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def wilson_interval(
-    outcomes: ArrayLike, clusters: Iterable[Hashable] | None = None, confidence: float = 0.95
-) -> Estimate:
+def wilson_interval(outcomes: ArrayLike, clusters: Iterable[Hashable] | None = None) -> Estimate:
     """Return the mean of outcomes (n,) in [0, 1] and its interval by Wilson (1927), as shares from 0 to 1.
 
     An outcome of one half is a tie, and makes the interval slightly too wide. ``clusters`` names the cluster of every
@@ -221,11 +219,9 @@ def wilson_interval(
     values = np.asarray(outcomes, dtype=np.float64)
     if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"Pass at least one outcome from 0 to 1 in a flat list, not {values.tolist()[:5]} ...")
-    if not 0 < confidence < 1:
-        raise ValueError(f"The confidence is {confidence}. Pass a number between 0 and 1, such as 0.95.")
     mean = float(values.mean())
     size = float(values.size) if clusters is None else _independent_outcomes(values, list(clusters))
-    quantile = float(norm.ppf((1 + confidence) / 2))
+    quantile = float(norm.ppf((1 + CONFIDENCE) / 2))
     shrink = 1 + quantile**2 / size
     middle = (mean + quantile**2 / (2 * size)) / shrink
     reach = quantile / shrink * math.sqrt(mean * (1 - mean) / size + quantile**2 / (4 * size**2))

@@ -202,9 +202,8 @@ def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
 def _policy(run: ComparedRun, iteration: int) -> ComparedPolicy:
     recipe, table = run.recipe, run.run.iteration(iteration).pairs
     units = [table.unit(language) for language in recipe.languages]
-    pairs = None
-    if all(unit.marker.exists() for unit in units):
-        pairs = [row for unit in units for row in unit.rows(Pair)]
+    is_whole = all(unit.marker.exists() for unit in units)
+    pairs = [row for unit in units for row in unit.rows(Pair)] if is_whole else None
     differences = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in pairs or []]
     log = run.run.logged_phases()
     begun = any(row.get("iteration") == iteration for row in log)

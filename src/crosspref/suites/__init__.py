@@ -32,13 +32,8 @@ if TYPE_CHECKING:
     from crosspref.reports.table import Report
     from crosspref.suites.work import Evaluation
 
-SUITES: dict[str, str] = {
-    "xalpaca": "crosspref.suites.xalpaca.evaluate:evaluate",
-    "mtbench": "crosspref.suites.mtbench.evaluate:evaluate",
-    "reward_accuracy": "crosspref.suites.reward_accuracy.evaluate:evaluate",
-    "nlp": "crosspref.suites.nlp.evaluate:evaluate",
-}
-"""Every suite by name, as module:function."""
+SUITES = ("xalpaca", "mtbench", "reward_accuracy", "nlp")
+"""Every suite; its function is in ``evaluate`` in the folder of its name."""
 
 
 def find_suite(name: str) -> "Callable[[Evaluation], list[Report]]":
@@ -49,6 +44,5 @@ def find_suite(name: str) -> "Callable[[Evaluation], list[Report]]":
     """
     if name not in SUITES:
         raise RecipeError(f"There is no suite {name!r}. Known: {', '.join(SUITES)}")
-    module, _, function = SUITES[name].partition(":")
-    found: Callable[[Evaluation], list[Report]] = getattr(importlib.import_module(module), function)
-    return found
+    evaluate: Callable[[Evaluation], list[Report]] = importlib.import_module(f"{__name__}.{name}.evaluate").evaluate
+    return evaluate

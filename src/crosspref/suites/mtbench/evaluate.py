@@ -10,8 +10,7 @@ from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report, write_table
 from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.results import NAME, Judgement, Turn, write
-from crosspref.suites.targets import Candidate
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation
 
 Questions = Mapping[str, Sequence[TwoTurns]]
 """The questions of each language."""

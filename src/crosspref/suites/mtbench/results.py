@@ -253,10 +253,9 @@ def compare(turns: Sequence[Turn], resamples: int, seed: int) -> list[ModelChang
     for model, other in pairs_of(list(dict.fromkeys(turn.model for turn in turns))):
         shared: dict[Graded, list[Turn]] = {}
         for language in languages:
-            places = graded[model, language].keys() & graded[other, language].keys()
-            for name in (model, other):
-                by_place = graded[name, language]
-                shared[name, language, ALL] = [turn for place, turn in by_place.items() if place in places]
+            ours, theirs = graded[model, language], graded[other, language]
+            shared[model, language, ALL] = [turn for place, turn in ours.items() if place in theirs]
+            shared[other, language, ALL] = [turn for place, turn in theirs.items() if place in ours]
         draws = _resampled(shared, resamples, seed)
         for rate in RATES:
             gaps, flips = {}, []

@@ -13,8 +13,7 @@ from crosspref.run.store import Fingerprint, Unit
 from crosspref.suites.nlp.items import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.results import ItemScore, Measured, write_results
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of
-from crosspref.suites.targets import Candidate
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation
 
 NAME = "nlp"
 

@@ -115,7 +115,6 @@ def _about(
     template: Template,
 ) -> dict[str, Any]:
     """Return who judged what and how, where judges disagree, and what has no outcome."""
-    prompt = [list(message) for message in template.messages]
     judges = {one.title: dict(one.about) for one in judged}
     for one in judged:
         if one.kind == JUDGE:
@@ -135,8 +134,8 @@ def _about(
     return {
         "suite": NAME,
         "judges": judges,
-        "prompt": prompt,
-        "prompt_sha256": hashlib.sha256(json.dumps(prompt).encode()).hexdigest(),
+        "prompt": template.messages,
+        "prompt_sha256": hashlib.sha256(json.dumps(template.messages).encode()).hexdigest(),
         "settings": work.settings.reward_accuracy.model_dump(mode="json"),
         "seed": work.settings.seed,
         "reward_model_of_the_run": None if run is None else load_recipe(run.recipe).reward.reward_model,

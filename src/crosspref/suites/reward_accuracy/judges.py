@@ -26,8 +26,7 @@ from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Decoding, Question, Template, UnreadableError
 from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.reward_accuracy.pairs import Comparison
-from crosspref.suites.targets import Candidate
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation
 
 JUDGE, REWARD_MODEL, PEOPLE = "judge", "reward model", "people"
 """The kinds of who judges."""

@@ -11,8 +11,7 @@ from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import LACKING, Template
-from crosspref.suites.targets import Candidate
-from crosspref.suites.work import Evaluation
+from crosspref.suites.work import Candidate, Evaluation
 from crosspref.suites.xalpaca.files import ANNOTATIONS, OUTPUTS, read_controls, read_items, read_preference, write_json
 from crosspref.suites.xalpaca.prompt import OWN, ask_about, preference
 from crosspref.suites.xalpaca.results import NAME, Baseline, Contest, write

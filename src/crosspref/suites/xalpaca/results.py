@@ -189,8 +189,7 @@ def _about(work: Evaluation, contests: Sequence[Contest], problems: Mapping[str,
         counts = {reason: count for reason, count in {**contest.failures, **without}.items() if count}
         failures[f"{contest.model} {contest.language}"] = counts
     template = Template.read(work.settings.xalpaca.prompt, "xalpaca.prompt", OWN)
-    prompt = [list(message) for message in template.messages]
-    return describe(work, NAME, {"prompt": prompt}, failures, problems)
+    return describe(work, NAME, {"prompt": template.messages}, failures, problems)
 
 
 def rates_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
