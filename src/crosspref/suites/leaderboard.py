@@ -16,10 +16,8 @@ from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text, printable
 from crosspref.run.layout import RunDirectory
+from crosspref.suites.mtbench.results import ALL
 from crosspref.suites.results import MEAN, answered_as, decodings
-
-ALL = "all"
-"""The category of MT-Bench for all questions together."""
 
 NOREG = "LC-noreg"
 

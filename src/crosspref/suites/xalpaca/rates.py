@@ -11,7 +11,6 @@ from crosspref.errors import MissingLibraryError
 from crosspref.maths.alpaca import Comparisons, Fit, WinRates, comparisons, win_rates
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.maths.resampling import (
-    Draws,
     RateDraws,
     difference,
     mean_over,
@@ -100,13 +99,11 @@ def measure(
 def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
     """Return the items of one model and language, without difficulties if any of them has none."""
     if controls.compat:
-        given: Mapping[Any, float] = controls.by_id or controls.by_place or {}
-        difficulty: dict[Any, float] = dict(given)
-        whole = len(difficulty) >= len(rows)
+        difficulty: Mapping[Any, float] = controls.by_id or controls.by_place or {}
     else:
         known = {row.item_id: controls.difficulty(row.item_id, row.place) for row in rows}
         difficulty = {name: value for name, value in known.items() if value is not None}
-        whole = len(difficulty) == len(rows)
+    whole = len(difficulty) >= len(rows)
     items, _, preferences, lengths, baseline_lengths = zip(*rows, strict=True)
     return comparisons(
         items,
@@ -149,17 +146,11 @@ def _changes(
                 fitted[model, language] = left, _win_rates(left, fit)
                 fitted[other, language] = right, _win_rates(right, fit)
                 flips[language] = sign_flip_test(left.outcomes - right.outcomes, seed=seed)
-    if not fitted:
-        return []
     draws = resample(fitted, resamples, seed)
-    by_rate: dict[str, dict[str, Draws]] = {"WR": {}, "LC": {}}
-    for language in flips:
-        left_draws, right_draws = draws[model, language], draws[other, language]
-        by_rate["WR"][language] = difference(left_draws.win_rate, right_draws.win_rate)
-        if left_draws.lc is not None and right_draws.lc is not None:
-            by_rate["LC"][language] = difference(left_draws.lc, right_draws.lc)
-    changes = []
-    for rate, gaps in by_rate.items():
-        p_values = [flips[language] if rate == "WR" else two_sided(gap) for language, gap in gaps.items()]
-        changes += changes_of(model, other, rate, gaps, p_values, with_mean=len(gaps) == len(flips))
-    return changes
+    pairs = {language: (draws[model, language], draws[other, language]) for language in flips}
+    wr = {language: difference(one.win_rate, two.win_rate) for language, (one, two) in pairs.items()}
+    lc = {language: difference(one.lc, two.lc) for language, (one, two) in pairs.items() if one.lc and two.lc}
+    return [
+        *changes_of(model, other, "WR", wr, list(flips.values())),
+        *changes_of(model, other, "LC", lc, [*map(two_sided, lc.values())], with_mean=len(lc) == len(flips)),
+    ]
