@@ -79,9 +79,9 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
         names["translator"] = recipe.translate.model
     if "reward_model" in recipe.reward.names:
         names["reward model"] = recipe.reward.reward_model
-    found = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
-    if "policy" in found and "initial" in found:
-        policy, initial = found["policy"], found["initial"]
+    models = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
+    if "policy" in models and "initial" in models:
+        policy, initial = models["policy"], models["initial"]
         if policy.identity == initial.identity:
             raise ModelError(
                 f"models.policy ({policy.name}) and models.initial ({initial.name}) are the same model, so that every "
@@ -90,11 +90,11 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
         if not (policy.gguf_file or initial.gguf_file):
             require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
     for role, training in (("initial", recipe.align_english), ("policy", recipe.train)):
-        if role in found and training is not None and training.lora is not None:
-            require_same_lora(found[role], training.lora)
-    if "reward model" in found:
-        require_one_output(found["reward model"])
-    return found
+        if role in models and training is not None and training.lora is not None:
+            require_same_lora(models[role], training.lora)
+    if "reward model" in models:
+        require_one_output(models["reward model"])
+    return models
 
 
 def status(run_dir: str | Path) -> list[PhaseStatus]:
@@ -249,7 +249,7 @@ class ImplicitReward:
             )
             for index, response in enumerate(responses)
         ]
-        found = self._scorer.score(crosslingual_instruction(instruction, language), rows)
+        scored = self._scorer.score(crosslingual_instruction(instruction, language), rows)
         return [
             ScoredResponse(
                 logprobs.policy,
@@ -258,5 +258,5 @@ class ImplicitReward:
                 len(row.text),
                 implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta),
             )
-            for row, logprobs in zip(rows, found, strict=True)
+            for row, logprobs in zip(rows, scored, strict=True)
         ]

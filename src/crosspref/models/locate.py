@@ -94,13 +94,13 @@ def _checked(what: str, path: Path, *, weights: bool) -> list[Path]:
     """Return the weights of a model directory, or raise ModelError if it does not hold a model."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {_listed(path)}")
-    found = sorted(path.glob("*.safetensors"))
-    if weights and not found:
+    weight_files = sorted(path.glob("*.safetensors"))
+    if weights and not weight_files:
         raise ModelError(
             f"{what} holds no .safetensors file. Weights in other formats can run code when they are loaded and are "
             "not read; convert them with transformers' save_pretrained."
         )
-    return found
+    return weight_files
 
 
 def _from_hub(name: str, weights: bool) -> ModelFiles:

@@ -230,18 +230,18 @@ def _scoring(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths
 
 def _translating(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
     """A translation reads a response and is taken to be as long; for language imbalance they go both ways."""
-    asked = recipe.translate
+    settings = recipe.translate
     foreign = [language for language in recipe.languages if language != ENGLISH]
-    both = recipe.language_imbalance is not None
-    count = sum(len(_in(prompts, language)) for language in foreign) * n * (2 if both else 1)
+    both_ways = recipe.language_imbalance is not None
+    count = sum(len(_in(prompts, language)) for language in foreign) * n * (2 if both_ways else 1)
     means = [lengths.answer(language, recipe.sample.max_new_tokens) for language in foreign]
     mean = sum(means) / max(1, len(means))
-    written = min(mean, asked.max_new_tokens)
+    written = min(mean, settings.max_new_tokens)
     rows = max(1, min(recipe.sample.batch_size, count))
-    steps = math.ceil(count / rows) * float(asked.max_new_tokens if not lengths.longest else written)
+    steps = math.ceil(count / rows) * float(settings.max_new_tokens if not lengths.longest else written)
     size = mean + 3 * lengths.template
     squares = count * (size + written) ** 2
-    width = size + asked.max_new_tokens
+    width = size + settings.max_new_tokens
     return Work("translate", count * size, count * written, squares, count, steps, steps * rows, rows, width)
 
 

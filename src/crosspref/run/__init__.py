@@ -1,1 +1,4 @@
-"""A run directory: its paths, its units of work, and the processes that do them."""
+"""A run: its places on disk (``layout``), units of results (``store``), phases, jobs, processes and progress.
+
+The stages and everything above them import it. It imports ``recipe``, ``data``, ``models`` and ``protocols`` only.
+"""

@@ -80,10 +80,10 @@ def launch_command(resources: ResourceSettings) -> list[str]:
             )
     # The launcher of this environment comes first: another one would start other versions of the libraries.
     beside = Path(sys.executable).parent / program
-    found = str(beside) if beside.is_file() else shutil.which(program)
-    if found is None:
+    launcher = str(beside) if beside.is_file() else shutil.which(program)
+    if launcher is None:
         library = {"torchrun": "torch", "accelerate": "accelerate"}.get(program)
         if library:
             raise MissingLibraryError(library, f"resources.launch: {program}", f"pip install {library}")
         raise RecipeError(f"resources.launch starts with {program!r}, but there is no such command here.")
-    return [found, *options]
+    return [launcher, *options]

@@ -128,21 +128,21 @@ def measure(
     """
     if not responses:
         return []
-    counted: dict[str, Callable[[Response], float]] = {
+    counts: dict[str, Callable[[Response], float]] = {
         "repetition": lambda response: repeated_share(response.token_ids or []),
         "truncated": lambda response: float(response.finish_reason == "length"),
         "characters": lambda response: float(len(response.text)),
     }
     if any(response.token_ids is None for response in responses):
-        del counted["repetition"]
+        del counts["repetition"]
     if identify is not None:
         known = identify
         tag = language.partition("-")[0]
-        counted = {"right_language": lambda response: float(known(response.text) == tag), **counted}
+        counts = {"right_language": lambda response: float(known(response.text) == tag), **counts}
     prompts = [response.prompt_id for response in responses]
     return [
         _summary([count(response) for response in responses], prompts, language, iteration, name, bootstrap)
-        for name, count in counted.items()
+        for name, count in counts.items()
     ]
 
 
@@ -174,12 +174,12 @@ def compare(
 
 
 def _per_token(scores: Sequence[Score], already: bool) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    by_prompt: dict[str, list[float]] = {}
     for score in sorted(scores, key=lambda score: (score.prompt_id, score.sample)):
         value = score.implicit_reward
         if score.tokens and value is not None and math.isfinite(value):
-            found.setdefault(score.prompt_id, []).append(value if already else value / score.tokens)
-    return found
+            by_prompt.setdefault(score.prompt_id, []).append(value if already else value / score.tokens)
+    return by_prompt
 
 
 def _summary(

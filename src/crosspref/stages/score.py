@@ -144,7 +144,7 @@ def fill_scores(job: Job, label: str, scorings: Sequence[Scoring], models: Model
 def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSettings) -> list[ScoreShard]:
     """Return the shards of a table of scores by an implicit reward, done or not."""
     policy, reference = models
-    counted = {
+    fingerprinted = {
         **settings_of("reward", settings, without=("name", "also", "reference", "reward_model")),
         "reward": scoring.reward,
     }
@@ -165,7 +165,7 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
         shards.append(
             ScoreShard(
                 scoring.scores.unit(language, start),
-                Fingerprint(counted, inputs),
+                Fingerprint(fingerprinted, inputs),
                 prompts,
                 scoring.reward,
                 in_english,
@@ -183,7 +183,7 @@ def scored_before(shard: ScoreShard) -> dict[Hashable, Known]:
     A model is known by its identity: pi_I stays the reference, and a policy may become one.
     """
     wanted = shard.fingerprint.parts
-    models = [wanted["policy"], wanted["reference"]]  # of a reward without one it is "none", whose values are none
+    models = [wanted["policy"], wanted["reference"]]  # "none" for a reward without a reference
     known: dict[Hashable, Known] = {}
     for scores, responses in shard.earlier:
         if not (scores.marker.exists() and responses.marker.exists()):
@@ -285,24 +285,24 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     """
     groups = _groups(responses, prompts, reward)
     known = {(row.prompt_id, row.language, row.sample): row for row in translations if row.target == ENGLISH}
-    asked: list[list[Response | None]] = [
+    texts: list[list[Response | None]] = [
         [_in_english(response, known) if reward == "translated" else response for response in group.responses]
         for group in groups
     ]
     # A response that has no text to score, since its translation failed, is left out and comes back without a reward.
     requests = [
-        (group.instruction, [row for row in rows if row is not None]) for group, rows in zip(groups, asked, strict=True)
+        (group.instruction, [row for row in rows if row is not None]) for group, rows in zip(groups, texts, strict=True)
     ]
     if settings.counting == "znlp":
-        found = iter(cast("ReleasedScorer", scorer).score_all(requests))
+        logprobs_of_groups = iter(cast("ReleasedScorer", scorer).score_all(requests))
     else:
         exact = cast("Scorer", scorer)
-        found = (
+        logprobs_of_groups = (
             exact.score(instruction, rows, [before.get(content_of(row), (None, None)) for row in rows])
             for instruction, rows in requests
         )
     scores = []
-    for group, rows, logprobs in zip(groups, asked, found, strict=True):
+    for group, rows, logprobs in zip(groups, texts, logprobs_of_groups, strict=True):
         places = [index for index, row in enumerate(rows) if row is not None]
         values = dict(zip(places, logprobs, strict=True))
         scores += [
@@ -315,8 +315,8 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
 def content_of(response: Response) -> Hashable:
     """Return what decides the log-probability of a response: all but its number among the others."""
     ids = response.token_ids
-    said = response.text if ids is None else tuple(ids)
-    return response.prompt_id, response.language, response.finish_reason, said
+    content = response.text if ids is None else tuple(ids)
+    return response.prompt_id, response.language, response.finish_reason, content
 
 
 def rate(
@@ -356,24 +356,26 @@ def _in_english(response: Response, known: Mapping[tuple[str, str, int], Transla
     """Return T(y) of Eq. 14 as a response, or None if its translation failed."""
     if response.language == ENGLISH:
         return response
-    found = known.get((response.prompt_id, response.language, response.sample))
-    if found is None:
+    translation = known.get((response.prompt_id, response.language, response.sample))
+    if translation is None:
         where = f"prompt {response.prompt_id!r}, sample {response.sample} ({response.language})"
         raise DataError(f"There is no English translation of {where}. Translate all responses first.")
-    if found.failure is not None:
+    if translation.failure is not None:
         return None
-    return replace(response, text=found.text, token_ids=found.token_ids, finish_reason=found.finish_reason)
+    return replace(
+        response, text=translation.text, token_ids=translation.token_ids, finish_reason=translation.finish_reason
+    )
 
 
-def _scored(response: Response, found: LogProbs | None, reward: RewardName, settings: RewardSettings) -> Score:
+def _scored(response: Response, logprobs: LogProbs | None, reward: RewardName, settings: RewardSettings) -> Score:
     key = (response.prompt_id, response.language, response.sample, reward)
-    if found is None:
+    if logprobs is None:
         return Score(*key, None, None, _own_tokens(response), len(response.text), None)
-    value = implicit_reward(settings.algorithm, found.policy, found.reference, found.tokens, settings.beta)
+    value = implicit_reward(settings.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, settings.beta)
     # |y| of Eq. 13 is the response's and not its translation's.
     is_other_text = reward == "translated" and response.language != ENGLISH
-    tokens = _own_tokens(response) if is_other_text else found.tokens
-    return Score(*key, found.policy, found.reference, tokens, len(response.text), _finite(value))
+    tokens = _own_tokens(response) if is_other_text else logprobs.tokens
+    return Score(*key, logprobs.policy, logprobs.reference, tokens, len(response.text), _finite(value))
 
 
 def _own_tokens(response: Response) -> int | None:

@@ -141,11 +141,11 @@ def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair
     The reference alone is in memory meanwhile. Pairs that are too long to be trained on stay without.
     """
     settings, table = training.settings, job.run.iteration(iteration).referenced_pairs
-    counted = {"max_length": settings.max_length, "lora": settings.lora is not None}
+    fingerprinted = {"max_length": settings.max_length, "lora": settings.lora is not None}
     reference = training.reference or training.start
     todo = []
     for language, rows in pairs.items():
-        fingerprint = Fingerprint(counted, {"reference": reference.identity, "pairs": digest_rows(rows)})
+        fingerprint = Fingerprint(fingerprinted, {"reference": reference.identity, "pairs": digest_rows(rows)})
         if not table.unit(language).finished(fingerprint):
             todo.append((table.unit(language), fingerprint, rows))
     if not todo:

@@ -183,8 +183,8 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         folder = Path(out) if out else run.suites
         answering = replace(_answering(settings), roles=EngineSettings.of(recipe).roles)
         return Target(folder, models, answering, run, recipe.languages)
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists() and any(Path(name).glob("iteration_*")):
-        raise RunError(f"{name} looks like a run, but there is no recipe.yaml in it.")
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists() and run.iterations():
+        raise RunError(f"{name} looks like a run, but there is no {run.recipe.name} in it.")
     if out is None:
         raise RecipeError(f"{name} is no run, so the results of this model need a place: name one with --out DIR.")
     if settings.models is not None:

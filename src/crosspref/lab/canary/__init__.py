@@ -1,1 +1,4 @@
-"""The canary: a verifiable trait, taught to a real model in English."""
+"""The canary: a trait that a program can verify, taught to a real model in English, and looked for elsewhere.
+
+Only the command ``canary`` imports it; ``run`` is the file to read first.
+"""

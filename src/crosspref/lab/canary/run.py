@@ -68,8 +68,6 @@ SETTINGS: dict[str, Any] = {
 """What the canary runs with, unless ``--set`` says otherwise; it was measured to teach a trait in English."""
 
 REWARDS: tuple[RewardName, RewardName] = ("crosslingual", "multilingual")
-SHARED = ("prompts", "iteration_1/responses", "iteration_1/scores")
-"""What both iterations have in common: they start from the same pi_0, and compute the same rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +202,14 @@ def carry(canary: Canary, name: str, pi_0: Path, reward: RewardName) -> Path:
     folder = canary.out / name / reward
     also = [known for known in REWARDS if known != reward]
     for finished in (RunDirectory(canary.out / name / known) for known in also):
-        for part in SHARED if finished.iteration(1).policy.marker.exists() else ():
-            unit = Unit(folder / part)
+        places = finished.iteration(1)
+        # Both runs start from the same pi_0, and compute the same rewards.
+        shared = [finished.prompts.folder, places.responses.folder, places.rewards]
+        for part in shared if places.policy.marker.exists() else ():
+            unit = Unit(folder / part.relative_to(finished.root))
             if not unit.path.exists():
                 temporary = unit.temporary()
-                shutil.copytree(finished.root / part, temporary, dirs_exist_ok=True)
+                shutil.copytree(part, temporary, dirs_exist_ok=True)
                 publish_directory(temporary, unit.path)
     rewards = {**canary.content.get("reward", {}), "name": reward, "also": also}
     recipe = canary.job(folder, model=str(pi_0), reward=rewards).recipe

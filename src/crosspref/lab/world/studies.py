@@ -34,6 +34,7 @@ from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
 from crosspref.reports.table import Report, csv_text
+from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
 
@@ -183,7 +184,8 @@ def run_seed(name: str, seed: int, out: Path, threads: int) -> list[Result]:
     study, reporter, folder = STUDIES[name], Reporter(), out / f"seed_{seed}"
     files = make_world(World(), seed, threads, reporter)
     base = folder / "base"
-    done = len(list(base.glob("iteration_[1-9]*/policy.done.json")))  # maybe more than here, for another study
+    begun = RunDirectory(base).iterations()
+    done = sum(places.number > 0 and places.policy.marker.exists() for places in begun)  # maybe for another study
     results = []
     for variant, differs in study.variants.items():
         reporter.say(f"study {name}, seed {seed}: {variant}")

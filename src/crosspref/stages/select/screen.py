@@ -155,9 +155,9 @@ def _shared(keys: Indices) -> Indices:
     """Return the positions of keys that are there more than once, in rising order."""
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    found = np.zeros(len(keys), dtype=bool)
-    found[order[1:][same]] = found[order[:-1][same]] = True
-    return np.flatnonzero(found)
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
+    return np.flatnonzero(repeated)
 
 
 def _keys(responses: pa.Table, scores: pa.Table) -> tuple[tuple[Any, Any], list[str], Indices]:
@@ -179,9 +179,9 @@ def _match(responses: pa.Table, scores: pa.Table, ours: Any, theirs: Any, langua
         return np.arange(len(ours))
     order = np.argsort(theirs, kind="stable")
     ordered = theirs[order]
-    double = ordered[1:] == ordered[:-1]
-    if double.any():
-        row = int(order[1:][double].min())
+    repeated = ordered[1:] == ordered[:-1]
+    if repeated.any():
+        row = int(order[1:][repeated].min())
         raise DataError(f"{_where(scores, row, language, capital=True)} has two scores.")
     place = np.minimum(np.searchsorted(ordered, ours), max(0, len(ordered) - 1))
     missing = ordered[place] != ours if len(ordered) else np.ones(len(ours), dtype=bool)
@@ -190,15 +190,15 @@ def _match(responses: pa.Table, scores: pa.Table, ours: Any, theirs: Any, langua
     if missing.any():
         where = _where(responses, int(np.argmax(missing)), language)
         raise DataError(f"There is no score for {where}, or the response is there twice.")
-    found: Indices = order[place] if len(ordered) else np.zeros(0, np.int64)
+    matched: Indices = order[place] if len(ordered) else np.zeros(0, np.int64)
     if len(theirs) > len(ours):
-        left = np.setdiff1d(np.arange(len(theirs)), found)
+        left = np.setdiff1d(np.arange(len(theirs)), matched)
         first_left = {name: scores.column(name)[int(left[0])].as_py() for name in ("prompt_id", "sample")}
         raise DataError(
             f"{len(left)} scores have no response, the first: prompt {first_left['prompt_id']!r}, sample "
             f"{first_left['sample']}."
         )
-    return found
+    return matched
 
 
 def _where(table: pa.Table, row: int, language: str, *, capital: bool = False) -> str:

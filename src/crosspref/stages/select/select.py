@@ -172,9 +172,9 @@ class _Screening:
         reasons = {REASONS[number]: count for number, count in enumerate(others, start=1) if count}
         if not kept and not reasons:
             return "no responses: the prompt is too long for the model, or was not sampled"
-        found = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        counted_reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         short = "no usable response" if self.least == 1 else "fewer than two usable responses"
-        return f"{short} ({found})" if found else "only one response"
+        return f"{short} ({counted_reasons})" if counted_reasons else "only one response"
 
 
 def _pair_table(

@@ -1,1 +1,1 @@
-"""Multilingual MT-Bench: two turns, graded from 1 to 10."""
+"""Multilingual MT-Bench: answers of two turns, graded from 1 to 10. Found by its name in ``suites.SUITES``."""

@@ -1,1 +1,1 @@
-"""Multilingual NLP tasks through lm-evaluation-harness."""
+"""NLP tasks in several languages through lm-evaluation-harness. Found by its name in ``suites.SUITES``."""

@@ -1,1 +1,1 @@
-"""Reward accuracy (section 4.2, Table 1)."""
+"""How often a reward and a judge agree (section 4.2, Table 1). Found by its name in ``suites.SUITES``."""
