@@ -109,7 +109,7 @@ def test_an_item_less_moves_difficulties_only_where_the_paper_had_it_so(tmp_path
 
 def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
     pytest.importorskip("sklearn")
-    controls = Controls(by_place=GAMED.difficulties())
+    controls = Controls(difficulties=GAMED.difficulties())
     even = [Compared(str(n + 1), n, 1.5, 5 + n % 7, 9) for n in range(ITEMS)]
     found, changes = measured({("a", "en"): even, ("b", "en"): rows(by_difficulty())}, controls)
     rates = found["a", "en"]
@@ -121,7 +121,7 @@ def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
 
 def test_without_difficulties_there_is_a_win_rate_and_no_lc() -> None:
     given = rows(drawn(0, 0.3)[0])
-    unknown = Controls(by_place={0: 1.0})  # of one item alone
+    unknown = Controls(difficulties={0: 1.0})  # of one item alone
     for controls in (Controls(), unknown):
         found = measured({("m", "en"): given}, controls)[0]["m", "en"]
         assert (found.lc_kind, math.isnan(found.lc.value)) == ("none", True)
@@ -224,8 +224,8 @@ def test_a_gamed_table_is_checked_before_anything_is_judged(tmp_path: Path, chan
 
 def test_items_without_a_difficulty_are_said(tmp_path: Path) -> None:
     given, said = rows(by_difficulty()), list[str]()
-    measured({("m", "en"): given}, Controls(by_place={row.place: 0.1 for row in given[1:]}), said)
+    measured({("m", "en"): given}, Controls(difficulties={row.place: 0.1 for row in given[1:]}), said)
     assert said[0].startswith(f"xalpaca en: 1 of {ITEMS} items of m have no difficulty, such as '1'")
     file = tmp_path / "difficulty.json"
     file.write_text(json.dumps([{"id": 1.0, "instruction_difficulty": 0.5}]))
-    assert read_controls(XAlpacaSettings(difficulty=str(file))).by_id == {"1": 0.5}
+    assert read_controls(XAlpacaSettings(difficulty=str(file))).difficulties == {"1": 0.5}

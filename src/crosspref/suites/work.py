@@ -25,8 +25,6 @@ from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.settings import EvaluationSettings
 
-VERDICTS = "verdicts.jsonl"
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -104,7 +102,7 @@ class Evaluation:
     def judge(self) -> Judge:
         """The judge, on the verdicts of the target's folder or on those that are replayed."""
         replayed = self.replay is not None
-        log = VerdictLog.open(self.replay or self.target.folder / VERDICTS, writable=not replayed)
+        log = VerdictLog.open(self.replay or self.target.folder / "verdicts.jsonl", writable=not replayed)
         return Judge(self.settings.judge, log, self.reporter, replayed=replayed)
 
     def answers(

@@ -7,7 +7,6 @@ from crosspref.suites.judge.questions import Decoding, Question, Template, Unrea
 from crosspref.suites.mtbench.files import TwoTurns
 
 DECODING = Decoding(temperature=0.0, max_tokens=2048)
-OUT_OF_RANGE = "grade out of 1..10"
 
 _GRADES = [re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")]
 """A grade's two forms; the second one counts only if the first is nowhere."""
@@ -88,5 +87,5 @@ def read_grade(text: str) -> float:
         raise unreadable(text, "no grade")
     grade = float(match[1])
     if not 1 <= grade <= 10:
-        raise UnreadableError(OUT_OF_RANGE)
+        raise UnreadableError("grade out of 1..10")
     return grade

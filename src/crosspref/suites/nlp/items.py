@@ -19,9 +19,6 @@ from crosspref.languages import ENGLISH
 from crosspref.run.store import digest_of
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
 
-EXAMPLES = "{task}_examples"
-"""The folder beside a task's own with the examples that stand before each item."""
-
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 Texts = Annotated[list[Text], Field(min_length=2)]
 Id = Annotated[str | None, BeforeValidator(read_id)]
@@ -183,7 +180,7 @@ def read_items(
     rows = _read(Path(data).expanduser() / task, task, language, problems)
     if rows is None or task not in SHOTS:
         return None if rows is None else Items(rows, [])
-    folder = Path(data).expanduser() / EXAMPLES.format(task=task)
+    folder = Path(data).expanduser() / f"{task}_examples"
     examples, shots = _read(folder, task, language, problems) or [], SHOTS[task]
     if language == ENGLISH:
         usable = set()

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,19 +58,17 @@ def write_json(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 class Controls:
     """What the length-controlled rate needs in addition to verdicts: the gamed table and the items' difficulties.
 
-    Difficulties are by item id, or by the item's place. ``compat`` joins them by position among the judged items.
+    Difficulties are by the item's id (a text), or by its place (a number). ``compat`` joins them by position among the
+    judged items.
     """
 
     gamed: Gamed | None = None
-    by_id: Mapping[str, float] | None = None
-    by_place: Mapping[int, float] | None = None
+    difficulties: Mapping[Any, float] = field(default_factory=dict)
     compat: bool = False
 
     def difficulty(self, item_id: str, place: int) -> float | None:
         """Return an item's difficulty, or None where it is not known."""
-        if self.by_id is not None:
-            return self.by_id.get(item_id)
-        return self.by_place.get(place) if self.by_place is not None else None
+        return self.difficulties.get(item_id, self.difficulties.get(place))
 
 
 def read_controls(settings: XAlpacaSettings) -> Controls:
@@ -85,13 +84,13 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
         if all("id" in row.values for row in rows):
             by_id = {read_id(row.values["id"]): row.number_in(DIFFICULTY, ADVICE) for row in rows}
             known = {name: value for name, value in by_id.items() if name is not None}
-            return Controls(gamed, known, None, settings.paper_compat)
+            return Controls(gamed, known, settings.paper_compat)
     by_place: dict[int, float] = {}
     for row in rows:
         if "index" not in row.values:
             raise row.error("it has neither an id nor an index", ADVICE)
         by_place.setdefault(int(row.number_in("index", ADVICE)), row.number_in(DIFFICULTY, ADVICE))
-    return Controls(gamed, None, by_place or None, settings.paper_compat)
+    return Controls(gamed, by_place, settings.paper_compat)
 
 
 def _read(path: str, setting: str, needed: Sequence[str]) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def measure(
     """
     for (model, language), rows in given.items():
         without = [row.item_id for row in rows if controls.difficulty(row.item_id, row.place) is None]
-        if without and not controls.compat and (controls.by_id or controls.by_place):
+        if without and not controls.compat and controls.difficulties:
             say(
                 f"xalpaca {language}: {len(without):,} of {len(rows):,} items of {model} have no difficulty, such as "
                 f"{without[0]!r}, so that there is no LC, nor its mean over languages."
@@ -99,7 +99,7 @@ def measure(
 def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
     """Return the items of one model and language, without difficulties if any of them has none."""
     if controls.compat:
-        difficulty: Mapping[Any, float] = controls.by_id or controls.by_place or {}
+        difficulty = controls.difficulties
     else:
         known = {row.item_id: controls.difficulty(row.item_id, row.place) for row in rows}
         difficulty = {name: value for name, value in known.items() if value is not None}
