@@ -1,4 +1,4 @@
-"""The entry of the command line. Heavy libraries are imported only after the arguments are parsed."""
+"""The entry of the command line. Of the commands only the given one is imported, and no heavy library is."""
 
 import argparse
 import importlib
@@ -8,18 +8,19 @@ import warnings
 from collections.abc import Sequence
 
 from crosspref import __version__
-from crosspref.commands import NAMES
+from crosspref.commands import COMMANDS
 from crosspref.errors import CrossprefError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    given, options = list(sys.argv[1:] if arguments is None else arguments), argparse.Namespace()
     # Libraries' own warnings and bars would tear ours apart; errors still come through.
     warnings.filterwarnings("ignore")
     for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
         os.environ.setdefault(name, value)
     try:
+        _parser(given).parse_args(given, options)
         options.command(options)
     except CrossprefError as error:
         print(f"crosspref: {error}", file=sys.stderr)  # noqa: T201
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="crosspref",
         description="Carry a language model's English preference alignment into other languages.",
@@ -41,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crosspref {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in NAMES:
-        importlib.import_module(f"crosspref.commands.{name}").add(commands)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, description=text, **({"help": text} if text else {}))
+        if name in given:
+            module = importlib.import_module(f"crosspref.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(command=module.execute)
     return parser

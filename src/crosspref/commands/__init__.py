@@ -1,6 +1,6 @@
-"""The command line, one file per command: each has ``add``, which describes the command to argparse, and its function.
+"""The command line, one file per command: each has ``add_arguments``, for argparse, and ``execute``, which does it.
 
-Only ``cli`` imports these modules, all of them at once, so they import the other rooms inside their functions.
+Only ``cli`` imports these modules: the one of the command that is given. This file is imported for every command.
 """
 
 import argparse
@@ -9,22 +9,35 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from crosspref.errors import DataError
 
 if TYPE_CHECKING:
     from crosspref.data.records import Pair, Response
-    from crosspref.engines import EngineFactory
-    from crosspref.recipe.stages import StageSettings
 
-Commands = Any
-"""What ``argparse.ArgumentParser.add_subparsers`` returns; argparse keeps its type private."""
-
-NAMES = (
-    *("run", "check", "init", "plan", "status", "report", "compare", "settings"),
-    *("sample", "translate", "score", "select", "train", "evaluate"),
-    *("leaderboard", "audit", "lab", "canary", "phase"),
-)
-"""The commands, each a module of this package, in the order of ``crosspref --help``."""
+COMMANDS = {
+    "run": "run a recipe, or resume a run that was stopped",
+    "check": "find what would stop a run, without running",
+    "init": "write a commented recipe and a few prompts to start from",
+    "plan": "say what a recipe will take: tokens, FLOPs, memory, hours, price, disk",
+    "status": "show where a run is",
+    "report": "show what was measured in a run",
+    "compare": "show several runs side by side",
+    "settings": "list every setting with its default and what it does",
+    "sample": "draw responses to prompts from a model (Eq. 7)",
+    "translate": "translate responses into English, for the reward translated (Eq. 14)",
+    "score": "score responses by a reward (Eq. 8, 9, 12, 13)",
+    "select": "make preference pairs under the optimal length penalty (Eq. 10, 15)",
+    "train": "train a model on preference pairs (Eq. 11, 16); if it was stopped, the same command resumes it",
+    "evaluate": "measure a run or a model by a suite; or count what can be counted in responses",
+    "leaderboard": "show what suites measured in several runs as one table, beside the paper's",
+    "audit": "score some responses of a run again, exactly, and show the noise",
+    "lab": "align a tiny model in a world whose true reward is known",
+    "canary": "teach a real model a verifiable trait in English, and see whether it carries over",
+    "phase": None,
+}
+"""What ``crosspref --help`` says of each command, a module of this package; nobody types ``phase``."""
 
 TABLE = "(.parquet or .jsonl)"
 PROMPTS = "parallel prompts: file, folder, package:NAME/path or hub id"
@@ -69,25 +82,6 @@ def languages_of(rows: "Sequence[Response | Pair]", path: str) -> list[str]:
     Raises:
         DataError: it has none.
     """
-    from crosspref.errors import DataError
-
     if not rows:
         raise DataError(f"{path} has no rows.")
     return sorted({row.language for row in rows})
-
-
-def stage_engines(settings: "StageSettings", **models: str | None) -> "EngineFactory":
-    """Return the engines of a stage that runs alone.
-
-    Args:
-        settings: the sections that the stage reads.
-        models: the names of models by the roles in which a server knows them.
-    """
-    from dataclasses import fields
-
-    from crosspref.engines import EngineFactory, EngineSettings
-
-    sections = {field.name: getattr(settings, field.name, None) for field in fields(EngineSettings)}
-    given = {name: section for name, section in sections.items() if section is not None}
-    roles = {name: role for role, name in models.items() if name is not None}
-    return EngineFactory(EngineSettings(**given, trust_remote_code=settings.models.trust_remote_code, roles=roles))

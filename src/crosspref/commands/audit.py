@@ -2,35 +2,30 @@
 
 import argparse
 
-from crosspref.commands import Commands
+from crosspref.errors import RecipeError
+from crosspref.reports.audit import audit_run
+from crosspref.reports.table import print_reports
+from crosspref.run.layout import RunDirectory
+from crosspref.run.progress import Reporter
+from crosspref.run.store import write_text
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    audit = commands.add_parser(
-        "audit",
-        help="score some responses of a run again, exactly, and show the noise",
-        description="Score some responses of a run again in float32, one at a time, and show by how many nats its "
-        "scores are off, next to the gap between best and worst response.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Score some responses of a run again in float32, one at a time, and show by how many nats its scores are off, "
+        "next to the gap between best and worst response."
     )
-    audit.add_argument("run", help="the run directory")
-    audit.add_argument("--iteration", type=int, metavar="T", help="whose scores; the last that has pairs if left out")
-    audit.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per language (8)")
-    audit.set_defaults(command=_audit)
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--iteration", type=int, metavar="T", help="whose scores; the last that has pairs if left out")
+    parser.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per language (8)")
 
 
-def _audit(options: argparse.Namespace) -> None:
-    from crosspref.errors import RecipeError
-    from crosspref.reports.audit import audit_run
-    from crosspref.reports.table import print_reports
-    from crosspref.run.layout import RunDirectory
-    from crosspref.run.progress import Reporter
-    from crosspref.run.store import write_text
-
+def execute(options: argparse.Namespace) -> None:
+    """Audit a run, and write the report into it."""
     if options.prompts < 1:
         raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
     report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
     path = RunDirectory(options.run).iteration(iteration).audit
     write_text(path, report.markdown())
     print_reports([report])
-    print(f"Written: {path}")  # noqa: T201
+    print(f"Written: {path}")

@@ -3,41 +3,35 @@
 import argparse
 from pathlib import Path
 
-from crosspref.commands import Commands, add_set
+from crosspref.commands import add_set
+from crosspref.errors import RecipeError
+from crosspref.lab.canary.report import csv_of, make_reports
+from crosspref.lab.canary.run import ANSWERS, MODEL, make_canary, measure_traits, run_canary
+from crosspref.lab.canary.traits import TRAITS, find_trait
+from crosspref.reports.table import print_reports
+from crosspref.run.progress import Reporter
+from crosspref.run.store import write_text
 
-DESCRIPTION = (
-    "Teach a model in English a trait that a program can verify, and measure whether it carries over into other "
-    "languages: by the English-aligned model alone, by one iteration with R_c, and by one with R_m. First see with "
-    "--measure which traits are frequent enough. To go on with what was stopped, give the same command again."
-)
 
-
-def add(commands: Commands) -> None:
-    """Add canary to the command line."""
-    parser = commands.add_parser(
-        "canary",
-        help="teach a real model a verifiable trait in English, and see whether it carries over",
-        description=DESCRIPTION,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Teach a model in English a trait that a program can verify, and measure whether it carries over into other "
+        "languages: by the English-aligned model alone, by one iteration with R_c, and by one with R_m. First see with "
+        "--measure which traits are frequent enough. To resume what was stopped, give the same command again."
     )
     parser.add_argument("trait", nargs="?", metavar="TRAIT", help="the trait to teach; an unknown one lists all")
     parser.add_argument("--measure", action="store_true", help="show how frequent each trait is in pi_I's answers")
     parser.add_argument("--out", required=True, metavar="DIR", help="the directory for all traits of one model")
-    parser.add_argument("--model", metavar="MODEL", help="pi_I; SmolLM2-135M-Instruct if left out")
+    parser.add_argument("--model", default=MODEL, help="pi_I; SmolLM2-135M-Instruct if left out")
     parser.add_argument("--seed", type=int, metavar="N", help="all random numbers derive from it")
-    parser.add_argument("--answers", type=int, metavar="N", help="pi_I's answers per English prompt, for pairs")
+    parser.add_argument(
+        "--answers", type=int, default=ANSWERS, metavar="N", help="pi_I's answers per English prompt, for pairs"
+    )
     add_set(parser)
-    parser.set_defaults(command=_canary)
 
 
-def _canary(options: argparse.Namespace) -> None:
-    from crosspref.errors import RecipeError
-    from crosspref.lab.canary.report import csv_of, make_reports
-    from crosspref.lab.canary.run import ANSWERS, MODEL, make_canary, measure_traits, run_canary
-    from crosspref.lab.canary.traits import find_trait
-    from crosspref.reports.table import print_reports
-    from crosspref.run.progress import Reporter
-    from crosspref.run.store import write_text
-
+def execute(options: argparse.Namespace) -> None:
+    """Do what is not done yet of a trait's canary, or measure every trait."""
     if (options.trait is None) != options.measure:
         raise RecipeError(
             "crosspref canary takes either a trait, or --measure, which shows how frequent each known trait is."
@@ -46,9 +40,9 @@ def _canary(options: argparse.Namespace) -> None:
     canary = make_canary(
         options.out,
         options.overrides,
-        model=options.model or MODEL,
+        model=options.model,
         seed=options.seed,
-        answers=ANSWERS if options.answers is None else options.answers,
+        answers=options.answers,
         reporter=reporter,
     )
     if options.measure:
@@ -68,9 +62,6 @@ def _canary(options: argparse.Namespace) -> None:
 
 def _gather(out: Path) -> None:
     """Put the results of all traits of a directory into one report and one table."""
-    from crosspref.lab.canary.traits import TRAITS
-    from crosspref.run.store import write_text
-
     done = [out / name for name in TRAITS if (out / name / "canary.csv").exists()]
     write_text(out / "canary.md", "\n".join((folder / "canary.md").read_text(encoding="utf-8") for folder in done))
     tables = [(folder / "canary.csv").read_text(encoding="utf-8").partition("\n") for folder in done]

@@ -1,14 +1,27 @@
 """``crosspref check``: everything that can be found wrong in seconds, without torch and without running."""
 
 import argparse
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import closing
+from pathlib import Path
 
-from crosspref.commands import RECIPE, Commands, add_set
-
-if TYPE_CHECKING:
-    from crosspref.data.prompts import LoadedPrompts
-    from crosspref.recipe.schema import Recipe
+from crosspref.api import check_models
+from crosspref.commands import RECIPE, add_set
+from crosspref.data.preferences import load_preferences
+from crosspref.data.prompts import LoadedPrompts, load_prompts
+from crosspref.engines import EngineFactory, EngineSettings, find_engine, require_library
+from crosspref.errors import CrossprefError, ModelError, RecipeError
+from crosspref.languages import ENGLISH
+from crosspref.plan.costs import scored_models
+from crosspref.plan.shapes import read_shape
+from crosspref.recipe.files import load_recipe
+from crosspref.recipe.schema import Recipe
+from crosspref.run.processes import launch_command
 
 DEVICE_SECONDS = 120.0
 """How long the child process that looks for a device may take: it imports torch, from a slow disk perhaps."""
@@ -24,31 +37,25 @@ print(torch.cuda.mem_get_info(name)[1] if name.startswith("cuda") else 0)
 """Prints the bytes of memory of the device that its argument names, 0 for one that is no GPU; fails without it."""
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("check", help="find what would stop a run, without running")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=RECIPE)
     add_set(parser)
-    parser.set_defaults(command=_check)
 
 
-def _check(options: argparse.Namespace) -> None:
-    from crosspref.recipe.files import load_recipe
-
+def execute(options: argparse.Namespace) -> None:
+    """Print a line for each thing that was checked."""
     recipe = load_recipe(options.recipe, options.overrides)
-    print(f"ok    recipe {options.recipe}")  # noqa: T201
+    print(f"ok    recipe {options.recipe}")
     for line in check_recipe(recipe):
-        print(line)  # noqa: T201
+        print(line)
 
 
-def check_recipe(recipe: "Recipe") -> Iterator[str]:
+def check_recipe(recipe: Recipe) -> Iterator[str]:
     """Yield a line for each thing that was checked; one that begins with ``note`` is worth a look, but stops nothing.
 
     Raises:
         CrossprefError: after the last check, what would stop a run: the error itself, or one for several.
     """
-    from crosspref.errors import CrossprefError
-
     faults: list[CrossprefError] = []
     for check in (_models, _libraries, _servers, _launcher, _device, _prompts, _preferences):
         try:
@@ -63,10 +70,7 @@ def check_recipe(recipe: "Recipe") -> Iterator[str]:
     yield "ok    ready"
 
 
-def _models(recipe: "Recipe") -> Iterator[str]:
-    from crosspref.api import check_models
-    from crosspref.engines import require_library
-
+def _models(recipe: Recipe) -> Iterator[str]:
     for role, files in check_models(recipe).items():
         yield f"ok    model {role}: {files.name}"
         if files.gguf_file is not None:
@@ -75,10 +79,8 @@ def _models(recipe: "Recipe") -> Iterator[str]:
         yield "ok    policy and initial model have the same tokenizer and chat template"
 
 
-def _libraries(recipe: "Recipe") -> Iterator[str]:
+def _libraries(recipe: Recipe) -> Iterator[str]:
     """Look for the optional libraries that the recipe's choices need."""
-    from crosspref.engines import require_library
-
     loras = [section.lora for section in (recipe.align_english, recipe.train) if section is not None]
     needed = {
         "vllm": (recipe.sample.engine == "vllm", "sample.engine: vllm"),
@@ -92,47 +94,33 @@ def _libraries(recipe: "Recipe") -> Iterator[str]:
             yield f"ok    library {library}"
 
 
-def _uses_servers(recipe: "Recipe") -> bool:
+def _uses_servers(recipe: Recipe) -> bool:
     return "server" in (recipe.sample.engine, recipe.reward.engine)
 
 
-def _servers(recipe: "Recipe") -> Iterator[str]:
+def _servers(recipe: Recipe) -> Iterator[str]:
     """Ask the servers for the models with which the run begins: pi_0 if it is given, and pi_I where they score."""
-    import importlib.util
-    from pathlib import Path
-
-    from crosspref.engines import find_engine
-
     if not _uses_servers(recipe) or importlib.util.find_spec("openai") is None:
         return
     models = {"pi_0": recipe.models.policy}
     if recipe.reward.engine == "server" and recipe.models.initial is not None:
         models["pi_I"] = recipe.models.initial
-    client = find_engine("client", "server")(recipe.server)
-    try:
+    with closing(find_engine("client", "server")(recipe.server)) as client:
         for role, name in models.items():
             if name is None:  # stage 0 makes it
                 client.require_answer(role)
                 yield f"ok    the server that {role} needs to be served by answers"
             else:
                 yield f"ok    {role} is served at {client.find(role, Path(name)).url}"
-    finally:
-        client.close()
 
 
-def _launcher(recipe: "Recipe") -> Iterator[str]:
-    import shlex
-
-    from crosspref.run.processes import launch_command
-
+def _launcher(recipe: Recipe) -> Iterator[str]:
     if recipe.resources.launch is not None:
         yield f"ok    training is started by: {shlex.join(launch_command(recipe.resources))}"
 
 
-def _device(recipe: "Recipe") -> Iterator[str]:
+def _device(recipe: Recipe) -> Iterator[str]:
     """Look for the device, and compare its memory with the weights, which are the least that has to fit."""
-    from crosspref.errors import ModelError
-
     if recipe.resources.executor == "ray":  # devices and memory are the workers'
         return
     device, available = _find_device(recipe.resources.device)
@@ -146,16 +134,11 @@ def _device(recipe: "Recipe") -> Iterator[str]:
             )
 
 
-def _weights(recipe: "Recipe") -> Iterator[tuple[str, float]]:
+def _weights(recipe: Recipe) -> Iterator[tuple[str, float]]:
     """Yield a name and the bytes of every model that has to be on one device, at the least: those held together as one.
 
     A model that cannot be found has been reported already.
     """
-    from crosspref.api import check_models
-    from crosspref.errors import CrossprefError
-    from crosspref.plan.costs import scored_models
-    from crosspref.plan.shapes import read_shape
-
     try:
         models = check_models(recipe)
         bytes_of = {
@@ -185,13 +168,6 @@ def _find_device(name: str) -> tuple[str, int]:
     Raises:
         RecipeError: it is not on this machine.
     """
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    from crosspref.errors import RecipeError
-
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     if name == "cpu" or (name == "auto" and not has_gpu):
         return "cpu", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -206,10 +182,7 @@ def _find_device(name: str) -> tuple[str, int]:
     return name, int(done.stdout.split()[-1])
 
 
-def _prompts(recipe: "Recipe") -> Iterator[str]:
-    from crosspref.data.prompts import load_prompts
-    from crosspref.engines import EngineFactory, EngineSettings
-
+def _prompts(recipe: Recipe) -> Iterator[str]:
     training = load_prompts(recipe.prompts, recipe.languages)
     yield from _describe("prompts", training)
     if recipe.held_out is not None:
@@ -233,9 +206,7 @@ def _prompts(recipe: "Recipe") -> Iterator[str]:
     yield f"ok    {count:,} responses of at most {recipe.sample.max_new_tokens:,} tokens to sample"
 
 
-def _describe(what: str, loaded: "LoadedPrompts") -> Iterator[str]:
-    from crosspref.languages import ENGLISH
-
+def _describe(what: str, loaded: LoadedPrompts) -> Iterator[str]:
     languages = dict.fromkeys(prompt.language for prompt in loaded.prompts)
     counts = {language: sum(prompt.language == language for prompt in loaded.prompts) for language in languages}
     shown = ", ".join(f"{language} {count}" for language, count in counts.items())
@@ -244,8 +215,6 @@ def _describe(what: str, loaded: "LoadedPrompts") -> Iterator[str]:
         yield f"note  {what}: {len(loaded.dropped)} rows will be dropped"
 
 
-def _preferences(recipe: "Recipe") -> Iterator[str]:
-    from crosspref.data.preferences import load_preferences
-
+def _preferences(recipe: Recipe) -> Iterator[str]:
     if recipe.align_english is not None:
         yield f"ok    {len(load_preferences(recipe.align_english.preferences))} English preference pairs"

@@ -3,23 +3,19 @@
 import argparse
 from pathlib import Path
 
-from crosspref.commands import Commands
+from crosspref.errors import RunError
+from crosspref.reports.comparison import compare_runs
+from crosspref.reports.table import print_reports
+from crosspref.run.store import write_text
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("compare", help="show several runs side by side")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the run directories")
     parser.add_argument("--out", default="comparison", metavar="NAME", help="write NAME.md and NAME.csv")
-    parser.set_defaults(command=_compare)
 
 
-def _compare(options: argparse.Namespace) -> None:
-    from crosspref.errors import RunError
-    from crosspref.reports.comparison import compare_runs
-    from crosspref.reports.table import print_reports
-    from crosspref.run.store import write_text
-
+def execute(options: argparse.Namespace) -> None:
+    """Show the runs side by side, and write the comparison."""
     comparison = compare_runs(options.runs)
     print_reports([comparison.report(by_language=False)])
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
@@ -28,4 +24,4 @@ def _compare(options: argparse.Namespace) -> None:
             write_text(Path(f"{options.out}.{ending}"), text)
         except OSError as error:
             raise RunError(f"{options.out}.{ending} cannot be written: {error}") from error
-    print(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")  # noqa: T201
+    print(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")

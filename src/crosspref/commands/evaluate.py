@@ -3,8 +3,23 @@
 import argparse
 from pathlib import Path
 
-from crosspref.commands import TABLE, Commands, add_set, languages_of, stage_engines
+from rich.console import Console
+
+from crosspref.commands import TABLE, add_set, languages_of
+from crosspref.data.records import Measure, Response, Score
+from crosspref.data.tables import read_rows, write_rows
+from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.languages import language_name
+from crosspref.maths.reward import PER_TOKEN
+from crosspref.recipe.files import load_settings, stage_settings
+from crosspref.recipe.stages import EvaluateStage
+from crosspref.reports.report import measures_report
+from crosspref.reports.table import print_reports
+from crosspref.run.progress import Reporter
+from crosspref.stages.evaluate import Bootstrap, compare, measure
 from crosspref.suites import SUITES, find_suite
+from crosspref.suites.settings import EvaluationSettings
+from crosspref.suites.work import Evaluation, find_target
 
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
@@ -12,14 +27,12 @@ OF_SUITES = ("suite", "file", "judge", "annotations", "languages")
 """Options of suites, which need a target."""
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a run or a model by a suite; or count what can be counted in responses",
-        description="Measure a run or a model by a suite. Without RUN_OR_MODEL: count what can be counted in responses "
-        "of a file, and compare them with others by reward.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure a run or a model by a suite. Without RUN_OR_MODEL: count what can be counted in responses of a file, "
+        "and compare them with others by reward."
     )
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument("target", nargs="?", metavar="RUN_OR_MODEL", help="what to measure by a suite")
     parser.add_argument("--out", help=f"where results go: a directory for a suite, else a table {TABLE}")
     add_set(parser)
@@ -39,46 +52,39 @@ def add(commands: Commands) -> None:
     suites.add_argument("--languages", help="only these languages, for example en,es,fr; all if left out")
     suites.add_argument("--annotations", metavar="FILE", help="verdicts made elsewhere, in alpaca_eval's format")
 
-    def command(options: argparse.Namespace) -> None:
-        if options.target is None:
-            _check_alone(parser, options)
-            _evaluate_files(options)
-        else:
-            _check_suite(parser, options)
-            _evaluate_suite(options)
 
-    parser.set_defaults(command=command)
+def execute(options: argparse.Namespace) -> None:
+    """Evaluate a target by a suite, or files without one."""
+    if options.target is None:
+        _check_alone(options)
+        _evaluate_files(options)
+    else:
+        _check_suite(options)
+        _evaluate_suite(options)
 
 
-def _check_alone(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check_alone(options: argparse.Namespace) -> None:
     if any(getattr(options, name) is not None for name in OF_SUITES):
-        parser.error("a suite needs a run or a model: crosspref evaluate RUN_OR_MODEL --suite NAME")
+        options.refuse("a suite needs a run or a model: crosspref evaluate RUN_OR_MODEL --suite NAME")
     missing = [f"--{name}" for name in ("responses", "out") if getattr(options, name) is None]
     if missing:
-        parser.error(f"the following arguments are required without RUN_OR_MODEL: {', '.join(missing)}")
+        options.refuse(f"the following arguments are required without RUN_OR_MODEL: {', '.join(missing)}")
     if not options.out.endswith((".parquet", ".jsonl")):
-        parser.error(f"argument --out: {options.out} must end with .parquet or .jsonl")
+        options.refuse(f"argument --out: {options.out} must end with .parquet or .jsonl")
 
 
-def _check_suite(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check_suite(options: argparse.Namespace) -> None:
     if options.suite is None:
-        parser.error("name a suite: crosspref evaluate RUN_OR_MODEL --suite NAME")
+        options.refuse("name a suite: crosspref evaluate RUN_OR_MODEL --suite NAME")
     given = [f"--{name.replace('_', '-')}" for name in FILES if getattr(options, name) is not None]
     if given:
-        parser.error(f"{', '.join(given)}: files are evaluated without RUN_OR_MODEL and --suite")
+        options.refuse(f"{', '.join(given)}: files are evaluated without RUN_OR_MODEL and --suite")
     judge = options.judge or ["none"]
     if len(judge) != (2 if judge[0] == "replay" else 1):
-        parser.error("--judge takes the address of a server, or: replay FILE")
+        options.refuse("--judge takes the address of a server, or: replay FILE")
 
 
 def _evaluate_suite(options: argparse.Namespace) -> None:
-    from crosspref.languages import language_name
-    from crosspref.recipe.files import load_settings
-    from crosspref.reports.table import print_reports
-    from crosspref.run.progress import Reporter
-    from crosspref.suites.settings import EvaluationSettings
-    from crosspref.suites.work import Evaluation, find_target
-
     find_suite(options.suite)
     judge, overrides = options.judge or [], list(options.overrides)
     if len(judge) == 1:
@@ -94,24 +100,14 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
         settings, target, reporter, languages, replay and Path(replay), annotations and Path(annotations)
     )
     print_reports(evaluation.run(options.suite))
-    print(f"Written: {target.folder}")  # noqa: T201
+    print(f"Written: {target.folder}")
 
 
 def _evaluate_files(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from crosspref.data.records import Measure, Response, Score
-    from crosspref.data.tables import read_rows, write_rows
-    from crosspref.maths.reward import PER_TOKEN
-    from crosspref.recipe.files import stage_settings
-    from crosspref.recipe.stages import EvaluateStage
-    from crosspref.reports.report import measures_report
-    from crosspref.stages.evaluate import Bootstrap, compare, measure
-
     responses = read_rows(options.responses, Response)
     given = {"languages": languages_of(responses, options.responses)}
     settings = stage_settings(EvaluateStage, given, options.overrides)
-    engines, per_token = stage_engines(settings), settings.reward.algorithm in PER_TOKEN
+    engines, per_token = EngineFactory(EngineSettings.of(settings)), settings.reward.algorithm in PER_TOKEN
     scores, baseline_scores = (
         read_rows(path, Score) if path else [] for path in (options.scores, options.baseline_scores)
     )

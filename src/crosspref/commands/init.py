@@ -1,25 +1,21 @@
 """``crosspref init``: a commented recipe and a few prompts to start from."""
 
 import argparse
+import json
 from pathlib import Path
 
-from crosspref.commands import Commands, command_line
+from crosspref import data
+from crosspref.commands import command_line
+from crosspref.errors import RecipeError
+from crosspref.run.store import write_text
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("init", help="write a commented recipe and a few prompts to start from")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="where they go; made if it does not exist")
-    parser.set_defaults(command=_init)
 
 
-def _init(options: argparse.Namespace) -> None:
-    import json
-
-    from crosspref import data
-    from crosspref.errors import RecipeError
-    from crosspref.run.store import write_text
-
+def execute(options: argparse.Namespace) -> None:
+    """Write the files, and say what to do next."""
     source, directory = Path(data.__file__).parent / "start", Path(options.directory)
     recipe, prompts = directory / "recipe.yaml", directory / "prompts.jsonl"
     for path in (recipe, prompts):
@@ -33,5 +29,5 @@ def _init(options: argparse.Namespace) -> None:
         write_text(recipe, text.replace("source: PROMPTS", f"source: {json.dumps(str(prompts.resolve()))}"))
     except OSError as error:
         raise RecipeError(f"{directory} cannot be written: {error}") from error
-    print(f"Written: {recipe} and {prompts}")  # noqa: T201
-    print(f"Fill in the models, then: {command_line('check', str(recipe))}")  # noqa: T201
+    print(f"Written: {recipe} and {prompts}")
+    print(f"Fill in the models, then: {command_line('check', str(recipe))}")

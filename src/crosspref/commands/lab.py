@@ -4,32 +4,34 @@ import argparse
 import os
 from pathlib import Path
 
-from crosspref.commands import Commands
+from crosspref.engines import find_engine
 from crosspref.errors import RunError
+from crosspref.lab.world import measure, studies
+from crosspref.lab.world.evidence import write_evidence
+from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
+from crosspref.lab.world.files import World, make_world
+from crosspref.reports.table import print_reports
+from crosspref.run.progress import Reporter
+from crosspref.run.store import write_text
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    lab = commands.add_parser("lab", help="align a tiny model in a world whose true reward is known")
-    lab.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")
-    lab.add_argument("--seed", type=int, default=0, help="the first seed (0)")
-    lab.add_argument("--iterations", type=int, default=2, help="iterations of a single run (2)")
-    lab.add_argument("--study", metavar="NAME", help="compare variants over seeds; an unknown NAME lists the studies")
-    lab.add_argument("--seeds", type=int, default=4, metavar="K", help="how many seeds a study has (4)")
-    lab.add_argument("--jobs", type=int, metavar="J", help="seeds of a study that run side by side (all cores)")
-    lab.add_argument("--evidence", metavar="DIR", help="only write DIR.md from the studies' results in DIR")
-    lab.set_defaults(command=run_lab)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--iterations", type=int, default=2, help="iterations of a single run (2)")
+    parser.add_argument(
+        "--study", metavar="NAME", help="compare variants over seeds; an unknown NAME lists the studies"
+    )
+    parser.add_argument("--seeds", type=int, default=4, metavar="K", help="how many seeds a study has (4)")
+    parser.add_argument("--jobs", type=int, metavar="J", help="seeds of a study that run side by side (all cores)")
+    parser.add_argument("--evidence", metavar="DIR", help="only write DIR.md from the studies' results in DIR")
 
 
-def run_lab(options: argparse.Namespace) -> None:
+def execute(options: argparse.Namespace) -> None:
     """Run what the options ask for."""
-    from crosspref.engines import find_engine
-
     find_engine("figures", "curves")  # what draws must not be missed only when there is something to draw
     if options.evidence:
-        from crosspref.lab.world.evidence import write_evidence
-
-        print(f"Written: {write_evidence(Path(options.evidence))}")  # noqa: T201
+        print(f"Written: {write_evidence(Path(options.evidence))}")
     elif options.study:
         _study(options)
     else:
@@ -37,13 +39,6 @@ def run_lab(options: argparse.Namespace) -> None:
 
 
 def _single(options: argparse.Namespace) -> None:
-    from crosspref.lab.world import measure
-    from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
-    from crosspref.lab.world.files import World, make_world
-    from crosspref.reports.table import print_reports
-    from crosspref.run.progress import Reporter
-    from crosspref.run.store import write_text
-
     reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
     files = make_world(World(), options.seed, threads, reporter)
     content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
@@ -59,10 +54,6 @@ def _single(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from crosspref.lab.world import studies
-    from crosspref.reports.table import print_reports
-    from crosspref.run.store import write_text
-
     jobs = os.cpu_count() or 1 if options.jobs is None else options.jobs
     if options.seeds < 1 or jobs < 1:
         raise RunError(f"--seeds is {options.seeds} and --jobs is {jobs}, but a study needs at least one of both.")
@@ -74,4 +65,4 @@ def _study(options: argparse.Namespace) -> None:
     write_text(out / f"{options.study}.csv", studies.to_csv(results))
     studies.draw(results, out / f"{options.study}.svg")
     print_reports([report])
-    print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")  # noqa: T201
+    print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")

@@ -2,9 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from crosspref.commands import Commands
+from rich.console import Console
+
+from crosspref.errors import RunError
+from crosspref.run.store import write_text
+from crosspref.suites.leaderboard import leaderboard
 
 SUITES = ("xalpaca", "mtbench")
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -12,13 +17,8 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
 """The formats that a file's ending stands for."""
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser(
-        "leaderboard",
-        help="show what suites measured in several runs as one table, beside the paper's",
-        description="One table of models by language: LC, WR and length from X-AlpacaEval, or the score of MT-Bench.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "One table of models by language: LC, WR and length from X-AlpacaEval, or MT-Bench's score."
     parser.add_argument("places", nargs="+", metavar="RUN", help="run directories, or folders of `evaluate --out`")
     parser.add_argument("--suite", choices=SUITES, default="xalpaca", help="whose results are shown (xalpaca)")
     parser.add_argument(
@@ -29,18 +29,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", metavar="FILE", help="write it there instead of showing it")
     parser.add_argument("--quoted", action="store_true", help="add the paper's Table 2 (mtbench: 3), marked as quoted")
     parser.add_argument("--intervals", action="store_true", help="add 95%% intervals (CSV always has them)")
-    parser.set_defaults(command=_leaderboard)
 
 
-def _leaderboard(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from crosspref.errors import RunError
-    from crosspref.run.store import write_text
-    from crosspref.suites.leaderboard import leaderboard
-
+def execute(options: argparse.Namespace) -> None:
+    """Show or write the table."""
     board = leaderboard(options.places, options.suite, quoted=options.quoted)
     ending = Path(options.out).suffix.lower() if options.out else ""
     form = options.format or ENDINGS.get(ending, "terminal")
@@ -48,7 +40,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     if form == "csv":
         text = board.csv()
         for note in board.notes:  # which would be no CSV
-            print(note, file=sys.stderr)  # noqa: T201
+            print(note, file=sys.stderr)
     elif form == "latex":
         text = report.latex()
     elif form == "markdown":
@@ -56,10 +48,10 @@ def _leaderboard(options: argparse.Namespace) -> None:
     else:
         text = report.screen(max(Console().width, 80))
     if options.out is None:
-        print(text, end="")  # noqa: T201
+        print(text, end="")
         return
     try:
         write_text(Path(options.out), text)
     except OSError as error:
         raise RunError(f"{options.out} cannot be written: {error}") from error
-    print(f"Written: {options.out}")  # noqa: T201
+    print(f"Written: {options.out}")

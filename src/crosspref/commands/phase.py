@@ -2,22 +2,18 @@
 
 import argparse
 
-from crosspref.commands import Commands
+from crosspref import api
+from crosspref.run.processes import end_with_parent
+from crosspref.run.progress import Reporter
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands, without a help text: nobody types it."""
-    parser = commands.add_parser("phase")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run")
     parser.add_argument("name")
     parser.add_argument("iteration", type=int)
-    parser.set_defaults(command=_phase)
 
 
-def _phase(options: argparse.Namespace) -> None:
-    from crosspref import api
-    from crosspref.run.processes import end_with_parent
-    from crosspref.run.progress import Reporter
-
+def execute(options: argparse.Namespace) -> None:
+    """Perform the phase."""
     end_with_parent()
     api.run_phase(options.run, options.name, options.iteration, Reporter())

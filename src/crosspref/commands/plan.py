@@ -1,59 +1,52 @@
 """The command ``crosspref plan``: what a recipe will take, before anything is spent."""
 
 import argparse
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, replace
 
-from crosspref.commands import RECIPE, Commands, add_set
+from crosspref.commands import RECIPE, add_set
+from crosspref.errors import ModelError, RecipeError
+from crosspref.plan.accelerators import Accelerator, find_hardware
+from crosspref.plan.costs import assumed_speeds, assumptions
+from crosspref.plan.observed import observe_run
+from crosspref.plan.planner import PhasePlan, Plan, Planner
+from crosspref.plan.probe import Probe, this_machine
+from crosspref.plan.work import Lengths
+from crosspref.recipe.files import load_recipe
+from crosspref.reports.table import Report, print_reports, without_repeats
+from crosspref.run.progress import Reporter
 
-if TYPE_CHECKING:
-    from crosspref.plan.planner import PhasePlan, Plan, Planner
 
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    plan = commands.add_parser(
-        "plan",
-        help="say what a recipe will take: tokens, FLOPs, memory, hours, price, disk",
-        description="Say for every phase of a recipe what it will take, before anything is spent. Hours need a device: "
-        "a named one, this machine (--probe), or a run that was done before (--from).",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Say for every phase of a recipe what it will take, before anything is spent. Hours need a device: a named "
+        "one, this machine (--probe), or a run that was done before (--from)."
     )
-    plan.add_argument("recipe", help=RECIPE)
-    plan.add_argument("--hardware", metavar="NAME[xCOUNT]", help="an accelerator, such as H100-SXM or A100-80GBx8")
-    plan.add_argument("--memory", type=float, metavar="GB", help="memory of one device, instead of the table's")
-    plan.add_argument("--tflops", type=float, metavar="T", help="dense bfloat16 TFLOPS of one device")
-    plan.add_argument("--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of one device")
-    plan.add_argument("--price", type=float, metavar="P", help="what one device costs per hour, in any currency")
-    measured = plan.add_mutually_exclusive_group()
+    parser.add_argument("recipe", help=RECIPE)
+    parser.add_argument("--hardware", metavar="NAME[xCOUNT]", help="an accelerator, such as H100-SXM or A100-80GBx8")
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory of one device, instead of the table's")
+    parser.add_argument("--tflops", type=float, metavar="T", help="dense bfloat16 TFLOPS of one device")
+    parser.add_argument("--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of one device")
+    parser.add_argument("--price", type=float, metavar="P", help="what one device costs per hour, in any currency")
+    measured = parser.add_mutually_exclusive_group()
     measured.add_argument("--probe", action="store_true", help="measure this machine for about two minutes")
     measured.add_argument("--from", dest="run", metavar="RUN", help="plan from the figures of a run done before")
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    add_set(plan)
-    plan.set_defaults(command=_plan)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_set(parser)
 
 
-def _plan(options: argparse.Namespace) -> None:
-    import json
-
-    from crosspref.errors import ModelError
-
+def execute(options: argparse.Namespace) -> None:
+    """Print the plan."""
     plan = _made(options)
     if options.json:
-        print(json.dumps(plan.as_dict(), indent=1))  # noqa: T201
+        print(json.dumps(asdict(plan), indent=1))
     else:
         _show(plan)
     if plan.misfits:
         raise ModelError("\n".join(["Not everything fits.", *plan.misfits]))
 
 
-def _made(options: argparse.Namespace) -> "Plan":
-    from crosspref.errors import RecipeError
-    from crosspref.plan.accelerators import Accelerator, find_hardware
-    from crosspref.plan.costs import assumed_speeds, assumptions
-    from crosspref.plan.planner import Planner
-    from crosspref.plan.work import Lengths
-    from crosspref.recipe.files import load_recipe
-
+def _made(options: argparse.Namespace) -> Plan:
     for name in ("memory", "tflops", "bandwidth", "price"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
@@ -63,46 +56,36 @@ def _made(options: argparse.Namespace) -> "Plan":
     recipe = load_recipe(options.recipe, options.overrides)
     hardware = find_hardware(options.hardware, options.memory, options.tflops, options.bandwidth)
     planner = Planner(recipe)
-    width = 4 if recipe.resources.dtype == "float32" else 2
     if options.probe:
         return _probed(planner, options.price)
     device = hardware or Accelerator("no device")
     speeds, lengths = assumed_speeds(device), Lengths()
     if options.run is not None:
-        from crosspref.plan.observed import observe_run
-
-        speeds, lengths = observe_run(options.run, width)
+        speeds, lengths = observe_run(options.run, planner.width)
         device = replace(device, count=1)
         note = f"Hours: as measured in {options.run}, on what that run had; --hardware only says what fits and costs."
     elif speeds is not None:
         note = assumptions(device)
     else:
         note = "Hours: name a device (--hardware), or measure this machine (--probe), or plan --from RUN."
-    return planner.plan(lengths, speeds, device, width, options.price, [note])
+    return planner.plan(lengths, speeds, device, options.price, [note])
 
 
-def _probed(planner: "Planner", price: float | None) -> "Plan":
+def _probed(planner: Planner, price: float | None) -> Plan:
     """Measure this machine, unless the recipe does not fit into it."""
-    from crosspref.errors import ModelError
-    from crosspref.plan.probe import Probe, this_machine
-    from crosspref.plan.work import Lengths
-    from crosspref.run.progress import Reporter
-
-    device, width = this_machine(planner.recipe)
+    device, planner.width = this_machine(planner.recipe)
     phases = planner.work(Lengths())
-    misfits = planner.misfits(device, width, phases)
+    misfits = planner.misfits(device, phases)
     if misfits:
         raise ModelError("\n".join(["Nothing was measured, since not everything fits.", *misfits]))
     rows = next(work.rows for phase in phases for work in phase.parts if work.kind == "sample")
-    probe = Probe(planner.recipe, planner.texts, planner.shape, rows, width)
+    probe = Probe(planner.recipe, planner.texts, planner.shape, rows, planner.width)
     speeds, lengths = probe.measure(Reporter())
     took = f"Hours: measured on {device.name} in {probe.seconds:.0f} s; other work on it counts too."
-    return planner.plan(lengths, speeds, device, width, price, [took])
+    return planner.plan(lengths, speeds, device, price, [took])
 
 
-def _show(plan: "Plan") -> None:
-    from crosspref.reports.table import Report, print_reports, without_repeats
-
+def _show(plan: Plan) -> None:
     header = ["iteration", "phase", "tokens", "FLOPs", "memory", "fits", "time"]
     rows = without_repeats([_cells(row) for row in plan.rows])
     tokens, flops = sum(row.tokens for row in plan.rows), sum(row.flops for row in plan.rows)
@@ -115,7 +98,7 @@ def _show(plan: "Plan") -> None:
     print_reports([Report("What the run will take", header, rows, notes)])
 
 
-def _cells(row: "PhasePlan") -> list[str]:
+def _cells(row: PhasePlan) -> list[str]:
     work = ["", "", "", ""]
     if row.tokens:
         fits = {None: "", True: "yes", False: "no"}[row.fits]

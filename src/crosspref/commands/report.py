@@ -1,31 +1,29 @@
 """``crosspref report``: what was measured in a run."""
 
 import argparse
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Sequence
 
-from crosspref.commands import Commands, command_line
+from rich.console import Console
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from crosspref.commands import command_line
+from crosspref.data.records import Agreement, Measure, Prompt
+from crosspref.errors import RunError
+from crosspref.languages import ENGLISH
+from crosspref.reports.report import agreement_report, answers_table, measures_report
+from crosspref.reports.table import print_reports
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import write_text
 
-    from rich.table import Table
 
-    from crosspref.data.records import Measure
-    from crosspref.run.layout import RunDirectory
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("report", help="show what was measured in a run")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--svg", help="also write the table as a picture")
-    parser.set_defaults(command=_report)
 
 
-def _report(options: argparse.Namespace) -> None:
-    from crosspref.errors import RunError
-    from crosspref.run.layout import RunDirectory
-
+def execute(options: argparse.Namespace) -> None:
+    """Show the report."""
     if not show_report(RunDirectory(options.run), options.svg):
         raise RunError(
             f"Nothing has been measured in {options.run} yet. That takes a run whose recipe names evaluate.prompts; "
@@ -33,17 +31,8 @@ def _report(options: argparse.Namespace) -> None:
         )
 
 
-def show_report(run: "RunDirectory", svg: str | None) -> bool:
+def show_report(run: RunDirectory, svg: str | None) -> bool:
     """Show the report, if there is anything to show, and write it into the run."""
-    import io
-
-    from rich.console import Console
-
-    from crosspref.data.records import Agreement
-    from crosspref.reports.report import agreement_report, measures_report
-    from crosspref.reports.table import print_reports
-    from crosspref.run.store import write_text
-
     iterations = run.iterations()
     measures = [row for iteration in iterations for row in iteration.evaluation.measured()]
     units = [unit for iteration in iterations for unit in iteration.agreement.stored()]
@@ -67,15 +56,11 @@ def show_report(run: "RunDirectory", svg: str | None) -> bool:
     return True
 
 
-def _answers(run: "RunDirectory", measures: "Sequence[Measure]") -> "Table | None":
+def _answers(run: RunDirectory, measures: Sequence[Measure]) -> Table | None:
     """Return what pi_0 and the last policy answered to the first held-out prompt, or None if they did not.
 
     The language is the first one of the run beside English. Of several answers the first is taken.
     """
-    from crosspref.data.records import Prompt
-    from crosspref.languages import ENGLISH
-    from crosspref.reports.report import answers_table
-
     numbers = sorted({row.iteration for row in measures})
     if len(numbers) < 2:
         return None

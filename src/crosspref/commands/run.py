@@ -3,26 +3,24 @@
 import argparse
 from pathlib import Path
 
-from crosspref.commands import RECIPE, Commands, add_set, command_line
+from crosspref import api
+from crosspref.commands import RECIPE, add_set, command_line
+from crosspref.commands.report import show_report
+from crosspref.plan.planner import expected_seconds
+from crosspref.recipe.files import load_recipe
+from crosspref.run.layout import RunDirectory
+from crosspref.run.progress import Reporter
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("run", help="run a recipe, or resume a run that was stopped")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=RECIPE)
     parser.add_argument("--out", required=True, metavar="RUN", help="the run directory")
     add_set(parser)
-    parser.set_defaults(command=_run, resume=_resume_command)
+    parser.set_defaults(resume=_resume_command)
 
 
-def _run(options: argparse.Namespace) -> None:
-    from crosspref import api
-    from crosspref.commands.report import show_report
-    from crosspref.plan.planner import expected_seconds
-    from crosspref.recipe.files import load_recipe
-    from crosspref.run.layout import RunDirectory
-    from crosspref.run.progress import Reporter
-
+def execute(options: argparse.Namespace) -> None:
+    """Run or resume, and show the report."""
     recipe = load_recipe(options.recipe, options.overrides)
     reporter = Reporter()
     reporter.say(f"Run directory: {options.out}. To stop: Ctrl-C. To resume: {_resume_command(options)}")

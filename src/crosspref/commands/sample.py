@@ -2,37 +2,34 @@
 
 import argparse
 
-from crosspref.commands import PROMPTS, TABLE, Commands, add_set, stage_engines, table_name
+from crosspref.commands import PROMPTS, TABLE, add_set, table_name
+from crosspref.data.prompts import load_prompts
+from crosspref.data.records import Response
+from crosspref.data.tables import write_rows
+from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.models.locate import locate_model
+from crosspref.recipe.files import stage_settings
+from crosspref.recipe.stages import SampleStage
+from crosspref.run.progress import Reporter
+from crosspref.stages.sample import Drawing, sample
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    text = "draw responses to prompts from a model (Eq. 7)"
-    parser = commands.add_parser("sample", help=text, description=text)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the policy to sample from")
     parser.add_argument("--prompts", required=True, help=PROMPTS)
     parser.add_argument("--languages", required=True, help="comma-separated tags, for example en,es,fr")
     parser.add_argument("--out", required=True, type=table_name, help=f"where the responses go {TABLE}")
     add_set(parser)
-    parser.set_defaults(command=_sample)
 
 
-def _sample(options: argparse.Namespace) -> None:
-    from crosspref.data.prompts import load_prompts
-    from crosspref.data.records import Response
-    from crosspref.data.tables import write_rows
-    from crosspref.models.locate import locate_model
-    from crosspref.recipe.files import stage_settings
-    from crosspref.recipe.stages import SampleStage
-    from crosspref.run.progress import Reporter
-    from crosspref.stages.sample import Drawing, sample
-
+def execute(options: argparse.Namespace) -> None:
+    """Sample from the model, and write the responses."""
     given = {"languages": options.languages.split(","), "prompts": {"source": options.prompts}}
     settings = stage_settings(SampleStage, given, options.overrides)
     loaded = load_prompts(settings.prompts, settings.languages)  # English too, which may not be asked for
     prompts = [prompt for prompt in loaded.prompts if prompt.language in settings.languages]
     n = settings.sample.n
-    sampler = stage_engines(settings).sampler(locate_model(options.model))
+    sampler = EngineFactory(EngineSettings.of(settings)).sampler(locate_model(options.model))
     with Reporter().step("sample", len(prompts) * n) as meter:
         rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), meter.advance)
     write_rows(options.out, rows, Response)

@@ -2,22 +2,31 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
-from crosspref.commands import PROMPTS, TABLE, Commands, add_set, languages_of, stage_engines, table_name
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from crosspref.data.records import Prompt, Response, Score, Translation
-    from crosspref.recipe.stages import ScoreStage
-    from crosspref.stages.select.flips import Flips
+from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, table_name
+from crosspref.commands.select import rules_by_language
+from crosspref.data.prompts import load_prompts
+from crosspref.data.records import Prompt, Response, Score, Translation
+from crosspref.data.tables import read_rows, write_rows
+from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.errors import RecipeError
+from crosspref.maths.reward import noise_gap
+from crosspref.models.locate import locate_model
+from crosspref.recipe.files import PRESETS, stage_settings
+from crosspref.recipe.sections import REFERENCE_FREE
+from crosspref.recipe.stages import ScoreStage
+from crosspref.run.progress import Reporter
+from crosspref.stages.score import rate, score
+from crosspref.stages.select.flips import Flips, flips, flips_table
 
 REWARDS = ["crosslingual", "multilingual", "translated", "reward_model"]
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    text = "score responses by a reward (Eq. 8, 9, 12, 13)"
-    parser = commands.add_parser("score", help=text, description=text)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, help=PROMPTS)
     parser.add_argument("--responses", required=True, help=f"table of responses {TABLE}")
     parser.add_argument("--policy", help="the English-aligned model pi_0; not for the reward reward_model")
@@ -37,17 +46,10 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, type=table_name, help=f"where the scores go {TABLE}")
     add_set(parser)
-    parser.set_defaults(command=_score)
 
 
-def _score(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from crosspref.data.prompts import load_prompts
-    from crosspref.data.records import Response, Score, Translation
-    from crosspref.data.tables import read_rows, write_rows
-    from crosspref.stages.select.flips import flips_table
-
+def execute(options: argparse.Namespace) -> None:
+    """Score the responses, and compare the two countings if asked to."""
     responses = read_rows(options.responses, Response)
     languages = languages_of(responses, options.responses)
     settings = _settings(options, languages, options.overrides)
@@ -63,12 +65,7 @@ def _score(options: argparse.Namespace) -> None:
         Console().print(flips_table(_count_flips(exact, responses, prompts, exact_scores, znlp_scores)))
 
 
-def _settings(options: argparse.Namespace, languages: list[str], overrides: Sequence[str]) -> "ScoreStage":
-    from crosspref.errors import RecipeError
-    from crosspref.recipe.files import stage_settings
-    from crosspref.recipe.sections import REFERENCE_FREE
-    from crosspref.recipe.stages import ScoreStage
-
+def _settings(options: argparse.Namespace, languages: list[str], overrides: Sequence[str]) -> ScoreStage:
     given = {"languages": languages, "prompts": {"source": options.prompts}, "reward": {"name": options.reward}}
     settings = stage_settings(ScoreStage, given, overrides)
     reward, algorithm = settings.reward.name, settings.reward.algorithm
@@ -89,10 +86,8 @@ def _settings(options: argparse.Namespace, languages: list[str], overrides: Sequ
     return settings
 
 
-def _with_other_counting(settings: "ScoreStage", options: argparse.Namespace) -> list[str]:
+def _with_other_counting(settings: ScoreStage, options: argparse.Namespace) -> list[str]:
     """Return overrides under which the other of the two countings, exact and znlp, is computed."""
-    from crosspref.recipe.files import PRESETS
-
     if settings.reward.counting == "znlp":
         kept = [change for change in options.overrides if change.partition("=")[0].strip() != "preset"]
         return [*kept, "reward.counting=exact"]
@@ -100,12 +95,12 @@ def _with_other_counting(settings: "ScoreStage", options: argparse.Namespace) ->
 
 
 def score_table(
-    settings: "ScoreStage",
+    settings: ScoreStage,
     models: tuple[str | None, str | None],
-    responses: "Sequence[Response]",
-    prompts: "Sequence[Prompt]",
-    translations: "Sequence[Translation]" = (),
-) -> "list[Score]":
+    responses: Sequence[Response],
+    prompts: Sequence[Prompt],
+    translations: Sequence[Translation] = (),
+) -> list[Score]:
     """Score a table of responses.
 
     Languages are scored one after the other, in the order of their first response: the batches of the released scripts
@@ -118,38 +113,30 @@ def score_table(
         prompts: their prompts, in the languages that the reward needs.
         translations: of the responses into English, for the reward ``translated``.
     """
-    from crosspref.run.progress import Reporter
-    from crosspref.stages.score import rate, score
-
     reward = settings.reward
     engine = _engine(settings, *models)
     prompt_count = len({(row.prompt_id, row.language) for row in responses})
     scores: list[Score] = []
-    try:
-        with Reporter().step(f"score {reward.name}, {reward.counting}", prompt_count) as meter:
-            for language in dict.fromkeys(row.language for row in responses):
-                in_language = [row for row in responses if row.language == language]
-                if reward.name == "reward_model":
-                    scores += rate(in_language, prompts, engine, advance=meter.advance)
-                else:
-                    scores += score(
-                        in_language,
-                        prompts,
-                        engine,
-                        settings=reward,
-                        reward=reward.name,
-                        advance=meter.advance,
-                        translations=translations,
-                    )
-    finally:
-        engine.close()
+    with closing(engine), Reporter().step(f"score {reward.name}, {reward.counting}", prompt_count) as meter:
+        for language in dict.fromkeys(row.language for row in responses):
+            in_language = [row for row in responses if row.language == language]
+            if reward.name == "reward_model":
+                scores += rate(in_language, prompts, engine, advance=meter.advance)
+            else:
+                scores += score(
+                    in_language,
+                    prompts,
+                    engine,
+                    settings=reward,
+                    reward=reward.name,
+                    advance=meter.advance,
+                    translations=translations,
+                )
     return scores
 
 
-def _engine(settings: "ScoreStage", policy: str | None, reference: str | None) -> Any:
-    from crosspref.models.locate import locate_model
-
-    engines, reward = stage_engines(settings, pi_0=policy, pi_I=reference), settings.reward
+def _engine(settings: ScoreStage, policy: str | None, reference: str | None) -> Any:
+    engines, reward = EngineFactory(EngineSettings.of(settings, pi_0=policy, pi_I=reference)), settings.reward
     if reward.name == "reward_model":
         return engines.reward_model(locate_model(reward.reward_model or ""))
     build = engines.released_scorer if reward.counting == "znlp" else engines.scorer
@@ -157,12 +144,12 @@ def _engine(settings: "ScoreStage", policy: str | None, reference: str | None) -
 
 
 def _count_flips(
-    settings: "ScoreStage",
-    responses: "Sequence[Response]",
-    prompts: "Sequence[Prompt]",
-    exact_scores: "Sequence[Score]",
-    znlp_scores: "Sequence[Score]",
-) -> "list[Flips]":
+    settings: ScoreStage,
+    responses: Sequence[Response],
+    prompts: Sequence[Prompt],
+    exact_scores: Sequence[Score],
+    znlp_scores: Sequence[Score],
+) -> list[Flips]:
     """Compare both ways of counting in every language, over the prompts that have responses.
 
     Args:
@@ -172,23 +159,12 @@ def _count_flips(
         exact_scores: their scores with ``reward.counting`` exact.
         znlp_scores: their scores with ``reward.counting`` znlp.
     """
-    from crosspref.maths.reward import noise_gap
-    from crosspref.stages.select.flips import flips
-    from crosspref.stages.select.select import PairRules
-
     answered = {(row.prompt_id, row.language) for row in responses}
-    instructions = {
-        (prompt.prompt_id, prompt.language): prompt.instruction
-        for prompt in prompts
-        if (prompt.prompt_id, prompt.language) in answered
-    }
-    noise = noise_gap(settings.reward.algorithm, settings.reward.beta)
+    used = [prompt for prompt in prompts if (prompt.prompt_id, prompt.language) in answered]
     counts = []
-    for language in settings.languages:
-        texts = {prompt_id: text for (prompt_id, tag), text in instructions.items() if tag == language}
-        identify = stage_engines(settings).identifier(language)
-        rules = PairRules(language, texts, settings.length_penalty, settings.select, identify, noise)
-        answers = [row for row in responses if row.language == language]
-        exact, znlp = ([row for row in scores if row.language == language] for scores in (exact_scores, znlp_scores))
+    for rules in rules_by_language(settings, used, noise_gap(settings.reward.algorithm, settings.reward.beta)):
+        answers, exact, znlp = (
+            [row for row in rows if row.language == rules.language] for rows in (responses, exact_scores, znlp_scores)
+        )
         counts.append(flips(answers, exact, znlp, rules))
     return counts

@@ -2,22 +2,18 @@
 
 import argparse
 
-from crosspref.commands import Commands
+from rich.console import Console
+from rich.table import Table
+
+from crosspref import api
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    parser = commands.add_parser("status", help="show where a run is")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run directory")
-    parser.set_defaults(command=_status)
 
 
-def _status(options: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from crosspref import api
-
+def execute(options: argparse.Namespace) -> None:
+    """Show how many units of each phase are done."""
     statuses = api.status(options.run)
     table = Table(box=None)
     for name in ("iteration", "phase", "done", "of"):

@@ -1,37 +1,33 @@
 """``crosspref train``: train a model on preference pairs (Eq. 11, 16)."""
 
 import argparse
+import shutil
 from pathlib import Path
 
-from crosspref.commands import TABLE, Commands, add_set, languages_of, stage_engines
+from crosspref.commands import TABLE, add_set, languages_of
+from crosspref.data.records import Pair
+from crosspref.data.tables import read_rows
+from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.errors import DataError
+from crosspref.models.locate import locate_model
+from crosspref.recipe.files import stage_settings
+from crosspref.recipe.stages import TrainStage
+from crosspref.run.progress import Reporter
+from crosspref.run.ranks import is_main
+from crosspref.run.store import Unit, publish_directory
+from crosspref.stages.train import Training
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
-    text = "train a model on preference pairs (Eq. 11, 16); if it was stopped, the same command resumes it"
-    parser = commands.add_parser("train", help=text, description=text)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the model that training starts from, and its own reference")
     parser.add_argument("--pairs", required=True, help=f"table of pairs {TABLE}")
     parser.add_argument("--reference", help="the training reference, if it is not the model itself")
     parser.add_argument("--out", required=True, help="the directory for the trained model, which must not exist yet")
     add_set(parser)
-    parser.set_defaults(command=_train)
 
 
-def _train(options: argparse.Namespace) -> None:
-    import shutil
-
-    from crosspref.data.records import Pair
-    from crosspref.data.tables import read_rows
-    from crosspref.errors import DataError
-    from crosspref.models.locate import locate_model
-    from crosspref.recipe.files import stage_settings
-    from crosspref.recipe.stages import TrainStage
-    from crosspref.run.progress import Reporter
-    from crosspref.run.ranks import is_main
-    from crosspref.run.store import Unit, publish_directory
-    from crosspref.stages.train import Training
-
+def execute(options: argparse.Namespace) -> None:
+    """Train, and publish the trained model."""
     out = Path(options.out)
     if out.exists():
         raise DataError(f"{out} is there already, and is not overwritten. Name another --out, or remove it.")
@@ -43,7 +39,7 @@ def _train(options: argparse.Namespace) -> None:
     every = out.with_name(out.name + ".checkpoints")
     checkpoints = every / Training("train", settings.train, start, reference).fingerprint(settings.seed, pairs).digest
     temporary = Unit(checkpoints / "policy").temporary()
-    trainer = stage_engines(settings).trainer(start, settings.train, reference)
+    trainer = EngineFactory(EngineSettings.of(settings)).trainer(start, settings.train, reference)
     with Reporter().step("train", len(pairs) * settings.train.epochs) as meter:
         trainer.train(pairs, temporary, checkpoints, meter.advance)
     publish_directory(temporary, out)

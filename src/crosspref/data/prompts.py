@@ -6,6 +6,7 @@ column per language), and reports every problem with file, row, language and id.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from crosspref.data.records import Dropped, Prompt
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
@@ -257,10 +258,8 @@ def _usable(
         taken = whole[:limit]
         end = ids.index(taken[-1]) if len(taken) == limit else len(ids)
         passed_over = set(ids[:end]) - set(taken)
-        for prompt_id, language in [(prompt_id, language) for prompt_id in ids for language in wanted]:
-            if prompt_id in passed_over:
-                reason = "not usable in every language"
-                dropped.setdefault((prompt_id, language), Dropped(prompt_id, language, "prompts", reason))
+        for key in product([prompt_id for prompt_id in ids if prompt_id in passed_over], wanted):
+            dropped.setdefault(key, Dropped(*key, "prompts", "not usable in every language"))
         ids = taken
     return [
         Prompt(prompt_id, language, index[language][prompt_id].text)

@@ -169,9 +169,6 @@ class Pair:
             rejected.sample,
             chosen.token_ids,
             rejected.token_ids,
-            None,
-            None,
-            None,
         )
 
 
@@ -225,11 +222,6 @@ class Agreement:
     same_pair: float
     swapped: float
     pairs: int
-
-
-SCHEMAS: dict[type, pa.Schema] = {
-    kind: schema_of(kind) for kind in (Prompt, Response, Translation, Score, Pair, Dropped, Agreement, Measure)
-}
 
 
 def to_table(rows: Sequence[Any], kind: type) -> pa.Table:

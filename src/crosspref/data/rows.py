@@ -139,53 +139,46 @@ def _parquet_rows(file: Path, name: str) -> Iterator[Row]:
         yield Row(name, number, values)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    number: int
-    text: str
-    broken: str = ""
-
-
-def _lines(file: Path, name: str) -> list[_Line]:
-    r"""Return the lines of a UTF-8 file, split at ``\n`` only; a line in another encoding carries what is wrong."""
+def _lines(file: Path, name: str) -> list[tuple[str, str]]:
+    r"""Return the lines of a UTF-8 file, split at ``\n`` only, each with what is wrong if it is in another encoding."""
     data = file.read_bytes()
     if data.startswith(_UTF16_BOMS):
         raise DataError(f"{name} is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 {file.name} > NEW")
     offset = len(_BOM) if data.startswith(_BOM) else 0
     lines = []
-    for number, line in enumerate(data[offset:].split(b"\n"), start=1):
+    for line in data[offset:].split(b"\n"):
         try:
-            lines.append(_Line(number, line.decode()))
+            lines.append((line.decode(), ""))
         except UnicodeDecodeError as error:
             broken = (
                 f"not UTF-8: byte 0x{line[error.start]:02X} at byte offset {offset + error.start} of the file. Save it "
                 f"as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 (or whichever encoding it was written in)"
             )
-            lines.append(_Line(number, line.decode(errors="replace"), broken))
+            lines.append((line.decode(errors="replace"), broken))
         offset += len(line) + 1
-    return lines if lines[-1].text else lines[:-1]
+    return lines if lines[-1][0] else lines[:-1]
 
 
 def _jsonl_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield one record per line; blank lines are skipped."""
-    for line in _lines(file, name):
-        if line.broken:
-            yield Row(name, line.number, {}, line.broken)
-        elif line.text.strip():
+    for number, (text, broken) in enumerate(_lines(file, name), start=1):
+        if broken:
+            yield Row(name, number, {}, broken)
+        elif text.strip():
             try:
-                yield _json_row(name, line.number, json.loads(line.text))
+                yield _json_row(name, number, json.loads(text))
             except ValueError as error:
-                yield Row(name, line.number, {}, f"the line is not valid JSON: {error}")
+                yield Row(name, number, {}, f"the line is not valid JSON: {error}")
 
 
 def _json_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield the items of a file that is one JSON list of objects; their number is the position in the list."""
     lines = _lines(file, name)
-    for line in lines:
-        if line.broken:
-            raise Row(name, line.number, {}).error(line.broken)
+    for number, (_, broken) in enumerate(lines, start=1):
+        if broken:
+            raise Row(name, number, {}).error(broken)
     try:
-        items = json.loads("\n".join(line.text for line in lines))
+        items = json.loads("\n".join(text for text, _ in lines))
     except ValueError as error:
         raise DataError(f"{name} is not valid JSON: {error}. If each line is an object, name it .jsonl.") from error
     if not isinstance(items, list):
@@ -203,8 +196,8 @@ def _json_row(name: str, number: int, value: object) -> Row:
 def _csv_rows(file: Path, name: str) -> Iterator[Row]:
     """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped."""
     lines = _lines(file, name)
-    broken = {line.number: line.broken for line in lines if line.broken}
-    records = _csv_records([line.text + "\n" for line in lines])
+    broken = {number: fault for number, (_, fault) in enumerate(lines, start=1) if fault}
+    records = _csv_records([text + "\n" for text, _ in lines])
     _, _, header = next(records, (1, 1, []))
     if isinstance(header, str) or 1 in broken:
         raise Row(name, 1, {}).error(f"the header cannot be read: {broken.get(1, header)}")
@@ -224,7 +217,6 @@ def _csv_records(lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]
     """Yield first line, last line, and fields of each record; what is wrong stands in the place of the fields."""
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, sum(map(len, lines))))  # otherwise texts over 131,072 characters are refused
-    records: list[tuple[int, int, list[str] | str]] = []
     try:
         reader = csv.reader(lines, strict=True)
         while True:
@@ -232,14 +224,13 @@ def _csv_records(lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]
             try:
                 fields: list[str] | str = next(reader)
             except StopIteration:
-                break
+                return
             except csv.Error as error:
                 fields = str(error)
             if fields:
-                records.append((first, reader.line_num, fields))
+                yield first, reader.line_num, fields
     finally:
         csv.field_size_limit(limit)
-    return iter(records)
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {

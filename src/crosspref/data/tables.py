@@ -1,8 +1,10 @@
 """crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,12 +119,9 @@ def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[An
 
 
 def _numbered(columns: dict[str, Any]) -> pa.Array:
-    seen: dict[tuple[str, str], int] = {}
-    numbers = []
-    for key in zip(columns["prompt_id"].to_pylist(), columns["language"].to_pylist(), strict=True):
-        numbers.append(seen.get(key, 0))
-        seen[key] = numbers[-1] + 1
-    return pa.array(numbers, type=pa.int32())
+    counters: defaultdict[tuple[str, str], count[int]] = defaultdict(count)
+    keys = zip(columns["prompt_id"].to_pylist(), columns["language"].to_pylist(), strict=True)
+    return pa.array([next(counters[key]) for key in keys], type=pa.int32())
 
 
 def _check_keys(rows: Sequence[Any], path: Path, numbers: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from crosspref.recipe.sections import (
     TranslateSettings,
     VllmSettings,
 )
+from crosspref.recipe.stages import StageSettings
 
 # On a processor with bfloat16 it says in each process that imports peft that a kernel of the hub is missing.
 logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
@@ -91,22 +92,13 @@ class EngineSettings:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "EngineSettings":
-        """Return the settings of a recipe."""
-        models = recipe.models
-        named = ((models.initial, "pi_I"), (models.policy, "pi_0"))
-        return cls(
-            sample=recipe.sample,
-            translate=recipe.translate,
-            reward=recipe.reward,
-            resources=recipe.resources,
-            vllm=recipe.vllm,
-            server=recipe.server,
-            ray=recipe.ray,
-            seed=recipe.seed,
-            trust_remote_code=models.trust_remote_code,
-            roles={name: role for name, role in named if name is not None},
-        )
+    def of(cls, settings: Recipe | StageSettings, **models: str | None) -> "EngineSettings":
+        """Return the settings of a recipe, or of a stage that runs alone with ``models``, by their roles."""
+        if isinstance(settings, Recipe):
+            models = {"pi_I": settings.models.initial, "pi_0": settings.models.policy}
+        sections = {part.name: getattr(settings, part.name) for part in fields(cls) if hasattr(settings, part.name)}
+        roles = {name: role for role, name in models.items() if name is not None}
+        return cls(**sections, trust_remote_code=settings.models.trust_remote_code, roles=roles)
 
     def role(self, model: ModelFiles) -> str:
         """Return what a model is in the run; a policy that the run trained has its role as its name."""

@@ -226,12 +226,9 @@ def require_one_output(files: ModelFiles) -> None:
         )
 
 
-def _names(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-
-
 def _listed(directory: Path) -> str:
-    return ", ".join(_names(directory)[:20]) or "nothing"
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    return ", ".join(names[:20]) or "nothing"
 
 
 def _identity(files: list[Path]) -> str:

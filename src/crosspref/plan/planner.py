@@ -1,9 +1,7 @@
 """The plan: what every phase of a recipe takes, put together from work, costs and speeds."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from crosspref.api import check_models
 from crosspref.errors import CrossprefError
@@ -43,13 +41,11 @@ class Plan:
     notes: list[str]
     misfits: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON can hold it, in tokens, FLOPs, bytes and seconds."""
-        return dataclasses.asdict(self)
-
 
 class Planner:
     """What is known of a recipe before anything is measured: its models' shapes and its texts.
+
+    ``width`` is bytes per value of the models' number format.
 
     Raises:
         ModelError: a model is not there, or its size cannot be told.
@@ -57,7 +53,7 @@ class Planner:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.recipe, self.width = recipe, 4 if recipe.resources.dtype == "float32" else 2
         models = check_models(recipe)
         self.model: ModelFiles = models.get("policy") or models["initial"]
         self.shapes: dict[str, ModelShape] = {"model": read_shape(self.model)}
@@ -75,50 +71,41 @@ class Planner:
         """Return the work of every phase."""
         return plan_work(self.recipe, self.texts, lengths)
 
-    def misfits(self, device: Accelerator, width: int, phases: Sequence[PhaseWork]) -> list[str]:
-        """Return for each kind of work that does not fit into a device how much it needs, and what would help.
-
-        ``width`` is bytes per value of the models' number format.
-        """
+    def misfits(self, device: Accelerator, phases: Sequence[PhaseWork]) -> list[str]:
+        """Return for each kind of work that does not fit into a device how much it needs, and what would help."""
         misfits: dict[str, str] = {}
         for phase in phases:
             for work in phase.parts:
                 name = f"{phase.phase} ({work.kind})"
-                if name not in misfits and not self._fits(work, device, width):
+                if name not in misfits and not self._fits(work, device):
                     misfits[name] = (
-                        f"{name} needs about {self._memory(work, width) / 1e9:,.1f} GB on {device.name}, which has "
-                        f"{device.memory:,.1f} GB. What helps: {self._remedy(work, device, width)}"
+                        f"{name} needs about {self._memory(work) / 1e9:,.1f} GB on {device.name}, which has "
+                        f"{device.memory:,.1f} GB. What helps: {self._remedy(work, device)}"
                     )
         return list(misfits.values())
 
     def plan(
-        self,
-        lengths: Lengths,
-        speeds: Speeds | None,
-        device: Accelerator,
-        width: int,
-        price: float | None,
-        notes: list[str],
+        self, lengths: Lengths, speeds: Speeds | None, device: Accelerator, price: float | None, notes: list[str]
     ) -> Plan:
         """Put the plan together; without speeds there are no hours."""
         phases = self.work(lengths)
         rows = []
         for phase in phases:
-            needed = max(self._memory(work, width) for work in phase.parts)
+            needed = max(self._memory(work) for work in phase.parts)
             unknown = device.memory is None or not needed
-            fits = None if unknown else all(self._fits(work, device, width) for work in phase.parts)
-            seconds = None if speeds is None else self._seconds(phase, speeds, device, width)
+            fits = None if unknown else all(self._fits(work, device) for work in phase.parts)
+            seconds = None if speeds is None else self._seconds(phase, speeds, device)
             tokens = sum(work.tokens for work in phase.parts)
             count = sum(flops(work, self._shape(work), self.recipe) for work in phase.parts)
             rows.append(PhasePlan(phase.iteration, phase.phase, tokens, count, needed, fits, seconds))
         total = None if speeds is None else sum(row.seconds or 0.0 for row in rows)
         cost = None if total is None or price is None else total / 3600 * price * device.count
         kept, peak = disk(self.shape, phases, converted=self.model.gguf_file is not None)
-        misfits = self.misfits(device, width, phases)
-        return Plan(rows, kept, peak, total, cost, [*self._notes(lengths, width), *notes], misfits)
+        misfits = self.misfits(device, phases)
+        return Plan(rows, kept, peak, total, cost, [*self._notes(lengths), *notes], misfits)
 
-    def _seconds(self, phase: PhaseWork, speeds: Speeds, device: Accelerator, width: int) -> float:
-        working = sum(speeds.seconds(work, self._shape(work), self.recipe, width) for work in phase.parts)
+    def _seconds(self, phase: PhaseWork, speeds: Speeds, device: Accelerator) -> float:
+        working = sum(speeds.seconds(work, self._shape(work), self.recipe, self.width) for work in phase.parts)
         heavy = any(work.kind != "light" for work in phase.parts)
         longest = max(speeds.start.values(), default=0.0) if heavy else 0.0
         return speeds.start.get(phase.phase, longest) + working / device.count
@@ -127,21 +114,21 @@ class Planner:
         role = {"translate": "translator", "rate": "reward model"}.get(work.kind, "model")
         return self.shapes.get(role, self.shape)
 
-    def _memory(self, work: Work, width: int) -> float:
-        return memory(work, self._shape(work), self.recipe, width)
+    def _memory(self, work: Work) -> float:
+        return memory(work, self._shape(work), self.recipe, self.width)
 
-    def _fits(self, work: Work, device: Accelerator, width: int) -> bool:
+    def _fits(self, work: Work, device: Accelerator) -> bool:
         """Tell whether work fits into one device, or training where the recipe's launcher spreads it over all."""
-        if self._memory(work, width) <= USABLE * device.bytes:
+        if self._memory(work) <= USABLE * device.bytes:
             return True
         if work.settings is None or self.recipe.resources.launch is None:
             return False
-        return training_memory(work, work.settings, self.shape, width, device.count) <= USABLE * device.bytes
+        return training_memory(work, work.settings, self.shape, self.width, device.count) <= USABLE * device.bytes
 
-    def _remedy(self, work: Work, device: Accelerator, width: int) -> str:
+    def _remedy(self, work: Work, device: Accelerator) -> str:
         section = {"sample": "sample", "translate": "sample", "score": "reward"}.get(work.kind)
         if section is not None:
-            least = self._shape(work).parameters * width * (2 if work.kind == "score" else 1)
+            least = self._shape(work).parameters * self.width * (2 if work.kind == "score" else 1)
             if least > USABLE * device.bytes:
                 return (
                     "the weights alone are too large for one device; name a larger one, or let a server or vLLM with "
@@ -161,14 +148,14 @@ class Planner:
         if settings.micro_batch_size > 1:
             remedies.append("a smaller train.micro_batch_size")
         for count in (2, 4, 8, 16, 32, 64):
-            each = training_memory(work, settings, self.shape, width, count)
+            each = training_memory(work, settings, self.shape, self.width, count)
             if each <= USABLE * device.bytes:
                 shared = f"FSDP or ZeRO-3 over {count} devices ({each / 1e9:,.1f} GB each), see resources.launch"
                 remedies.append(f"or {shared}" if remedies else shared)
                 break
         return f"{', '.join(remedies) or 'name a larger device'}."
 
-    def _notes(self, lengths: Lengths, width: int) -> list[str]:
+    def _notes(self, lengths: Lengths) -> list[str]:
         shape, recipe = self.shape, self.recipe
         source = "from its files' headers" if shape.exact else "from config.json, as its weights are not here"
         limit = recipe.sample.max_new_tokens
@@ -182,8 +169,8 @@ class Planner:
         adapters = f", adapters {trained / 1e6:,.1f} million" if trained else ""
         pairs = f"{lengths.pairs:.0%} of prompts" if lengths.pairs < 1 else "every prompt (the upper bound)"
         return [
-            f"Model: {shape.parameters / 1e6:,.1f} million parameters{adapters}, {source}; {8 * width}-bit numbers but "
-            "for full training, which is 32-bit.",
+            f"Model: {shape.parameters / 1e6:,.1f} million parameters{adapters}, {source}; {8 * self.width}-bit numbers "
+            "but for full training, which is 32-bit.",
             f"Responses: {answers}. Prompts: {prompts}. Pairs: {pairs}.",
         ]
 
@@ -195,7 +182,9 @@ def expected_seconds(recipe: Recipe) -> dict[tuple[str, int], float]:
     """
     cores = Speeds(read=1 / 8e9, decode=1 / 30e9, score=1 / 60e9, train=1 / 60e9)
     try:
-        plan = Planner(recipe).plan(Lengths(), cores, Accelerator("two cores", None, None, None), 4, None, [])
+        planner = Planner(recipe)
+        planner.width = 4
+        plan = planner.plan(Lengths(), cores, Accelerator("two cores"), None, [])
     except CrossprefError:
         return {}
     return {(row.phase, row.iteration): row.seconds or 0.0 for row in plan.rows}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.progress import Reporter
 from crosspref.run.store import publish_directory
+from crosspref.stages.sample import Drawing, sample
 
 BUDGET = 120.0
 """About how many seconds a probe may take: a batch or a training step that has begun is finished."""
@@ -90,7 +92,7 @@ class Probe:
         """Return the prompts whose responses make a batch of so many rows, of all languages in turn."""
         recipe = self.recipe
         by_language = [[p for p in self.texts.training if p.language == tag] for tag in recipe.languages]
-        turns = [row[index] for index in range(max(map(len, by_language))) for row in by_language if index < len(row)]
+        turns = [prompt for parallel in zip_longest(*by_language) for prompt in parallel if prompt]
         return turns[: max(1, rows // self.n)]
 
     def _sample(self) -> tuple[list[tuple[float, Work]], float]:
@@ -114,29 +116,20 @@ class Probe:
         return batches, min(first, second)
 
     def _sampler(self, tokens: int) -> tuple[Any, float]:
-        sample = self.recipe.sample.model_copy(update={"max_new_tokens": tokens})
-        engines = EngineFactory(replace(self.settings, sample=sample))
+        settings = self.recipe.sample.model_copy(update={"max_new_tokens": tokens})
+        engines = EngineFactory(replace(self.settings, sample=settings))
         began = time.monotonic()
         sampler = engines.sampler(self.model, greedy=self.recipe.language_imbalance is not None)
         return sampler, time.monotonic() - began
 
     def _batch(self, sampler: Any, prompts: Sequence[Prompt], limit: int, keep: bool = False) -> tuple[float, Work]:
         began = time.monotonic()
-        base, n = len(self.answered) * self.n, self.n
-        requests = [
-            (prompt.instruction, list(range(base + index * n, base + (index + 1) * n)))
-            for index, prompt in enumerate(prompts)
-        ]
-        answers = sampler.sample(requests, lambda *_: None)
+        rows = sample(prompts, sampler, Drawing(self.n, seed=len(self.answered), iteration=0), lambda *_: None)
         seconds = time.monotonic() - began
-        sizes = [len(a.token_ids) for row in answers for a in row]
-        if keep:
-            for prompt, row in zip(prompts, answers, strict=True):
-                responses = [
-                    Response(prompt.prompt_id, prompt.language, sample, a.text, a.token_ids, a.finish_reason, None)
-                    for sample, a in enumerate(row)
-                ]
-                self.answered.append((prompt, responses))
+        sizes = [len(row.token_ids or []) for row in rows]
+        for prompt in prompts if keep else ():
+            key = prompt.prompt_id, prompt.language
+            self.answered.append((prompt, [row for row in rows if (row.prompt_id, row.language) == key]))
         read = sum(len(self.tokenizer.prompt_ids(prompt.instruction)) for prompt in prompts)
         steps = max(sizes, default=limit)
         return seconds, Work("sample", read, steps=steps, row_steps=sum(sizes), rows=len(sizes))

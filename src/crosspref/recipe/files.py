@@ -44,11 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 _FILE_KEYS = ("extends", "preset")
 """Keys that a recipe file may have, but that are not settings."""
 
-_Layer = tuple[str, dict[str, Any]]
-"""The name and content of a layer of a recipe."""
-
-_Layers = list[_Layer]
-"""The layers of a recipe, from the lowest to the highest."""
+_Layers = Sequence[tuple[str, dict[str, Any]]]
+"""The name and content of each layer of a recipe, from the lowest to the highest."""
 PREFIX = "recipe:"
 FOLDER = Path(__file__).parents[1] / "data" / "recipes"
 """The folder of the recipes that come with crosspref: ``recipe:NAME`` is ``NAME.yaml`` in it."""
@@ -151,7 +148,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for change in overrides or []:  # in the given order
         override(content, change)
     content.pop("preset", None)
-    return _check(content, str(path), layers)
+    return check_settings(Recipe, content, str(path), layers)
 
 
 def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
@@ -269,7 +266,7 @@ def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
     """
     _refuse_extends(content, where)
     layers = _own_layers(content, where)
-    return _check(_merge_all(layers), where, layers)
+    return check_settings(Recipe, _merge_all(layers), where, layers)
 
 
 def _refuse_extends(content: dict[str, Any], where: str) -> None:
@@ -277,12 +274,8 @@ def _refuse_extends(content: dict[str, Any], where: str) -> None:
         raise _recipe_error(where, [("extends", "is allowed in a recipe file only: its path is relative to that file")])
 
 
-def _check(content: dict[str, Any], where: str, layers: _Layers) -> Recipe:
-    return check_settings(Recipe, content, where, layers)
-
-
 def check_settings(
-    kind: type[_SettingsType], content: dict[str, Any], where: str, layers: Sequence[_Layer] = ()
+    kind: type[_SettingsType], content: dict[str, Any], where: str, layers: _Layers = ()
 ) -> _SettingsType:
     """Check a mapping and return it as settings; ``where`` names it in errors, ``layers`` say where values come from.
 
