@@ -169,8 +169,8 @@ class Planner:
         adapters = f", adapters {trained / 1e6:,.1f} million" if trained else ""
         pairs = f"{lengths.pairs:.0%} of prompts" if lengths.pairs < 1 else "every prompt (the upper bound)"
         return [
-            f"Model: {shape.parameters / 1e6:,.1f} million parameters{adapters}, {source}; {8 * self.width}-bit numbers "
-            "but for full training, which is 32-bit.",
+            f"Model: {shape.parameters / 1e6:,.1f} million parameters{adapters}, {source}; {8 * self.width}-bit "
+            "numbers but for full training, which is 32-bit.",
             f"Responses: {answers}. Prompts: {prompts}. Pairs: {pairs}.",
         ]
 

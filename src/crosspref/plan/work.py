@@ -118,83 +118,130 @@ class _Plan:
         """How many responses are drawn to a training prompt."""
         return self.recipe.sample.n if self.recipe.language_imbalance is None else 1
 
-    def sample(self, _: int) -> tuple[Work, ...]:
-        return (_sampling(self.recipe, self.texts.training, self.n, self.lengths),)
+    def sampling(self, prompts: Sequence[Prompt], n: int) -> Work:
+        """Cut the prompts into shards, as the sampler does; in each a row that ends makes room for the next.
 
-    def translate(self, _: int) -> tuple[Work, ...]:
-        return (_translating(self.recipe, self.texts.training, self.n, self.lengths),)
+        Each prompt is read once, and kept once for its rows that are side by side.
+        """
+        recipe, lengths = self.recipe, self.lengths
+        asked, shard = recipe.sample, recipe.resources.shard_prompts
+        read = written = squares = steps = row_steps = width = 0.0
+        units = most = 0
+        for language in recipe.languages:
+            sizes = [lengths.prompt(prompt.instruction, language) for prompt in _in(prompts, language)]
+            mean, longest = lengths.answer(language, asked.max_new_tokens), lengths.last(language, asked.max_new_tokens)
+            for start in range(0, len(sizes), shard):
+                part = sizes[start : start + shard]
+                rows = len(part) * n
+                beside = min(rows, rows_beside(asked, max(part), n))
+                width = max(width, max(part) / min(n, beside) + asked.max_new_tokens)
+                most = max(most, beside)
+                steps += decoding_steps(rows, beside, mean, longest)
+                row_steps += rows * mean
+                read += sum(part)
+                written += rows * mean
+                squares += n * sum((size + mean) ** 2 for size in part)
+                units += rows
+        return Work("sample", read, written, squares, units, steps, row_steps, most, width)
 
-    def score(self, _: int) -> tuple[Work, ...]:
-        rewards = self.recipe.reward.names
-        return tuple(_scoring(self.recipe, self.texts.training, self.n, self.lengths, reward) for reward in rewards)
+    def scoring(self, prompts: Sequence[Prompt], n: int, reward: str) -> Work:
+        """Each prompt is read once and shared by its responses; by a reward model it is read with each of them."""
+        recipe, lengths = self.recipe, self.lengths
+        english = {prompt.prompt_id: prompt for prompt in _in(prompts, ENGLISH)}
+        read = written = squares = width = 0.0
+        units = 0
+        for language in recipe.languages:
+            for prompt in _in(prompts, language):
+                own = reward in ("multilingual", "reward_model")
+                source = prompt if own else english[prompt.prompt_id]
+                size = lengths.prompt(source.instruction, source.language)
+                mean = lengths.answer(language, recipe.sample.max_new_tokens)
+                times = n if reward == "reward_model" else 1
+                read += times * size
+                written += n * mean
+                squares += n * (size + mean) ** 2 - (n - times) * size**2
+                width = max(width, size + recipe.sample.max_new_tokens)
+                units += n
+        return Work("rate" if reward == "reward_model" else "score", read, written, squares, units, rows=n, width=width)
 
-    def train(self, iteration: int) -> tuple[Work, ...]:
+    def translating(self) -> Work:
+        """A translation reads a response and is taken to be as long; for language imbalance they go both ways."""
+        recipe, lengths, prompts = self.recipe, self.lengths, self.texts.training
+        settings = recipe.translate
+        foreign = [language for language in recipe.languages if language != ENGLISH]
+        both_ways = recipe.language_imbalance is not None
+        count = sum(len(_in(prompts, language)) for language in foreign) * self.n * (2 if both_ways else 1)
+        means = [lengths.answer(language, recipe.sample.max_new_tokens) for language in foreign]
+        mean = sum(means) / max(1, len(means))
+        written = min(mean, settings.max_new_tokens)
+        rows = max(1, min(recipe.sample.batch_size, count))
+        steps = math.ceil(count / rows) * float(settings.max_new_tokens if not lengths.longest else written)
+        size = mean + 3 * lengths.template
+        squares = count * (size + written) ** 2
+        width = size + settings.max_new_tokens
+        return Work("translate", count * size, count * written, squares, count, steps, steps * rows, rows, width)
+
+    def training(self, iteration: int) -> Work:
         stage_0 = self.recipe.align_english
-        if iteration == 0 and stage_0 is not None:
-            return (_stage_0(stage_0, self.texts, self.lengths),)
-        return (_training(self.recipe, self.texts.training, self.lengths),)
+        return self._stage_0(stage_0) if iteration == 0 and stage_0 is not None else self._pairs()
 
-    def reference(self, iteration: int) -> tuple[Work, ...]:
+    def _pairs(self) -> Work:
+        """How many prompts make a pair is not known before."""
+        recipe, lengths = self.recipe, self.lengths
+        total, width, pairs = Work("train"), 0.0, 0
+        foreign = len(recipe.languages) - 1
+        for language in recipe.languages:
+            each = 1 if recipe.language_imbalance is None or language != ENGLISH else foreign
+            mean = lengths.answer(language, recipe.sample.max_new_tokens)
+            for prompt in _in(self.texts.training, language):
+                size = lengths.prompt(prompt.instruction, language)
+                total = add_pair(total, size, (mean, mean), recipe.train, times=each)
+                width = max(width, size + recipe.sample.max_new_tokens)
+                pairs += each
+        return _trained(total, lengths.pairs, pairs, width, recipe.train)
+
+    def _stage_0(self, settings: TrainSettings) -> Work:
+        lengths, total, width = self.lengths, Work("train"), 0.0
+        for pair in self.texts.preferences:
+            size = lengths.prompt("".join(message["content"] for message in pair.prompt), ENGLISH)
+            sides = (pair.chosen, pair.rejected)
+            answers = [lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template for answer in sides]
+            total = add_pair(total, size, answers, settings)
+            width = max(width, size + max(answers))
+        return _trained(total, 1.0, len(self.texts.preferences), width, settings)
+
+    def reference(self, iteration: int) -> Work:
         """Each pair goes through the reference once, however many epochs it is trained on."""
-        training = self.train(iteration)[0]
+        training = self.training(iteration)
         epochs = training.settings.epochs if training.settings else 1
         read, written, squares = (value / epochs for value in (training.read, training.written, training.squares))
-        return (Work("reference", read, written, squares, training.units, width=training.width),)
+        return Work("reference", read, written, squares, training.units, width=training.width)
 
-    def evaluate(self, _: int) -> tuple[Work, ...]:
-        recipe, n = self.recipe, self.recipe.evaluate.n
-        sampled = _sampling(recipe, self.texts.held_out, n, self.lengths)
-        if not recipe.has_implicit_reward:
-            return (sampled,)
-        return sampled, _scoring(recipe, self.texts.held_out, n, self.lengths, "multilingual")
+    def evaluating(self) -> tuple[Work, ...]:
+        prompts, n = self.texts.held_out, self.recipe.evaluate.n
+        scoring = [self.scoring(prompts, n, "multilingual")] if self.recipe.has_implicit_reward else []
+        return self.sampling(prompts, n), *scoring
 
-
-def _light(_: _Plan, __: int) -> tuple[Work, ...]:
-    return (Work("light"),)
+    def scoring_by_all(self) -> tuple[Work, ...]:
+        return tuple(self.scoring(self.texts.training, self.n, reward) for reward in self.recipe.reward.names)
 
 
 WORK: dict[str, Callable[[_Plan, int], tuple[Work, ...]]] = {
-    "prompts": _light,
-    "align_english": _Plan.train,
-    "sample": _Plan.sample,
-    "translate": _Plan.translate,
-    "score": _Plan.score,
-    "select": _light,
-    "reference": _Plan.reference,
-    "train": _Plan.train,
-    "evaluate": _Plan.evaluate,
+    "prompts": lambda _, __: (Work("light"),),
+    "align_english": lambda plan, iteration: (plan.training(iteration),),
+    "sample": lambda plan, _: (plan.sampling(plan.texts.training, plan.n),),
+    "translate": lambda plan, _: (plan.translating(),),
+    "score": lambda plan, _: plan.scoring_by_all(),
+    "select": lambda _, __: (Work("light"),),
+    "reference": lambda plan, iteration: (plan.reference(iteration),),
+    "train": lambda plan, iteration: (plan.training(iteration),),
+    "evaluate": lambda plan, _: plan.evaluating(),
 }
 """What each phase does, by its name."""
 
 
 def _in(prompts: Sequence[Prompt], language: str) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.language == language]
-
-
-def _sampling(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
-    """Cut the prompts into shards, as the sampler does; in each a row that ends makes room for the next.
-
-    Each prompt is read once, and kept once for its rows that are side by side.
-    """
-    asked, shard = recipe.sample, recipe.resources.shard_prompts
-    read = written = squares = steps = row_steps = width = 0.0
-    units = most = 0
-    for language in recipe.languages:
-        sizes = [lengths.prompt(prompt.instruction, language) for prompt in _in(prompts, language)]
-        mean, longest = lengths.answer(language, asked.max_new_tokens), lengths.last(language, asked.max_new_tokens)
-        for start in range(0, len(sizes), shard):
-            part = sizes[start : start + shard]
-            rows = len(part) * n
-            beside = min(rows, rows_beside(asked, max(part), n))
-            width = max(width, max(part) / min(n, beside) + asked.max_new_tokens)
-            most = max(most, beside)
-            steps += decoding_steps(rows, beside, mean, longest)
-            row_steps += rows * mean
-            read += sum(part)
-            written += rows * mean
-            squares += n * sum((size + mean) ** 2 for size in part)
-            units += rows
-    return Work("sample", read, written, squares, units, steps, row_steps, most, width)
 
 
 def rows_beside(asked: SampleSettings, prompt: float, n: int) -> int:
@@ -206,69 +253,6 @@ def rows_beside(asked: SampleSettings, prompt: float, n: int) -> int:
 def decoding_steps(rows: int, beside: int, mean: float, longest: float) -> float:
     """Return about how many steps rows take: they come in turns of mean length, and the last may be the longest."""
     return (math.ceil(rows / beside) - 1) * mean + max(mean, longest)
-
-
-def _scoring(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths, reward: str) -> Work:
-    """Each prompt is read once and shared by its responses; by a reward model it is read with each of them."""
-    english = {prompt.prompt_id: prompt for prompt in _in(prompts, ENGLISH)}
-    read = written = squares = width = 0.0
-    units = 0
-    for language in recipe.languages:
-        for prompt in _in(prompts, language):
-            own = reward in ("multilingual", "reward_model")
-            source = prompt if own else english[prompt.prompt_id]
-            size = lengths.prompt(source.instruction, source.language)
-            mean = lengths.answer(language, recipe.sample.max_new_tokens)
-            times = n if reward == "reward_model" else 1
-            read += times * size
-            written += n * mean
-            squares += n * (size + mean) ** 2 - (n - times) * size**2
-            width = max(width, size + recipe.sample.max_new_tokens)
-            units += n
-    return Work("rate" if reward == "reward_model" else "score", read, written, squares, units, rows=n, width=width)
-
-
-def _translating(recipe: Recipe, prompts: Sequence[Prompt], n: int, lengths: Lengths) -> Work:
-    """A translation reads a response and is taken to be as long; for language imbalance they go both ways."""
-    settings = recipe.translate
-    foreign = [language for language in recipe.languages if language != ENGLISH]
-    both_ways = recipe.language_imbalance is not None
-    count = sum(len(_in(prompts, language)) for language in foreign) * n * (2 if both_ways else 1)
-    means = [lengths.answer(language, recipe.sample.max_new_tokens) for language in foreign]
-    mean = sum(means) / max(1, len(means))
-    written = min(mean, settings.max_new_tokens)
-    rows = max(1, min(recipe.sample.batch_size, count))
-    steps = math.ceil(count / rows) * float(settings.max_new_tokens if not lengths.longest else written)
-    size = mean + 3 * lengths.template
-    squares = count * (size + written) ** 2
-    width = size + settings.max_new_tokens
-    return Work("translate", count * size, count * written, squares, count, steps, steps * rows, rows, width)
-
-
-def _training(recipe: Recipe, prompts: Sequence[Prompt], lengths: Lengths) -> Work:
-    """How many prompts make a pair is not known before."""
-    total, width, pairs = Work("train"), 0.0, 0
-    foreign = len(recipe.languages) - 1
-    for language in recipe.languages:
-        each = 1 if recipe.language_imbalance is None or language != ENGLISH else foreign
-        mean = lengths.answer(language, recipe.sample.max_new_tokens)
-        for prompt in _in(prompts, language):
-            size = lengths.prompt(prompt.instruction, language)
-            total = add_pair(total, size, (mean, mean), recipe.train, times=each)
-            width = max(width, size + recipe.sample.max_new_tokens)
-            pairs += each
-    return _trained(total, lengths.pairs, pairs, width, recipe.train)
-
-
-def _stage_0(settings: TrainSettings, texts: Texts, lengths: Lengths) -> Work:
-    total, width = Work("train"), 0.0
-    for pair in texts.preferences:
-        size = lengths.prompt("".join(message["content"] for message in pair.prompt), ENGLISH)
-        sides = (pair.chosen, pair.rejected)
-        answers = [lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template for answer in sides]
-        total = add_pair(total, size, answers, settings)
-        width = max(width, size + max(answers))
-    return _trained(total, 1.0, len(texts.preferences), width, settings)
 
 
 def add_pair(total: Work, prompt: float, answers: Sequence[float], settings: TrainSettings, times: int = 1) -> Work:
