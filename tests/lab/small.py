@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 import crosspref
-from crosspref.lab.world.experiment import Content, lab_recipe, merged, run
+from crosspref.lab.world.experiment import Content, lab_recipe, run
 from crosspref.lab.world.files import World, WorldFiles, write_preferences, write_prompts
 from crosspref.lab.world.measure import Measured, means, measure_run, without_english
 from crosspref.lab.world.world import LANGUAGES, WORDS, Answer, ask, draw_meaning, speak
+from crosspref.recipe.files import merged
 from crosspref.run.progress import Reporter
 
 QUIET = Reporter(Console(quiet=True))

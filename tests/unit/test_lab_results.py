@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 
 from crosspref.errors import DataError, RunError
 from crosspref.lab.world.evidence import CLAIMS, verdict, write_evidence
-from crosspref.lab.world.experiment import lab_recipe, merged, settings_digest
+from crosspref.lab.world.experiment import lab_recipe, settings_digest
 from crosspref.lab.world.files import WorldFiles
 from crosspref.lab.world.measure import policy_to_keep, without_english
 from crosspref.lab.world.studies import (
@@ -26,7 +26,7 @@ from crosspref.lab.world.studies import (
 )
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
-from crosspref.recipe.files import make_recipe
+from crosspref.recipe.files import make_recipe, merged
 
 LANGUAGES = ("en", "es", "de", "ru", "sw")
 

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from crosspref.errors import RunError
 from crosspref.reports.comparison import compare_runs
 from crosspref.reports.table import print_reports
 from crosspref.run.store import write_text
@@ -20,8 +19,5 @@ def execute(options: argparse.Namespace) -> None:
     print_reports([comparison.report(by_language=False)])
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
     for ending, text in files.items():
-        try:
-            write_text(Path(f"{options.out}.{ending}"), text)
-        except OSError as error:
-            raise RunError(f"{options.out}.{ending} cannot be written: {error}") from error
+        write_text(Path(f"{options.out}.{ending}"), text)
     print(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")

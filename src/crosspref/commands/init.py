@@ -21,13 +21,9 @@ def execute(options: argparse.Namespace) -> None:
     for path in (recipe, prompts):
         if path.exists():
             raise RecipeError(f"{path} exists already and is not overwritten. Name another directory.")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(prompts, (source / prompts.name).read_text(encoding="utf-8"))
-        # The absolute path works from every directory; JSON's quotes are YAML's too.
-        text = (source / recipe.name).read_text(encoding="utf-8").replace("RECIPE", str(recipe))
-        write_text(recipe, text.replace("source: PROMPTS", f"source: {json.dumps(str(prompts.resolve()))}"))
-    except OSError as error:
-        raise RecipeError(f"{directory} cannot be written: {error}") from error
+    write_text(prompts, (source / prompts.name).read_text(encoding="utf-8"))
+    # The absolute path works from every directory; JSON's quotes are YAML's too.
+    text = (source / recipe.name).read_text(encoding="utf-8").replace("RECIPE", str(recipe))
+    write_text(recipe, text.replace("source: PROMPTS", f"source: {json.dumps(str(prompts.resolve()))}"))
     print(f"Written: {recipe} and {prompts}")
     print(f"Fill in the models, then: {command_line('check', str(recipe))}")

@@ -8,8 +8,9 @@ from crosspref.engines import find_engine
 from crosspref.errors import RunError
 from crosspref.lab.world import measure, studies
 from crosspref.lab.world.evidence import write_evidence
-from crosspref.lab.world.experiment import lab_recipe, merged, run, settings_digest
+from crosspref.lab.world.experiment import lab_recipe, run, settings_digest
 from crosspref.lab.world.files import World, make_world
+from crosspref.recipe.files import merged
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text

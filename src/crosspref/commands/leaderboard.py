@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crosspref.errors import RunError
 from crosspref.run.store import write_text
 from crosspref.suites.leaderboard import leaderboard
 
@@ -50,8 +49,5 @@ def execute(options: argparse.Namespace) -> None:
     if options.out is None:
         print(text, end="")
         return
-    try:
-        write_text(Path(options.out), text)
-    except OSError as error:
-        raise RunError(f"{options.out} cannot be written: {error}") from error
+    write_text(Path(options.out), text)
     print(f"Written: {options.out}")

@@ -221,21 +221,21 @@ def _own_layers(content: dict[str, Any], name: str) -> _Layers:
 
 
 def _merge_all(layers: _Layers) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name, content in layers:
+    content: dict[str, Any] = {}
+    for name, layer in layers:
         try:
-            merged = _merge(merged, content)
+            content = merged(content, layer)
         except RecursionError as error:
             raise _recipe_error(name, [("", "a section contains itself through a YAML alias")]) from error
-    return merged
+    return content
 
 
-def _merge(lower: Any, upper: Any) -> Any:
+def merged(lower: Any, upper: Any) -> Any:
     """Return ``upper`` merged over ``lower``: sections are merged, everything else is replaced. Changes neither."""
     if not isinstance(upper, dict):
         return copy.deepcopy(upper)
     below = lower if isinstance(lower, dict) else {}
-    return copy.deepcopy(below) | {key: _merge(below.get(key), value) for key, value in upper.items()}
+    return copy.deepcopy(below) | {key: merged(below.get(key), value) for key, value in upper.items()}
 
 
 def override(content: dict[str, Any], change: str) -> None:

@@ -168,11 +168,18 @@ class Unit:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file so that it is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a small text file so that it is either whole or absent.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    _publish(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        _publish(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}") from error
 
 
 def publish_directory(temporary: Path, path: Path) -> None:

@@ -62,12 +62,6 @@ def lab_recipe(files: WorldFiles, seed: int, threads: int) -> Content:
     }
 
 
-def merged(content: Content, changes: Content) -> Content:
-    """Return a recipe's content with some settings changed; sections are merged."""
-    sections = {name: {**content.get(name, {}), **value} for name, value in changes.items() if isinstance(value, dict)}
-    return {**content, **changes, **sections}
-
-
 Rating = Callable[[str, str], float]
 """A reward of an instruction and a response."""
 

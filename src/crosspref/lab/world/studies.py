@@ -23,7 +23,6 @@ from crosspref.lab.world.experiment import (
     Rating,
     gold_rating,
     lab_recipe,
-    merged,
     random_rating,
     run,
     settings_digest,
@@ -33,6 +32,7 @@ from crosspref.lab.world.measure import HEADINGS, MEASURES, MEASURES_NOTE, measu
 from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
+from crosspref.recipe.files import merged
 from crosspref.reports.table import Report, csv_text
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
