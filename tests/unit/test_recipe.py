@@ -234,7 +234,7 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
         ({"reward": {"engine": "server"}, "server": {"protocol": "chat"}}, "server"),
         ({"reward": {"engine": "server", "counting": "znlp"}, "resources": {"shard_prompts": 3}}, "reward.counting"),
         ({"server": {"url": "localhost:8000/v1"}}, "server.url"),
-        ({"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}}, "server.urls"),
+        ({"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}}, "server.urls.pi_I"),
         # Language imbalance.
         ({"language_imbalance": {}, "languages": ["es", "fr"]}, "language_imbalance"),
         ({"language_imbalance": {}, "languages": ["en"]}, "language_imbalance"),

@@ -7,7 +7,7 @@ from YAML.
 import difflib
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from crosspref.languages import ENGLISH, LANGUAGES
 from crosspref.recipe.sections import (
@@ -32,8 +32,8 @@ from crosspref.recipe.sections import (
 )
 
 
-def require_known_languages(languages: list[str]) -> list[str]:
-    """Refuse unknown and repeated languages; a validator."""
+def _check_languages(languages: list[str]) -> list[str]:
+    """Refuse unknown and repeated languages."""
     faults = []
     for language in dict.fromkeys(languages):
         if language not in LANGUAGES:
@@ -47,6 +47,9 @@ def require_known_languages(languages: list[str]) -> list[str]:
     if faults:
         raise ValueError("; ".join(faults))
     return languages
+
+
+Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_check_languages)]
 
 
 def require_scoring_protocol(server: ServerSettings, info: ValidationInfo) -> ServerSettings:
@@ -63,7 +66,7 @@ class Recipe(Settings):
     """One run of Algorithm 1."""
 
     models: ModelSettings = Field(description="The models.")
-    languages: list[str] = Field(description="Tags of the languages to align, for example [en, es, fr].", min_length=1)
+    languages: Languages = Field(description="Tags of the languages to align, for example [en, es, fr].")
     prompts: PromptSettings = Field(description="The training prompts.")
     iterations: Annotated[int, Field(ge=0)] = Field(
         2, description="Iterations of sample, score, select and train (T). With 0, only make and evaluate pi_0."
@@ -102,8 +105,6 @@ class Recipe(Settings):
     def has_implicit_reward(self) -> bool:
         """Whether the models have an implicit reward. Without pi_I, only reference-free algorithms do."""
         return self.models.initial is not None or self.reward.algorithm in REFERENCE_FREE
-
-    _known_languages = field_validator("languages")(require_known_languages)
 
     @field_validator("align_english")
     @classmethod

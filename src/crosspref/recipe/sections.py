@@ -7,7 +7,7 @@ together.
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -355,20 +355,23 @@ class VllmSettings(Settings):
     max_sequences: Positive = Field(256, description="Maximum number of responses sampled in parallel.")
 
 
-class ServerSettings(Settings):
-    """An OpenAI-compatible server, for `sample.engine: server` and `reward.engine: server`.
+def _checked_address(url: str) -> str:
+    """Return a server's address. Raises ValueError if it is not an address, or contains credentials."""
+    parts = urlsplit(url)
+    if parts.password is not None or parts.username is not None:  # do not repeat it in the message
+        raise ValueError("the address contains a user or password, but is stored with the run: use key_variable")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not a server's address, such as http://localhost:8000/v1")
+    return url
 
-    The models of a run are called pi_I, pi_0, pi_1 ... unless `names` says otherwise.
-    """
 
-    url: str = Field("http://localhost:8000/v1", description="The server's address, including the API version.")
-    urls: dict[str, str] = Field({}, description="Addresses of models on other servers: {pi_I: http://...}.")
-    names: dict[str, str] = Field({}, description="Names under which models are served: {pi_0: my/model}.")
-    protocol: Literal["tokens", "chat"] = Field(
-        "tokens",
-        description="tokens: exchange token ids (vLLM). chat: exchange messages and text, which every server supports; "
-        "cannot score.",
-    )
+Address = Annotated[str, AfterValidator(_checked_address)]
+
+
+class ConnectionSettings(Settings):
+    """How an OpenAI-compatible server is reached."""
+
+    url: Address = Field("http://localhost:8000/v1", description="The server's address, including the API version.")
     key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
     concurrency: Positive = Field(32, description="Maximum number of simultaneous requests.")
     requests_per_minute: Positive | None = Field(None, description="Maximum number of requests per minute.")
@@ -378,25 +381,20 @@ class ServerSettings(Settings):
         description="Retries, with increasing delays, after 429, 5xx, a lost connection or an incomplete answer.",
     )
 
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        return checked_address(url)
 
-    @field_validator("urls")
-    @classmethod
-    def _are_addresses(cls, urls: dict[str, str]) -> dict[str, str]:
-        return {role: checked_address(url) for role, url in urls.items()}
+class ServerSettings(ConnectionSettings):
+    """An OpenAI-compatible server, for `sample.engine: server` and `reward.engine: server`.
 
+    The models of a run are called pi_I, pi_0, pi_1 ... unless `names` says otherwise.
+    """
 
-def checked_address(url: str) -> str:
-    """Return a server's address. Raises ValueError if it is not an address, or contains credentials."""
-    parts = urlsplit(url)
-    if parts.password is not None or parts.username is not None:  # do not repeat it in the message
-        raise ValueError("the address contains a user or password, but is stored with the run: use key_variable")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not a server's address, such as http://localhost:8000/v1")
-    return url
+    urls: dict[str, Address] = Field({}, description="Addresses of models on other servers: {pi_I: http://...}.")
+    names: dict[str, str] = Field({}, description="Names under which models are served: {pi_0: my/model}.")
+    protocol: Literal["tokens", "chat"] = Field(
+        "tokens",
+        description="tokens: exchange token ids (vLLM). chat: exchange messages and text, which every server supports; "
+        "cannot score.",
+    )
 
 
 class RaySettings(Settings):

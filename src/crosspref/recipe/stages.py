@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from crosspref.recipe.schema import require_known_languages, require_scoring_protocol
+from crosspref.recipe.schema import Languages, require_scoring_protocol
 from crosspref.recipe.sections import (
     EvaluateSettings,
     LengthPenaltySettings,
@@ -30,11 +30,9 @@ class StageSettings(Settings):
     """The settings that all stages have."""
 
     models: StageModels = Field(StageModels(), description="How models are loaded.")
-    languages: list[str] = Field(description="Language tags, for example [en, es, fr].", min_length=1)
+    languages: Languages = Field(description="Language tags, for example [en, es, fr].")
     seed: Seed = Field(42, description="Seed of all random numbers.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the stage is executed.")
-
-    _known_languages = field_validator("languages")(require_known_languages)
 
 
 class SampleStage(StageSettings):

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from crosspref.recipe.sections import (
     AtLeastZero,
+    ConnectionSettings,
     Positive,
     RaySettings,
     ResourceSettings,
@@ -14,19 +15,14 @@ from crosspref.recipe.sections import (
     Settings,
     Share,
     VllmSettings,
-    checked_address,
 )
 from crosspref.suites.nlp.tasks import TaskName
 
 
-class JudgeSettings(Settings):
+class JudgeSettings(ConnectionSettings):
     """The judge: a model on any OpenAI-compatible server."""
 
     model: str | None = Field(None, description="The judge's name on its server, preferably a dated one.")
-    url: Annotated[str, AfterValidator(checked_address)] = Field(
-        "http://localhost:8000/v1", description="The server's address, including the API version."
-    )
-    key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
     protocol: Literal["auto", "logprobs", "text"] = Field(
         "auto",
         description="logprobs: read the verdict from the log-probabilities of the two labels. text: read it from the "
@@ -47,12 +43,6 @@ class JudgeSettings(Settings):
         description="Maximum cost of all verdicts of this judge in the file of verdicts, including earlier ones, in "
         "the currency of the prices. Judging stops before exceeding it.",
     )
-    concurrency: Positive = Field(32, description="Maximum number of simultaneous requests.")
-    requests_per_minute: Positive | None = Field(None, description="Maximum number of requests per minute.")
-    timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds to wait for an answer.")
-    retries: Annotated[int, Field(ge=0)] = Field(
-        6, description="Retries, with increasing delays, after 429, 5xx, a lost connection or an incomplete answer."
-    )
 
     @field_validator("request")
     @classmethod
@@ -71,8 +61,7 @@ class JudgeSettings(Settings):
 
     def transport(self) -> ServerSettings:
         """Return the settings of the judge's server."""
-        shared = self.model_dump(include=ServerSettings.model_fields.keys() - {"protocol"})
-        return ServerSettings(protocol="chat", **shared)
+        return ServerSettings(protocol="chat", **self.model_dump(include=set(ConnectionSettings.model_fields)))
 
 
 class AnswerSettings(Settings):

@@ -10,7 +10,6 @@ finished there is not done again. The settings are a recipe's: of ``align_englis
 used, and ``evaluate`` holds for pi_I too.
 """
 
-import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from crosspref.lab.canary.report import Findings, frequency_report
 from crosspref.lab.canary.traits import find_trait, make_pairs
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import locate_model
-from crosspref.recipe.files import make_recipe, override
+from crosspref.recipe.files import make_recipe, merged, override
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
@@ -107,7 +106,7 @@ def make_canary(
     Raises:
         RecipeError: a setting is wrong, or leaves nothing to carry over, or there are fewer than two answers.
     """
-    content = copy.deepcopy(SETTINGS) | {"models": {"initial": model}} | ({} if seed is None else {"seed": seed})
+    content = merged(SETTINGS, {"models": {"initial": model}, **({} if seed is None else {"seed": seed})})
     for change in overrides:
         override(content, change)
     canary = Canary(Path(out), content, answers, reporter)
