@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from crosspref import __version__
 from crosspref.commands import COMMANDS
@@ -43,7 +44,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"crosspref {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, description=text, **({"help": text} if text else {}))
+        listed: dict[str, Any] = {"help": text} if text else {}  # without help it is not listed
+        command = commands.add_parser(name, description=text, **listed)
         if name in given:
             module = importlib.import_module(f"crosspref.commands.{name}")
             module.add_arguments(command)

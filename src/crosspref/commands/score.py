@@ -163,8 +163,7 @@ def _count_flips(
     used = [prompt for prompt in prompts if (prompt.prompt_id, prompt.language) in answered]
     counts = []
     for rules in rules_by_language(settings, used, noise_gap(settings.reward.algorithm, settings.reward.beta)):
-        answers, exact, znlp = (
-            [row for row in rows if row.language == rules.language] for rows in (responses, exact_scores, znlp_scores)
-        )
+        tag, answers = rules.language, [row for row in responses if row.language == rules.language]
+        exact, znlp = ([row for row in scores if row.language == tag] for scores in (exact_scores, znlp_scores))
         counts.append(flips(answers, exact, znlp, rules))
     return counts

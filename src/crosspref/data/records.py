@@ -224,6 +224,11 @@ class Agreement:
     pairs: int
 
 
+SCHEMAS: dict[type, pa.Schema] = {
+    kind: schema_of(kind) for kind in (Prompt, Response, Translation, Score, Pair, Dropped, Agreement, Measure)
+}
+
+
 def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind as an Arrow table with that kind's schema."""
     schema = schema_of(kind)

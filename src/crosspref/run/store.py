@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosspref.data.records import SCHEMA_VERSION, from_table, schema_of, to_table
+from crosspref.data.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 from crosspref.errors import RunError
 from crosspref.run.ranks import is_main
 
@@ -122,7 +122,7 @@ class Unit:
         """Write tables of one kind one after another, without marking the unit as done; the file appears at the end."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary, waiting = _temporary(self.path), list[pa.Table]()
-        with pq.ParquetWriter(temporary, schema_of(kind), compression="zstd") as file:
+        with pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as file:
 
             def write(table: pa.Table | None) -> None:
                 waiting.extend([] if table is None else [table])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from crosspref.data.records import Dropped, Pair, Response, Score, from_table, schema_of, to_table
+from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, from_table, to_table
 from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
 from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
 
@@ -185,7 +185,7 @@ def _pair_table(
     instructions = [rules.instructions[prompt_id] for prompt_id in prompt_ids]
     answers = part.responses(["sample", "text", "token_ids"])
     chosen, rejected = answers.take(best[0]), answers.take(worst[0])
-    count, schema = len(prompt_ids), schema_of(Pair)
+    count, schema = len(prompt_ids), SCHEMAS[Pair]
 
     def chat(role: str, content: pa.Array) -> pa.Array:
         messages = pa.StructArray.from_arrays([pa.repeat(role, count), _one(content)], ["role", "content"])
