@@ -13,7 +13,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs that tests start inherit it
 
 import pytest  # noqa: E402 - after what it and peft read when they are imported
-from tiny import CONFIGS, make_model, nudge  # noqa: E402
+from tiny import CONFIGS, make_model, nudge, talker  # noqa: E402
 
 HERE = Path(__file__).parent
 MARKS = {"e2e": "slow", "lab": "slow", "nightly": "nightly", "with_vllm": "nightly"}
@@ -36,3 +36,11 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
         initial = make_model(root / kind, kind)
         models[kind] = (initial, nudge(initial, root / f"{kind}-aligned"))
     return models
+
+
+@pytest.fixture(scope="session")
+def models(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(pi_I, pi_0) that end their turn now and then."""
+    root = tmp_path_factory.mktemp("talkers")
+    initial, aligned = tiny_models["llama"]
+    return talker(initial, root / "initial"), talker(aligned, root / "aligned")

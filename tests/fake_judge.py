@@ -7,17 +7,17 @@ what it says of an answer means nothing.
 import hashlib
 import json
 import math
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from http_server import JsonHandler, LocalServer
 
 TOKENS_IN, TOKENS_OUT = 100, 1
 """What every answer is said to have taken."""
 
 
-class FakeJudge:
+class FakeJudge(LocalServer):
     """Answers until it is closed; ``asked`` has every body that it was sent.
 
     Args:
@@ -46,22 +46,7 @@ class FakeJudge:
         self.delay, self.known_as, self.says, self.unwilling = delay, known_as, says, unwilling
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
-        self.lock = threading.Lock()
-        owner = self
-
-        class Handler(_Handler):
-            judge = owner
-
-        self.http = _Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(_Handler)
 
     def questions(self) -> list[str]:
         """What it was asked, a text each, without what only asks whether it gives log-probabilities."""
@@ -99,40 +84,19 @@ def grade(messages: list[dict[str, str]]) -> int:
     return round(1 + 9 * opinion(messages))
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no fault."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    judge: FakeJudge
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.judge.lock:
-            self.judge.asked.append(body)
-            self.judge.keys.add(self.headers.get("Authorization"))
-        time.sleep(self.judge.delay)
+class _Handler(JsonHandler):
+    def post(self, content: bytes) -> None:
+        judge: FakeJudge = self.owner
+        body = json.loads(content)
+        with judge.lock:
+            judge.asked.append(body)
+            judge.keys.add(self.headers.get("Authorization"))
+        time.sleep(judge.delay)
         if not self.path.startswith("/v1/"):
-            self._send(404, {"error": {"message": "there is nothing here"}})
-        elif self.judge.refuses and body.get("logprobs"):
-            self._send(400, {"error": {"message": "logprobs are not supported"}})
-        elif self.judge.unwilling is not None and self.judge.unwilling in json.dumps(body["messages"]):
-            self._send(400, {"error": {"message": "the prompt is too long"}})
+            self.refuse(404, "there is nothing here")
+        elif judge.refuses and body.get("logprobs"):
+            self.refuse(400, "logprobs are not supported")
+        elif judge.unwilling is not None and judge.unwilling in json.dumps(body["messages"]):
+            self.refuse(400, "the prompt is too long")
         else:
-            self._send(200, self.judge.answer(body))
-
-    def _send(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            self.send_json(200, judge.answer(body))

@@ -5,17 +5,16 @@ full forward pass per token. It draws as the sampler of transformers does, so th
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from http_server import JsonHandler, LocalServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-class FakeOpenAIServer:
+class FakeOpenAIServer(LocalServer):
     """Serves models by name until it is closed; ``key`` is what it asks for, ``asked`` every body that it was sent.
 
     ``changes`` is laid over every choice of every completion, as a server that errs would have it.
@@ -26,19 +25,7 @@ class FakeOpenAIServer:
         self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in models.items()}
         self.key, self.changes, self.asked = key, changes, list[dict[str, Any]]()
         self.context = 1024
-        self.lock = threading.Lock()
-        owner = self
-
-        class Handler(_Handler):
-            server_state = owner
-
-        self.http = _Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(_Handler)
 
     def add(self, name: str, path: Path) -> None:
         """Serve another model, as a person does between two iterations."""
@@ -100,54 +87,35 @@ class FakeOpenAIServer:
         return ids, "length"
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
+class _Handler(JsonHandler):
+    owner: FakeOpenAIServer
 
-    def handle_error(self, *_: Any) -> None:
-        """A client that went away, since another of its requests failed, is no fault."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_state: FakeOpenAIServer
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         if self._may_ask() and self.path == "/v1/models":
-            self._send(200, self.server_state.list_models())
+            self.send_json(200, self.owner.list_models())
         elif self._may_ask():
-            self._send(404, {"error": {"message": f"Not Found: {self.path}"}})
+            self.refuse(404, f"Not Found: {self.path}")
         else:
             self._refuse()
 
-    def do_POST(self) -> None:
-        state = self.server_state
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self, content: bytes) -> None:
+        state = self.owner
+        body = json.loads(content)
         if not self._may_ask():
             self._refuse()
         elif body.get("model") not in state.models:
-            self._send(404, {"error": {"message": f"The model `{body.get('model')}` does not exist."}})
+            self.refuse(404, f"The model `{body.get('model')}` does not exist.")
         elif len(body.get("prompt", ())) + body["max_tokens"] > state.context:
-            self._send(400, {"error": {"message": f"This model's maximum context length is {state.context} tokens."}})
+            self.refuse(400, f"This model's maximum context length is {state.context} tokens.")
         else:
             with state.lock:
                 state.asked.append(body)
                 answer = state.chat(body) if self.path == "/v1/chat/completions" else state.complete(body)
-            self._send(200, answer)
+            self.send_json(200, answer)
 
     def _may_ask(self) -> bool:
-        return self.server_state.key is None or self.headers.get("Authorization") == f"Bearer {self.server_state.key}"
+        return self.owner.key is None or self.headers.get("Authorization") == f"Bearer {self.owner.key}"
 
     def _refuse(self) -> None:
         # Like some hosted servers, it repeats the key that it refuses.
-        self._send(401, {"error": {"message": f"Incorrect API key provided: {self.headers.get('Authorization')}"}})
-
-    def _send(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        self.refuse(401, f"Incorrect API key provided: {self.headers.get('Authorization')}")

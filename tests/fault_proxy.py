@@ -11,12 +11,11 @@ import http.client
 import json
 import random
 import socket
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
 from urllib.parse import urlsplit
+
+from http_server import JsonHandler, LocalServer
 
 FAULTS = ("429", "500", "503", "drop before", "drop after", "drop amid", "half JSON", "no JSON", "no choices", "delay")
 """What a client should get over. ``drop before``: the connection ends before the server is asked; ``after``: when the
@@ -26,7 +25,7 @@ RETRY_AFTER = 0.2
 """Seconds that a 429 asks for."""
 
 
-class FaultProxy:
+class FaultProxy(LocalServer):
     """A proxy on a port of its own. ``other model`` is a fault, too: the answer then bears another model's name."""
 
     def __init__(
@@ -39,30 +38,12 @@ class FaultProxy:
         delay: float = 0.5,
     ) -> None:
         parts = urlsplit(target)
-        self.host, self.port, self.path = str(parts.hostname), parts.port or 80, parts.path
+        self.host, self.port = str(parts.hostname), parts.port or 80
         self.faults, self.share, self.seed, self.most, self.delay = faults, share, seed, most, delay
         self.seen, self.injected = Counter[bytes](), Counter[str]()
         self.times: list[float] = []
         self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-        owner = self
-
-        class Handler(_Handler):
-            proxy = owner
-
-        self.http = _Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}{self.path}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(_Handler, parts.path)
 
     def draw(self, request: bytes) -> str | None:
         """Return what goes wrong with a request this time, if anything."""
@@ -78,54 +59,43 @@ class FaultProxy:
             return fault
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
+class _Handler(JsonHandler):
+    owner: FaultProxy
 
-    def handle_error(self, *_: Any) -> None:
-        """A client that went away, since it waited long enough, is no fault."""
+    def get(self) -> None:
+        self.post(b"")
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    proxy: FaultProxy
-
-    def do_GET(self) -> None:
-        self._pass_on(b"")
-
-    def do_POST(self) -> None:
-        self._pass_on(self.rfile.read(int(self.headers["Content-Length"])))
-
-    def _pass_on(self, body: bytes) -> None:
-        with self.proxy.lock:
-            self.proxy.at_once += 1
-            self.proxy.most_at_once = max(self.proxy.most_at_once, self.proxy.at_once)
+    def post(self, body: bytes) -> None:
+        with self.owner.lock:
+            self.owner.at_once += 1
+            self.owner.most_at_once = max(self.owner.most_at_once, self.owner.at_once)
         try:
             self._answer(body)
         finally:
-            with self.proxy.lock:
-                self.proxy.at_once -= 1
+            with self.owner.lock:
+                self.owner.at_once -= 1
 
     def _answer(self, body: bytes) -> None:
-        fault = self.proxy.draw(self.command.encode() + self.path.encode() + body)
+        fault = self.owner.draw(self.command.encode() + self.path.encode() + body)
         if fault in ("429", "500", "503"):
-            self._send(int(fault), b'{"error": {"message": "injected"}}', {"Retry-After": str(RETRY_AFTER)})
+            self.send(int(fault), b'{"error": {"message": "injected"}}', {"Retry-After": str(RETRY_AFTER)})
             return
         if fault == "drop before":
             self._drop()
             return
         if fault == "delay":
-            time.sleep(self.proxy.delay)
+            time.sleep(self.owner.delay)
         status, answer = self._ask(body)
         if fault == "drop after":
             self._drop()
         elif fault == "drop amid":
-            self._send(status, answer, {}, keep=len(answer) // 2)
+            self.send(status, answer, keep=len(answer) // 2)
             self._drop()
         else:
-            self._send(status, _changed(answer, fault), {})
+            self.send(status, _changed(answer, fault))
 
     def _ask(self, body: bytes) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.proxy.host, self.proxy.port)
+        connection = http.client.HTTPConnection(self.owner.host, self.owner.port)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
         headers["Accept-Encoding"] = "identity"
         connection.request(self.command, self.path, body or None, headers)
@@ -134,20 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
         connection.close()
         return response.status, answer
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], keep: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[:keep])
-
     def _drop(self) -> None:
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 def _changed(answer: bytes, fault: str | None) -> bytes:

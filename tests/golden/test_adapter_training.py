@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import make_adapter
-from training import LORA, PAIRS, Models, make_trainer, train
+from training import LORA, PAIRS, Models, make_trainer, train, train_until
 
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.engines.transformers import adapters
@@ -126,26 +126,20 @@ def test_one_base_is_held(tiny_models: Models, adapter: Path, tmp_path: Path, mo
         held.clear()
 
 
-class KilledError(Exception):
-    """Stands for a SIGKILL."""
-
-
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_a_killed_training_goes_on_to_the_same_adapter(method: str, adapter: Path, tmp_path: Path) -> None:
-    changes = {"lora": SAVED, "epochs": 3, "checkpoint_every": 2, "method": method, "learning_rate": 3e-3}
-    changes |= {"batch_size": 16, "micro_batch_size": 8}
+    changes = {
+        "lora": SAVED,
+        "epochs": 3,
+        "checkpoint_every": 2,
+        "method": method,
+        "learning_rate": 3e-3,
+        **WHOLE_BATCH,
+    }
     whole = train(make_trainer(adapter, **changes), tmp_path / "whole")
     assert whole["steps"] > 2
-    calls: list[int] = []
-
-    def advance(*_: int) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KilledError
-
     folder = tmp_path / "killed"
-    with pytest.raises(KilledError):
-        make_trainer(adapter, **changes).train(PAIRS, folder / "out", folder / "checkpoints", advance)
+    train_until(make_trainer(adapter, **changes), folder, 3)
     resumed = train(make_trainer(adapter, **changes), folder)
     assert [entry["loss"] for entry in resumed["log"]] == pytest.approx([entry["loss"] for entry in whole["log"]])
     expected = load_file(tmp_path / "whole" / "out" / "adapter_model.safetensors")

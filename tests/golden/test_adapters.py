@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_adapter
 
-from crosspref import ImplicitReward
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
@@ -174,17 +173,6 @@ def test_merging_is_done_in_float32(four: dict[str, Four]) -> None:
         assert found[name].dtype is torch.bfloat16
         # Float32 sums may fall on the other side of where bfloat16 rounds, but rarely, and by one step.
         assert float((found[name] != weight.to(torch.bfloat16)).float().mean()) < 1e-3, name
-
-
-def test_implicit_reward_of_an_adapter(four: dict[str, Four], tiny_models: Models) -> None:
-    adapter, _, merged, _ = four["llama"]
-    found, expected = (
-        ImplicitReward(str(policy), str(tiny_models["llama"][0]), device="cpu", dtype="float32").score(
-            "Why is the sky blue?", ["Porque sí.", "No sé."], language="es"
-        )
-        for policy in (adapter, merged)
-    )
-    assert [row.reward for row in found] == pytest.approx([row.reward for row in expected], abs=NATS)
 
 
 def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, tmp_path: Path) -> None:

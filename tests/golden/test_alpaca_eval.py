@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alpaca_world import draw_gamed
 
-from crosspref.maths.alpaca import Gamed, WinRates, comparisons, preference_outcomes, win_rates
+from crosspref.maths.alpaca import WinRates, comparisons, preference_outcomes, win_rates
 
 if importlib.util.find_spec("alpaca_eval") is None:
     pytest.skip("alpaca-eval is not installed: make test-alpaca", allow_module_level=True)
@@ -45,7 +46,7 @@ class Case:
         self.items = sorted(draw.permutation(range(self.first, ITEMS))[: self.keep].tolist())
         first, second = (np.exp(draw.normal(mean, 0.6, self.keep)).astype(int) for mean in (7.5, 7.3))
         self.lengths = first.tolist(), second.tolist()
-        difficulty = gamed_table().difficulty[self.items]
+        difficulty = GAMED.difficulty[self.items]
         logit = self.skill + 0.8 * difficulty - np.tanh((second - first) / 1000) + draw.normal(0, 2, self.keep)
         preferences = 1 + 1 / (1 + np.exp(-2 * logit))
         drawn = draw.random(self.keep)
@@ -55,13 +56,12 @@ class Case:
         self.preferences = [None if gone else float(one) for one, gone in zip(preferences, missing, strict=True)]
 
     def ours(self) -> WinRates:
-        table = gamed_table()
         compared = comparisons(
             self.items,
             self.preferences,
             *self.lengths,
-            gamed=table if self.lc_name == "LC" else None,
-            difficulty=None if self.lc_name == "LC-minimal" else table.difficulties(),
+            gamed=GAMED if self.lc_name == "LC" else None,
+            difficulty=None if self.lc_name == "LC-minimal" else GAMED.difficulties(),
             by_position=self.by_position,
         )
         return win_rates(compared, fit_by_cross_validation)
@@ -78,14 +78,7 @@ class Case:
         return {"glm_name": GLM_NAMES[self.lc_name], "annotations": columns}
 
 
-def gamed_table() -> Gamed:
-    draw = np.random.default_rng(7)
-    difficulty = np.tile(draw.normal(0, 1.2, ITEMS), 2)
-    lengths = np.concatenate([draw.normal(-0.6, 1, ITEMS), draw.normal(0.9, 1, ITEMS)])
-    outcomes = 1 / (1 + np.exp(-(0.9 * difficulty - 1.5 * np.tanh(lengths) + draw.normal(0, 1.5, 2 * ITEMS))))
-    return Gamed((*range(ITEMS), *range(ITEMS)), outcomes, lengths, difficulty)
-
-
+GAMED = draw_gamed(ITEMS)
 CASES = {
     "all": Case(),
     "all by position": Case(by_position=True),
@@ -104,10 +97,9 @@ CASES = {
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("alpaca_eval")
-    table = gamed_table()
     lines = ["model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"]
-    for row, item in enumerate(table.items):
-        numbers = ",".join(repr(float(column[row])) for column in (table.outcomes, table.lengths, table.difficulty))
+    for row, item in enumerate(GAMED.items):
+        numbers = ",".join(repr(float(column[row])) for column in (GAMED.outcomes, GAMED.lengths, GAMED.difficulty))
         lines.append(f"{'verbose' if row < ITEMS else 'concise'},{item},{numbers},False")
     (folder / "gamed.csv").write_text("\n".join(lines))
     (folder / "cases.json").write_text(json.dumps({name: case.theirs() for name, case in CASES.items()}))

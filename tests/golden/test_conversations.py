@@ -1,13 +1,12 @@
 """A request that carries the turns before it, and a temperature of its own: the same for every sampler."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import naive
 import pytest
-import torch
 from fake_openai_server import FakeOpenAIServer
-from tiny import talker
 from transformers import AutoTokenizer
 
 from crosspref.data.records import FollowUp, Instruction, Prompt
@@ -28,9 +27,9 @@ PROMPTS = [Prompt("81.1", "es", FIRST), FollowUp("81.2", "es", NEXT, MESSAGES[:2
 REQUESTS: list[tuple[Instruction, list[int]]] = [(prompt.asked, [7, 8]) for prompt in PROMPTS]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return talker(tiny_models["llama"][1], tmp_path_factory.mktemp("talker") / "model")
+@pytest.fixture
+def model(models: tuple[Path, Path]) -> Path:
+    return models[1]
 
 
 def make_sampler(model: Path, temperature: float = 0.9, **given: Any) -> TransformersSampler:
@@ -62,9 +61,7 @@ def test_the_likeliest_answer_is_the_naive_one_behind_the_whole_conversation(mod
     plain = naive.load(model)
     sampler = make_sampler(model)
     for prompt, answers in zip(spelled_out(model), draw(sampler, 0.0), strict=True):
-        ids: list[int] = []
-        while len(ids) < 12 and not {1, 2} & set(ids):
-            ids.append(int(plain(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax()))
+        ids = naive.greedy(plain, prompt, 12)
         assert [answer.token_ids for answer in answers] == [ids, ids]
     assert draw(sampler, 0.0) == draw(make_sampler(model, greedy=True))
 
@@ -83,21 +80,17 @@ def test_a_temperature_of_its_own_is_as_if_the_sampler_had_it(model: Path, decod
 @pytest.mark.parametrize("protocol", ["tokens", "chat"])
 def test_a_server_gets_the_conversation_and_answers_as_transformers(model: Path, protocol: Any) -> None:
     pytest.importorskip("openai")
-    server = FakeOpenAIServer({"pi_0": model})
-    settings = EngineSettings(
-        sample=SampleSettings(max_new_tokens=12),
-        server=ServerSettings(url=server.url, protocol=protocol),
-        roles={str(model): "pi_0"},
-    )
-    sampler = ServerSampler(settings, locate_model(str(model)))
-    try:
-        for temperature in (None, 1.7, 0.0):
-            rows = [draw(one, temperature) for one in (sampler, make_sampler(model))]
-            found, expected = ([[(one.text, one.finish_reason) for one in row] for row in each] for each in rows)
-            assert found == expected
-    finally:
-        sampler.close()
-        server.close()
+    with FakeOpenAIServer({"pi_0": model}) as server:
+        settings = EngineSettings(
+            sample=SampleSettings(max_new_tokens=12),
+            server=ServerSettings(url=server.url, protocol=protocol),
+            roles={str(model): "pi_0"},
+        )
+        with closing(ServerSampler(settings, locate_model(str(model)))) as sampler:
+            for temperature in (None, 1.7, 0.0):
+                rows = [draw(one, temperature) for one in (sampler, make_sampler(model))]
+                found, expected = ([[(one.text, one.finish_reason) for one in row] for row in each] for each in rows)
+                assert found == expected
     given = {(body["temperature"], body["top_p"]) for body in server.asked}
     assert given == {(0.9, 1.0), (1.7, 1.0), (0.0, 1.0)}
     if protocol == "chat":

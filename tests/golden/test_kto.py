@@ -6,7 +6,7 @@ from typing import Any
 import naive
 import pytest
 import torch
-from training import PAIRS, Models, make_trainer, train
+from training import PAIRS, Models, make_trainer, other_prompt, train
 
 from crosspref.data.records import Pair
 from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
@@ -77,8 +77,7 @@ def mismatched(tiny_models: Models, reference: Path) -> dict[tuple[int, ...], fl
     start, found = tiny_models["llama"][1], {}
     policy, other = naive.load(start), naive.load(reference)
     for position, pair in enumerate(SEVEN):
-        rest = [*SEVEN[position + 1 :], *SEVEN[:position]]
-        mismatch = next(row for row in rest if row.prompt != pair.prompt)
+        mismatch = other_prompt(SEVEN, position)
         prompt = naive.prompt_ids(start, pair.prompt[0]["content"])
         for kind in ("chosen_token_ids", "rejected_token_ids"):
             with torch.no_grad():

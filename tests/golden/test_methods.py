@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import naive
 import pytest
 import torch
-from training import LORA, PAIRS, Models, assert_close, make_trainer, train, watch
+from training import LORA, PAIRS, Models, assert_close, make_trainer, other_prompt, train, watch
 
 from crosspref.data.records import Pair
 from crosspref.engines.training.pairs import PairTrainer
@@ -29,12 +30,6 @@ SETTINGS = {
     "desirable_weight": DESIRABLE,
     "undesirable_weight": UNDESIRABLE,
 }
-
-
-def other_prompt(pairs: Sequence[Pair], position: int) -> Pair:
-    """Return the next pair, cyclically, that has another prompt."""
-    rest = [*pairs[position + 1 :], *pairs[:position]]
-    return next(pair for pair in rest if pair.prompt != pairs[position].prompt)
 
 
 def naive_logprobs(model: Any, directory: Path, pairs: Sequence[Pair]) -> torch.Tensor:
@@ -275,10 +270,7 @@ def test_adapters_beside_another_reference(method: str, tiny_models: Models, ref
 
 def test_a_reference_with_another_tokenizer_is_refused(tiny_models: Models, tmp_path: Path) -> None:
     initial, start = tiny_models["llama"]
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in initial.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = Path(shutil.copytree(initial, tmp_path / "other"))
     (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(ModelError, match=re.escape(str(other))):
         make_trainer(start, reference=other)

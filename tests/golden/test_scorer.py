@@ -139,14 +139,6 @@ def test_what_is_known_is_not_computed(scorers: dict[str, TransformersScorer], m
     assert computed == [1, 1]
 
 
-def test_exactly_one_bos(scorers: dict[str, TransformersScorer], tiny_models: Models) -> None:
-    for instruction in INSTRUCTIONS:
-        ids = scorers["llama"].tokenizer.prompt_ids(instruction)
-        assert ids == naive.prompt_ids(tiny_models["llama"][0], instruction)
-        assert ids[0] == 0
-        assert ids.count(0) == 1
-
-
 def test_ids_are_scored_as_sampled(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
     """A model may sample "la" as two tokens where the tokenizer would make one: its own two are scored."""
     initial, aligned = tiny_models["llama"]

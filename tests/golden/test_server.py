@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import pytest
 from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FAULTS, RETRY_AFTER, FaultProxy
-from tiny import talker
 
 from crosspref.data.records import Response, derive_seed
 from crosspref.engines import EngineSettings
@@ -32,6 +32,8 @@ from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSe
 
 pytest.importorskip("openai")
 
+Answers = list[list[Sampled]]
+Pair = tuple[Path, Path]
 NATS = 1e-4  # per sequence
 EOS, END = 1, 2
 KEY = "sk-secret-1234"
@@ -46,18 +48,9 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(pi_I, pi_0)."""
-    root = tmp_path_factory.mktemp("talkers")
-    initial, aligned = tiny_models["llama"]
-    return talker(initial, root / "initial"), talker(aligned, root / "aligned")
-
-
-@pytest.fixture(scope="module")
-def server(pair: tuple[Path, Path]) -> Iterator[FakeOpenAIServer]:
-    found = FakeOpenAIServer({"pi_I": pair[0], "pi_0": pair[1]})
-    yield found
-    found.close()
+def server(models: Pair) -> Iterator[FakeOpenAIServer]:
+    with FakeOpenAIServer({"pi_I": models[0], "pi_0": models[1]}) as server:
+        yield server
 
 
 @pytest.fixture
@@ -67,25 +60,23 @@ def _fresh(server: FakeOpenAIServer) -> Iterator[None]:
     server.changes, server.key, server.context = {}, None, 1024
 
 
-def engine_settings(pair: tuple[Path, Path], url: str, **settings: Any) -> EngineSettings:
+def engine_settings(pair: Pair, url: str, **settings: Any) -> EngineSettings:
     roles = {str(pair[0]): "pi_I", str(pair[1]): "pi_0"}
     return EngineSettings(sample=SAMPLE, resources=RESOURCES, server=ServerSettings(url=url, **settings), roles=roles)
 
 
-def make_sampler(pair: tuple[Path, Path], url: str, greedy: bool = False, **settings: Any) -> ServerSampler:
+def make_sampler(pair: Pair, url: str, greedy: bool = False, **settings: Any) -> ServerSampler:
     return ServerSampler(engine_settings(pair, url, **settings), locate_model(str(pair[1])), greedy=greedy)
 
 
-def make_scorer(pair: tuple[Path, Path], url: str, *, reward: RewardSettings | None = None, **settings: Any) -> Any:
-    models = [locate_model(str(path)) for path in reversed(pair)]
-    return ServerScorer(replace(engine_settings(pair, url, **settings), reward=reward or RewardSettings()), *models)
+def make_scorer(pair: Pair, url: str, *, reward: RewardSettings | None = None, **settings: Any) -> Any:
+    files = [locate_model(str(path)) for path in reversed(pair)]
+    return ServerScorer(replace(engine_settings(pair, url, **settings), reward=reward or RewardSettings()), *files)
 
 
-def draw(sampler: Any, requests: Any = REQUESTS) -> list[list[Sampled]]:
-    try:
-        found: list[list[Sampled]] = sampler.sample(requests, lambda *_: None)
-    finally:
-        sampler.close()
+def draw(sampler: Any, requests: Any = REQUESTS) -> Answers:
+    with closing(sampler):
+        found: Answers = sampler.sample(requests, lambda *_: None)
     return found
 
 
@@ -109,26 +100,22 @@ RESPONSES = [
 
 
 def score(scorer: Any, instruction: str = INSTRUCTIONS[1]) -> list[LogProbs]:
-    try:
+    with closing(scorer):
         found: list[LogProbs] = scorer.score(instruction, RESPONSES)
-    finally:
-        scorer.close()
     return found
 
 
 @pytest.fixture(scope="module")
-def expected(pair: tuple[Path, Path]) -> list[list[Sampled]]:
-    return draw(TransformersSampler(HERE, locate_model(str(pair[1]))))
+def expected(models: Pair) -> Answers:
+    return draw(TransformersSampler(HERE, locate_model(str(models[1]))))
 
 
 @pytest.mark.usefixtures("_fresh")
-def test_samples_are_those_of_transformers(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
+def test_samples_are_those_of_transformers(models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
     """Prompt, seed, end of turn and text: the fake draws as transformers' sampler does, from the ids it is sent."""
     server.asked.clear()
     steps: list[tuple[int, int]] = []
-    sampler = make_sampler(pair, server.url)
+    sampler = make_sampler(models, server.url)
     found = sampler.sample(REQUESTS, lambda *step: steps.append(step))
     sampler.close()
     assert found == expected
@@ -143,17 +130,17 @@ def test_samples_are_those_of_transformers(
     assert sorted(body["seed"] for body in server.asked) == sorted(seed for _, seeds in REQUESTS for seed in seeds)
 
 
-def test_greedy(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
-    found = draw(make_sampler(pair, server.url, greedy=True))
-    assert found == draw(TransformersSampler(HERE, locate_model(str(pair[1])), greedy=True))
+def test_greedy(models: Pair, server: FakeOpenAIServer) -> None:
+    found = draw(make_sampler(models, server.url, greedy=True))
+    assert found == draw(TransformersSampler(HERE, locate_model(str(models[1])), greedy=True))
 
 
 @pytest.mark.usefixtures("_fresh")
-def test_prompts_that_are_too_long_get_no_responses(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_prompts_that_are_too_long_get_no_responses(models: Pair, server: FakeOpenAIServer) -> None:
     """By the context that the server says it was started with, if that is less than the model's own."""
     server.context = 40
     steps: list[int] = []
-    sampler = make_sampler(pair, server.url)
+    sampler = make_sampler(models, server.url)
     assert sampler.longest_prompt == 28
     found = sampler.sample([(INSTRUCTIONS[0], [1]), ("x" * 100, [2, 3])], lambda count, _: steps.append(count))
     sampler.close()
@@ -161,10 +148,8 @@ def test_prompts_that_are_too_long_get_no_responses(pair: tuple[Path, Path], ser
     assert steps == [2, 1]
 
 
-def test_chat_brings_text_alone(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
-    found = draw(make_sampler(pair, server.url, protocol="chat"))
+def test_chat_brings_text_alone(models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
+    found = draw(make_sampler(models, server.url, protocol="chat"))
     assert [[(row.text, row.finish_reason) for row in rows] for rows in found] == [
         [(row.text, row.finish_reason) for row in rows] for rows in expected
     ]
@@ -174,7 +159,7 @@ def test_chat_brings_text_alone(
 @pytest.mark.parametrize("end_of_turn", ["if_stopped", "never"])
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
 def test_scores_are_those_of_transformers(
-    kind: str, end_of_turn: Any, tiny_models: dict[str, tuple[Path, Path]], server: FakeOpenAIServer
+    kind: str, end_of_turn: Any, tiny_models: dict[str, Pair], server: FakeOpenAIServer
 ) -> None:
     pair, settings = tiny_models[kind], RewardSettings(end_of_turn=end_of_turn)
     server.add(f"pi_I {kind}", pair[0])
@@ -189,63 +174,57 @@ def test_scores_are_those_of_transformers(
     assert min(row.policy for row in ours) < -10
 
 
-def test_without_a_reference(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
-    both = score(make_scorer(pair, server.url))
-    alone = score(ServerScorer(engine_settings(pair, server.url), locate_model(str(pair[1])), None))
+def test_without_a_reference(models: Pair, server: FakeOpenAIServer) -> None:
+    both = score(make_scorer(models, server.url))
+    alone = score(ServerScorer(engine_settings(models, server.url), locate_model(str(models[1])), None))
     assert alone == [LogProbs(row.policy, None, row.tokens) for row in both]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_got_over(
-    fault: str, pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
+def test_every_fault_is_got_over(fault: str, models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
     """The first attempt of every request fails, that for the list of models too."""
     with FaultProxy(server.url, (fault,), most=1) as proxy:
         if fault == "no choices":
             proxy.seen[b"GET/v1/models"] = 1  # which has none
-        assert draw(make_sampler(pair, proxy.url)) == expected
+        assert draw(make_sampler(models, proxy.url)) == expected
         assert proxy.injected[fault] >= 12
         assert set(proxy.seen.values()) == ({1} if fault == "delay" else {2})
 
 
-def test_mixed_faults_change_no_sample_and_no_score(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
+def test_mixed_faults_change_no_sample_and_no_score(models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
     faults = tuple(fault for fault in FAULTS if fault != "no choices")
     with FaultProxy(server.url, faults, share=0.6, seed=3) as proxy:
-        assert draw(make_sampler(pair, proxy.url)) == expected
-        assert score(make_scorer(pair, proxy.url)) == score(make_scorer(pair, server.url))
+        assert draw(make_sampler(models, proxy.url)) == expected
+        assert score(make_scorer(models, proxy.url)) == score(make_scorer(models, server.url))
         assert len(proxy.injected) >= 6
         assert max(proxy.seen.values()) <= 3
 
 
-def test_retry_after_is_kept_to(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
-    sampler = make_sampler(pair, server.url)
+def test_retry_after_is_kept_to(models: Pair, server: FakeOpenAIServer) -> None:
+    sampler = make_sampler(models, server.url)
     with FaultProxy(server.url, ("429",), most=1) as proxy:
-        sampler.model = sampler.client.find("pi_0", pair[1])
+        sampler.model = sampler.client.find("pi_0", models[1])
         sampler.client.settings = ServerSettings(url=proxy.url)
-        sampler.model = sampler.client.find("pi_0", pair[1])
+        sampler.model = sampler.client.find("pi_0", models[1])
         proxy.times.clear()
         draw(sampler, [(INSTRUCTIONS[0], [1])])
         first, second = proxy.times
         assert RETRY_AFTER <= second - first < 0.37  # the client's own first wait is 0.375 s or longer
 
 
-def test_a_slow_answer_is_asked_for_again(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
+def test_a_slow_answer_is_asked_for_again(models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
     with FaultProxy(server.url, ("delay",), most=1, delay=6.0) as proxy:
         proxy.seen[b"GET/v1/models"] = 9
         instruction, seeds = REQUESTS[1]
-        assert draw(make_sampler(pair, proxy.url, timeout=2.0), [(instruction, seeds[:1])]) == [expected[1][:1]]
+        assert draw(make_sampler(models, proxy.url, timeout=2.0), [(instruction, seeds[:1])]) == [expected[1][:1]]
         assert sorted(proxy.seen.values()) == [2, 10]
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop after", "half JSON", "no choices"])
-def test_a_server_that_keeps_failing_is_given_up(fault: str, pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_a_server_that_keeps_failing_is_given_up(fault: str, models: Pair, server: FakeOpenAIServer) -> None:
     with FaultProxy(server.url, (fault,), most=99) as proxy:
         proxy.seen[b"GET/v1/models"] = 99
-        sampler = make_sampler(pair, proxy.url, retries=1)
+        sampler = make_sampler(models, proxy.url, retries=1)
         with pytest.raises(ServerError, match="pi_0") as caught:
             draw(sampler, [(INSTRUCTIONS[0], [1])])
         assert proxy.url in str(caught.value)
@@ -253,51 +232,36 @@ def test_a_server_that_keeps_failing_is_given_up(fault: str, pair: tuple[Path, P
         assert sorted(proxy.seen.values()) == [2, 100]
 
 
-def test_answers_of_another_model_stop_at_once(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_answers_of_another_model_stop_at_once(models: Pair, server: FakeOpenAIServer) -> None:
     with FaultProxy(server.url, ("other model",)) as proxy:
         proxy.seen[b"GET/v1/models"] = 99
         with pytest.raises(ServerError, match="answered as 'another'"):
-            draw(make_sampler(pair, proxy.url), [(INSTRUCTIONS[0], [1])])
+            draw(make_sampler(models, proxy.url), [(INSTRUCTIONS[0], [1])])
         assert sorted(proxy.seen.values()) == [1, 100]
 
 
 @pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("protocol", "changes", "said"),
     [
-        ({"token_ids": None}, "server.protocol: chat"),
-        ({"token_ids": [7, 384]}, "token 384 is not in the vocabulary"),
-        ({"token_ids": [7, -1]}, "token -1 is not in the vocabulary"),
-        ({"token_ids": [7, "8"]}, "choices.0.token_ids.1"),
-        ({"token_ids": [7, 8], "finish_reason": "length"}, "after 2 of 12 tokens by 'length'"),
-        ({"token_ids": [7, 8], "finish_reason": "stop"}, "by 'stop', which does not end a turn"),
-        ({"token_ids": [7, END, 8], "finish_reason": "stop"}, "has token 2 at place 1"),
-        ({"token_ids": [7], "finish_reason": "abort"}, "by 'abort'"),
-        ({"finish_reason": None}, "choices.0.finish_reason"),
+        ("tokens", {"token_ids": None}, "server.protocol: chat"),
+        ("tokens", {"token_ids": [7, 384]}, "token 384 is not in the vocabulary"),
+        ("tokens", {"token_ids": [7, -1]}, "token -1 is not in the vocabulary"),
+        ("tokens", {"token_ids": [7, "8"]}, "choices.0.token_ids.1"),
+        ("tokens", {"token_ids": [7, 8], "finish_reason": "length"}, "after 2 of 12 tokens by 'length'"),
+        ("tokens", {"token_ids": [7, 8], "finish_reason": "stop"}, "by 'stop', which does not end a turn"),
+        ("tokens", {"token_ids": [7, END, 8], "finish_reason": "stop"}, "has token 2 at place 1"),
+        ("tokens", {"token_ids": [7], "finish_reason": "abort"}, "by 'abort'"),
+        ("tokens", {"finish_reason": None}, "choices.0.finish_reason"),
+        ("chat", {"message": {"role": "assistant", "content": None}}, "choices.0.message.content"),
+        ("chat", {"finish_reason": "content_filter"}, "by 'content_filter'"),
+        ("chat", {"finish_reason": "tool_calls"}, "by 'tool_calls'"),
     ],
 )
-def test_ids_that_make_no_sense_are_no_response(
-    changes: dict[str, Any], said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
+def test_an_answer_that_makes_no_sense_is_no_response(
+    protocol: str, changes: dict[str, Any], said: str, models: Pair, server: FakeOpenAIServer
 ) -> None:
-    sampler = make_sampler(pair, server.url, retries=0)
-    server.changes = changes
-    with pytest.raises(ServerError, match=said):
-        draw(sampler, [(INSTRUCTIONS[0], [1])])
-
-
-@pytest.mark.usefixtures("_fresh")
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"message": {"role": "assistant", "content": None}}, "choices.0.message.content"),
-        ({"finish_reason": "content_filter"}, "by 'content_filter'"),
-        ({"finish_reason": "tool_calls"}, "by 'tool_calls'"),
-    ],
-)
-def test_messages_that_make_no_sense_are_no_response(
-    changes: dict[str, Any], said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
-) -> None:
-    sampler = make_sampler(pair, server.url, retries=0, protocol="chat")
+    sampler = make_sampler(models, server.url, retries=0, protocol=protocol)
     server.changes = changes
     with pytest.raises(ServerError, match=said):
         draw(sampler, [(INSTRUCTIONS[0], [1])])
@@ -315,9 +279,9 @@ def test_messages_that_make_no_sense_are_no_response(
     ],
 )
 def test_log_probabilities_that_make_no_sense_are_no_score(
-    values: Any, said: str, pair: tuple[Path, Path], server: FakeOpenAIServer
+    values: Any, said: str, models: Pair, server: FakeOpenAIServer
 ) -> None:
-    scorer = make_scorer(pair, server.url, retries=0)
+    scorer = make_scorer(models, server.url, retries=0)
     row = RESPONSES[2].token_ids or []
     length = len(scorer.tokenizer.prompt_ids(INSTRUCTIONS[1])) + len(row)
     if values == "other ids":
@@ -325,117 +289,107 @@ def test_log_probabilities_that_make_no_sense_are_no_score(
     elif values == "logits":
         values = [None, *[{str(token): {"logprob": 7.0} for token in row}] * (length - 1)]
     server.changes = {"prompt_logprobs": values}
-    try:
-        with pytest.raises(ServerError, match=said):
-            scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])
-    finally:
-        scorer.close()
+    with closing(scorer), pytest.raises(ServerError, match=said):
+        scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])
 
 
 @pytest.mark.usefixtures("_fresh")
-def test_a_conversation_that_is_too_long_to_score(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_a_conversation_that_is_too_long_to_score(models: Pair, server: FakeOpenAIServer) -> None:
     server.context = 20
     with pytest.raises(ServerError, match=r"400.*maximum context length is 20"):
-        score(make_scorer(pair, server.url))
+        score(make_scorer(models, server.url))
 
 
-def test_a_server_that_is_down(pair: tuple[Path, Path]) -> None:
+def test_a_server_that_is_down(models: Pair) -> None:
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         started = time.monotonic()
         with pytest.raises(ServerError, match="does not answer") as caught:
-            make_sampler(pair, url)
+            make_sampler(models, url)
     assert time.monotonic() - started < 10
     assert url in str(caught.value)
-    assert f"vllm serve {pair[1]} --served-model-name pi_0" in str(caught.value)
+    assert f"vllm serve {models[1]} --served-model-name pi_0" in str(caught.value)
 
 
-def test_a_server_that_accepts_and_says_nothing(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_accepts_and_says_nothing(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crosspref.engines.server.client.LOOK_UP", {"timeout": 0.3, "max_retries": 0})
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServerError, match="does not answer"):
-        make_sampler(pair, f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        make_sampler(models, f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
 
 
-def test_a_model_that_is_not_served(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
-    files = locate_model(str(pair[1]))
-    settings = replace(engine_settings(pair, server.url, names={"pi_3": "mine"}), roles={files.name: "pi_3"})
+def test_a_model_that_is_not_served(models: Pair, server: FakeOpenAIServer) -> None:
+    files = locate_model(str(models[1]))
+    settings = replace(engine_settings(models, server.url, names={"pi_3": "mine"}), roles={files.name: "pi_3"})
     with pytest.raises(ServerError, match="does not serve pi_3") as caught:
         ServerSampler(settings, files)
-    for part in (server.url, "'mine'", "'pi_I', 'pi_0'", f"vllm serve {pair[1]} --served-model-name mine"):
+    for part in (server.url, "'mine'", "'pi_I', 'pi_0'", f"vllm serve {models[1]} --served-model-name mine"):
         assert part in str(caught.value)
     with pytest.raises(ServerError, match=r"404.*server\.url"):
-        make_sampler(pair, server.url.removesuffix("/v1"))
+        make_sampler(models, server.url.removesuffix("/v1"))
 
 
-def test_models_on_two_servers_under_other_names(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
-    other = FakeOpenAIServer({"base": pair[0]})
-    try:
-        found = score(make_scorer(pair, server.url, urls={"pi_I": other.url}, names={"pi_I": "base"}))
-    finally:
-        other.close()
+def test_models_on_two_servers_under_other_names(models: Pair, server: FakeOpenAIServer) -> None:
+    with FakeOpenAIServer({"base": models[0]}) as other:
+        found = score(make_scorer(models, server.url, urls={"pi_I": other.url}, names={"pi_I": "base"}))
     assert other.asked
-    assert found == score(make_scorer(pair, server.url))
+    assert found == score(make_scorer(models, server.url))
 
 
-def test_one_name_for_both_models_is_refused(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_one_name_for_both_models_is_refused(models: Pair, server: FakeOpenAIServer) -> None:
     with pytest.raises(ModelError, match="every reward would be 0"):
-        make_scorer(pair, server.url, names={"pi_I": "pi_0"})
+        make_scorer(models, server.url, names={"pi_I": "pi_0"})
 
 
-def test_models_with_two_tokenizers_are_refused(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path
-) -> None:
-    other = shutil.copytree(pair[0], tmp_path / "other")
+def test_models_with_two_tokenizers_are_refused(models: Pair, server: FakeOpenAIServer, tmp_path: Path) -> None:
+    other = shutil.copytree(models[0], tmp_path / "other")
     (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(ModelError, match="chat template"):
-        make_scorer((other, pair[1]), server.url)
+        make_scorer((other, models[1]), server.url)
 
 
 @pytest.mark.usefixtures("_fresh")
 def test_the_key_comes_from_the_environment_and_stays_out_of_everything(
-    pair: tuple[Path, Path],
+    models: Pair,
     server: FakeOpenAIServer,
-    expected: list[list[Sampled]],
+    expected: Answers,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server.key = KEY
     monkeypatch.setenv("MY_KEY", KEY)
-    assert draw(make_sampler(pair, server.url, key_variable="MY_KEY")) == expected
+    assert draw(make_sampler(models, server.url, key_variable="MY_KEY")) == expected
     monkeypatch.setenv("MY_KEY", "sk-of-somebody-else")
     with pytest.raises(ServerError, match="MY_KEY, which is set") as caught:
-        make_sampler(pair, server.url, key_variable="MY_KEY")
+        make_sampler(models, server.url, key_variable="MY_KEY")
     assert "Incorrect API key provided: Bearer ***" in str(caught.value)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(ServerError, match="MY_KEY, which is not set"):
-        make_sampler(pair, server.url, key_variable="MY_KEY")
+        make_sampler(models, server.url, key_variable="MY_KEY")
     for secret in (KEY, "sk-of-somebody-else"):
         assert secret not in caplog.text
         assert secret not in str(caught.value)
 
 
-def test_requests_per_minute(pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_requests_per_minute(models: Pair, server: FakeOpenAIServer) -> None:
     with FaultProxy(server.url, ("500",), most=1) as proxy:
-        draw(make_sampler(pair, proxy.url, requests_per_minute=600), [(INSTRUCTIONS[0], [1, 2, 3])])
+        draw(make_sampler(models, proxy.url, requests_per_minute=600), [(INSTRUCTIONS[0], [1, 2, 3])])
         gaps = [later - sooner for sooner, later in zip(proxy.times, proxy.times[1:], strict=False)]
     assert len(gaps) == 7  # the list of models and three responses, each twice: retries count
     assert min(gaps) > 0.08
 
 
 @pytest.mark.parametrize("concurrency", [3, 32])
-def test_concurrency(concurrency: int, pair: tuple[Path, Path], server: FakeOpenAIServer) -> None:
+def test_concurrency(concurrency: int, models: Pair, server: FakeOpenAIServer) -> None:
     with FaultProxy(server.url, ("delay",)) as proxy:
         proxy.seen[b"GET/v1/models"] = 9
-        draw(make_sampler(pair, proxy.url, concurrency=concurrency))
+        draw(make_sampler(models, proxy.url, concurrency=concurrency))
         assert proxy.most_at_once == 3 if concurrency == 3 else proxy.most_at_once > 6
 
 
-def test_inside_a_running_event_loop(
-    pair: tuple[Path, Path], server: FakeOpenAIServer, expected: list[list[Sampled]]
-) -> None:
-    async def notebook() -> list[list[Sampled]]:
-        return draw(make_sampler(pair, server.url))
+def test_inside_a_running_event_loop(models: Pair, server: FakeOpenAIServer, expected: Answers) -> None:
+    async def notebook() -> Answers:
+        return draw(make_sampler(models, server.url))
 
     assert asyncio.run(notebook()) == expected

@@ -9,7 +9,7 @@ import naive
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import END, LORA, Models
+from training import END, LORA, KilledError, Models, train_until
 from training import PAIRS as ALL_PAIRS
 from training import make_trainer as make_any_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -49,25 +49,6 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-class KilledError(Exception):
-    """Stands for a SIGKILL."""
-
-
-def train_until(trainer: TrlTrainer, folder: Path, step: int) -> int:
-    """Train until the end of a step, before its checkpoint; return how many pairs were reported as done."""
-    calls: list[int] = []
-
-    def advance(pairs: int, _tokens: int) -> None:
-        calls.append(pairs)
-        if len(calls) == step:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        trainer.train(PAIRS, folder / "out", folder / "checkpoints", advance)
-    assert not (folder / "out").exists()
-    return sum(calls)
-
-
 # Fourteen pairs in batches of four make four steps per pass, the last one of two pairs; eight steps in two passes.
 @pytest.mark.parametrize(
     ("every", "killed_at", "lora", "method"),
@@ -96,7 +77,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 
     folder = tmp_path / "killed"
     for steps in killed_at:
-        train_until(make_trainer(directory, **changes), folder, steps)
+        train_until(make_trainer(directory, **changes), folder, steps, PAIRS)
         torch.manual_seed(sum(killed_at))  # another process has another state
     calls: list[tuple[int, int]] = []
     figures = make_trainer(directory, **changes).train(

@@ -391,11 +391,7 @@ def test_a_chat_model_is_asked_as_in_the_paper_and_takes_the_likeliest_tokens(ki
     found = translate(chat(directory, temperature=5.0, top_p=0.3, max_new_tokens=12), REQUESTS)
     model, tokenizer = naive.load(directory), AutoTokenizer.from_pretrained(directory)
     for (text, _, target), answer in zip(REQUESTS, found, strict=True):
-        prompt, ids = prompt_of(directory, text, target), []
-        while len(ids) < 12 and not {EOS, END} & set(ids):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
-            ids.append(int(logits.argmax()))
+        ids = naive.greedy(model, prompt_of(directory, text, target), 12)
         assert answer is not None
         assert answer.token_ids == ids
         shown = [token for token in ids if token not in tokenizer.all_special_ids]

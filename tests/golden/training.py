@@ -77,6 +77,30 @@ def train(trainer: TrlTrainer, folder: Path, pairs: Sequence[Pair] = PAIRS) -> d
     return trainer.train(pairs, folder / "out", folder / "checkpoints", lambda *_: None)
 
 
+class KilledError(Exception):
+    """Stands for a SIGKILL."""
+
+
+def train_until(trainer: TrlTrainer, folder: Path, step: int, pairs: Sequence[Pair] = PAIRS) -> None:
+    """Train until the end of a step, before its checkpoint."""
+    calls: list[int] = []
+
+    def advance(pairs: int, _tokens: int) -> None:
+        calls.append(pairs)
+        if len(calls) == step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        trainer.train(pairs, folder / "out", folder / "checkpoints", advance)
+    assert not (folder / "out").exists()
+
+
+def other_prompt(pairs: Sequence[Pair], position: int) -> Pair:
+    """Return the next pair, cyclically, that has another prompt."""
+    rest = [*pairs[position + 1 :], *pairs[:position]]
+    return next(pair for pair in rest if pair.prompt != pairs[position].prompt)
+
+
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     """Compare with a tolerance relative to the largest number of each tensor."""
     assert found.keys() == expected.keys()

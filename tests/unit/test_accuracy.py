@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
+from made_runs import begin, store
 from rich.console import Console
 
 from crosspref.data.records import Pair
@@ -17,10 +18,8 @@ from crosspref.data.rows import read_file
 from crosspref.engines import EngineSettings
 from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
-from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Fingerprint, write_text
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import UnreadableError
 from crosspref.suites.judge.verdicts import VerdictLog, messages_digest
@@ -364,23 +363,10 @@ def test_the_sheet_computes_nothing_and_comes_back_as_it_was(tmp_path: Path) -> 
 
 def make_run(root: Path, iterations: dict[int, dict[str, list[Pair]]], **sections: Any) -> RunDirectory:
     """Write a run that has nothing but a recipe and these pairs."""
-    run = RunDirectory(root)
-    recipe = make_recipe(
-        {
-            "models": {"initial": "pi_I", "policy": "pi_0"},
-            "languages": ["en", "es"],
-            "prompts": {"source": "none"},
-            "iterations": 3,
-            **sections,
-        },
-        "a recipe",
-    )
-    write_text(run.recipe, dump_recipe(recipe))
+    run = begin(root, iterations=3, **sections)
     for iteration, by_language in iterations.items():
         for language, rows in by_language.items():
-            unit = run.iteration(iteration).pairs.unit(language)
-            unit.write_rows(rows, Pair)
-            unit.finish(Fingerprint({}), len(rows))
+            store(run.iteration(iteration).pairs.unit(language), rows, Pair)
     return run
 
 

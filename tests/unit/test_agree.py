@@ -86,11 +86,6 @@ def test_responses_without_a_finite_reward_under_both_are_left_out() -> None:
     assert math.isnan(found.high)
 
 
-def test_ties_count_as_tau_b_counts_them() -> None:
-    # (1, 1, 2) against (1, 2, 3): two concordant pairs, one tied in the first: 2 / sqrt(2 * 3).
-    assert agreement({"a": [1.0, 1.0, 2.0]}, {"a": [1.0, 2.0, 3.0]}).tau == pytest.approx(2 / math.sqrt(6))
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -199,22 +199,12 @@ def test_what_was_not_taught_is_said_to_tell_nothing(taught: Figures) -> None:
     assert verdict(findings(taught))[1] == "So nothing here tells whether this trait carries over."
 
 
-@pytest.mark.parametrize(
-    ("prompts", "lines"),
-    [
-        (
-            5,
-            [
-                "Taught in English? This cannot be told: too few prompts.",
-                "So nothing here tells whether this trait carries over.",
-            ],
-        ),
-        (6, ["Taught in English? Yes: +100 [+100, +100] points."]),
-    ],
-)
-def test_a_few_prompts_allow_no_verdict_even_if_they_all_agree(prompts: int, lines: list[str]) -> None:
+def test_a_few_prompts_allow_no_verdict_even_if_they_all_agree() -> None:
     key = (f"{TAUGHT} - {INITIAL}", "en", "change")
-    assert verdict(findings({key: Figure(1.0, 1.0, 1.0, 40, prompts)})) == lines
+    few, enough = (verdict(findings({key: Figure(1.0, 1.0, 1.0, 40, prompts)})) for prompts in (5, 6))
+    assert few[0] == "Taught in English? This cannot be told: too few prompts."
+    assert few[1:] == ["So nothing here tells whether this trait carries over."]
+    assert enough == ["Taught in English? Yes: +100 [+100, +100] points."]
 
 
 def test_one_other_language_is_named() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import store
 
 from crosspref.algorithm import phases
 from crosspref.data.records import Prompt
@@ -15,9 +16,7 @@ from crosspref.run.job import SPEED
 from crosspref.run.layout import RunDirectory
 from crosspref.run.phases import affected_by
 from crosspref.run.phases import settle_recipe as settle
-from crosspref.run.store import Fingerprint, Unit
-
-MADE = Fingerprint({"made": "by hand"})
+from crosspref.run.store import Unit
 
 FREE = {
     *("iterations", "resources", "vllm", "server", "ray", "reward.also", "reward.reward_model"),
@@ -47,9 +46,7 @@ def recipe(*changes: str, english: bool = True) -> Recipe:
 
 def finish(run: RunDirectory, *places: str) -> None:
     for place in places:
-        unit = Unit(run.root / place)
-        unit.write_rows([], Prompt)
-        unit.finish(MADE, 0)
+        store(Unit(run.root / place), [], Prompt)
 
 
 BEFORE_SAMPLING = (

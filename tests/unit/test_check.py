@@ -3,13 +3,11 @@
 import importlib.util
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from http_server import JsonHandler, LocalServer
 from test_plan import write_header
 
 from crosspref.commands.check import check_recipe
@@ -19,27 +17,17 @@ from crosspref.recipe.files import load_recipe
 Models = dict[str, tuple[Path, Path]]
 
 
-class ListOfModels(BaseHTTPRequestHandler):
+class ListOfModels(JsonHandler):
     """Answers as a model server that is asked for its models."""
 
-    def do_GET(self) -> None:
-        body = json.dumps({"object": "list", "data": [{"id": "pi_0", "object": "model"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+    def get(self) -> None:
+        self.send_json(200, {"object": "list", "data": [{"id": "pi_0", "object": "model"}]})
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    http = ThreadingHTTPServer(("127.0.0.1", 0), ListOfModels)
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_address[1]}/v1"
-    http.shutdown()
-    http.server_close()
+    with LocalServer(ListOfModels) as local:
+        yield local.url
 
 
 @pytest.fixture

@@ -7,59 +7,48 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pytest
+from made_runs import MADE, store
 from rich.console import Console
 
 from crosspref.cli import main
 from crosspref.data.records import Measure, Pair, Prompt, Score
 from crosspref.errors import RunError
-from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.reports.comparison import Comparison, compare_runs, run_names
 from crosspref.run.layout import RunDirectory
-from crosspref.run.store import Fingerprint, Unit, digest_of, write_text
+from crosspref.run.store import Fingerprint, digest_of
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 LANGUAGES = ["en", "es"]
-CONTENT: dict[str, Any] = {
-    "models": {"initial": "base", "policy": "aligned"},
-    "languages": LANGUAGES,
-    "prompts": {"source": "prompts.jsonl"},
-    "iterations": 1,
-    "evaluate": {"prompts": "heldout.jsonl"},
-}
 JUDGES = {"policy": "aligned@1", "reference": "base@1", "reward.algorithm": "dpo", "reward.counting": "exact"}
 
 
 def begin(root: Path, **sections: Any) -> RunDirectory:
     """A run of which only the recipe and the held-out prompts are there."""
-    run = RunDirectory(root)
-    write_text(run.recipe, dump_recipe(make_recipe({**CONTENT, **sections})))
+    run = made_runs.begin(root, **{"iterations": 1, "evaluate": {"prompts": "heldout.jsonl"}, **sections})
     hold_out(run)
     return run
 
 
 def hold_out(run: RunDirectory, text: str = "?") -> None:
     for language in LANGUAGES:
-        unit = run.heldout.unit(language)
-        unit.write_rows([Prompt("1", language, text)], Prompt)
-        unit.finish(Fingerprint({"source": str(run.root)}, {"rows": digest_of(["1", language, text])}), 1)
+        made = Fingerprint({"source": str(run.root)}, {"rows": digest_of(["1", language, text])})
+        store(run.heldout.unit(language), [Prompt("1", language, text)], Prompt, made)
 
 
 def measure(run: RunDirectory, iteration: int, judges: dict[str, Any] | None = None, **values: list[float]) -> None:
     """Store measures, a value per language, and the held-out scores behind them."""
-    folder = run.iteration(iteration).evaluation.folder
+    evaluation = run.iteration(iteration).evaluation
     rows = [
         Measure(iteration, language, name, mean, mean - 0.1, mean + 0.2, 8, 2)
         for name, means in values.items()
         for language, mean in zip(LANGUAGES, means, strict=True)
     ]
     for language in LANGUAGES:
-        unit = Unit(folder / "scores" / "multilingual" / language / "00000000.parquet")
-        unit.write_rows([], Score)
-        unit.finish(Fingerprint(JUDGES if judges is None else judges, {"responses": f"of {iteration}"}), 0)
-    unit = Unit(folder / "measures.parquet")
-    unit.write_rows(rows, Measure)
-    unit.finish(Fingerprint({}), len(rows))
+        made = Fingerprint(JUDGES if judges is None else judges, {"responses": f"of {iteration}"})
+        store(evaluation.scores.unit(language, 0), [], Score, made)
+    store(evaluation.measures, rows, Measure)
 
 
 def pair_up(run: RunDirectory, iteration: int, lengths: dict[str, list[tuple[int, int]]]) -> None:
@@ -69,13 +58,11 @@ def pair_up(run: RunDirectory, iteration: int, lengths: dict[str, list[tuple[int
             Pair(str(n), language, [], *([{"role": "assistant", "content": "x" * c}] for c in cut), 0, 1, *[None] * 5)
             for n, cut in enumerate(both)
         ]
-        unit = run.iteration(iteration).pairs.unit(language)
-        unit.write_rows(rows, Pair)
-        unit.finish(Fingerprint({}), len(rows))
+        store(run.iteration(iteration).pairs.unit(language), rows, Pair)
 
 
 def train(run: RunDirectory, iteration: int) -> None:
-    run.iteration(iteration).policy.finish(Fingerprint({}), 3)
+    run.iteration(iteration).policy.finish(MADE, 3)
 
 
 def log(run: RunDirectory, *rows: tuple[str, int, float]) -> None:
@@ -97,12 +84,6 @@ def full(root: Path, judges: dict[str, Any] | None = None, win: float = 0.6, **s
 
 def table(comparison: Comparison) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(comparison.csv())))
-
-
-def shown(comparison: Comparison, width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(comparison.report(by_language=False).table())
-    return console.file.getvalue()
 
 
 def differences(comparison: Comparison) -> list[str]:
@@ -319,7 +300,9 @@ def test_the_screen_is_readable_at_100_columns(tmp_path: Path) -> None:
     }
     for name in names:
         log(full(tmp_path / name, **sections), ("train", 1, 60_000.0))
-    text = shown(compare_runs([tmp_path / name for name in names]))
+    screen = Console(file=io.StringIO(), width=100)
+    screen.print(compare_runs([tmp_path / name for name in names]).report(by_language=False).table())
+    text = screen.file.getvalue()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     numbers = ["KTO+NLL", "3", "68%", "88%", "125", "+0.0", "1002"]

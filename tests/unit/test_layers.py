@@ -112,24 +112,18 @@ def test_importing_anything_but_engines_is_light() -> None:
     assert heavy_after("\n".join([*lines, *public])) == []
 
 
-@pytest.mark.slow
-def test_help_is_light() -> None:
-    assert heavy_after(command("--help")) == []
+LIGHT = {
+    "help": ("--help",),
+    "help of a stage": ("score", "--help"),
+    "check": ("check", "recipe:quickstart"),
+    "plan": ("plan", str(QUICKSTART), "--hardware", "L4x2", "--price", "1"),
+}
 
 
 @pytest.mark.slow
-def test_help_of_a_stage_is_light() -> None:
-    assert heavy_after(command("score", "--help")) == []
-
-
-@pytest.mark.slow
-def test_check_is_light() -> None:
-    assert heavy_after(command("check", "recipe:quickstart")) == []
-
-
-@pytest.mark.slow
-def test_plan_is_light() -> None:
-    assert heavy_after(command("plan", str(QUICKSTART), "--hardware", "L4x2", "--price", "1")) == []
+@pytest.mark.parametrize("arguments", LIGHT.values(), ids=LIGHT)
+def test_commands_that_load_no_model_are_light(arguments: tuple[str, ...]) -> None:
+    assert heavy_after(command(*arguments)) == []
 
 
 @pytest.mark.slow

@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import store as store_made
 
 from crosspref import api
 from crosspref.data.records import Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.run import store
-from crosspref.run.job import Job, digest_rows, store_rows
+from crosspref.run.job import Job, store_rows
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Unit, write_text
+from crosspref.run.store import write_text
 from crosspref.stages.sample import Drawing, response_shards, sample_prompts
 from crosspref.stages.score import Scoring, reward_reference, score_responses, score_shards
 from crosspref.stages.select import phase as select_phase
@@ -56,8 +56,7 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
             for prompt in shard.prompts
             for sample in range(3 if rows else 0)
         ]
-        shard.unit.write_rows(own, Response)
-        shard.unit.finish(shard.fingerprint, len(own))
+        store_made(shard.unit, own, Response, shard.fingerprint)
         responses += own
     scoring = Scoring("crosslingual", places.scores("crosslingual"), places.responses)
     for shard in score_shards(job, scoring, (model, reward_reference(job, 1)), job.recipe.reward):
@@ -66,8 +65,7 @@ def fill(job: Job, prompts: int, rows: bool) -> tuple[list[Response], list[Score
             for row in responses
             if row.prompt_id == shard.prompts[0].prompt_id
         ]
-        shard.unit.write_rows(own_scores[::-1], Score)
-        shard.unit.finish(shard.fingerprint, len(own_scores))
+        store_made(shard.unit, own_scores[::-1], Score, shard.fingerprint)
         scores += own_scores
     return responses, scores
 
@@ -138,36 +136,3 @@ def test_a_damaged_shard_is_named(job: Job) -> None:
     with pytest.raises(store.RunError, match=r"00000001\.parquet cannot be read"):
         select_phase.make_pairs(job, 1)
     assert not job.run.iteration(1).pairs.unit("en").path.exists()
-
-
-@pytest.fixture
-def marker(tmp_path: Path) -> Unit:
-    unit = Unit(tmp_path / "x.parquet")
-    unit.write_rows([], Prompt)
-    return unit
-
-
-def test_a_marker_that_another_program_wrote_anew_counts(marker: Unit) -> None:
-    """The quick look at a marker's first bytes is no other rule than reading it."""
-    fingerprint = store.Fingerprint({"a": 1})
-    marker.finish(fingerprint, 0)
-    text = marker.marker.read_text()
-    marker.marker.write_text('{"rows": 0, "figures": {}, ' + text.strip()[1:].replace('"rows": 0,', ""))
-    assert marker.finished(fingerprint)
-    assert marker.digest == fingerprint.digest
-    with pytest.raises(store.RunError, match="made from other settings"):
-        marker.finished(replace(fingerprint, settings={"a": 2}))
-
-
-def test_a_marker_that_was_cut_off_behind_its_digest_is_damaged(marker: Unit) -> None:
-    fingerprint = store.Fingerprint({"a": 1})
-    marker.finish(fingerprint, 0)
-    marker.marker.write_text(marker.marker.read_text()[:40])
-    with pytest.raises(store.RunError, match="is damaged"):
-        marker.finished(fingerprint)
-
-
-def test_digests_are_those_of_the_runs_before() -> None:
-    """Written down when they were first stored: another one would make every run stale."""
-    assert digest_rows([Prompt("p", "es", "¿Qué?")]) == store.digest_of([["p", "es", "¿Qué?"]])
-    assert store.Fingerprint({"sample.n": 4}, {"policy": "x"}).digest == "5146f8324dd1f1b50212"

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosspref.data.preferences import load_preferences
-from crosspref.data.records import Pair, from_table, to_table
+from crosspref.data.records import Pair
 from crosspref.data.rows import RowError
 from crosspref.errors import DataError
 
@@ -54,39 +54,24 @@ PROMPT = [user("Capital of France?")]
 DIALOGUE = [SYSTEM, user("Hi"), assistant("Hello"), user("Capital of France?")]
 
 
-@pytest.mark.parametrize(
-    ("row", "prompt"),
-    [
-        ({}, PROMPT),
-        ({"prompt": PROMPT}, PROMPT),
-        ({"prompt": PROMPT, "chosen": [assistant("Paris.")], "rejected": [assistant("Lyon.")]}, PROMPT),
-        ({"prompt": DIALOGUE, "chosen": [assistant("Paris.")], "rejected": [assistant("Lyon.")]}, DIALOGUE),
-        ({"chosen": [*PROMPT, assistant("Paris.")], "rejected": [*PROMPT, assistant("Lyon.")]}, PROMPT),
-        (
-            {"prompt": None, "chosen": [*DIALOGUE, assistant("Paris.")], "rejected": [*DIALOGUE, assistant("Lyon.")]},
-            DIALOGUE,
-        ),
-        ({"chosen": [*DIALOGUE, assistant("Paris.")], "rejected": [*DIALOGUE, assistant("Lyon.")]}, DIALOGUE),
-        (
-            {
-                "prompt": DIALOGUE,
-                "chosen": [*DIALOGUE, assistant("Paris.")],
-                "rejected": [*DIALOGUE, assistant("Lyon.")],
-            },
-            DIALOGUE,
-        ),
-    ],
-    ids=[
-        "strings",
-        "prompt-list",
-        "trl",
-        "trl-dialogue",
-        "ultrafeedback",
-        "implicit",
-        "string-in-dialogue",
-        "explicit",
-    ],
-)
+def turns(*before):
+    """Return both answers behind the same messages."""
+    return {side: [*before, assistant(text)] for side, text in (("chosen", "Paris."), ("rejected", "Lyon."))}
+
+
+FORMS = {
+    "strings": ({}, PROMPT),
+    "prompt-list": ({"prompt": PROMPT}, PROMPT),
+    "trl": ({"prompt": PROMPT, **turns()}, PROMPT),
+    "trl-dialogue": ({"prompt": DIALOGUE, **turns()}, DIALOGUE),
+    "ultrafeedback": (turns(*PROMPT), PROMPT),
+    "implicit": ({"prompt": None, **turns(*DIALOGUE)}, DIALOGUE),
+    "string-in-dialogue": (turns(*DIALOGUE), DIALOGUE),
+    "explicit": ({"prompt": DIALOGUE, **turns(*DIALOGUE)}, DIALOGUE),
+}
+
+
+@pytest.mark.parametrize(("row", "prompt"), FORMS.values(), ids=FORMS)
 def test_every_form_gives_the_same_pair(tmp_path, row, prompt):
     assert only(tmp_path, PLAIN | row) == expected(prompt)
 
@@ -107,11 +92,6 @@ def test_without_an_id_column_the_id_is_the_row_number(tmp_path):
     assert [pair.prompt_id for pair in load_preferences(str(tmp_path / "x.jsonl"))] == ["1", "2", "4"]
 
 
-def test_pairs_fit_the_table(tmp_path):
-    pairs = [only(tmp_path, PLAIN)]
-    assert from_table(to_table(pairs, Pair), Pair) == pairs
-
-
 def test_a_folder_gives_what_its_file_gives(tmp_path):
     rows = [PLAIN, PLAIN | {"prompt_id": "b", "chosen": 'Par"is,\nof course'}]
     source = write(tmp_path / "en.jsonl", rows)
@@ -119,8 +99,7 @@ def test_a_folder_gives_what_its_file_gives(tmp_path):
 
 
 def test_parquet_with_messages(tmp_path):
-    row = PLAIN | {"chosen": [*PROMPT, assistant("Paris.")], "rejected": [*PROMPT, assistant("Lyon.")]}
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    pq.write_table(pa.Table.from_pylist([PLAIN | turns(*PROMPT)]), tmp_path / "x.parquet")
     assert load_preferences(str(tmp_path / "x.parquet")) == [expected(PROMPT)]
 
 
@@ -143,18 +122,8 @@ def test_parquet_with_messages(tmp_path):
         ({"chosen": [assistant([{"type": "text"}])]}, "chosen, message 1: the value is list, not text"),
         ({"chosen": [*PROMPT]}, "chosen ends with a message of 'user'"),
         ({"chosen": [user("Hi"), assistant("Paris.")]}, "differ before their last message"),
-        (
-            {"chosen": [user("Hi"), assistant("Paris.")], "rejected": [user("Hi"), assistant("Lyon.")]},
-            "the prompt is not what chosen and rejected begin with",
-        ),
-        (
-            {
-                "prompt": [SYSTEM, *PROMPT],
-                "chosen": [*PROMPT, assistant("Paris.")],
-                "rejected": [*PROMPT, assistant("Ly")],
-            },
-            "the prompt is not what chosen and rejected begin with",
-        ),
+        (turns(user("Hi")), "the prompt is not what chosen and rejected begin with"),
+        ({"prompt": [SYSTEM, *PROMPT], **turns(*PROMPT)}, "the prompt is not what chosen and rejected begin with"),
         ({"prompt_id": "a"}, "duplicate id: row 1 has it already"),
         ({"prompt_id": "b", "chosen": "Paris.", "prompt": "Capital of France?"}, "duplicate pair: row 1"),
         ({"prompt_id": None}, "None in the column 'prompt_id' is not an id"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crosspref.data.prompts import load_prompts
-from crosspref.data.records import Dropped, Prompt, from_table, to_table
+from crosspref.data.records import Dropped, Prompt
 from crosspref.data.rows import RowError
 from crosspref.errors import DataError
 from crosspref.recipe.sections import PromptSettings
@@ -94,10 +94,6 @@ def test_folder(tmp_path, suffix):
     (tmp_path / "folder" / "notes.jsonl").write_text("not JSON")
     assert load(source, ["en", "es", "th"]).prompts == ALL
     assert load(source + "/", ["en", "es", "th"]).prompts == ALL
-
-
-def test_prompts_fit_the_table(tmp_path):
-    assert from_table(to_table(load(write(tmp_path / "x.csv", LONG), ["es", "th"]).prompts, Prompt), Prompt) == ALL
 
 
 @pytest.mark.parametrize("id_column", ["prompt_id", "id", "instruction_id", "question_id"])
@@ -213,43 +209,25 @@ def test_csv_takes_texts_of_any_length_and_leaves_the_modules_limit_alone(tmp_pa
 # --- where a source can be ---
 
 
-def make_package(tmp_path, monkeypatch, name):
-    write_folder(tmp_path / name / "data" / "folder")
-    write(tmp_path / name / "data" / "prompts.jsonl", WIDE)
-    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a data package must not be imported')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-
 def test_package(tmp_path, monkeypatch):
-    make_package(tmp_path, monkeypatch, "some_prompts_pkg")
+    package = tmp_path / "some_prompts_pkg"
+    write_folder(package / "data" / "folder")
+    write(package / "data" / "prompts.jsonl", WIDE)
+    (package / "__init__.py").write_text("raise RuntimeError('a data package must not be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
     for inside in ("data/prompts.jsonl", "data/folder"):
         assert load(f"package:some_prompts_pkg/{inside}", ["es", "th"]).prompts == ALL
-    assert "package:some_prompts_pkg/data/folder/es.jsonl, row 2" in error_of_bad_package_file(tmp_path)
+    write_folder(package / "data" / "folder", changed("es", b=" "))
+    assert "package:some_prompts_pkg/data/folder/es.jsonl, row 2" in error_of("package:some_prompts_pkg/data/folder")
     text = error_of("package:some_prompts_pkg/data/nothing.jsonl")
     assert "the package is installed, but has no 'data/nothing.jsonl'" in text
 
 
-def error_of_bad_package_file(tmp_path):
-    write_folder(tmp_path / "some_prompts_pkg" / "data" / "folder", changed("es", b=" "))
-    return error_of("package:some_prompts_pkg/data/folder")
+PATHS = "./nothing ../nothing /no/such/place/nothing ~/no-such-place/nothing nothing nothing.jsonl some/nothing.csv "
+PATHS += "a/b/c here/nothing some/folder/ some\\windows"
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "./nothing",
-        "../nothing",
-        "/no/such/place/nothing",
-        "~/no-such-place/nothing",
-        "nothing",
-        "nothing.jsonl",
-        "some/nothing.csv",
-        "a/b/c",
-        "here/nothing",
-        "some/folder/",
-        "some\\windows",
-    ],
-)
+@pytest.mark.parametrize("source", PATHS.split())
 def test_what_looks_like_a_path_is_not_taken_for_a_hub_id(tmp_path, monkeypatch, source):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -272,21 +250,14 @@ def datasets(tmp_path, monkeypatch):
 def make_hub_dataset(path):
     """Make a directory that is laid out as a hub dataset: a config per language, a wide one, a long test split."""
     configs = {
-        "en": {"train": "en/*.jsonl"},
-        "es": {"train": "es/*.jsonl"},
-        "th": {"train": "th/*.jsonl"},
-        "wide": {"train": "wide/*.jsonl"},
-        "long": {"test": "long/*.jsonl"},
+        language: [{"instruction": text, "instruction_id": key} for key, text in texts.items()]
+        for language, texts in TEXTS.items()
     }
-    for language in TEXTS:
-        rows = [{"instruction": text, "instruction_id": key} for key, text in TEXTS[language].items()]
-        write(path / language / "rows.jsonl", rows)
-    write(path / "wide" / "rows.jsonl", WIDE)
-    write(path / "long" / "rows.jsonl", LONG)
     lines = ["---", "configs:"]
-    for config, files in configs.items():
-        lines += [f"- config_name: {config}", "  data_files:"]
-        lines += [f"  - split: {split}\n    path: {files[split]}" for split in files]
+    for config, rows in {**configs, "wide": WIDE, "long": LONG}.items():
+        write(path / config / "rows.jsonl", rows)
+        split = "test" if config == "long" else "train"
+        lines += [f"- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {config}/*.jsonl"]
     (path / "README.md").write_text("\n".join([*lines, "---", ""]))
 
 
@@ -542,17 +513,22 @@ def test_languages_that_are_not_wanted_are_not_checked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "detail"),
+    ("name", "row", "line", "detail"),
     [
-        (b'{"id": "d", "en": "x"', "not valid JSON: "),
-        (b'["d", "x"]', "a JSON object, not list"),
-        (b'{"id": "d", "en": "Espa\xf1a"}', "not UTF-8: byte 0xF1 at byte offset "),
+        ("x.jsonl", 4, '{"id": "d", "en": "x"', "not valid JSON: "),
+        ("x.jsonl", 4, '["d", "x"]', "a JSON object, not list"),
+        ("x.jsonl", 4, b'{"id": "d", "en": "Espa\xf1a"}', "not UTF-8: byte 0xF1 at byte offset "),
+        ("x.csv", 8, "d,x,y", "3 fields, but the header has 4"),
+        ("x.csv", 8, "d,x,y,z,", "5 fields, but the header has 4"),
+        ("x.csv", 8, 'd,x,y,"z"z', "not valid CSV: "),
+        ("x.csv", 8, 'd,x,y,"z', "not valid CSV: "),
     ],
 )
-def test_broken_line_of_a_wide_file(tmp_path, line, detail):
-    source = write(tmp_path / "x.jsonl", WIDE)
-    append(source, line + b"\n")
-    check(source, (source, 4, None, None), in_all(f"{source}:4", "broken row"), detail)
+def test_broken_row_of_a_wide_file(tmp_path, name, row, line, detail):
+    source = write(tmp_path / name, WIDE)
+    append(source, line)
+    append(source, "\n")
+    check(source, (source, row, None, None), in_all(f"{source}:{row}", "broken row"), detail)
 
 
 def test_broken_line_of_a_folder_loses_its_translation(tmp_path):
@@ -581,21 +557,6 @@ def test_wrong_encoding_names_line_and_byte_offset(tmp_path):
     assert "iconv -f WINDOWS-1252 -t UTF-8" in problem[4]
     loaded = load(str(source), ["es"], on_problem="drop")
     assert [prompt.instruction for prompt in loaded.prompts] == ["x", "u", "y", "v"]
-
-
-@pytest.mark.parametrize(
-    ("line", "detail"),
-    [
-        ("d,x,y", "3 fields, but the header has 4"),
-        ("d,x,y,z,", "5 fields, but the header has 4"),
-        ('d,x,y,"z"z', "not valid CSV: "),
-        ('d,x,y,"z', "not valid CSV: "),
-    ],
-)
-def test_broken_record_of_a_csv_file(tmp_path, line, detail):
-    source = write(tmp_path / "x.csv", WIDE)
-    append(source, line + "\n")
-    check(source, (source, 8, None, None), in_all(f"{source}:8", "broken row"), detail)
 
 
 def test_csv_continues_after_a_broken_record(tmp_path):

@@ -164,28 +164,15 @@ def test_the_readme_names_every_recipe_of_the_paper() -> None:
         ({"train": {"beta": float("inf")}}, "train.beta: Input should be a finite number, but it is inf (float)"),
         ({"select": {"truncated": 1}}, "select.truncated: Input should be 'drop' or 'keep', but it is 1 (int)"),
         ({"sample": None}, "sample: must be a section with any of engine, n, temperature, "),
-        (
-            {"models": {"policy": "p"}},
-            "reward: algorithm dpo compares the policy with the model it was aligned from: set ",
-        ),
+        ({"models": {"policy": "p"}}, "reward: algorithm dpo compares the policy with the model it was aligned from"),
         ({"models": {}}, "align_english: there is no English-aligned model: set models.policy (pi_0)"),
         ({"languages": "en"}, "languages: Input should be a valid list, but it is 'en' (str)"),
         ({"languages": []}, "languages: List should have at least 1 item after validation, not 0, but it is [] (list)"),
         ({"languages": ["en", "sp"]}, "languages: unknown language 'sp' (did you mean "),
         ({"languages": ["en", "es", "en"]}, "languages: 'en' is listed more than once"),
-        (
-            {"length_penalty": {"mode": "fixed"}},
-            "length_penalty.alpha: alpha must be given with mode fixed only: mode is 'fixed' and alpha is None",
-        ),
-        (
-            {"length_penalty": {"alpha": 0.1}},
-            "length_penalty.alpha: alpha must be given with mode fixed only: mode is 'optimal' and alpha is 0.1",
-        ),
+        ({"length_penalty": {"mode": "fixed"}}, "length_penalty.alpha: alpha must be given with mode fixed only"),
+        ({"length_penalty": {"alpha": 0.1}}, "length_penalty.alpha: alpha must be given with mode fixed only"),
         ({"train": {"batch_size": 10}}, "train.micro_batch_size: micro_batch_size must divide batch_size: 10 is not "),
-        (
-            {"models": {"initial": "base"}},
-            "align_english: there is no English-aligned model: set models.policy (pi_0)",
-        ),
         ({"align_english": {"preferences": "p"}}, "align_english: models.policy and align_english contradict each "),
     ],
 )
@@ -197,6 +184,7 @@ def test_each_fault_names_key_value_and_what_is_allowed(sections: dict[str, Any]
 FREE = {"models": {"policy": "aligned"}, "reward": {"algorithm": "simpo"}}
 """A policy that was aligned without a reference."""
 
+ORPO = {"preferences": "p", "method": "orpo"}
 STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
 
 
@@ -208,15 +196,12 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
         ({"models": {"policy": "p"}, "reward": {"algorithm": "kto"}}, "reward"),
         ({"models": {}, "align_english": {"preferences": "p"}}, "align_english"),
         ({**STAGE_0, "reward": {"algorithm": "kto"}}, "reward"),
-        ({**STAGE_0, "align_english": {"preferences": "p", "method": "orpo"}}, "reward"),
+        ({**STAGE_0, "align_english": ORPO}, "reward"),
         # References.
         ({**FREE, "reward": {"algorithm": "orpo", "reference": "previous"}}, "reward.reference"),
         ({**FREE, "train": {"reference": "initial"}}, "train"),
         ({"train": {"method": "simpo", "reference": "initial"}}, "train.reference"),
-        (
-            {**STAGE_0, "align_english": {"preferences": "p", "method": "orpo", "reference": "initial"}},
-            "align_english.reference",
-        ),
+        ({**STAGE_0, "align_english": {**ORPO, "reference": "initial"}}, "align_english.reference"),
         # Which rewards.
         ({"reward": {"also": ["crosslingual"]}}, "reward.also"),
         ({"reward": {"also": ["multilingual"] * 2}}, "reward.also"),
@@ -249,13 +234,7 @@ def test_each_contradiction_gives_one_fault(sections: dict[str, Any], key: str) 
 def test_what_does_not_contradict() -> None:
     assert make_recipe(content(**FREE)).models.initial is None
     assert make_recipe(content(**FREE, train={"method": "simpo"})).train.reference == "previous"
-    orpo = make_recipe(
-        content(
-            models={"initial": "base"},
-            align_english={"preferences": "p", "method": "orpo"},
-            reward={"algorithm": "orpo"},
-        )
-    )
+    orpo = make_recipe(content(models={"initial": "base"}, align_english=ORPO, reward={"algorithm": "orpo"}))
     assert (orpo.models.policy, orpo.models.initial) == (None, "base")
     assert make_recipe(content(train={"method": "kto", "reference": "initial"})).reward.algorithm == "dpo"
     assert make_recipe(content(preset="znlp", reward={"algorithm": "kto", "name": "multilingual"})).reward.beta == 1.0
@@ -404,6 +383,7 @@ sample: {n: 4, temperature: 0.5}
 translate: {codes: {es: spa}}
 train: {lora: {rank: 4}, beta: 0.2}
 """
+EXTENDS_B = "extends: b.yaml"
 
 
 def test_a_recipe_is_merged_over_the_one_that_it_extends(tmp_path: Path) -> None:
@@ -444,33 +424,15 @@ def test_extends_is_relative_to_its_own_file(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (
-            {"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: b.yaml"},
-            "in a circle: a.yaml extends b.yaml ",
-        ),
+        ({"a": EXTENDS_B, "b": "extends: c.yaml", "c": EXTENDS_B}, "in a circle: a.yaml extends b.yaml "),
         ({"a": "extends: a.yaml"}, "Recipes extend each other in a circle: a.yaml extends a.yaml."),
-        ({"a": "extends: b.yaml"}, "The recipe b.yaml, which a.yaml extends, cannot be read: [Errno 2] No such file"),
-        (
-            {"a": "extends: b.yaml", "b": "- 1"},
-            "The recipe b.yaml, which a.yaml extends, must be a mapping of sections, ",
-        ),
-        ({"a": "extends: b.yaml", "b": "seed: [1"}, "The recipe b.yaml, which a.yaml extends, is not valid YAML: "),
-        (
-            {"a": "extends: b.yaml", "b": "sample: &s\n  n: *s"},
-            "b.yaml has 1 fault:\n  - the recipe: a section contains ",
-        ),
-        (
-            {"a": "extends: [b.yaml]"},
-            "a.yaml has 1 fault:\n  - extends: must be the path of a recipe file, but it is ['b",
-        ),
-        (
-            {"a": "extends: b.yaml", "b": "preset: x"},
-            "b.yaml has 1 fault:\n  - preset: unknown preset 'x'; Known: znlp",
-        ),
-        (
-            {"a": BASE + "extend: b.yaml"},
-            "a.yaml has 1 fault:\n  - extend: unknown setting (value 'b.yaml'); did you mean e",
-        ),
+        ({"a": EXTENDS_B}, "The recipe b.yaml, which a.yaml extends, cannot be read: [Errno 2] No such file"),
+        ({"a": EXTENDS_B, "b": "- 1"}, "The recipe b.yaml, which a.yaml extends, must be a mapping of sections, "),
+        ({"a": EXTENDS_B, "b": "seed: [1"}, "The recipe b.yaml, which a.yaml extends, is not valid YAML: "),
+        ({"a": EXTENDS_B, "b": "sample: &s\n  n: *s"}, "b.yaml has 1 fault:\n  - the recipe: a section contains "),
+        ({"a": "extends: [b.yaml]"}, "a.yaml has 1 fault:\n  - extends: must be the path of a recipe file"),
+        ({"a": EXTENDS_B, "b": "preset: x"}, "b.yaml has 1 fault:\n  - preset: unknown preset 'x'; Known: znlp"),
+        ({"a": BASE + "extend: b.yaml"}, "a.yaml has 1 fault:\n  - extend: unknown setting (value 'b.yaml')"),
     ],
 )
 def test_extending_what_cannot_be_extended(

@@ -1,22 +1,17 @@
-"""The report of an evaluation, and where a run is."""
+"""The report of an evaluation."""
 
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_runs import begin, store
 from rich.console import Console
 
-from crosspref import api
 from crosspref.cli import main
 from crosspref.data.records import Agreement, Measure, Prompt, Response
-from crosspref.errors import RunError
-from crosspref.recipe.files import dump_recipe, make_recipe
 from crosspref.reports.report import AGREEMENT_NOTE, INTERVALS, SHOWN, agreement_report, answers_table, measures_report
-from crosspref.reports.table import Report
-from crosspref.run.layout import RunDirectory
-from crosspref.run.store import Fingerprint, Unit, write_text
+from crosspref.run.store import Unit
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 
@@ -30,12 +25,6 @@ ROWS = [
     *measures("yo", 0, repetition=0.5, truncated=0.0, characters=1.0),
     *measures("yo", 1, repetition=0.5, truncated=0.0, characters=1.0, **{WIN_RATE: 0.5}),
 ]
-
-
-def shown(report: Report, width: int = 120) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(report.table())
-    return console.file.getvalue()
 
 
 def test_worked_table() -> None:
@@ -107,7 +96,9 @@ def test_worked_agreement() -> None:
 
 def test_agreement_fits_80_columns() -> None:
     widest = Agreement(10, "zh-hant", "crosslingual", "translated", -0.5, -0.6, -0.4, 2500, 1.0, 1.0, 1.0, 0.0, 2499)
-    lines = shown(agreement_report([*AGREEMENTS, widest]), 80).splitlines()
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(agreement_report([*AGREEMENTS, widest]).table())
+    lines = screen.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert any(
         line.split() == ["zh-hant", "10", "R_c,", "R_t", "-0.50", "[-0.60,", "-0.40]", *["100%"] * 3, "2500/2499"]
@@ -115,140 +106,24 @@ def test_agreement_fits_80_columns() -> None:
     )
 
 
-def store(run: RunDirectory, place: str, rows: list[Any], kind: type) -> None:
-    unit = Unit(run.root / place)
-    unit.write_rows(rows, kind)
-    unit.finish(MADE, len(rows))
-
-
 def test_the_command_shows_agreement_beside_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = begin(tmp_path)
+    run = begin(tmp_path, evaluate={"prompts": "heldout.jsonl"})
     assert main(["report", str(tmp_path)]) == 1
     assert "Nothing has been measured" in capsys.readouterr().err
     for number, row in enumerate(AGREEMENTS):
-        store(run, f"iteration_{row.iteration}/agreement/{number}.parquet", [row], Agreement)
+        store(Unit(run.root / f"iteration_{row.iteration}/agreement/{number}.parquet"), [row], Agreement)
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "-0.25 [-0.30, 0.20]" in printed
     assert AGREEMENT_NOTE in " ".join(printed.split())
     assert (run.root / "report.md").read_text() == agreement_report(AGREEMENTS[1:] + AGREEMENTS[:1]).markdown()
-    store(run, "iteration_1/evaluation/measures.parquet", ROWS, Measure)
+    store(run.iteration(1).evaluation.measures, ROWS, Measure)
     picture = tmp_path / "report.svg"
     assert main(["report", str(tmp_path), "--svg", str(picture)]) == 0
     text = (run.root / "report.md").read_text()
     assert text.index("# Held-out responses") < text.index("\n\n# Agreement of rewards")
     for found in (capsys.readouterr().out, picture.read_text().replace("&#160;", " ")):
         assert found.index("60% [50%, 70%]") < found.index("-0.25 [-0.30, 0.20]")
-
-
-MADE = Fingerprint({"made": "by hand"})
-
-
-def begin(root: Path, **sections: Any) -> RunDirectory:
-    content = {
-        "models": {"initial": "base"},
-        "languages": ["en", "es"],
-        "prompts": {"source": "prompts.jsonl"},
-        "iterations": 2,
-        "align_english": {"preferences": "english.jsonl"},
-        "resources": {"shard_prompts": 4},
-        "evaluate": {"prompts": "heldout.jsonl"},
-        **sections,
-    }
-    run = RunDirectory(root)
-    write_text(run.recipe, dump_recipe(make_recipe(content)))
-    return run
-
-
-def finish(run: RunDirectory, *places: str, rows: int = 1) -> None:
-    for place in places:
-        unit = Unit(run.root / place)
-        unit.write_rows([Prompt(str(number), "es", "?") for number in range(rows)], Prompt)
-        unit.finish(MADE, rows)
-
-
-def states(run: RunDirectory) -> list[tuple[int, str, int, int | None]]:
-    statuses = api.status(run.root)
-    return [(status.phase.iteration, status.phase.name, status.done, status.total) for status in statuses]
-
-
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    assert states(begin(tmp_path)) == [
-        (0, "prompts", 0, 6),
-        (0, "align_english", 0, 1),
-        (0, "evaluate", 0, None),
-        *(
-            (iteration, phase, 0, total)
-            for iteration in (1, 2)
-            for phase, total in (("sample", None), ("score", None), ("select", 2), ("train", 1), ("evaluate", None))
-        ),
-    ]
-    assert not any(status.is_done for status in api.status(begin(tmp_path).root))
-
-
-def test_a_run_in_the_middle(tmp_path: Path) -> None:
-    run = begin(tmp_path)
-    # 9 prompts are 3 shards of at most 4 in each language; 4 held-out ones are 1 shard, so 2 languages have 2 shards
-    # of responses, 2 of scores, and there is one table of measures.
-    finish(run, "prompts/en.parquet", "prompts/es.parquet", rows=9)
-    finish(run, "heldout/en.parquet", "heldout/es.parquet", rows=4)
-    finish(run, "prompts/dropped.parquet", "heldout/dropped.parquet", "iteration_0/policy")
-    evaluation = [
-        f"iteration_0/evaluation/{kind}/{tag}/0.parquet"
-        for kind in ("responses", "scores/multilingual")
-        for tag in ("en", "es")
-    ]
-    finish(run, *evaluation, "iteration_0/evaluation/measures.parquet")
-    finish(run, *(f"iteration_1/responses/{tag}/{shard}.parquet" for tag in ("en", "es") for shard in range(3)))
-    finish(run, "iteration_1/scores/crosslingual/en/0.parquet")
-    Unit(run.root / "iteration_1/scores/crosslingual/en/4.parquet").write_rows([], Prompt)  # killed before its marker
-    found = {(iteration, phase): (done, total) for iteration, phase, done, total in states(run)}
-    assert found == {
-        (0, "prompts"): (6, 6),
-        (0, "align_english"): (1, 1),
-        (0, "evaluate"): (5, 5),
-        (1, "sample"): (6, 6),
-        (1, "score"): (1, 6),
-        (1, "select"): (0, 2),
-        (1, "train"): (0, 1),
-        (1, "evaluate"): (0, 5),
-        (2, "sample"): (0, 6),
-        (2, "score"): (0, 6),
-        (2, "select"): (0, 2),
-        (2, "train"): (0, 1),
-        (2, "evaluate"): (0, 5),
-    }
-    first = next(status for status in api.status(run.root) if not status.is_done)
-    assert (first.phase.iteration, first.phase.name) == (1, "score")
-
-
-def test_a_run_with_a_given_policy_and_without_evaluation(tmp_path: Path) -> None:
-    run = begin(tmp_path, models={"initial": "a", "policy": "b"}, align_english=None, evaluate={}, iterations=1)
-    assert states(run) == [
-        (0, "prompts", 0, 3),
-        (1, "sample", 0, None),
-        (1, "score", 0, None),
-        (1, "select", 0, 2),
-        (1, "train", 0, 1),
-    ]
-
-
-def test_a_reference_that_is_computed_before_training_is_a_phase(tmp_path: Path) -> None:
-    carried = {"precompute_reference": True}
-    run = begin(tmp_path, iterations=1, train=carried, align_english={"preferences": "a.jsonl", **carried}, evaluate={})
-    finish(run, "iteration_0/referenced_pairs/en.parquet", "iteration_1/referenced_pairs/en.parquet")
-    found = [state for state in states(run) if state[1] in ("reference", "align_english", "train")]
-    assert found == [
-        (0, "reference", 1, 1),
-        (0, "align_english", 0, 1),
-        (1, "reference", 1, 2),
-        (1, "train", 0, 1),
-    ]
-
-
-def test_a_directory_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
-        api.status(tmp_path)
 
 
 def test_two_answers_stand_side_by_side_and_nothing_in_them_is_taken_for_markup() -> None:

@@ -54,7 +54,8 @@ SPANISH = [answer("q1", "es", 0, "El Duero"), answer("q1", "es", 1, "Ebro"), ans
 def scored(responses: Sequence[Response], scorer: FakeScorer | None = None, **options: object) -> list[Score]:
     named = {"reward": "crosslingual", "advance": lambda units, tokens: None}
     formula = {key: options.pop(key) for key in ("beta", "algorithm") if key in options}
-    return score(responses, PROMPTS, scorer or FakeScorer(), settings=RewardSettings(**formula), **{**named, **options})
+    prompts = options.pop("prompts", PROMPTS)
+    return score(responses, prompts, scorer or FakeScorer(), settings=RewardSettings(**formula), **{**named, **options})
 
 
 def test_conditioned_on_the_english_instruction_behind_the_prefix() -> None:
@@ -91,11 +92,11 @@ def test_worked_rewards() -> None:
     assert rows[1] == Score("q1", "es", 1, "crosslingual", -2.0, -35.75, 2, 4, pytest.approx(3.375))
 
 
-def test_beta_scales_the_reward_alone() -> None:
-    small, large = scored(SPANISH, beta=0.1), scored(SPANISH, beta=2.0)
-    for one, other in zip(small, large, strict=True):
-        assert other.implicit_reward == pytest.approx(20 * one.implicit_reward)
-        assert (one.policy_logprob, one.reference_logprob) == (other.policy_logprob, other.reference_logprob)
+def test_beta_and_the_algorithm_shape_the_reward_alone() -> None:
+    [dpo], [ipo] = scored(SPANISH[:1], beta=2.0), scored(SPANISH[:1], beta=2.0, algorithm="ipo")
+    # 2 times the 32.75 nats from above, and that per token, of which there are 4.
+    assert (dpo.implicit_reward, ipo.implicit_reward) == (pytest.approx(65.5), pytest.approx(65.5 / 4))
+    assert (ipo.policy_logprob, ipo.reference_logprob) == (-4.0, -36.75)
 
 
 def test_characters_are_code_points_of_the_text() -> None:
@@ -113,18 +114,7 @@ def test_each_prompt_is_computed_once_with_all_its_responses() -> None:
     # By key, the scores are those that the responses get in any other order.
     assert sorted(rows[:3], key=str) == sorted(scored(SPANISH), key=str)
     assert {row.characters for row in rows} == {8, 4, 10}
-
-
-def test_a_score_does_not_depend_on_the_order_of_the_prompts() -> None:
-    turned = score(
-        SPANISH,
-        PROMPTS[::-1],
-        FakeScorer(),
-        settings=RewardSettings(),
-        reward="crosslingual",
-        advance=lambda *_: None,
-    )
-    assert turned == scored(SPANISH)
+    assert scored(SPANISH, prompts=PROMPTS[::-1]) == scored(SPANISH)
 
 
 def test_progress_counts_prompts_and_scored_tokens() -> None:
@@ -134,24 +124,12 @@ def test_progress_counts_prompts_and_scored_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "reward", "said"),
-    [
-        (
-            answer("q9", "es", 0, "x"),
-            "crosslingual",
-            "The prompt 'q9' has responses in 'es' but no instruction in 'en'.",
-        ),
-        (
-            answer("q1", "sw", 0, "x"),
-            "multilingual",
-            "The prompt 'q1' has responses in 'sw' but no instruction in 'sw'.",
-        ),
-    ],
+    ("prompt", "language", "reward", "lacking"),
+    [("q9", "es", "crosslingual", "en"), ("q1", "sw", "multilingual", "sw")],
 )
-def test_a_missing_instruction_is_an_error(response: Response, reward: str, said: str) -> None:
-    with pytest.raises(DataError) as caught:
-        scored([*SPANISH, response], reward=reward)
-    assert str(caught.value) == said
+def test_a_missing_instruction_is_an_error(prompt: str, language: str, reward: str, lacking: str) -> None:
+    with pytest.raises(DataError, match=f"'{prompt}' has responses in '{language}' but no instruction in '{lacking}'"):
+        scored([*SPANISH, answer(prompt, language, 0, "x")], reward=reward)
 
 
 def test_an_unknown_language_is_an_error() -> None:
@@ -205,22 +183,6 @@ def test_a_failed_translation_has_no_reward_and_the_others_keep_theirs() -> None
 def test_a_missing_translation_is_an_error() -> None:
     with pytest.raises(DataError, match="no English translation of prompt 'q1', sample 1"):
         scored(SPANISH[:2], reward="translated", translations=[english(0, "The Duero")])
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "expected"),
-    [
-        # "El Duero": policy -4, reference -36.75 (see above), 4 tokens; beta 0.1.
-        ("dpo", 3.275),
-        ("kto", 32.75),
-        ("ipo", 3.275 / 4),
-        ("simpo", -0.1),
-        ("orpo", -1 - math.log(1 - math.exp(-1))),
-    ],
-)
-def test_the_formula_is_the_algorithms(algorithm: str, expected: float) -> None:
-    [row] = scored(SPANISH[:1], algorithm=algorithm)
-    assert row.implicit_reward == pytest.approx(expected)
 
 
 class FakeRewardModel:

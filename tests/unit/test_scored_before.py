@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import made_runs
 import pytest
 
 from crosspref.data.records import Prompt, Response, Score
@@ -29,14 +30,12 @@ def shard(root: Path, iteration: int, policy: str, reference: str, **inputs: str
 
 
 def store(shard: ScoreShard, scored: list[tuple[Response, float, float | None]]) -> None:
-    shard.responses.write_rows([row for row, _, _ in scored], Response)
-    shard.responses.finish(Fingerprint({}), len(scored))
+    made_runs.store(shard.responses, [row for row, _, _ in scored], Response)
     scores = [
         Score(row.prompt_id, row.language, row.sample, "crosslingual", policy, reference, 2, 4, 0.5)
         for row, policy, reference in scored
     ]
-    shard.unit.write_rows(scores, Score)
-    shard.unit.finish(shard.fingerprint, len(scores))
+    made_runs.store(shard.unit, scores, Score, shard.fingerprint)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Bootstrap intervals against their textbook width, outcomes of comparisons and orders against tables."""
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -11,12 +10,7 @@ from crosspref.maths import statistics
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import kendall_tau, mean_interval, win_rate
 
-
-@pytest.fixture(autouse=True)
-def _no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def half_width(interval: Estimate) -> float:

@@ -3,13 +3,12 @@
 Nothing here is taken from crosspref: the prompt's text is spelled out, and no cache, tile, mask or padding is used.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-END = "<|end|>"
 
 
 def load(directory: Path) -> Any:
@@ -22,6 +21,16 @@ def prompt_ids(directory: Path, instruction: str) -> list[int]:
     """Return the ids of conftest's chat template written out, with its one BOS."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     return tokenizer(f"<|bos|><|user|>{instruction}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]
+
+
+def greedy(model: Any, prompt: list[int], most: int, ends: Sequence[int] = (1, 2)) -> list[int]:
+    """Return the likeliest tokens behind a prompt: ``most`` of them, or up to the first of ``ends``."""
+    ids: list[int] = []
+    while len(ids) < most and not set(ids[-1:]) & set(ends):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+        ids.append(int(logits.argmax()))
+    return ids
 
 
 def token_logprobs(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
