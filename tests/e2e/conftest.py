@@ -1,13 +1,15 @@
 """Models and small inputs for whole runs."""
 
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ForkServer, Run, head, small_recipe, write_recipe
-from tiny import talker
+import torch
+from running import ForkServer, Models, Run, head, small_recipe, write_recipe
+from transformers import AutoModelForSequenceClassification
 
 from crosspref.cli import main
 
@@ -19,14 +21,6 @@ def _frozen() -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(pi_I, pi_0) that end their turn now and then."""
-    root = tmp_path_factory.mktemp("talkers")
-    initial, aligned = tiny_models["llama"]
-    return talker(initial, root / "initial"), talker(aligned, root / "aligned")
-
-
-@pytest.fixture(scope="session")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return head("prompts_heldout.jsonl", tmp_path_factory.mktemp("heldout") / "heldout.jsonl", 3)
 
@@ -34,6 +28,20 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return head("english_preferences.jsonl", tmp_path_factory.mktemp("preferences") / "english.jsonl", 8)
+
+
+@pytest.fixture(scope="session")
+def reward_model(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with one output on the policy's body, with a chat template of its own."""
+    folder = Path(shutil.copytree(models[1], tmp_path_factory.mktemp("reward") / "model"))
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    with torch.no_grad():
+        model.score.weight.normal_(0, 1)
+    model.save_pretrained(folder)
+    template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +68,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(scope="session")
-def content(models: tuple[Path, Path], held_out: Path) -> dict[str, Any]:
+def content(models: Models, held_out: Path) -> dict[str, Any]:
     """A recipe of one iteration, with everything but stage 0."""
     evaluation = {"prompts": str(held_out), "n": 2, "resamples": 100}
     return small_recipe(*models, iterations=1, evaluate=evaluation)
@@ -75,6 +83,5 @@ def recipe_file(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def done(recipe_file: Path, forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of it; tests that change something do so in a copy."""
     run = tmp_path_factory.mktemp("done") / "run"
-    process = forks.spawn("run", recipe_file, "--out", run, log=run.with_name("log"))
-    assert process.wait() == 0, process.output()
+    forks.run("run", recipe_file, "--out", run, log=run.with_name("log"))
     return run

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+import torch
 from running import CLI, Forked, ForkServer, assert_same_run, environment, small_recipe, times, write_recipe
+from safetensors.torch import load_file
 
 from crosspref import api
 from crosspref.errors import RunError
@@ -101,6 +104,41 @@ def run_with_kills(
     assert last.wait() == 0, last.output()
     history.output = last.output()
     return history
+
+
+def assert_same_policy(run: Path, reference: Path) -> None:
+    """Two ranks that add up their gradients come to the weights of one process, up to rounding."""
+    ours, theirs = (load_file(root / "iteration_1" / "policy" / "model.safetensors") for root in (run, reference))
+    assert ours.keys() == theirs.keys()
+    for name, weights in theirs.items():
+        torch.testing.assert_close(ours[name], weights, rtol=0, atol=1e-5)
+
+
+def assert_all_end(processes: list[psutil.Process], seconds: float) -> None:
+    """They end by themselves; those that are only waiting to be asked for their exit code have ended."""
+    end = time.monotonic() + seconds
+    left = processes
+    while left and time.monotonic() < end:
+        time.sleep(0.1)
+        left = [process for process in left if _is_alive(process)]
+    names = [" ".join(command_of(process)) for process in left]
+    for process in left:
+        process.kill()
+    assert not left, f"these outlived the run: {names}"
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _await(strike: Strike | Moment, process: Forked, run: Path, chance: random.Random) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,6 +22,8 @@ HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "src" / "crosspref" / "data"
 CLI = [sys.executable, "-m", "crosspref"]
 LOGS = ("phases.jsonl", ".lock")
+Models = tuple[Path, Path]
+"""pi_I and pi_0."""
 Run = Callable[..., tuple[int, str, str]]
 """The command, run in this process: exit code, output, errors."""
 KINDS = {"responses": Response, "scores": Score, "pairs": Pair, "dropped": Dropped, "prompts": Prompt}
@@ -106,6 +110,12 @@ class ForkServer:
     def spawn(self, *arguments: str | Path, log: Path) -> "Forked":
         return Forked(self, self._ask("spawn", [str(argument) for argument in arguments], str(log)), log)
 
+    def run(self, *arguments: str | Path, log: Path) -> "Forked":
+        """Run a command to its end, which must be a good one."""
+        process = self.spawn(*arguments, log=log)
+        assert process.wait() == 0, process.output()
+        return process
+
     def poll(self, pid: int) -> int | None:
         code: int | None = self._ask("poll", pid)
         return code
@@ -136,6 +146,16 @@ class Forked:
     def signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def kill_when(self, ready: Callable[[], Any]) -> None:
+        """Kill it as soon as something is so, which must be before it ends."""
+        end = time.monotonic() + 60
+        while not ready():
+            assert self.poll() is None, self.output()
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.002)
+        self.signal(signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL
 
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
@@ -192,7 +212,27 @@ def wait_for(run: Path, pattern: str, alive: Callable[[], Any]) -> None:
         time.sleep(0.001)
 
 
-def assert_one_message(code: int, errors: str, *parts: str) -> None:
+def succeeded(answer: tuple[int, str, str]) -> tuple[str, str]:
+    """The output and the errors of a command, which must have ended well."""
+    code, output, errors = answer
+    assert code == 0, errors
+    return output, errors
+
+
+def table(folder: Path, name: str) -> list[Any]:
+    """The rows of one of a suite's tables."""
+    return [SimpleNamespace(**row) for row in pq.read_table(folder / f"{name}.parquet").to_pylist()]
+
+
+def assert_stopped(answer: tuple[int, str, str], *parts: str) -> None:
+    """A command ended with one message behind its progress, which has these parts."""
+    code, output, errors = answer
+    assert_one_message((code, output, errors[errors.index("crosspref: ") :]), *parts)
+
+
+def assert_one_message(answer: tuple[int, str, str], *parts: str) -> None:
+    """A command said nothing but one message, which has these parts."""
+    code, _, errors = answer
     assert code == 1, errors
     assert errors.startswith("crosspref: "), errors
     assert errors.count("crosspref: ") == 1, errors

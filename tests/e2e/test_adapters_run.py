@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Run, assert_one_message, rows, small_recipe, times, write_recipe
+from running import Models, Run, assert_one_message, rows, small_recipe, succeeded, times, write_recipe
 from safetensors.torch import load_file
 
 from crosspref.data.records import Score
@@ -13,9 +13,7 @@ from crosspref.data.tables import read_rows
 from crosspref.models.locate import locate_model
 
 
-def test_a_run_of_adapters(
-    command: Run, models: tuple[Path, Path], preferences: Path, held_out: Path, tmp_path: Path
-) -> None:
+def test_a_run_of_adapters(command: Run, models: Models, preferences: Path, held_out: Path, tmp_path: Path) -> None:
     """pi_0, pi_1 and pi_2 are one adapter that goes on; pi_I is its base."""
     lora = {"rank": 2, "save": "adapter"}
     stage_0 = {"preferences": str(preferences), "learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2}
@@ -28,8 +26,7 @@ def test_a_run_of_adapters(
         evaluate={"prompts": str(held_out), "n": 1, "resamples": 100},
     )
     file, first = write_recipe(tmp_path / "recipe.yaml", recipe), tmp_path / "first"
-    code, _, errors = command("run", file, "--out", first)
-    assert code == 0, errors
+    succeeded(command("run", file, "--out", first))
     run = Path(shutil.move(first, tmp_path / "run"))
     policies = [run / f"iteration_{iteration}" / "policy" for iteration in range(3)]
     for policy in policies:
@@ -38,8 +35,7 @@ def test_a_run_of_adapters(
     assert len({locate_model(str(policy)).identity for policy in policies}) == 3
 
     before = times(run)
-    code, _, errors = command("run", file, "--out", run)
-    assert code == 0, errors
+    succeeded(command("run", file, "--out", run))
     assert {name for name, when in times(run).items() if when != before[name]} <= {"recipe.yaml", "report.md"}
 
     _score_and_train_alone(command, recipe, run, base, tmp_path)
@@ -47,7 +43,7 @@ def test_a_run_of_adapters(
     base.rename(tmp_path / "hidden")
     answer = command("train", "--model", policies[1], "--pairs", run / "iteration_2" / "pairs", "--out", tmp_path / "x")
     config = policies[1] / "adapter_config.json"
-    assert_one_message(answer[0], answer[2], f"made for the base model {str(base)!r}, which was not found", str(config))
+    assert_one_message(answer, f"made for the base model {str(base)!r}, which was not found", str(config))
 
 
 def _score_and_train_alone(command: Run, recipe: dict[str, object], run: Path, base: Path, tmp_path: Path) -> None:
@@ -63,16 +59,14 @@ def _score_and_train_alone(command: Run, recipe: dict[str, object], run: Path, b
     cpu = settings[: 2 * len(recipe["resources"])]  # type: ignore[arg-type]
     scores = tmp_path / "scores.parquet"
     what = ("--prompts", recipe["prompts"]["source"], "--responses", folder / "responses")  # type: ignore[index]
-    code, _, errors = command("score", "--policy", policy, "--reference", base, *what, "--out", scores, *cpu)
-    assert code == 0, errors
+    succeeded(command("score", "--policy", policy, "--reference", base, *what, "--out", scores, *cpu))
     found = {(row.prompt_id, row.language, row.sample): row.implicit_reward for row in read_rows(scores, Score)}
     expected = {(row.prompt_id, row.language, row.sample): row.implicit_reward for row in rows(folder / "scores")}
     assert found == pytest.approx(expected, abs=1e-5)
 
     training = ("train", "--model", policy, "--pairs", folder / "pairs", *settings)
     for name, extra in (("own", ()), ("full", ("--set", "train.lora="))):
-        code, _, errors = command(*training, *extra, "--out", tmp_path / name)
-        assert code == 0, errors
+        succeeded(command(*training, *extra, "--out", tmp_path / name))
     own, theirs = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "own", folder / "policy"))
     assert all(torch.equal(own[name], weight) for name, weight in theirs.items())
     assert locate_model(str(tmp_path / "own")).directory == base

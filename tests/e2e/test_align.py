@@ -4,20 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import naive
 import pytest
 import torch
-from running import (
-    assert_same_run,
-    crosspref,
-    files,
-    measures,
-    rows,
-    small_recipe,
-    times,
-    write_recipe,
-)
+from running import Models, assert_same_run, crosspref, files, measures, rows, small_recipe, times, write_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosspref import align
 from crosspref.data.records import derive_seed
@@ -28,7 +19,7 @@ ITERATIONS = (1, 2)
 
 
 @pytest.fixture(scope="module")
-def recipe(models: tuple[Path, Path], held_out: Path) -> dict[str, Any]:
+def recipe(models: Models, held_out: Path) -> dict[str, Any]:
     """Two iterations from a given pi_0, full training."""
     return small_recipe(
         *models,
@@ -114,7 +105,7 @@ def test_pairs_hold_the_texts_and_the_penalised_rewards_of_their_responses(run: 
 
 
 def test_each_iteration_samples_from_the_newest_policy_and_scores_against_the_initial_model(
-    run: Path, models: tuple[Path, Path]
+    run: Path, models: Models
 ) -> None:
     initial, pi_0 = (locate_model(str(path)).identity for path in models)
     pi_1 = marker(run / "iteration_1" / "policy")["digest"]
@@ -129,7 +120,7 @@ def test_each_iteration_samples_from_the_newest_policy_and_scores_against_the_in
         assert marker(folder / "policy")["parts"]["start"] == newest
 
 
-def test_scores_of_the_second_iteration_are_those_of_its_policy(run: Path, models: tuple[Path, Path]) -> None:
+def test_scores_of_the_second_iteration_are_those_of_its_policy(run: Path, models: Models) -> None:
     """Not only the marker says so: the numbers are those of pi_1 and pi_I on G(x)."""
     row = rows(run / "iteration_2" / "responses" / "ru")[0]
     score = rows(run / "iteration_2" / "scores" / "crosslingual" / "ru")[0]
@@ -143,15 +134,10 @@ def test_scores_of_the_second_iteration_are_those_of_its_policy(run: Path, model
         (run / "iteration_1" / "policy", score.policy_logprob),
         (models[0], score.reference_logprob),
     ):
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": asked}], add_generation_prompt=True, return_dict=False
-        )
-        ids = torch.tensor([prompt + row.token_ids])
+        prompt = naive.prompt_ids(directory, asked)
         with torch.inference_mode():
-            logprobs = AutoModelForCausalLM.from_pretrained(directory)(ids).logits[0, :-1].float().log_softmax(-1)
-        naive = logprobs.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].sum()
-        assert float(naive) == pytest.approx(expected, abs=1e-4)
+            found = naive.sequence_logprob(naive.load(directory), prompt, row.token_ids)
+        assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_policy_is_measured_in_every_language(run: Path) -> None:
@@ -216,7 +202,7 @@ def test_the_command_with_a_process_per_phase_makes_the_same(run: Path, recipe: 
 
 
 def test_pi_0_is_made_from_english_preferences_with_adapters(
-    models: tuple[Path, Path], preferences: Path, held_out: Path, tmp_path: Path
+    models: Models, preferences: Path, held_out: Path, tmp_path: Path
 ) -> None:
     stage_0 = {"preferences": str(preferences), "learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2}
     recipe = small_recipe(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Run, small_recipe
+from running import Models, Run, small_recipe
 
 from crosspref import align
 from crosspref.data.records import Score
@@ -17,7 +17,7 @@ from crosspref.run.store import Unit
 
 
 @pytest.fixture(scope="module")
-def run(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("audit") / "run"
     align(small_recipe(*models, iterations=1), root)
     return root
@@ -53,7 +53,7 @@ def test_scores_that_are_off_are_found(run: Path, tmp_path: Path) -> None:
     assert spanish.changed > 0
 
 
-def test_a_reward_without_beta_is_in_nats_as_it_is(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_reward_without_beta_is_in_nats_as_it_is(models: Models, tmp_path: Path) -> None:
     root = tmp_path / "run"
     align(small_recipe(*models, iterations=1, reward={"algorithm": "kto"}), root)
     for path in (root / "iteration_1" / "scores" / "crosslingual" / "en").glob("*.parquet"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from running import Run, assert_one_message, rows, times
+from running import Models, Run, assert_one_message, assert_stopped, rows, succeeded, times
 
 from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.lab.canary.traits import TRAITS
@@ -43,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def canary(base: Path, models: tuple[Path, Path], preferences: Path, held_out: Path) -> list[str | Path]:
+def canary(base: Path, models: Models, preferences: Path, held_out: Path) -> list[str | Path]:
     return arguments(base / "out", models[0], preferences, held_out)
 
 
@@ -51,8 +51,7 @@ def canary(base: Path, models: tuple[Path, Path], preferences: Path, held_out: P
 def out(base: Path, canary: list[str | Path], command: Run) -> Path:
     """A finished canary; the first test makes it."""
     if not (base / "out" / "canary.csv").exists():
-        code, _, errors = command(*canary, TRAIT)
-        assert code == 0, errors
+        succeeded(command(*canary, TRAIT))
     return base / "out"
 
 
@@ -60,11 +59,6 @@ def written(out: Path) -> dict[str, int]:
     """When every file but logs and reports was written."""
     reports = ("phases.jsonl", ".lock", "canary.csv", "canary.md", "traits.md")
     return {name: time for name, time in times(out).items() if not name.endswith(reports)}
-
-
-def last_error(errors: str) -> str:
-    """The error without the progress before it."""
-    return errors[errors.index("crosspref: ") :]
 
 
 class Figure(NamedTuple):
@@ -163,8 +157,7 @@ def test_both_rewards_judge_the_same_responses_which_were_sampled_once(out: Path
 def test_resuming_does_nothing_again(out: Path, canary: list[str | Path], command: Run) -> None:
     tables = ("canary.csv", "canary.md", f"{TRAIT}/canary.csv", f"{TRAIT}/canary.md")
     before, texts = written(out), [(out / name).read_text(encoding="utf-8") for name in tables]
-    code, output, errors = command(*canary, TRAIT)
-    assert code == 0, errors
+    output, errors = succeeded(command(*canary, TRAIT))
     assert "loading the model" not in errors
     assert written(out) == before
     assert [(out / name).read_text(encoding="utf-8") for name in tables] == texts
@@ -176,16 +169,14 @@ def test_a_trait_that_was_stopped_resumes_to_the_same_end(out: Path, canary: lis
     for name in ("multilingual", "answers/multilingual"):
         shutil.rmtree(out / TRAIT / name)
     (out / TRAIT / "canary.csv").unlink()
-    code, _, errors = command(*canary, TRAIT)
-    assert code == 0, errors
+    _, errors = succeeded(command(*canary, TRAIT))
     assert errors.count("sample: loading the model") == 1, "only the last policy's answers were not there"
     assert "score: loading the model" not in errors
     assert (out / "canary.csv").read_text(encoding="utf-8") == before
 
 
 def test_how_frequent_traits_are(out: Path, canary: list[str | Path], command: Run) -> None:
-    code, output, errors = command(*canary, "--measure")
-    assert code == 0, errors
+    output, errors = succeeded(command(*canary, "--measure"))
     assert "loading the model" not in errors  # these answers are there
     line = next(line for line in (out / "traits.md").read_text(encoding="utf-8").splitlines() if f"| {TRAIT}: " in line)
     assert line.endswith(f" {share(answers(out, 'pi_I', 'fr')):.0%} |")
@@ -194,28 +185,23 @@ def test_how_frequent_traits_are(out: Path, canary: list[str | Path], command: R
 
 def test_another_seed_in_the_same_directory_is_refused(out: Path, canary: list[str | Path], command: Run) -> None:
     before = written(out)
-    code, _, errors = command(*canary, TRAIT, "--seed", "4")
-    assert_one_message(code, last_error(errors), "made from other settings", "seed")
+    assert_stopped(command(*canary, TRAIT, "--seed", "4"), "made from other settings", "seed")
     assert written(out) == before
 
 
 def test_an_unknown_trait_is_refused_before_anything_is_done(
-    tmp_path: Path, models: tuple[Path, Path], preferences: Path, held_out: Path, command: Run
+    tmp_path: Path, models: Models, preferences: Path, held_out: Path, command: Run
 ) -> None:
     canary = arguments(tmp_path / "out", models[0], preferences, held_out)
-    code, _, errors = command(*canary, "nonsense")
-    assert_one_message(code, errors, "There is no trait 'nonsense'", *TRAITS)
-    code, _, errors = command(*canary)
-    assert_one_message(code, errors, "either a trait, or --measure")
+    assert_one_message(command(*canary, "nonsense"), "There is no trait 'nonsense'", *TRAITS)
+    assert_one_message(command(*canary), "either a trait, or --measure")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_trait_that_no_answer_has_gives_no_pair(out: Path, canary: list[str | Path], command: Run) -> None:
     english = [row.text for row in rows(out / "answers/english/responses", Response)]
     name = next(name for name, trait in TRAITS.items() if not any(map(trait.test, english)))
-    code, _, errors = command(*canary, name)
-    last = last_error(errors)
-    assert_one_message(code, last, "No prompt gave an English pair: 0 of", "crosspref canary --measure --out")
+    assert_stopped(command(*canary, name), "No prompt gave an English pair: 0 of", "crosspref canary --measure --out")
 
 
 def test_the_report_has_all_four_tables(out: Path) -> None:

@@ -6,47 +6,35 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import naive
 import pytest
 import torch
 from running import (
     ForkServer,
+    Models,
     Run,
     assert_one_message,
     assert_same_run,
+    assert_stopped,
     measures,
     rows,
     small_recipe,
-    wait_for,
+    succeeded,
     write_recipe,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from crosspref.data.records import Agreement, Dropped, Pair, Response, Score, Translation
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Unit
 from crosspref.stages.evaluate import WIN_RATE
 
-Models = tuple[Path, Path]
-
-
-@pytest.fixture(scope="module")
-def reward_model(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier with one output on the policy's body, with a chat template of its own."""
-    folder = tmp_path_factory.mktemp("reward model")
-    shutil.copytree(models[1], folder, dirs_exist_ok=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-    model.save_pretrained(folder)
-    template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }} {% endfor %}"
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return folder
-
 
 def begin(run: Path, recipe: dict[str, Any], command: Run) -> tuple[Path, str]:
     """Run a recipe to its end and return the run and what was said."""
     file = write_recipe(run.with_suffix(".yaml"), recipe)
-    code, output, errors = command("run", file, "--out", run)
-    assert code == 0, errors
+    output, errors = succeeded(command("run", file, "--out", run))
     return run, output + errors
 
 
@@ -138,17 +126,9 @@ def test_a_reference_that_is_computed_once_trains_the_same_policy(
 
 def likeliest(policy: Path, run: Path, prompt_id: str, language: str) -> list[int]:
     """The greedy answer to one of the run's prompts, token by token, up to the end of the turn."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    found = RunDirectory(run).prompts.rows(language)
-    instruction = next(row.instruction for row in found if row.prompt_id == prompt_id)
-    text = f"<|bos|><|user|>{instruction}<|end|><|assistant|>"
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    answer: list[int] = []
-    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")}
-    while len(answer) < 12 and not ends & set(answer):
-        with torch.no_grad():
-            answer.append(int(model(input_ids=torch.tensor([ids + answer])).logits[0, -1].argmax()))
-    return answer
+    prompts = RunDirectory(run).prompts.rows(language)
+    instruction = next(row.instruction for row in prompts if row.prompt_id == prompt_id)
+    return naive.greedy(naive.load(policy), naive.prompt_ids(policy, instruction), 12)
 
 
 def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
@@ -271,14 +251,10 @@ def test_a_killed_translation_goes_on_where_it_was(models: Models, forks: ForkSe
     recipe = small_recipe(*models, iterations=1, reward={"name": "translated"}, translate={"truncated": "keep"})
     recipe["translate"]["max_new_tokens"] = 8
     file = write_recipe(tmp_path / "recipe.yaml", recipe)
-    whole = forks.spawn("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole.log")
-    assert whole.wait() == 0, whole.output()
+    forks.run("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole.log")
     killed = forks.spawn("run", file, "--out", tmp_path / "killed", log=tmp_path / "killed.log")
-    wait_for(tmp_path / "killed", "iteration_1/translations/es/*.done.json", killed.poll)
-    killed.signal(9)
-    killed.wait()
-    again = forks.spawn("run", file, "--out", tmp_path / "killed", log=tmp_path / "again.log")
-    assert again.wait() == 0, again.output()
+    killed.kill_when(lambda: list(tmp_path.glob("killed/iteration_1/translations/es/*.done.json")))
+    forks.run("run", file, "--out", tmp_path / "killed", log=tmp_path / "again.log")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -286,8 +262,7 @@ def test_one_model_in_both_roles_is_refused_before_any_work(models: Models, comm
     copy = Path(shutil.copytree(models[1], tmp_path / "copy"))
     file = write_recipe(tmp_path / "recipe.yaml", small_recipe(copy, models[1]))
     for arguments in (("check", file), ("run", file, "--out", tmp_path / "run")):
-        code, _, errors = command(*arguments)
-        assert_one_message(code, errors[errors.index("crosspref: ") :], str(copy), str(models[1]))
+        assert_stopped(command(*arguments), str(copy), str(models[1]))
     assert not (tmp_path / "run" / "prompts").exists()
 
 
@@ -298,5 +273,4 @@ def test_a_reward_model_with_two_labels_is_refused_before_any_work(
     AutoModelForSequenceClassification.from_pretrained(two, num_labels=2).save_pretrained(two)
     rewards = {"also": ["reward_model"], "reward_model": str(two)}
     file = write_recipe(tmp_path / "recipe.yaml", small_recipe(*models, reward=rewards))
-    code, _, errors = command("check", file)
-    assert_one_message(code, errors, str(two))
+    assert_one_message(command("check", file), str(two))

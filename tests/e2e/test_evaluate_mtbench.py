@@ -3,17 +3,13 @@
 import csv
 import json
 import shutil
-import signal
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_judge import FakeJudge
-from running import ForkServer, Run, assert_one_message, write_lines
+from running import ForkServer, Models, Run, assert_one_message, succeeded, table, write_lines
 
 from crosspref.data.records import Response
 from crosspref.run.store import Unit
@@ -64,10 +60,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(folder: Path, name: str) -> list[Any]:
-    return [SimpleNamespace(**row) for row in pq.read_table(folder / "mtbench" / f"{name}.parquet").to_pylist()]
-
-
 def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", model, "--suite", "mtbench", "--with", place / "evaluation.yaml", *more]
 
@@ -80,8 +72,7 @@ def test_a_run_from_answers_to_the_table(command: Run, done: Path, place: Path) 
     run = place / "run"
     shutil.copytree(done, run)
     with FakeJudge() as judge:
-        code, output, errors = command(*arguments(place, run, "--judge", judge.url))
-        assert code == 0, errors
+        output, _ = succeeded(command(*arguments(place, run, "--judge", judge.url)))
         asked = len(judge.asked)
         assert asked == len(set(judge.questions())) <= 3 * 2 * 10
         again, same, errors = command(*arguments(place, run, "--judge", judge.url))
@@ -91,7 +82,7 @@ def test_a_run_from_answers_to_the_table(command: Run, done: Path, place: Path) 
         referenced = [text for text in judge.questions() if "R1-" in text]
         assert all("R2-" in text or "times 3" not in text for text in referenced)
     folder = run / "evaluation"
-    rows, judged = table(folder, "scores"), table(folder, "judgements")
+    rows, judged = table(folder, "mtbench/scores"), table(folder, "mtbench/judgements")
     whole = [row for row in rows if row.category == "all"]
     assert [(row.model, row.language) for row in whole] == [
         (model, language) for model in ("pi_I", "pi_0", "pi_1") for language in ("en", "es", "mean")
@@ -110,7 +101,7 @@ def test_a_run_from_answers_to_the_table(command: Run, done: Path, place: Path) 
     assert prompts["writing", 2] == "turn 2"
     for text in ("MT-Bench: judged by judge-1", "MT-Bench by category", "what differs between models", "pi_1 - pi_0"):
         assert text in output
-    changes = table(folder, "changes")
+    changes = table(folder, "mtbench/changes")
     assert {(row.rate, row.language) for row in changes} == {
         (rate, language) for rate in ("turn 1", "turn 2", "overall") for language in ("en", "es", "mean")
     }
@@ -124,7 +115,7 @@ def test_a_run_from_answers_to_the_table(command: Run, done: Path, place: Path) 
 
 
 def test_each_category_has_its_temperature_and_turn_2_goes_on_from_turn_1(
-    command: Run, models: tuple[Path, Path], place: Path
+    command: Run, models: Models, place: Path
 ) -> None:
     out = place / "out"
     with FakeJudge() as judge:
@@ -155,9 +146,7 @@ def test_each_category_has_its_temperature_and_turn_2_goes_on_from_turn_1(
     assert "Quite bright." in judge.questions()[-1]
 
 
-def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(
-    command: Run, models: tuple[Path, Path], place: Path
-) -> None:
+def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(command: Run, models: Models, place: Path) -> None:
     spanish = questions("es")
     long = {"question_id": 82, "category": "writing", "turns": ["Escribe.", "palabra " * 40]}
     one = {"question_id": 83, "category": "writing", "turns": ["Solo una vuelta."]}
@@ -173,10 +162,9 @@ def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(
     out = place / "out"
     given = arguments(place, models[1], "--out", out, "--set", "answers.max_prompt_tokens=100")
     with FakeJudge(odd=odd) as judge:
-        code, output, errors = command(*given, "--judge", judge.url)
-        assert code == 0, errors
+        output, errors = succeeded(command(*given, "--judge", judge.url))
         assert "4 of 4 turns of math, reasoning and coding have no reference answer, and are not judged" in errors
-        rows = {row.language: row for row in table(out, "scores") if row.category == "all"}
+        rows = {row.language: row for row in table(out, "mtbench/scores") if row.category == "all"}
         english, spanish_row = rows["en"], rows["es"]
         assert (english.n_1, english.n_2, english.failed) == (1, 1, 8)
         assert (spanish_row.questions, spanish_row.n_1, spanish_row.n_2, spanish_row.no_reference) == (6, 4, 3, 4)
@@ -187,7 +175,7 @@ def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(
             "4 turns: no reference", "1 duplicated ids", "1 questions without two turns", "8 verdicts failed",
         ):  # fmt: skip
             assert text in flat, output
-        judged = table(out, "judgements")
+        judged = table(out, "mtbench/judgements")
         light = [row for row in judged if row.question_id == "141" and row.language == "es"]
         assert [row.score for row in light] == [6.0, 6.0]
         assert [row.failure for row in judged if row.question_id == "82"] == ["", "no answer"]
@@ -195,14 +183,12 @@ def test_what_is_missing_or_wrong_is_counted_and_the_rest_comes_out(
         # A choice that is written down: without references they are judged by the plain prompt, and counted.
         code, _, errors = command(*given, "--judge", judge.url, "--set", "mtbench.without_reference=judge")
     assert code == 0, errors
-    rows = {row.language: row for row in table(out, "scores") if row.category == "all"}
+    rows = {row.language: row for row in table(out, "mtbench/scores") if row.category == "all"}
     assert (rows["es"].n_1, rows["es"].n_2, rows["es"].no_reference, rows["es"].plain) == (6, 5, 0, 4)
     assert rows["en"].plain == 0
 
 
-def test_a_judge_that_never_gives_a_grade_leaves_what_it_said(
-    command: Run, models: tuple[Path, Path], place: Path
-) -> None:
+def test_a_judge_that_never_gives_a_grade_leaves_what_it_said(command: Run, models: Models, place: Path) -> None:
     out = place / "out"
     with FakeJudge(odd={"": "A fine answer, I would say."}) as judge:
         code, output, errors = command(*arguments(place, models[1], "--out", out, "--judge", judge.url))
@@ -215,25 +201,15 @@ def test_a_judge_that_never_gives_a_grade_leaves_what_it_said(
 
 
 def test_killed_while_answering_and_while_judging_it_goes_on_and_asks_nothing_twice(
-    forks: ForkServer, models: tuple[Path, Path], place: Path
+    forks: ForkServer, models: Models, place: Path
 ) -> None:
     out = place / "out"
 
-    def kill_when(ready: Any) -> None:
-        process = forks.spawn(*command, log=place / "log")
-        end = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None, process.output()
-            assert time.monotonic() < end, process.output()
-            time.sleep(0.002)
-        process.signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-
     with FakeJudge(delay=0.15) as judge:
         command = arguments(place, models[1], "--out", out, "--judge", judge.url)
-        kill_when(lambda: len(list(out.rglob("*.done.json"))) >= 2)
+        forks.spawn(*command, log=place / "log").kill_when(lambda: len(list(out.rglob("*.done.json"))) >= 2)
         stored = {path: path.stat().st_mtime_ns for path in out.rglob("*.done.json")}
-        kill_when(lambda: len(judge.asked) >= 5)
+        forks.spawn(*command, log=place / "log").kill_when(lambda: len(judge.asked) >= 5)
         log = out / "verdicts.jsonl"
         kept = log.read_text(encoding="utf-8").splitlines()
         assert 0 < len(kept) < 20
@@ -241,12 +217,11 @@ def test_killed_while_answering_and_while_judging_it_goes_on_and_asks_nothing_tw
         log.write_text("\n".join([*kept[:-1], kept[-1][: len(kept[-1]) // 2]]), encoding="utf-8")
         before = len(judge.asked)
         judge.delay = 0.0
-        process = forks.spawn(*command, log=place / "log")
-        assert process.wait() == 0, process.output()
+        process = forks.run(*command, log=place / "log")
         assert len(judge.asked) - before == 20 - (len(kept) - 1)
     assert "1 lines are cut or damaged" in process.output()
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
-    assert [(row.n_1, row.n_2) for row in table(out, "scores") if row.category == "all"][:2] == [(5, 5)] * 2
+    assert [(row.n_1, row.n_2) for row in table(out, "mtbench/scores") if row.category == "all"][:2] == [(5, 5)] * 2
 
 
 @pytest.mark.parametrize(
@@ -261,5 +236,4 @@ def test_killed_while_answering_and_while_judging_it_goes_on_and_asks_nothing_tw
 def test_what_is_wrong_is_said(command: Run, tmp_path: Path, given: tuple[str, ...], said: str) -> None:
     out = tmp_path / "out"
     more = [part.format(out=out) for part in given]
-    code, _, errors = command("evaluate", "nowhere", "--suite", "mtbench", "--out", out, *more)
-    assert_one_message(code, errors, said)
+    assert_one_message(command("evaluate", "nowhere", "--suite", "mtbench", "--out", out, *more), said)

@@ -4,14 +4,11 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from fake_judge import FakeJudge
-from running import Run, assert_one_message, crosspref
+from running import Models, Run, assert_one_message, crosspref, succeeded, table, write_lines
 
 pytest.importorskip("openai")
 
@@ -22,18 +19,15 @@ TEXTS = {
 }  # fmt: skip
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Items and a baseline's answers, made up here, and the settings that name them."""
     for language, texts in TEXTS.items():
-        write(tmp_path / "items" / f"{language}.json", [{"id": n, "instruction": t} for n, t in enumerate(texts, 1)])
+        write_lines(
+            tmp_path / "items" / f"{language}.jsonl", [{"id": n, "instruction": t} for n, t in enumerate(texts, 1)]
+        )
         outputs = [{"instruction": t, "output": f"Answer to: {t}", "generator": "turbo"} for t in texts]
-        write(tmp_path / "baseline" / f"{language}.json", outputs)
+        write_lines(tmp_path / "baseline" / f"{language}.jsonl", outputs)
     settings = {
         "judge": {"model": "judge-1", "concurrency": 2},
         "answers": {"max_new_tokens": 8},
@@ -45,11 +39,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(folder: Path) -> list[Any]:
-    rows = pq.read_table(folder / "xalpaca" / "win_rates.parquet").to_pylist()
-    return [SimpleNamespace(**row) for row in rows]
-
-
 def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", model, "--suite", "xalpaca", "--with", place / "evaluation.yaml", *more]
 
@@ -58,15 +47,14 @@ def test_a_run_from_answers_to_the_table_and_again_by_replay(command: Run, done:
     run = place / "run"
     shutil.copytree(done, run)
     with FakeJudge() as judge:
-        code, output, errors = command(*arguments(place, run, "--judge", judge.url))
-        assert code == 0, errors
+        output, _ = succeeded(command(*arguments(place, run, "--judge", judge.url)))
         asked = len(judge.asked)
         assert asked == len(set(judge.questions())) <= 3 * 10
         again, same, errors = command(*arguments(place, run, "--judge", judge.url))
         assert (again, same) == (0, output), errors
         assert len(judge.asked) == asked
     folder = run / "evaluation"
-    rows = table(folder)
+    rows = table(folder, "xalpaca/win_rates")
     assert [(row.model, row.language) for row in rows] == [
         (model, language) for model in ("pi_I", "pi_0", "pi_1") for language in ("en", "es", "mean")
     ]
@@ -94,26 +82,24 @@ def test_a_run_from_answers_to_the_table_and_again_by_replay(command: Run, done:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     code, replayed, errors = command(*arguments(place, run, "--judge", "replay", replay))
     assert (code, replayed) == (0, output), errors
-    assert repr(table(folder)) == repr(rows)
+    assert repr(table(folder, "xalpaca/win_rates")) == repr(rows)
 
     # And the annotations alone give the same rates.
     given = folder / "xalpaca" / "pi_0"
-    code, _, errors = command(*arguments(place, "pi_0", "--annotations", given, "--out", place / "annotated"))
-    assert code == 0, errors
-    found = table(place / "annotated")
+    succeeded(command(*arguments(place, "pi_0", "--annotations", given, "--out", place / "annotated")))
+    found = table(place / "annotated", "xalpaca/win_rates")
     assert [(row.language, row.wr, row.wr_low, row.n, row.length) for row in found] == [
         (row.language, row.wr, row.wr_low, row.n, row.length) for row in rows[3:6]
     ]
 
 
-def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(
-    command: Run, models: tuple[Path, Path], place: Path
-) -> None:
-    spanish = json.loads((place / "baseline" / "es.json").read_text(encoding="utf-8"))
-    write(place / "baseline" / "es.json", [*spanish[:3], spanish[0]])  # two fewer, and one twice
+def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(command: Run, models: Models, place: Path) -> None:
+    lines = (place / "baseline" / "es.jsonl").read_text(encoding="utf-8").splitlines()
+    spanish = [json.loads(line) for line in lines]
+    write_lines(place / "baseline" / "es.jsonl", [*spanish[:3], spanish[0]])  # two fewer, and one twice
     items = [{"id": n, "instruction": t} for n, t in enumerate(TEXTS["en"], 1)]
-    write(place / "items" / "en.json", [*items, items[1], {"id": 3, "instruction": "Something else."}])
-    write(place / "items" / "ja.json", [{"id": 1, "instruction": "川の名前を一つ挙げてください。"}])
+    write_lines(place / "items" / "en.jsonl", [*items, items[1], {"id": 3, "instruction": "Something else."}])
+    write_lines(place / "items" / "ja.jsonl", [{"id": 1, "instruction": "川の名前を一つ挙げてください。"}])
     prose = {TEXTS["en"][3]: "Both are fine, I think."}
     out = place / "out"
     with FakeJudge(logprobs=False, odd=prose) as judge:
@@ -122,7 +108,7 @@ def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(
     assert "gives no log-probabilities" in errors
     assert "xalpaca ja: the baseline has no answers" in errors
     assert "the baseline answers 3 of 5 items" in errors
-    rows = {row.language: row for row in table(out)}
+    rows = {row.language: row for row in table(out, "xalpaca/win_rates")}
     assert list(rows) == ["en", "es", "mean"]
     assert (rows["en"].items, rows["en"].n, rows["en"].failed, rows["en"].no_baseline) == (4, 3, 1, 0)
     assert (rows["es"].items, rows["es"].n, rows["es"].failed, rows["es"].no_baseline) == (5, 3, 0, 2)
@@ -131,64 +117,27 @@ def test_what_is_missing_or_double_is_counted_and_the_rest_comes_out(
         assert text in flat, output
 
 
-def test_results_of_several_commands_in_one_leaderboard(command: Run, models: tuple[Path, Path], place: Path) -> None:
+def test_results_of_several_commands_in_one_leaderboard(command: Run, models: Models, place: Path) -> None:
     places = [place / "one", place / "two"]
     with FakeJudge() as judge:
         for model, out, name in zip(models, places, ("judge-1", "judge-2"), strict=True):
             given = ("--out", out, "--judge", judge.url, "--set", f"judge.model={name}")
-            code, _, errors = command(*arguments(place, model, *given))
-            assert code == 0, errors
-    code, text, errors = command("leaderboard", *places, "--format", "csv")
-    assert code == 0, errors
+            succeeded(command(*arguments(place, model, *given)))
+    text, _ = succeeded(command("leaderboard", *places, "--format", "csv"))
     rows = list(csv.DictReader(text.splitlines()))
     assert [(row["model"], row["judge"]) for row in rows] == [(str(models[0]), "judge-1"), (str(models[1]), "judge-2")]
     for row, out in zip(rows, places, strict=True):
-        for found in table(out):
+        for found in table(out, "xalpaca/win_rates"):
             assert float(row[f"{found.language}_wr"]) == found.wr
             assert float(row[f"{found.language}_length"]) == found.length
             assert row[f"{found.language}_lc"] == ""  # there were no difficulties
-    code, text, errors = command("leaderboard", *places, "--quoted")
-    assert code == 0, errors
+    text, _ = succeeded(command("leaderboard", *places, "--quoted"))
     flat = " ".join(text.split())
     for part in ("[a]", "[b] judge judge-2", "they differ in judge.", "gpt-4o-mini [quoted]", "48.20"):
         assert part in flat, text
 
 
-def test_the_budget_stops_the_command_and_a_larger_one_goes_on(
-    command: Run, models: tuple[Path, Path], place: Path
-) -> None:
-    out = place / "out"
-    with FakeJudge() as judge:
-        prices = ("--set", "judge.price_in=1000", "--set", "judge.price_out=0", "--judge", judge.url, "--out", out)
-        code, _, errors = command(*arguments(place, models[1], *prices, "--set", "judge.budget=0.55"))
-        message = errors[errors.index("\ncrosspref: ") + 1 :]
-        assert_one_message(code, message, "budget of 0.55 would be exceeded", "judge.budget", "Every verdict is kept")
-        assert 1 <= len(judge.asked) <= 5
-        assert "10 questions, about" in errors
-        code, _, errors = command(*arguments(place, models[1], *prices, "--set", "judge.budget=5"))
-        assert code == 0, errors
-        assert len(judge.asked) == len(set(judge.questions())) == 10
-
-
-def test_only_the_shard_that_is_missing_is_answered_again(command: Run, models: tuple[Path, Path], place: Path) -> None:
-    out = place / "out"
-    with FakeJudge() as judge:
-        given = arguments(place, models[1], "--out", out, "--judge", judge.url)
-        assert command(*given)[0] == 0
-        asked, shards = len(judge.asked), sorted(out.rglob("answers/xalpaca/*/*/*.parquet"))
-        assert len(shards) == 6  # of five items in shards of two, in two languages
-        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards}
-        marker = shards[3].with_name(f"{shards[3].name}.done.json")
-        marker.unlink()  # as a kill before the marker leaves it
-        code, _, errors = command(*given)
-    assert code == 0, errors
-    assert marker.exists()
-    assert [path for path in shards if path.stat().st_mtime_ns != before[path][0]] == [shards[3]]
-    assert shards[3].read_bytes() == before[shards[3]][1]
-    assert len(judge.asked) == asked  # the same answer, since its seed is its own
-
-
-def test_changed_settings_do_not_mix_with_stored_answers(command: Run, models: tuple[Path, Path], place: Path) -> None:
+def test_changed_settings_do_not_mix_with_stored_answers(command: Run, models: Models, place: Path) -> None:
     out = ("--out", place / "out")
     with FakeJudge() as judge:
         assert command(*arguments(place, models[1], *out, "--judge", judge.url, "--set", "xalpaca.limit=2"))[0] == 0
@@ -229,8 +178,7 @@ def test_wrong_usage(command: Run, given: tuple[str, ...], said: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said(command: Run, tmp_path: Path, given: tuple[str, ...], said: str) -> None:
-    code, _, errors = command("evaluate", *(part.format(out=tmp_path / "out") for part in given))
-    assert_one_message(code, errors, said)
+    assert_one_message(command("evaluate", *(part.format(out=tmp_path / "out") for part in given)), said)
 
 
 def test_help_names_both_ways() -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from running import rows, small_recipe, write_recipe
+from running import Models, rows, small_recipe, write_recipe
 
 from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair, Response
@@ -30,7 +30,7 @@ def test_every_example_is_short() -> None:
     assert max(lengths.values()) <= 40, lengths
 
 
-def test_score_responses(models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_responses(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     example = load("score_responses")
     initial, policy = map(str, models)
     example.main(policy, initial)
@@ -54,7 +54,7 @@ def test_select_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(load_preferences(str(pairs))) == 2
 
 
-def test_own_sampler(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_sampler(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answers are trained on; that phases run in processes of their own is set, and does not lose it."""
     recipe: dict[str, Any] = small_recipe(*models, iterations=1, resources={"process_per_phase": True})
     monkeypatch.setattr(

@@ -1,15 +1,14 @@
 """A run that is killed with SIGKILL once in every stage ends as the one that nobody disturbed; nightly kills more."""
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from killing import History, Strike, full_recipe, run_undisturbed, run_with_kills
-from running import CLI, ForkServer, assert_same_run, environment, times
+from killing import History, Strike, assert_all_end, full_recipe, run_undisturbed, run_with_kills
+from running import CLI, ForkServer, Models, assert_same_run, environment, times
 
 from crosspref.run.layout import RunDirectory
 
@@ -27,9 +26,7 @@ ONCE_PER_STAGE = [
 
 
 @pytest.fixture(scope="module")
-def recipe(
-    models: tuple[Path, Path], held_out: Path, preferences: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def recipe(models: Models, held_out: Path, preferences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return full_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml", models[0], held_out, preferences, 1)
 
 
@@ -71,35 +68,19 @@ def test_a_phase_ends_with_the_process_that_started_it(
     with subprocess.Popen([*CLI, *apart], env=environment(), stderr=subprocess.DEVNULL) as parent:
         child = _await_training(parent, run)
         parent.kill()
-    _await_end(child)
+    assert_all_end([child], 10)
     left = times(run)
     time.sleep(1)
     assert times(run) == left
     assert not (run / "iteration_0" / "policy.done.json").exists()
-    process = forks.spawn(*command, log=tmp_path / "log")
-    assert process.wait() == 0, process.output()
+    forks.run(*command, log=tmp_path / "log")
     assert_same_run(run, reference)
 
 
-def _await_training(parent: "subprocess.Popen[bytes]", run: Path) -> int:
-    """Wait until training has begun and return the id of the process that does it."""
+def _await_training(parent: "subprocess.Popen[bytes]", run: Path) -> psutil.Process:
+    """Wait until training has begun and return the process that does it."""
     while not any(run.glob("iteration_0/checkpoints/*")):
         assert parent.poll() is None
         time.sleep(0.002)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    assert len(children) == 1
-    return int(children[0])
-
-
-def _await_end(pid: int) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return  # ended, and nobody has asked for its exit code
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    pytest.fail("the phase outlived the run")
+    [child] = psutil.Process(parent.pid).children()
+    return child

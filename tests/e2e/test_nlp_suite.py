@@ -2,17 +2,14 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from nlp_items import SUBJECTS, make_items, write_items, write_lines
-from running import ForkServer, Run, assert_one_message
+from running import ForkServer, Models, Run, assert_one_message, assert_stopped, succeeded, table
 from tiny import make_adapter
 
 from crosspref.run.store import Unit
@@ -41,10 +38,6 @@ def place(tmp_path: Path) -> Path:
 
 def arguments(place: Path, model: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", model, "--suite", "nlp", "--with", place / "evaluation.yaml", *more]
-
-
-def table(folder: Path, name: str = "scores") -> list[Any]:
-    return [SimpleNamespace(**row) for row in pq.read_table(folder / "nlp" / f"{name}.parquet").to_pylist()]
 
 
 def stored(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -103,12 +96,11 @@ class Oracle:
         return found["results"] | (found.get("groups") or {})
 
 
-def test_a_model_reaches_what_the_harness_by_itself_says(command: Run, models: tuple[Path, Path], place: Path) -> None:
+def test_a_model_reaches_what_the_harness_by_itself_says(command: Run, models: Models, place: Path) -> None:
     out = place / "out"
-    code, output, errors = command(*arguments(place, models[1], "--out", out))
-    assert code == 0, errors
+    output, errors = succeeded(command(*arguments(place, models[1], "--out", out)))
     assert "it/s]" not in errors  # the harness's own bars
-    rows = {(row.language, row.task, row.measure): row for row in table(out)}
+    rows = {(row.language, row.task, row.measure): row for row in table(out, "nlp/scores")}
     assert {key[1:] for key in rows} == RATES
     oracle = Oracle(place / "oracle", {"en": 12, "es": 9})
     plain = ["arc_challenge", "arc_es", "hellaswag", "hellaswag_es"]
@@ -141,8 +133,7 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     run = place / "run"
     shutil.copytree(done, run)
     chosen = ("--set", "nlp.tasks=[arc, truthfulqa]")
-    code, output, errors = command(*arguments(place, run, *chosen))
-    assert code == 0, errors
+    output, _ = succeeded(command(*arguments(place, run, *chosen)))
     folder = run / "evaluation"
     before = stored(folder)
     assert len(before) == 2 * 3 * 2 * 2  # files and markers, of three models, two languages and two tasks
@@ -150,13 +141,14 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     assert (code, again) == (0, output), errors
     assert "loading the model" not in errors
     assert stored(folder) == before
-    changes = table(folder, "changes")
+    changes = table(folder, "nlp/changes")
     pairs = [("pi_0", "pi_I"), ("pi_1", "pi_I"), ("pi_1", "pi_0")]
     rates = ["arc acc", "arc acc_norm", "truthfulqa mc1", "truthfulqa mc2"]
     assert {(row.model, row.other, row.rate, row.language) for row in changes} == {
         (*pair, rate, language) for pair in pairs for rate in rates for language in ("en", "es", "mean")
     }
-    by_score = {(row.model, row.language, f"{row.task} {row.measure}"): row.score for row in table(folder)}
+    scores = table(folder, "nlp/scores")
+    by_score = {(row.model, row.language, f"{row.task} {row.measure}"): row.score for row in scores}
     for row in changes:
         both = [by_score[model, row.language, row.rate] for model in (row.model, row.other)]
         assert row.difference == pytest.approx(both[0] - both[1], abs=1e-9)
@@ -167,9 +159,8 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
     assert 100 * sum(mc2) / 9 == pytest.approx(by_score["pi_0", "es", "truthfulqa mc2"])
 
     # More tasks are added to what is there, and results of another model are not taken for this one's.
-    code, _, errors = command(*arguments(place, run, "--languages", "es", "--set", "nlp.limit=4"))
-    assert code == 0, errors
-    assert {row.n for row in table(folder)} == {4}
+    succeeded(command(*arguments(place, run, "--languages", "es", "--set", "nlp.limit=4")))
+    assert {row.n for row in table(folder, "nlp/scores")} == {4}
     assert {name: content for name, content in stored(folder).items() if name in before} == before
     marker = folder / "nlp" / "items" / "pi_0" / "es" / "arc.parquet.done.json"
     assert json.loads(marker.read_text(encoding="utf-8"))["parts"]["lm_eval"] == lm_eval.__version__
@@ -181,33 +172,25 @@ def test_a_run_is_compared_with_its_start_and_again_computes_nothing(command: Ru
 
 
 def test_killed_in_the_middle_it_goes_on_and_computes_nothing_twice(
-    forks: ForkServer, models: tuple[Path, Path], place: Path
+    forks: ForkServer, models: Models, place: Path
 ) -> None:
     write_items(place / "data", {"en": 40, "es": 40})
     command, out = arguments(place, models[1], "--out", place / "out"), place / "out"
-    process = forks.spawn(*command, log=place / "log")
-    while not stored(out):
-        assert process.poll() is None, process.output()
-    process.signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    forks.spawn(*command, log=place / "log").kill_when(lambda: stored(out))
     before = stored(out)
     kept = {
         name: content for name, content in before.items() if f"{name.removesuffix('.done.json')}.done.json" in before
     }
-    process = forks.spawn(*command, log=place / "log")
-    assert process.wait() == 0, process.output()
+    forks.run(*command, log=place / "log")
     after = stored(out)
     assert len(after) == 2 * 2 * 4 > len(kept)
     assert {name: after[name] for name in kept} == kept
-    process = forks.spawn(*command, log=place / "again")
-    assert process.wait() == 0, process.output()
+    process = forks.run(*command, log=place / "again")
     assert "loading the model" not in process.output()
     assert stored(out) == after
 
 
-def test_what_is_missing_or_broken_is_said_and_the_rest_comes_out(
-    command: Run, models: tuple[Path, Path], place: Path
-) -> None:
+def test_what_is_missing_or_broken_is_said_and_the_rest_comes_out(command: Run, models: Models, place: Path) -> None:
     data, out = place / "data", place / "out"
     rows = make_items("es", 9)
     broken = [*rows["arc"], {**rows["arc"][0], "answer": "E"}, {**rows["arc"][1], "instruction": " "}]
@@ -217,8 +200,7 @@ def test_what_is_missing_or_broken_is_said_and_the_rest_comes_out(
     english = make_items("en", 12)["mmlu"]
     long = {**english[0], "question": "Why? " * 600}  # of a context of 1,024 tokens
     write_lines(data / "mmlu" / "en.jsonl", [long, *english[1:], {**english[0], "subject": "alchemy"}])
-    code, output, errors = command(*arguments(place, models[1], "--languages", "en,es,sw,fr", "--out", out))
-    assert code == 0, errors
+    output, _ = succeeded(command(*arguments(place, models[1], "--languages", "en,es,sw,fr", "--out", out)))
     flat = " ".join(output.split())
     for text in (
         "Not measured: sw: lm-evaluation-harness 0.4.13 has no arc_sw, no hellaswag_sw, no m_mmlu_sw, no truthfulqa_sw",
@@ -230,7 +212,7 @@ def test_what_is_missing_or_broken_is_said_and_the_rest_comes_out(
         "en mmlu: 1 rows of a subject that the harness has not (mmlu_alchemy)",
     ):
         assert text in flat, f"{text!r} is not in {output}"
-    assert {(row.language, row.task): row.n for row in table(out)} == {
+    assert {(row.language, row.task): row.n for row in table(out, "nlp/scores")} == {
         ("en", "arc"): 12, ("en", "hellaswag"): 12, ("en", "mmlu"): 12, ("en", "truthfulqa"): 12,
         ("es", "arc"): 9, ("es", "truthfulqa"): 9, ("mean", "arc"): 21, ("mean", "truthfulqa"): 21,
     }  # fmt: skip
@@ -244,20 +226,18 @@ def test_a_model_that_is_not_here_does_not_keep_the_others_from_being_measured(
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     recipe["models"]["initial"] = "nowhere/pi_I"
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    code, output, errors = command(*arguments(place, run, "--set", "nlp.tasks=[arc]", "--languages", "es"))
-    assert code == 0, errors
-    assert [row.model for row in table(run / "evaluation")] == ["pi_0", "pi_0", "pi_1", "pi_1"]
+    output, _ = succeeded(command(*arguments(place, run, "--set", "nlp.tasks=[arc]", "--languages", "es")))
+    assert [row.model for row in table(run / "evaluation", "nlp/scores")] == ["pi_0", "pi_0", "pi_1", "pi_1"]
     assert "Not measured: pi_I: pi_I is to be measured, but is not here." in " ".join(output.split())
 
 
-def test_an_adapter_is_measured_over_its_base(command: Run, models: tuple[Path, Path], place: Path) -> None:
+def test_an_adapter_is_measured_over_its_base(command: Run, models: Models, place: Path) -> None:
     adapter = make_adapter(models[0], place / "adapter", size=0.5)
     found = []
     for name, model in (("base", models[0]), ("adapted", adapter)):
         given = arguments(place, model, "--set", "nlp.tasks=[truthfulqa]", "--out", place / name)
-        code, _, errors = command(*given)
-        assert code == 0, errors
-        found.append([row.score for row in table(place / name) if row.measure == "mc2"])
+        succeeded(command(*given))
+        found.append([row.score for row in table(place / name, "nlp/scores") if row.measure == "mc2"])
     assert all(one != pytest.approx(other) for one, other in zip(*found, strict=True))
 
 
@@ -273,19 +253,15 @@ def test_an_adapter_is_measured_over_its_base(command: Run, models: tuple[Path, 
         (("--set", "nlp.data=null", "--languages", "es", "--set", "nlp.tasks=[arc]"), "arc_es cannot be set up"),
     ],
 )
-def test_what_is_wrong_is_said(
-    command: Run, models: tuple[Path, Path], place: Path, given: tuple[str, ...], said: str
-) -> None:
+def test_what_is_wrong_is_said(command: Run, models: Models, place: Path, given: tuple[str, ...], said: str) -> None:
     more = [part.format(place=place) for part in given]
-    code, _, errors = command(*arguments(place, models[1], "--out", place / "out", *more))
-    message = errors[errors.index("crosspref: ") :]
-    assert_one_message(code, message, said)
+    assert_stopped(command(*arguments(place, models[1], "--out", place / "out", *more)), said)
 
 
 def test_without_the_library_it_is_said_what_installs_it(
-    command: Run, models: tuple[Path, Path], place: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run, models: Models, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "crosspref.engines.lm_eval", raising=False)
-    code, _, errors = command(*arguments(place, models[1], "--out", place / "out"))
-    assert_one_message(code, errors, "'lm_eval'", "pip install 'crosspref[eval]'")
+    answer = command(*arguments(place, models[1], "--out", place / "out"))
+    assert_one_message(answer, "'lm_eval'", "pip install 'crosspref[eval]'")

@@ -5,41 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Run, assert_one_message, assert_same_run, files, measures, times, write_recipe
+from running import Run, assert_same_run, assert_stopped, files, succeeded, times, write_recipe
 
 from crosspref.recipe.files import load_recipe, make_recipe
 from crosspref.run.layout import RunDirectory
-
-
-@pytest.mark.parametrize(
-    ("change", "first", "untouched"),
-    [
-        ("sample.temperature=0.5", "sample (6 finished)", "prompts ("),
-        ("reward.beta=0.2", "score (6 finished)", "sample ("),
-        ("select.min_gap=0.1", "select (2 finished)", "score ("),
-        ("train.learning_rate=0.002", "train (1 finished)", "select ("),
-        ("evaluate.n=3", "evaluate (", "train ("),
-        ("languages=[en]", "prompts (", "\0"),
-        ("resources.shard_prompts=4", "sample (6 finished)", "prompts ("),
-    ],
-)
-def test_a_changed_recipe_stops_and_says_what_it_would_invalidate(
-    command: Run, recipe_file: Path, done: Path, change: str, first: str, untouched: str
-) -> None:
-    before = times(done)
-    code, _, errors = command("run", recipe_file, "--out", done, "--set", change)
-    message = errors[errors.index("crosspref: ") :]
-    assert_one_message(code, message, change.partition("=")[0], "would invalidate", first, str(done))
-    assert untouched not in message
-    assert times(done) == before
 
 
 def test_settings_that_change_no_result_may_change(command: Run, recipe_file: Path, done: Path, tmp_path: Path) -> None:
     run = shutil.copytree(done, tmp_path / "run")
     before = times(run)
     changes = ("sample.batch_size=3", "reward.logits_megabytes=64", "train.checkpoint_every=7", "resources.threads=2")
-    code, _, errors = command("run", recipe_file, "--out", run, *(part for one in changes for part in ("--set", one)))
-    assert code == 0, errors
+    succeeded(command("run", recipe_file, "--out", run, *(part for one in changes for part in ("--set", one))))
     changed = {name for name, when in times(run).items() if when != before[name]}
     assert changed <= {"recipe.yaml", "report.md"}
     assert load_recipe(run / "recipe.yaml").sample.batch_size == 3
@@ -65,23 +41,9 @@ def test_changed_inputs_of_the_same_name_stop_the_run(
     # As if the file had been changed in its place: the run's recipe names it already.
     write_recipe(run / "recipe.yaml", make_recipe(changed).model_dump(mode="json"))
     before = times(run)
-    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", changed), "--out", run)
-    message = errors[errors.index("crosspref: ") :]
-    named = "prompts" if what == "prompts" else "policy"
-    assert_one_message(code, message, named, str(run))
+    answer = command("run", write_recipe(tmp_path / "recipe.yaml", changed), "--out", run)
+    assert_stopped(answer, "prompts" if what == "prompts" else "policy", str(run))
     assert times(run) == before
-
-
-def test_a_result_that_was_removed_is_missed(command: Run, recipe_file: Path, done: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(done, tmp_path / "run")
-    lost = run / "iteration_1" / "responses" / "es" / "00000002.parquet"
-    marker = lost.with_name(lost.name + ".done.json")
-    lost.unlink()
-    code, _, errors = command("run", recipe_file, "--out", run)
-    assert_one_message(code, errors[errors.index("crosspref: ") :], f"{lost} is gone", f"rm {marker}")
-    marker.unlink()
-    assert command("run", recipe_file, "--out", run)[0] == 0
-    assert_same_run(run, done)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(
@@ -95,31 +57,6 @@ def test_what_a_killed_process_left_half_written_is_removed(
     assert command("run", recipe_file, "--out", run)[0] == 0
     assert_same_run(run, done)
     assert not list(run.rglob("*.tmp")) + list(run.rglob("checkpoints"))
-
-
-def test_report_is_on_the_screen_in_the_run_and_as_a_picture(
-    command: Run, done: Path, held_out: Path, tmp_path: Path
-) -> None:
-    picture = tmp_path / "report.svg"
-    code, output, errors = command("report", done, "--svg", picture)
-    assert (code, errors) == (0, "")
-    markdown = (done / "report.md").read_text(encoding="utf-8")
-    svg = picture.read_text(encoding="utf-8").replace("&#160;", " ")
-    assert svg.startswith("<svg")
-    for name in ("Spanish", "pi_0", "pi_1"):
-        assert all(name in shown for shown in (output, markdown, svg))
-    for row in measures(done):
-        if row.measure == "characters":
-            assert f" {row.mean:.0f} |" in markdown
-
-
-def test_there_is_no_report_of_what_was_not_measured(
-    command: Run, done: Path, recipe_file: Path, tmp_path: Path
-) -> None:
-    run = shutil.copytree(done, tmp_path / "run")
-    shutil.rmtree(run / "iteration_0")
-    shutil.rmtree(run / "iteration_1")
-    assert_one_message(*command("report", run)[::2], str(run))
 
 
 def test_the_resolved_recipe_and_the_log_of_phases_are_in_the_run(content: dict[str, Any], done: Path) -> None:

@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Run, assert_one_message, write_recipe
+from running import Run, assert_one_message, succeeded, write_recipe
 from transformers import AutoModelForCausalLM
 
-from crosspref import align
 from crosspref.models.locate import locate_model
 from crosspref.plan.shapes import read_shape, shape_of
-
-
-@pytest.fixture(scope="module")
-def run(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("plan") / "run"
-    align(content, root)
-    return root
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
@@ -34,12 +26,11 @@ def test_parameters_are_those_of_the_model(tiny_models: dict[str, tuple[Path, Pa
     assert shape_of(config, {}, kind).parameters == matrices
 
 
-def test_a_runs_own_figures_give_its_own_time(run: Path, recipe_file: Path, command: Run) -> None:
-    code, out, errors = command("plan", recipe_file, "--from", run, "--json")
-    assert code == 0, errors
+def test_a_runs_own_figures_give_its_own_time(done: Path, recipe_file: Path, command: Run) -> None:
+    out, _ = succeeded(command("plan", recipe_file, "--from", done, "--json"))
     plan = json.loads(out)
     took: dict[str, float] = {}
-    for line in (run / "phases.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (done / "phases.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         took[row["phase"]] = took.get(row["phase"], 0.0) + row["seconds"]
     # Its shards are too short to time one by one, but their sum is what the speeds were made from.
@@ -47,20 +38,17 @@ def test_a_runs_own_figures_give_its_own_time(run: Path, recipe_file: Path, comm
     assert any("as measured" in note for note in plan["notes"])
 
 
-def test_what_a_stopped_run_has_done_is_enough(run: Path, recipe_file: Path, command: Run, tmp_path: Path) -> None:
+def test_what_a_stopped_run_has_done_is_enough(done: Path, recipe_file: Path, command: Run, tmp_path: Path) -> None:
     for name in ("recipe.yaml", "prompts", "heldout", "iteration_0"):
-        (tmp_path / name).symlink_to(run / name)
-    code, out, errors = command("plan", recipe_file, "--from", tmp_path, "--json")
-    assert code == 0, errors
+        (tmp_path / name).symlink_to(done / name)
+    out, _ = succeeded(command("plan", recipe_file, "--from", tmp_path, "--json"))
     assert json.loads(out)["seconds"] > 0
 
 
-def test_a_run_that_has_done_nothing_is_said(run: Path, recipe_file: Path, command: Run, tmp_path: Path) -> None:
-    code, _, errors = command("plan", recipe_file, "--from", tmp_path / "none")
-    assert_one_message(code, errors, "holds no run")
-    (tmp_path / "recipe.yaml").symlink_to(run / "recipe.yaml")
-    code, _, errors = command("plan", recipe_file, "--from", tmp_path)
-    assert_one_message(code, errors, "has not got far enough", "crosspref status")
+def test_a_run_that_has_done_nothing_is_said(done: Path, recipe_file: Path, command: Run, tmp_path: Path) -> None:
+    assert_one_message(command("plan", recipe_file, "--from", tmp_path / "none"), "holds no run")
+    (tmp_path / "recipe.yaml").symlink_to(done / "recipe.yaml")
+    assert_one_message(command("plan", recipe_file, "--from", tmp_path), "has not got far enough", "crosspref status")
 
 
 @pytest.mark.parametrize("stage_0", [False, True], ids=["pi_0 is given", "pi_0 is made"])
@@ -72,8 +60,7 @@ def test_a_probe_measures_every_phase(
         asked["models"] = {"initial": content["models"]["initial"]}
         asked["align_english"] = {"preferences": str(preferences), "batch_size": 4, "micro_batch_size": 2, "lora": {}}
     began = time.monotonic()
-    code, out, errors = command("plan", write_recipe(tmp_path / "recipe.yaml", asked), "--probe", "--json")
-    assert code == 0, errors
+    out, _ = succeeded(command("plan", write_recipe(tmp_path / "recipe.yaml", asked), "--probe", "--json"))
     assert time.monotonic() - began < 240  # the budget is half of it
     plan = json.loads(out)
     heavy = [row for row in plan["rows"] if row["tokens"]]

@@ -12,9 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
-from running import Forked, ForkServer, Run, assert_one_message, content, files, small_recipe, wait_for, write_recipe
-from safetensors.torch import load_file
+from killing import assert_same_policy
+from running import Forked, ForkServer, Run, assert_stopped, content, files, small_recipe, wait_for, write_recipe
 
 from crosspref.engines import EngineSettings
 from crosspref.errors import MissingLibraryError, ModelError, RunError
@@ -42,8 +41,7 @@ def recipe(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
 def reference(recipe: Path, forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of this machine alone."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    process = forks.spawn("run", recipe, "--out", run, log=run.with_name("log"))
-    assert process.wait() == 0, process.output()
+    forks.run("run", recipe, "--out", run, log=run.with_name("log"))
     return run
 
 
@@ -72,14 +70,6 @@ def assert_same_tables(run: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
     differing = [name for name in theirs if content(ours[name]) != content(theirs[name])]
     assert not differing, f"these differ: {differing}"
-
-
-def assert_same_policy(run: Path, reference: Path) -> None:
-    """Two ranks that add up their gradients come to the weights of one process, up to rounding."""
-    ours, theirs = (load_file(root / "iteration_1" / "policy" / "model.safetensors") for root in (run, reference))
-    assert ours.keys() == theirs.keys()
-    for name, weights in theirs.items():
-        torch.testing.assert_close(ours[name], weights, rtol=0, atol=1e-5)
 
 
 def on_ray(recipe: Path, run: Path, forks: ForkServer, *more: str) -> Forked:
@@ -156,9 +146,9 @@ def test_an_address_that_does_not_answer_is_said_at_once(kind: str, recipe: Path
             address = f"ray://{address}"
         started = time.monotonic()
         changes = ["--set", "resources.executor=ray", "--set", f"ray.address={address}"]
-        code, _, errors = command("run", recipe, "--out", tmp_path / "run", *changes)
+        answer = command("run", recipe, "--out", tmp_path / "run", *changes)
     assert time.monotonic() - started < 10
-    assert_one_message(code, errors[errors.index("crosspref: ") :], address)
+    assert_stopped(answer, address)
 
 
 def _greeting() -> int:

@@ -4,19 +4,23 @@ import csv
 import json
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from fake_judge import FakeJudge
-from running import ForkServer, Run, assert_one_message, small_recipe, write_recipe
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from running import (
+    ForkServer,
+    Models,
+    Run,
+    assert_one_message,
+    assert_stopped,
+    small_recipe,
+    succeeded,
+    table,
+    write_recipe,
+)
 
 from crosspref.data.records import Pair
 from crosspref.engines import EngineSettings
@@ -28,7 +32,6 @@ from crosspref.suites.reward_accuracy.pairs import compare
 
 pytest.importorskip("openai")
 
-Models = tuple[Path, Path]
 CELLS = [
     (reward, iteration, language)
     for iteration in (1, 2)
@@ -55,21 +58,8 @@ def finished(models: Models, forks: ForkServer, tmp_path_factory: pytest.TempPat
     """A run of two iterations with two rewards, on models whose responses are always cut at the limit."""
     place = tmp_path_factory.mktemp("finished")
     recipe = small_recipe(*models, iterations=2, reward={"also": ["multilingual"]})
-    process = forks.spawn("run", write_recipe(place / "recipe.yaml", recipe), "--out", place / "run", log=place / "log")
-    assert process.wait() == 0, process.output()
+    forks.run("run", write_recipe(place / "recipe.yaml", recipe), "--out", place / "run", log=place / "log")
     return place / "run"
-
-
-@pytest.fixture(scope="module")
-def reward_model(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reward") / "model"
-    torch.manual_seed(5)
-    model = AutoModelForSequenceClassification.from_pretrained(models[0], num_labels=1)
-    with torch.no_grad():
-        model.score.weight.normal_(0, 1)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(models[0]).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -87,9 +77,8 @@ def arguments(run: Path, *more: str | Path) -> list[str | Path]:
     return ["evaluate", run, "--suite", "reward_accuracy", "--with", run.parent / "evaluation.yaml", *more]
 
 
-def table(run: Path, name: str = "accuracy") -> list[Any]:
-    path = run / "evaluation" / "reward_accuracy" / f"{name}.parquet"
-    return [SimpleNamespace(**row) for row in pq.read_table(path).to_pylist()]
+def measured(run: Path, name: str = "accuracy") -> list[Any]:
+    return table(run / "evaluation", f"reward_accuracy/{name}")
 
 
 def sheet(run: Path) -> list[dict[str, str]]:
@@ -99,8 +88,7 @@ def sheet(run: Path) -> list[dict[str, str]]:
 
 def test_a_judge_in_both_orders_and_again_by_replay(command: Run, run: Path) -> None:
     with FakeJudge(says=longer) as judge:
-        code, output, errors = command(*arguments(run, "--judge", judge.url))
-        assert code == 0, errors
+        output, _ = succeeded(command(*arguments(run, "--judge", judge.url)))
         asked = len(judge.asked)
         assert asked == len(set(judge.questions()))
         bodies = [body["messages"] for body in judge.asked]
@@ -110,7 +98,7 @@ def test_a_judge_in_both_orders_and_again_by_replay(command: Run, run: Path) -> 
         again, same, errors = command(*arguments(run, "--judge", judge.url))
         assert (again, same) == (0, output), errors
         assert len(judge.asked) == asked
-    rows = table(run)
+    rows = measured(run)
     assert [(row.reward, row.iteration, row.language) for row in rows] == CELLS
     for row in [row for row in rows if row.reward == "crosslingual" and row.language != "all"]:
         # The judge is a function of the pair, so what the table must say is known from the run's own pairs.
@@ -124,7 +112,7 @@ def test_a_judge_in_both_orders_and_again_by_replay(command: Run, run: Path) -> 
         assert (row.kind, row.judge) == ("judge", "judge-1")
     for english, spanish, pooled in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         assert (pooled.n, pooled.wins) == (english.n + spanish.n, english.wins + spanish.wins)
-    changes = table(run, "changes")
+    changes = measured(run, "changes")
     compared = {(row.reward, row.iteration, row.other_reward, row.other_iteration) for row in changes}
     assert compared == {
         ("crosslingual", 1, "multilingual", 1),
@@ -144,10 +132,9 @@ def test_a_judge_in_both_orders_and_again_by_replay(command: Run, run: Path) -> 
     (run / "evaluation" / "verdicts.jsonl").rename(replay)
     code, replayed, errors = command(*arguments(run, "--judge", "replay", replay, "--set", "judge.model=null"))
     assert (code, replayed) == (0, output), errors
-    assert repr(table(run)) == repr(rows)
-    code, _, errors = command(*arguments(run, "--judge", "replay", replay, "--set", "models=[pi_1]"))
-    assert code == 0, errors
-    assert repr(table(run)) == repr(rows[6:])
+    assert repr(measured(run)) == repr(rows)
+    succeeded(command(*arguments(run, "--judge", "replay", replay, "--set", "models=[pi_1]")))
+    assert repr(measured(run)) == repr(rows[6:])
 
 
 def test_what_cannot_be_read_fails_and_the_rest_comes_out(command: Run, run: Path) -> None:
@@ -160,7 +147,7 @@ def test_what_cannot_be_read_fails_and_the_rest_comes_out(command: Run, run: Pat
     with FakeJudge(says=says) as judge:
         code, output, errors = command(*arguments(run, "--judge", judge.url, "--languages", "es"))
     assert code == 0, errors
-    rows = [row for row in table(run) if row.reward == "crosslingual"]
+    rows = [row for row in measured(run) if row.reward == "crosslingual"]
     assert [row.language for row in rows] == ["es", "es"]
     assert rows[0].failed >= 1
     # A judge that always takes the first answer contradicts itself, and says nothing of the reward.
@@ -172,28 +159,19 @@ def test_what_cannot_be_read_fails_and_the_rest_comes_out(command: Run, run: Pat
 def test_killed_in_the_middle_it_goes_on_and_asks_nothing_twice(forks: ForkServer, run: Path) -> None:
     with FakeJudge(delay=0.1, says=longer) as judge:
         given = arguments(run, "--judge", judge.url, "--languages", "es")
-        process = forks.spawn(*given, log=run.parent / "log")
-        end = time.monotonic() + 60
-        while len(judge.asked) < 6:
-            assert process.poll() is None, process.output()
-            assert time.monotonic() < end, process.output()
-            time.sleep(0.005)
-        process.signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        forks.spawn(*given, log=run.parent / "log").kill_when(lambda: len(judge.asked) >= 6)
         kept = (run / "evaluation" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
         before = len(judge.asked)
         judge.delay = 0.0
-        process = forks.spawn(*given, log=run.parent / "log")
-        assert process.wait() == 0, process.output()
+        forks.run(*given, log=run.parent / "log")
         every = set(judge.questions())
         assert len(judge.asked) - before == len(every) - len(kept) > 0
-    assert all(row.n == row.sampled for row in table(run))
+    assert all(row.n == row.sampled for row in measured(run))
 
 
 def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path, reward_model: Path) -> None:
     # Without anybody who judges there is the sheet.
-    code, output, errors = command(*arguments(run, "--set", "judge.model=null"))
-    assert code == 0, errors
+    output, _ = succeeded(command(*arguments(run, "--set", "judge.model=null")))
     assert "Nobody has judged yet" in output
     blank = sheet(run)
     assert {row["choice"] for row in blank} == {""}
@@ -213,7 +191,7 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
     with FakeJudge(says=longer) as judge:
         code, output, errors = command(*arguments(run, "--judge", judge.url, *given))
     assert code == 0, errors
-    rows = table(run)
+    rows = measured(run)
     kinds = [("judge", "judge-1"), ("reward model", str(reward_model)), ("people", "2 annotators")]
     assert list(dict.fromkeys((row.kind, row.judge) for row in rows)) == kinds
     assert [(row.reward, row.iteration, row.language) for row in rows] == CELLS * 3
@@ -231,7 +209,7 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
     pairs: list[Pair] = Unit(run / "iteration_1" / "pairs" / "es.parquet").rows(Pair)
     found = {
         (row.kind, row.prompt_id): row
-        for row in table(run, "pairs")
+        for row in measured(run, "pairs")
         if (row.reward, row.iteration, row.language) == ("crosslingual", 1, "es")
     }
     for pair in pairs:
@@ -249,12 +227,12 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
     begun = path.read_text(encoding="utf-8").replace(',"",""\n', ',"b","me"\n', 1)
     path.write_text(begun, encoding="utf-8")
     times = {shard: shard.stat().st_mtime_ns for shard in (path.parent / "ratings").rglob("*.parquet")}
-    code, _, errors = command(*arguments(run, *given, "--set", "judge.model=null", "--set", "reward_accuracy.pairs=2"))
-    assert code == 0, errors
+    again = arguments(run, *given, "--set", "judge.model=null", "--set", "reward_accuracy.pairs=2")
+    _, errors = succeeded(command(*again))
     assert "stays as it is" in " ".join(errors.split())
     assert path.read_text(encoding="utf-8") == begun
     assert times.items() <= {shard: shard.stat().st_mtime_ns for shard in times}.items()
-    assert {row.sampled for row in table(run) if row.language != "all"} == {2}
+    assert {row.sampled for row in measured(run) if row.language != "all"} == {2}
 
 
 @pytest.mark.parametrize(
@@ -272,10 +250,9 @@ def test_a_reward_model_and_people_judge_the_same_pairs(command: Run, run: Path,
 def test_what_is_wrong_is_said_before_anybody_is_asked(
     command: Run, run: Path, models: Models, given: tuple[str, ...], said: str
 ) -> None:
-    code, _, errors = command(*arguments(run, *(part.format(model=models[0]) for part in given)))
-    assert_one_message(code, errors[errors.index("crosspref: ") :], said)
+    assert_stopped(command(*arguments(run, *(part.format(model=models[0]) for part in given))), said)
 
 
 def test_a_model_alone_has_no_pairs(command: Run, models: Models, tmp_path: Path) -> None:
-    code, _, errors = command("evaluate", models[0], "--suite", "reward_accuracy", "--out", tmp_path / "out")
-    assert_one_message(code, errors, "a model alone has none")
+    answer = command("evaluate", models[0], "--suite", "reward_accuracy", "--out", tmp_path / "out")
+    assert_one_message(answer, "a model alone has none")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FaultProxy
-from running import Run, assert_one_message, crosspref, head, rows, small_recipe, times, write_recipe
+from running import Models, Run, assert_stopped, crosspref, head, rows, small_recipe, succeeded, times, write_recipe
 
 from crosspref.data.records import Response, Score
 from crosspref.run.store import Unit
@@ -18,15 +18,9 @@ pytest.importorskip("openai")
 
 
 @pytest.fixture
-def server(models: tuple[Path, Path]) -> Iterator[FakeOpenAIServer]:
-    found = FakeOpenAIServer({"pi_I": models[0], "pi_0": models[1]})
-    yield found
-    found.close()
-
-
-def message(errors: str) -> str:
-    """The error alone, without the progress before it."""
-    return errors[errors.index("\ncrosspref: ") + 1 :]
+def server(models: Models) -> Iterator[FakeOpenAIServer]:
+    with FakeOpenAIServer({"pi_I": models[0], "pi_0": models[1]}) as server:
+        yield server
 
 
 def served(url: str, **changes: Any) -> dict[str, Any]:
@@ -42,15 +36,14 @@ def test_a_whole_run_is_that_of_transformers(
         asked[section] = {**asked.get(section, {}), "engine": "server"}
     recipe, run = write_recipe(tmp_path / "recipe.yaml", asked), tmp_path / "run"
 
-    code, _, errors = command("run", recipe, "--out", run)
     policy = run / "iteration_1" / "policy"
     serve = f"vllm serve {policy} --served-model-name pi_1"
-    assert_one_message(code, message(errors), server.url, "does not serve pi_1", "'pi_I', 'pi_0'", serve)
+    answer = command("run", recipe, "--out", run)
+    assert_stopped(answer, server.url, "does not serve pi_1", "'pi_I', 'pi_0'", serve)
 
     before = times(run)
     server.add("pi_1", policy)
-    code, _, errors = command("run", recipe, "--out", run)
-    assert code == 0, errors
+    succeeded(command("run", recipe, "--out", run))
     assert {name: times(run)[name] for name in before} == before
 
     folder = Path("iteration_1")
@@ -68,8 +61,7 @@ def test_a_whole_run_is_that_of_transformers(
     assert pairs[0]
     assert len(rows(run / folder / "evaluation" / "responses")) == 12
 
-    code, report, errors = command("audit", run)
-    assert code == 0, errors
+    report, _ = succeeded(command("audit", run))
     assert "float32" in report
     noises = [float(noise) for noise in re.findall(r"^\s*e[ns] \w+\s+(\S+)", report, re.MULTILINE)]
     assert len(noises) == 2
@@ -77,12 +69,11 @@ def test_a_whole_run_is_that_of_transformers(
 
 
 def test_text_alone_can_be_scored_and_trained_on(
-    server: FakeOpenAIServer, models: tuple[Path, Path], command: Run, tmp_path: Path
+    server: FakeOpenAIServer, models: Models, command: Run, tmp_path: Path
 ) -> None:
     asked = small_recipe(*models, iterations=1, **served(server.url, protocol="chat"))
     run = tmp_path / "run"
-    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
-    assert code == 0, errors
+    succeeded(command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run))
     responses = rows(run / "iteration_1" / "responses")
     assert {row.token_ids for row in responses} == {None}
     assert {row.finish_reason for row in responses} == {"stop", "length"}
@@ -94,26 +85,23 @@ def test_text_alone_can_be_scored_and_trained_on(
     assert (run / "iteration_1" / "policy" / "model.safetensors").is_file()
     # Text is no continuation of a run that holds token ids, and the other way round.
     asked["server"]["protocol"] = "tokens"
-    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
-    assert_one_message(
-        code, message(errors), "server.protocol: 'chat' -> 'tokens' would invalidate sample (6 finished)"
-    )
+    answer = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
+    assert_stopped(answer, "server.protocol: 'chat' -> 'tokens' would invalidate sample (6 finished)")
 
 
 def test_what_a_failing_server_left_undone_is_done_by_a_healthy_one(
-    server: FakeOpenAIServer, models: tuple[Path, Path], command: Run, tmp_path: Path
+    server: FakeOpenAIServer, models: Models, command: Run, tmp_path: Path
 ) -> None:
     run, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     with FaultProxy(server.url, ("half JSON",), share=0.05, seed=4, most=99) as proxy:
         asked = small_recipe(*models, iterations=1, **served(proxy.url, retries=0))
-        code, _, errors = command("run", write_recipe(recipe, asked), "--out", run)
-        assert_one_message(code, message(errors), proxy.url, "in 1 attempts", "Finished shards are kept")
+        answer = command("run", write_recipe(recipe, asked), "--out", run)
+        assert_stopped(answer, proxy.url, "in 1 attempts", "Finished shards are kept")
     finished = {path: path.stat().st_mtime_ns for path in run.glob("iteration_1/responses/*/*.parquet")}
     assert len(finished) == 4  # of 6
     server.asked.clear()
     asked["server"] = {"url": server.url}
-    code, _, errors = command("run", write_recipe(recipe, asked), "--out", run)
-    assert code == 0, errors
+    succeeded(command("run", write_recipe(recipe, asked), "--out", run))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     responses = rows(run / "iteration_1" / "responses")
     assert len(responses) == len({(row.prompt_id, row.language, row.sample) for row in responses}) == 30
@@ -129,16 +117,14 @@ def test_two_engines_never_meet_in_one_ratio(
     Unit(scored[-1]).marker.unlink()
     before = times(run)
     asked = {**content, "reward": {"engine": "server"}, "server": {"url": server.url}}
-    code, _, errors = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
-    assert_one_message(
-        code, message(errors), "reward.engine: 'transformers' -> 'server' would invalidate", "score (5 finished)"
-    )
+    answer = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
+    assert_stopped(answer, "reward.engine: 'transformers' -> 'server' would invalidate", "score (5 finished)")
     assert times(run) == before
     assert not server.asked
 
 
 @pytest.mark.slow
-def test_stages_alone(models: tuple[Path, Path], server: FakeOpenAIServer, tmp_path: Path) -> None:
+def test_stages_alone(models: Models, server: FakeOpenAIServer, tmp_path: Path) -> None:
     """In processes of their own, which must also end. A model that is no run's is asked for by its path."""
     initial, aligned = map(str, models)
     server.add(aligned, models[1])

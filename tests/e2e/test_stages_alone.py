@@ -1,13 +1,13 @@
 """Every stage alone, on files: together they make what a run makes, and take what was made elsewhere."""
 
 import json
-import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from running import ForkServer, Run, assert_one_message, rows, wait_for, write_lines
+from running import ForkServer, Run, assert_one_message, rows, succeeded, write_lines
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -33,8 +33,7 @@ def test_the_stages_one_by_one_make_what_a_run_makes(
     }
 
     def stage(name: str, *arguments: str | Path, sections: tuple[str, ...] = ()) -> None:
-        code, _, errors = command(name, *arguments, *settings(content, *sections))
-        assert code == 0, errors
+        succeeded(command(name, *arguments, *settings(content, *sections)))
 
     prompts = ("--prompts", content["prompts"]["source"])
     limit = ("--set", "prompts.limit=5")
@@ -75,8 +74,7 @@ def test_translating_and_the_reward_of_it_alone(
     made, scores = tmp_path / "translations.jsonl", tmp_path / "scores.jsonl"
     given = (*limits, "--set", "translate.truncated=keep", *settings(content))
     model = ("--model", content["models"]["policy"])
-    code, _, errors = command("translate", *model, "--responses", responses, "--out", made, *given)
-    assert code == 0, errors
+    succeeded(command("translate", *model, "--responses", responses, "--out", made, *given))
     translations = read_rows(made, Translation)
     assert {(row.language, row.target) for row in translations} == {("es", "en")}
     assert len(translations) == 5 * 3
@@ -87,15 +85,13 @@ def test_translating_and_the_reward_of_it_alone(
     assert len(found) == 2 * 5 * 3
     for row in translations:
         assert (found[row.prompt_id, "es", row.sample].implicit_reward is None) == (row.failure is not None)
-    code, _, errors = command("score", *models, *what, "--out", scores)
-    assert_one_message(code, errors, "--translations")
+    assert_one_message(command("score", *models, *what, "--out", scores), "--translations")
 
 
 def test_another_training_reference_alone(command: Run, content: dict[str, Any], done: Path, tmp_path: Path) -> None:
     models = ("--model", content["models"]["policy"], "--reference", content["models"]["initial"])
     pairs, out = done / "iteration_1" / "pairs", tmp_path / "trained"
-    code, _, errors = command("train", *models, "--pairs", pairs, "--out", out, *settings(content, "train"))
-    assert code == 0, errors
+    succeeded(command("train", *models, "--pairs", pairs, "--out", out, *settings(content, "train")))
     ours, theirs = (load_file(path / "model.safetensors") for path in (out, done / "iteration_1" / "policy"))
     assert any(not torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
@@ -134,8 +130,7 @@ def select(by_hand: dict[str, Path], out: Path, *more: str | Path) -> list[str |
 
 def test_select_takes_what_was_written_by_hand(command: Run, by_hand: dict[str, Path], tmp_path: Path) -> None:
     pairs, dropped = tmp_path / "pairs.jsonl", tmp_path / "dropped.jsonl"
-    code, _, errors = command(*select(by_hand, pairs, "--dropped", dropped, "--set", "length_penalty.mode=none"))
-    assert code == 0, errors
+    succeeded(command(*select(by_hand, pairs, "--dropped", dropped, "--set", "length_penalty.mode=none")))
     found = [(row.prompt_id, row.chosen, row.rejected, row.chosen_token_ids) for row in read_rows(pairs, Pair)]
     assert found == [
         ("p1", [{"role": "assistant", "content": "Porque sí."}], [{"role": "assistant", "content": "No lo sé."}], None),
@@ -144,22 +139,6 @@ def test_select_takes_what_was_written_by_hand(command: Run, by_hand: dict[str, 
     assert [(row.prompt_id, row.reason) for row in read_rows(dropped, Dropped)] == [
         ("p3", "fewer than two usable responses (1 repeated)")
     ]
-
-
-def test_select_solves_the_penalty_of_what_was_written_by_hand(
-    command: Run, by_hand: dict[str, Path], tmp_path: Path
-) -> None:
-    """Unpenalised the lengths differ by 10-9 and 3-7, so length must be rewarded until these balance.
-
-    Below -1/2 the 6 of p2 is better than its 3, since 0.5 - 6a > 2 - 3a; below -3/4 its 3 is worse than its 7. Between
-    them the differences are 1 and -1, and nothing else changes there.
-    """
-    code, _, errors = command(*select(by_hand, tmp_path / "pairs.parquet"))
-    assert code == 0, errors
-    p1, p2 = read_rows(tmp_path / "pairs.parquet", Pair)
-    assert (p2.chosen[0]["content"], p2.rejected[0]["content"]) == ("Nunca.", "Mañana.")
-    assert p1.alpha == p2.alpha == -0.625
-    assert (p2.chosen_reward, p2.rejected_reward) == (0.5 + 6 * 0.625, -1.0 + 7 * 0.625)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +159,7 @@ def test_tables_that_do_not_fit_are_refused(
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = lines[::-1] if table == "scores" else lines
     write_lines(path, change(lines))
-    code, _, errors = command(*select(by_hand, tmp_path / "pairs.jsonl"))
-    assert_one_message(code, errors, *parts)
+    assert_one_message(command(*select(by_hand, tmp_path / "pairs.jsonl")), *parts)
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
@@ -206,11 +184,9 @@ def test_train_goes_on_after_a_kill_but_never_from_checkpoints_of_other_pairs(
     out, model = tmp_path / "out", content["models"]["policy"]
     options = ["--model", model, "--out", out, *settings(content, "train"), "--set", "train.epochs=4"]
     from_run = tmp_path / "run_pairs.jsonl"
-    write_lines(from_run, [json.loads(json.dumps(vars_of(row))) for row in rows(done / "iteration_1" / "pairs")])
+    write_lines(from_run, [asdict(row) for row in rows(done / "iteration_1" / "pairs")])
     process = forks.spawn("train", "--pairs", from_run, *options, log=tmp_path / "log")
-    wait_for(tmp_path, "out.checkpoints/*/checkpoint-2/*complete", process.poll)
-    process.signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill_when(lambda: list(tmp_path.glob("out.checkpoints/*/checkpoint-2/*complete")))
     assert not out.exists()
 
     results = {}
@@ -224,19 +200,14 @@ def test_train_goes_on_after_a_kill_but_never_from_checkpoints_of_other_pairs(
         assert command("train", "--pairs", pairs, *options, "--out", fresh)[0] == 0
         expected = load_file(fresh / "model.safetensors")
         assert all(torch.equal(results[name][key], tensor) for key, tensor in expected.items())
-    code, _, errors = command("train", "--pairs", from_run, *options, "--out", tmp_path / "first")
-    assert_one_message(code, errors, str(tmp_path / "first"), "is there already")
-
-
-def vars_of(row: Any) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in row.__dataclass_fields__}
+    answer = command("train", "--pairs", from_run, *options, "--out", tmp_path / "first")
+    assert_one_message(answer, str(tmp_path / "first"), "is there already")
 
 
 def test_a_file_of_an_unknown_kind_is_refused(command: Run, by_hand: dict[str, Path], tmp_path: Path) -> None:
     code, _, errors = command(*select(by_hand, tmp_path / "pairs.csv"))
     assert (code, errors.count("must end with .parquet or .jsonl")) == (2, 1)  # before any work
     by_hand["responses"] = tmp_path / "gone.jsonl"
-    code, _, errors = command(*select(by_hand, tmp_path / "pairs.jsonl"))
-    assert_one_message(code, errors, "gone.jsonl")
+    assert_one_message(command(*select(by_hand, tmp_path / "pairs.jsonl")), "gone.jsonl")
     by_hand["responses"].write_text("")
-    assert_one_message(*command(*select(by_hand, tmp_path / "pairs.jsonl"))[::2], "gone.jsonl has no rows")
+    assert_one_message(command(*select(by_hand, tmp_path / "pairs.jsonl")), "gone.jsonl has no rows")

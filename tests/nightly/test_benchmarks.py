@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import DATA
+from running import DATA, Models
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
@@ -22,7 +22,7 @@ TINY = {
 
 
 def test_every_line_is_measured_and_shown(
-    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in ("OMP_NUM_THREADS", "TQDM_DISABLE", "PYTHONWARNINGS"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from killing import History, Moment, Strike, full_recipe, run_undisturbed, run_with_kills
-from running import ForkServer
+from running import ForkServer, Models
 
 from crosspref.run.layout import RunDirectory
 
@@ -39,9 +39,7 @@ PLANS = ["at writes", "at random moments"]
 
 
 @pytest.fixture(scope="module")
-def recipe(
-    models: tuple[Path, Path], held_out: Path, preferences: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def recipe(models: Models, held_out: Path, preferences: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return full_recipe(tmp_path_factory.mktemp("recipe") / "recipe.yaml", models[0], held_out, preferences, 2)
 
 
@@ -78,8 +76,3 @@ def test_every_stage_was_hit(killed: Callable[[str], History]) -> None:
     hits = Counter(hit.split()[1] for plan in PLANS for hit in killed(plan).hits)
     assert hits.keys() >= {phase for _, phase in PHASES}, hits
     assert hits.total() >= 10
-
-
-def test_half_a_line_in_the_log_of_phases_hides_no_other_line(killed: Callable[[str], History]) -> None:
-    log = RunDirectory(killed("at writes").run).logged_phases()
-    assert [(row["iteration"], row["phase"]) for row in log][-len(PHASES) :] == PHASES

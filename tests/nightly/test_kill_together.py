@@ -4,14 +4,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from running import CLI, ForkServer, content, environment, files, small_recipe, wait_for, write_recipe
-from safetensors.torch import load_file
+from killing import assert_all_end, assert_same_policy, command_of
+from running import CLI, ForkServer, Models, content, environment, files, small_recipe, wait_for, write_recipe
 
 ON_RAY = "resources.executor=ray"
 TORCHRUN = "torchrun --standalone --nproc-per-node 2"
@@ -20,7 +18,7 @@ SAMPLED = "iteration_1/responses/*/*.done.json"
 
 
 @pytest.fixture(scope="module")
-def recipe(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One iteration whose training has enough steps to be hit."""
     train = {"batch_size": 2, "micro_batch_size": 1, "epochs": 4}
     resources = {"process_per_phase": True, "shard_prompts": 1}
@@ -33,8 +31,7 @@ def reference(recipe: Path, forks: ForkServer, tmp_path_factory: pytest.TempPath
     """The same run in one process."""
     run = tmp_path_factory.mktemp("reference") / "run"
     alone = ["--set", "resources.process_per_phase=false"]
-    process = forks.spawn("run", recipe, "--out", run, *alone, log=run.with_name("log"))
-    assert process.wait() == 0, process.output()
+    forks.run("run", recipe, "--out", run, *alone, log=run.withcommand_of("log"))
     return run
 
 
@@ -55,33 +52,6 @@ def descendants(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def assert_all_end(processes: list[psutil.Process], seconds: float) -> None:
-    """They end by themselves; those that are only waiting to be asked for their exit code have ended."""
-    end = time.monotonic() + seconds
-    left = processes
-    while left and time.monotonic() < end:
-        time.sleep(0.1)
-        left = [process for process in left if _is_alive(process)]
-    names = [" ".join(_name(process)) for process in left]
-    for process in left:
-        process.kill()
-    assert not left, f"these outlived the run: {names}"
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _name(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
-
-
 def strike(process: "subprocess.Popen[bytes]", number: signal.Signals, log: Path) -> None:
     """Kill the run alone, or press Ctrl-C, which its whole group gets."""
     if number == signal.SIGKILL:
@@ -97,9 +67,7 @@ def assert_same(run: Path, reference: Path) -> None:
     tables = [name for name in theirs if name.endswith(".parquet")]
     assert tables == [name for name in ours if name.endswith(".parquet")]
     assert [name for name in tables if content(ours[name]) != content(theirs[name])] == []
-    weights, right = (load_file(root / "iteration_1" / "policy" / "model.safetensors") for root in (run, reference))
-    for name, tensor in right.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5)
+    assert_same_policy(run, reference)
 
 
 def before_training(reference: Path, run: Path) -> Path:
@@ -119,7 +87,7 @@ def test_ranks_of_a_launcher_end_with_the_run(
         wait_for(run, STEPS, process.poll)
         below = descendants(process)
         ranks = [child.environ().get("RANK") for child in below]
-        assert {"0", "1"} <= set(ranks), [_name(child) for child in below]
+        assert {"0", "1"} <= set(ranks), [command_of(child) for child in below]
         strike(process, number, log)
     assert_all_end(below, 20)
     assert not (run / "iteration_1" / "policy.done.json").exists()
@@ -140,7 +108,7 @@ def test_a_cluster_of_ray_ends_with_the_run(
     with start(recipe, run, log, ON_RAY) as process:
         wait_for(run, pattern, process.poll)
         below = descendants(process)
-        assert any("raylet" in " ".join(_name(child)) for child in below), [_name(child) for child in below]
+        assert any("raylet" in " ".join(command_of(child)) for child in below), [command_of(child) for child in below]
         strike(process, number, log)
     # Nobody tells Ray's agents of a SIGKILL: they look for their parent now and then, and give up after a minute.
     assert_all_end(below, 120)
@@ -153,8 +121,8 @@ def test_a_worker_that_dies_in_training_on_ray_costs_nothing_but_time(
     run, log = before_training(reference, tmp_path / "run"), tmp_path / "log"
     with start(recipe, run, log, ON_RAY) as process:
         wait_for(run, STEPS, process.poll)
-        workers = [child for child in descendants(process) if "TrainWorker" in " ".join(_name(child))]
-        assert len(workers) == 2, [_name(child) for child in descendants(process)]
+        workers = [child for child in descendants(process) if "TrainWorker" in " ".join(command_of(child))]
+        assert len(workers) == 2, [command_of(child) for child in descendants(process)]
         workers[1].kill()
         assert process.wait(240) == 0, log.read_text()
     assert_same(run, reference)
