@@ -78,16 +78,6 @@ def test_each_prompt_has_n_scored_responses(run: Path, iteration: int) -> None:
 
 
 @pytest.mark.parametrize("iteration", ITERATIONS)
-def test_each_prompt_is_a_pair_or_dropped(run: Path, iteration: int) -> None:
-    folder = run / f"iteration_{iteration}"
-    pairs, dropped = keyed(rows(folder / "pairs")), keyed(rows(folder / "dropped"))
-    assert pairs
-    assert not pairs.keys() & dropped.keys()
-    assert pairs.keys() | dropped.keys() == keyed(rows(run / "prompts")).keys()
-    assert all(row.stage == "select" and row.reason for row in dropped.values())
-
-
-@pytest.mark.parametrize("iteration", ITERATIONS)
 def test_pairs_hold_the_texts_and_the_penalised_rewards_of_their_responses(run: Path, iteration: int) -> None:
     folder = run / f"iteration_{iteration}"
     prompts = keyed(rows(run / "prompts"))

@@ -170,10 +170,7 @@ def test_settings_of_another_adapter_are_refused(adapter: Path, tmp_path: Path) 
     for changes, said in (
         ({"rank": 8}, r"has rank 4, but lora\.rank is 8\. .* set lora\.rank to 4, or lora\.save: merged"),
         ({"alpha": 16}, r"has alpha 8, but lora\.alpha is 16"),
-        (
-            {"target_modules": ".*q_proj"},
-            r"in other modules than lora\.target_modules asks for \(\.\*q_proj\)",
-        ),
+        ({"target_modules": ".*q_proj"}, r"in other modules than lora\.target_modules asks for \(\.\*q_proj\)"),
     ):
         with pytest.raises(ModelError, match=said):
             train(make_trainer(adapter, lora=SAVED.model_copy(update=changes)), tmp_path)

@@ -109,9 +109,8 @@ def test_z_ref_is_that_of_the_whole_step(
 
     monkeypatch.setattr(KtoTrainer, "_values", values)
     changes = {"batch_size": batch, "micro_batch_size": micro, "learning_rate": FROZEN}
-    log = train(make_trainer(tiny_models["llama"][1], method="kto", reference=reference, **changes), tmp_path, SEVEN)[
-        "log"
-    ]
+    trainer = make_trainer(tiny_models["llama"][1], method="kto", reference=reference, **changes)
+    log = train(trainer, tmp_path, SEVEN)["log"]
     assert [len(step) for step in steps.values()] == [batch] * (14 // batch) + ([14 % batch] if 14 % batch else [])
     expected = [max(0.0, sum(step) / len(step)) for step in steps.values()]
     assert max(expected) > 0.1

@@ -100,10 +100,7 @@ def test_where_the_padding_is_the_end_of_turn_the_model_reads_before_it(tmp_path
 
 
 def test_a_reward_has_more_digits_than_bfloat16(directory: Path) -> None:
-    found, exact = (
-        rater(directory, "bfloat16").rate(INSTRUCTION, RESPONSES),
-        rater(directory).rate(INSTRUCTION, RESPONSES),
-    )
+    found, exact = (rater(directory, dtype).rate(INSTRUCTION, RESPONSES) for dtype in ("bfloat16", "float32"))
     assert found == pytest.approx(exact, abs=0.2)
     rounded = torch.tensor(found).bfloat16().float().tolist()
     assert all(value != short for value, short in zip(found, rounded, strict=True))

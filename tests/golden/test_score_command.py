@@ -83,10 +83,7 @@ def test_batches_of_the_scripts_hold_one_language(tiny_models: Models, arguments
     prompt = naive.prompt_ids(aligned, "Why so so so ?")
     ids = naive.AutoTokenizer.from_pretrained(aligned)(answer, add_special_tokens=False)["input_ids"]
     sums = [naive.released_logprob(naive.load(path), prompt, ids, 2) for path in (aligned, initial)]
-    assert (row.policy_logprob, row.reference_logprob) == (
-        pytest.approx(sums[0], abs=1e-4),
-        pytest.approx(sums[1], abs=1e-4),
-    )
+    assert [row.policy_logprob, row.reference_logprob] == pytest.approx(sums, abs=1e-4)
     assert row.implicit_reward == pytest.approx(sums[0] - sums[1], abs=1e-4)  # beta is left out
 
 

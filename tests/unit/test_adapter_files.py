@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from test_models import error_of
 
 from crosspref.api import check_models
 from crosspref.errors import ModelError, RecipeError
@@ -42,12 +43,6 @@ def write(tmp_path: Path) -> Write:
         return folder
 
     return write
-
-
-def error_of(name: str | Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        locate_model(str(name))
-    return str(caught.value)
 
 
 def test_an_adapter_is_a_model_over_its_base(base: Path, write: Write) -> None:

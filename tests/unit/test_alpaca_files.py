@@ -30,10 +30,8 @@ def test_a_directory_of_languages_in_any_layout(tmp_path: Path) -> None:
 def test_a_file_names_languages_or_is_of_the_one_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "items.json"
     write_json(file, [{"id": 1, "instruction": "Hola", "language": "es"}, {"id": 1, "instruction": "Hi", "lang": "en"}])
-    assert {language: len(own) for language, own in read_languages(str(file), "items", None, OUTPUTS).items()} == {
-        "es": 1,
-        "en": 1,
-    }
+    found = read_languages(str(file), "items", None, OUTPUTS)
+    assert {language: len(own) for language, own in found.items()} == {"es": 1, "en": 1}
     write_json(file, [{"id": 1, "instruction": "Hola"}])
     assert list(read_languages(str(file), "items", ["es"], OUTPUTS)) == ["es"]
     with pytest.raises(DataError, match="names no language"):

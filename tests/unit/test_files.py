@@ -172,11 +172,7 @@ SCORE = to_table([Score("a", "es", 0, "crosslingual", -1.0, -2.0, 3, 9, 0.1)], S
 @pytest.mark.parametrize(
     ("kind", "rows", "said"),
     [
-        (
-            Response,
-            [{"prompt_id": "a", "language": "es"}],
-            "column 'text'; it has prompt_id, language. A table of r",
-        ),
+        (Response, [{"prompt_id": "a", "language": "es"}], "column 'text'; it has prompt_id, language. A table of r"),
         (Response, [{"text": "x", "language": "es"}], "column 'prompt_id'; it has text, language."),
         (Score, [{**ANSWER}], "column 'sample'; it has prompt_id, language, text. A table of scores needs: "),
         (Pair, [{"prompt_id": "a"}], "column 'prompt'; it has prompt_id. A table of pairs needs: prompt_id, "),

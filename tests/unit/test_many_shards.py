@@ -107,11 +107,7 @@ def test_parts_of_shards_give_what_all_rows_at_once_give(job: Job, monkeypatch: 
     monkeypatch.setattr(select_phase, "PART_BYTES", 3 * places.responses.units("en")[0].path.stat().st_size)
     assert len(select_phase._parts(places, "en", "crosslingual")) > 10
     select_phase.make_pairs(job, 1)
-    expected = select(
-        responses,
-        scores,
-        rules(job, [f"p{number}" for number in range(40)]),
-    )
+    expected = select(responses, scores, rules(job, [f"p{number}" for number in range(40)]))
     assert 10 < len(expected.pairs) < 40
     assert places.pairs.rows("en") == expected.pairs
     assert places.dropped.rows("en") == expected.dropped

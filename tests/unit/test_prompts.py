@@ -138,13 +138,8 @@ def test_numbers_as_ids_become_strings_also_where_one_file_has_them_as_decimals(
     write(tmp_path / "es.parquet", [{"id": 20.0, "text": "dos"}, {"id": 1.0, "text": "uno"}])
     write(tmp_path / "th.csv", [{"id": "1", "text": "หนึ่ง"}, {"id": "20", "text": "สอง"}])
     loaded = load(str(tmp_path), ["es", "th"]).prompts
-    assert [(p.prompt_id, p.instruction) for p in loaded[:4]] == [
-        ("1", "one"),
-        ("20", "two"),
-        ("1", "uno"),
-        ("20", "dos"),
-    ]
-    assert [p.instruction for p in loaded[4:]] == ["หนึ่ง", "สอง"]
+    assert [p.prompt_id for p in loaded] == ["1", "20"] * 3
+    assert [p.instruction for p in loaded] == ["one", "two", "uno", "dos", "หนึ่ง", "สอง"]
 
 
 def test_tags_in_files_may_be_written_in_capitals_and_with_underscores(tmp_path):

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -192,33 +190,6 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     with run.locked():
         assert contents(run.root) == {**before, ".lock": b""}
         assert not folder.exists()
-
-
-HOLD = """
-import sys
-from crosspref.run.layout import RunDirectory
-with RunDirectory(sys.argv[1]).locked():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-def test_a_second_process_is_locked_out(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.root)], **pipes) as other:
-        assert other.stdout.readline() == "held\n"
-        leftover = run.root / ".half.1.tmp"
-        leftover.write_text("the other one is still writing this")
-        with pytest.raises(RunError, match=r"Another process is working in .*run\. Wait for it, or stop it first\."):
-            run.locked().__enter__()
-        assert leftover.exists()
-        other.kill()
-        other.wait()
-    # A killed process holds nothing.
-    with run.locked():
-        assert not leftover.exists()
 
 
 def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
