@@ -63,7 +63,7 @@ def align(
     launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe, algorithm.phases)
-        with job.engines.cluster():
+        with job.engines.executor().cluster():
             apart = engines is None and recipe.resources.process_per_phase
             return algorithm.align(job, _executor(job, expected or {}, apart=apart))
 
@@ -128,7 +128,8 @@ def _perform(job: Job, phase: Phase) -> None:
     if together and not job.run.iteration(phase.iteration).policy.marker.exists():
         workers = job.recipe.ray.workers
         job.reporter.say(f"iteration {phase.iteration} {phase.name}: on {workers} workers of Ray")
-        job.engines.train_together(partial(run_phase, job.run.root, phase.name, phase.iteration), job.run.root)
+        same_phase = partial(run_phase, job.run.root, phase.name, phase.iteration)
+        job.engines.executor().train_together(same_phase, job.run.root)
     else:
         phase.perform(job, phase.iteration)
 

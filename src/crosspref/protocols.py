@@ -63,7 +63,14 @@ Known = tuple[float | None, float | None]
 """What is already known of a response: log pi(y | x) under policy and reference, nats; None must be computed."""
 
 
-class Sampler(Protocol):
+class Engine(Protocol):
+    """What holds models in memory."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class Sampler(Engine, Protocol):
     """Draws responses from one policy."""
 
     def sample(
@@ -77,14 +84,9 @@ class Sampler(Protocol):
         Raises:
             ServerError: a server gave no usable answer to one of them, after all retries.
         """
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class Translator(Protocol):
+class Translator(Engine, Protocol):
     """Translates texts, greedily."""
 
     def translate(self, requests: Sequence[tuple[str, str, str]], advance: Advance) -> list[Sampled | None]:
@@ -92,98 +94,47 @@ class Translator(Protocol):
 
         The token ids are the policy's, or empty where the translator's tokenizer is another one.
         """
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class Scorer(Protocol):
+class Scorer(Engine, Protocol):
     """Computes log-probabilities under a policy and, where there is one, a reference."""
 
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
 
         ``known`` holds what is already known of each response, or is empty.
+
+        Raises:
+            ServerError: a server gave no usable answer to one of them, after all retries.
         """
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class ReleasedScorer(Protocol):
-    """Computes what the paper's released scripts count, which depends on what stands beside a response."""
+class ReleasedScorer(Scorer, Protocol):
+    """Also computes what the paper's released scripts count, which depends on what stands beside a response."""
 
     def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class RewardModel(Protocol):
+class RewardModel(Engine, Protocol):
     """A model that says how good a response is."""
 
     def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
         """Return one number per response to an instruction; it does not depend on the other responses."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class Trainer(Protocol):
+class Trainer(Engine, Protocol):
     """Trains a policy on preference pairs."""
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
         """Train, write the policy to ``output`` and return figures; resumes from the last whole checkpoint."""
-        ...
 
     def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
         """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
-class Engines(Protocol):
-    """Builds the engines that a recipe asks for, when a phase needs them."""
-
-    def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
-        """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
-        ...
-
-    def translator(self, policy: ModelFiles) -> Translator:
-        """Return the translator that the recipe names, or the policy as one."""
-        ...
-
-    def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
-        """Return a scorer that holds both models."""
-        ...
-
-    def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
-        """Return a scorer that counts as the paper's released scripts do."""
-        ...
-
-    def reward_model(self, model: ModelFiles) -> RewardModel:
-        """Return a sequence-classification reward model."""
-        ...
-
-    def trainer(self, policy: ModelFiles, settings: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
-        """Return a trainer that starts from the policy; without a reference the policy's start is its reference."""
-        ...
-
-    def identifier(self, language: str) -> Callable[[str], str] | None:
-        """Return what tells a text's language tag, or None if texts of this language are not recognised."""
-        ...
+class Executor(Protocol):
+    """Works on the shards of a run, on this machine or on the workers of Ray."""
 
     def cluster(self) -> AbstractContextManager[None]:
         """Hold what a whole run needs beside its phases: nothing, or a connection to Ray.
@@ -191,7 +142,6 @@ class Engines(Protocol):
         Raises:
             RunError: Ray does not answer.
         """
-        ...
 
     def map_shards(
         self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
@@ -203,7 +153,6 @@ class Engines(Protocol):
         Raises:
             RunError: Ray does not answer, has no room for a worker, or a shard ended its worker again and again.
         """
-        ...
 
     def train_together(self, phase: Callable[[], None], folder: Path) -> None:
         """Run a phase that trains on all of Ray's workers at once; a rank's environment says which one it is.
@@ -215,4 +164,28 @@ class Engines(Protocol):
         Raises:
             RunError: the workers have no room, or died again and again.
         """
-        ...
+
+
+class Engines(Protocol):
+    """Builds the engines that a recipe asks for, when a phase needs them."""
+
+    def sampler(self, policy: ModelFiles, *, greedy: bool = False) -> Sampler:
+        """Return a sampler that holds the policy; a greedy one takes the likeliest token, whatever the recipe says."""
+
+    def translator(self, policy: ModelFiles) -> Translator:
+        """Return the translator that the recipe names, or the policy as one."""
+
+    def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
+        """Return a scorer that holds both models; a ReleasedScorer where ``reward.counting`` is znlp."""
+
+    def reward_model(self, model: ModelFiles) -> RewardModel:
+        """Return a sequence-classification reward model."""
+
+    def trainer(self, policy: ModelFiles, settings: TrainSettings, reference: ModelFiles | None = None) -> Trainer:
+        """Return a trainer that starts from the policy; without a reference the policy's start is its reference."""
+
+    def identifier(self, language: str) -> Callable[[str], str] | None:
+        """Return what tells a text's language tag, or None if texts of this language are not recognised."""
+
+    def executor(self) -> Executor:
+        """Return what works on shards: this process, or Ray's workers."""

@@ -16,13 +16,13 @@ from training import LORA, PAIRS, Models, make_trainer, train, train_until
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.engines.transformers import adapters
 from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.models import Loading
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 
 pytestmark = pytest.mark.slow
 
 SAVED = LORA.model_copy(update={"save": "adapter"})
-CPU = torch.device("cpu")
 WHOLE_BATCH = {"batch_size": 16, "micro_batch_size": 8}
 
 
@@ -33,12 +33,12 @@ def adapter(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def weights_of(directory: Path) -> dict[str, torch.Tensor]:
-    return load_files(locate_model(str(directory)), torch.float32, CPU).state_dict()
+    return load_files(locate_model(str(directory)), Loading()).state_dict()
 
 
 def mean_logprobs(directory: Path, tokenizer: Path) -> torch.Tensor:
     """Return the mean log-probability of the chosen and of the rejected responses, (2,), nats."""
-    model = load_files(locate_model(str(directory)), torch.float32, CPU).requires_grad_(False)
+    model = load_files(locate_model(str(directory)), Loading()).requires_grad_(False)
     rows = [
         [naive.sequence_logprob(model, naive.prompt_ids(tokenizer, pair.prompt[0]["content"]), ids) for ids in both]
         for pair in PAIRS

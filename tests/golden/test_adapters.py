@@ -14,6 +14,7 @@ from tiny import make_adapter
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.models import Loading
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import ReleasedScorer, TransformersScorer
 from crosspref.errors import ModelError
@@ -22,7 +23,6 @@ from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSe
 
 KINDS = ["llama", "qwen", "gemma"]
 RESOURCES = ResourceSettings(device="cpu", dtype="float32")
-CPU = torch.device("cpu")
 NATS = 1e-4  # per sequence
 QUESTION = "¿Por qué el cielo es azul? " * 3
 ROWS = [[(31 * row + 17 * column * column) % 378 + 6 for column in range(7 * row + 1)] for row in range(5)]
@@ -168,7 +168,7 @@ def test_samples_are_those_of_merged_weights(four: dict[str, Four]) -> None:
 
 def test_merging_is_done_in_float32(four: dict[str, Four]) -> None:
     adapter, _, merged, _ = four["gemma"]
-    found = load_files(locate_model(str(adapter)), torch.bfloat16, CPU).state_dict()
+    found = load_files(locate_model(str(adapter)), Loading(dtype=torch.bfloat16)).state_dict()
     for name, weight in load_file(merged / "model.safetensors").items():
         assert found[name].dtype is torch.bfloat16
         # Float32 sums may fall on the other side of where bfloat16 rounds, but rarely, and by one step.
@@ -179,7 +179,7 @@ def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, t
     def load(adapter: Path, base: Path) -> None:
         config = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
-        load_files(locate_model(str(adapter)), torch.float32, CPU)
+        load_files(locate_model(str(adapter)), Loading())
 
     base = tiny_models["llama"][0]
     adapter = Path(shutil.copytree(four["llama"][0], tmp_path / "adapter"))

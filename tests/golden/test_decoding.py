@@ -219,13 +219,14 @@ def test_positions_that_depend_on_the_longest_row_are_left_to_generate(tiny_mode
     directory = tiny_models["llama"][1]
     sampler = make_sampler(directory)
     expected = token_ids(sampler)
-    longest = max(len(naive.prompt_ids(directory, text)) for text in INSTRUCTIONS)
+    prompts = [naive.prompt_ids(directory, text) for text in INSTRUCTIONS]
+    longest = max(map(len, prompts))
     sampler.decodable = longest + 40 - 1  # as even_length says of a dynamic embedding
-    decoded: list[int] = []
+    decoded: list[list[int]] = []
     decode = sampler._decode
-    sampler._decode = lambda answers, *rest: (decoded.extend(one.request for one in answers), decode(answers, *rest))[1]
+    sampler._decode = lambda drafts, *rest: (decoded.extend(one.prompt.ids for one in drafts), decode(drafts, *rest))[1]
     assert token_ids(sampler) == expected
-    assert set(decoded) == {0, 2, 3}
+    assert {prompts.index(ids) for ids in decoded} == {0, 2, 3}
 
 
 def test_bfloat16_and_a_scale_that_is_no_power_of_two_agree() -> None:

@@ -182,7 +182,7 @@ def test_four_bits_without_bitsandbytes(tiny_models: Models, monkeypatch: pytest
 def test_four_bits(tiny_models: Models, tmp_path: Path) -> None:
     bnb = pytest.importorskip("bitsandbytes")
     trainer = make_trainer(tiny_models["llama"][1], lora=LORA.model_copy(update={"bits": 4}), epochs=3)
-    model = trainer._load(trainer.policy, trainer.device)
+    model = trainer._load(trainer.policy, trainer.loading)
     held = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     assert len(held) == 14  # seven in each of two layers; not the output layer
     assert all(module.weight.quant_state.nested for module in held)

@@ -9,7 +9,7 @@ import torch
 from training import PAIRS, Models, make_trainer, other_prompt, train
 
 from crosspref.data.records import Pair
-from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
+from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.transformers import adapters
 from crosspref.errors import DataError
 
@@ -48,7 +48,7 @@ def test_a_mismatched_response_is_cut_where_it_is_too_long_for_its_prompt() -> N
 
 def test_batches_are_padded_on_the_right() -> None:
     examples = kto_examples([pair_of([1], [5, 6], [8]), pair_of([2, 3], [9], [4, 4, 4])], longest=9)
-    batch = KtoCollator(pad=0)([examples[0], examples[3]])
+    batch = kto_batch([examples[0], examples[3]], pad=0)
     expected = {
         "desirable": [True, False],
         "input_ids": [[1, 5, 6, 0, 0], [2, 3, 4, 4, 4]],

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from crosspref.engines.tiny_llama import Muon, make_tokenizer, orthogonal
-from crosspref.engines.transformers.models import load_model, load_tokenizer
+from crosspref.engines.transformers.models import Loading, load_model, load_tokenizer
 from crosspref.lab.world.files import World, examples, make_world, spoken_sentences
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, SEPARATOR, Answer, ask, draw_meaning, speak, write
 from crosspref.languages import crosslingual_instruction, translation_instruction
@@ -81,7 +81,7 @@ def test_a_world_is_made_once_and_is_an_ordinary_model(tmp_path: Path, monkeypat
     assert make_world(TINY, 4, 1, QUIET).directory != files.directory
     assert make_world(replace(TINY, preferences=21), 3, 1, QUIET).directory != files.directory
     tokenizer = load_tokenizer(files.initial)
-    model = load_model(files.initial, torch.float32, torch.device("cpu"))
+    model = load_model(files.initial, Loading())
     rng = random.Random(5)
     for language in LANGUAGES:
         text = speak(write(draw_meaning(rng, 3), 1.0, rng), language)
@@ -105,7 +105,7 @@ def test_pre_training_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     losses = []
     for clean in (64, 6400):
         files = make_world(replace(TINY, clean=clean), 3, 1, QUIET)
-        model, tokenizer = load_model(files.initial, torch.float32, torch.device("cpu")), load_tokenizer(files.initial)
+        model, tokenizer = load_model(files.initial, Loading()), load_tokenizer(files.initial)
         total = 0.0
         for prompt, answer in examples(TINY, 20, True, random.Random(9)):
             start, behind = tokenizer.prompt_ids(prompt), tokenizer.response_ids(answer, ended=True)

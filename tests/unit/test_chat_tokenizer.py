@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosspref.engines.transformers import models as transformers_models
-from crosspref.engines.transformers.models import ChatTokenizer, load_model, load_tokenizer, readable_directory
+from crosspref.engines.transformers.models import ChatTokenizer, Loading, load_model, load_tokenizer, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 
@@ -155,11 +155,11 @@ def test_what_is_no_tokenizer_or_model_is_refused(tmp_path: Path, tiny_models: M
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_tokenizer(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_model(tmp_path, torch.float32, torch.device("cpu"))
+        load_model(tmp_path, Loading())
     damaged = shutil.copytree(tiny_models["llama"][0], tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_model(damaged, torch.float32, torch.device("cpu"))
+        load_model(damaged, Loading())
 
 
 class Recorder:
@@ -202,7 +202,7 @@ def test_a_gguf_file_is_converted_once_and_means_the_same(tmp_path: Path, monkey
     assert tokenizer.tokenizer.decode([tokenizer.end_of_turn]) == "<|im_end|>"
     assert tokenizer.response_ids("Sí. Да.", ended=False) == direct_tokenizer("Sí. Да.")["input_ids"]
 
-    model = load_model(converted, torch.float32, torch.device("cpu"))
+    model = load_model(converted, Loading())
     assert model is not direct
     with torch.inference_mode():
         found, expected = (each(input_ids=torch.tensor([ids])).logits for each in (model, direct.eval()))

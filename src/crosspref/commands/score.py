@@ -139,8 +139,7 @@ def _engine(settings: ScoreStage, policy: str | None, reference: str | None) -> 
     engines, reward = EngineFactory(EngineSettings.of(settings, pi_0=policy, pi_I=reference)), settings.reward
     if reward.name == "reward_model":
         return engines.reward_model(locate_model(reward.reward_model or ""))
-    build = engines.released_scorer if reward.counting == "znlp" else engines.scorer
-    return build(locate_model(policy or ""), None if reference is None else locate_model(reference))
+    return engines.scorer(locate_model(policy or ""), None if reference is None else locate_model(reference))
 
 
 def _count_flips(

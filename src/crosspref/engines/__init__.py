@@ -7,16 +7,14 @@ protocols in ``crosspref.protocols`` only; above the stages everything may impor
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from crosspref.engines.threads import settle_waiting
 from crosspref.errors import MissingLibraryError, RecipeError
 from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
-from crosspref.protocols import ReleasedScorer, Results, RewardModel, Sampler, Scorer, Trainer, Translator, Work
+from crosspref.protocols import Executor, RewardModel, Sampler, Scorer, Trainer, Translator
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import (
     RaySettings,
@@ -68,6 +66,7 @@ EXTRAS = {
     "matplotlib": "lab",
     "openai": "server",
     "ray": "ray",
+    "sentencepiece": "translation",
     "sklearn": "eval",
 }
 """Which of crosspref's extras installs a library."""
@@ -160,13 +159,10 @@ class EngineFactory:
         return translator
 
     def scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> Scorer:
-        """Return a scorer that holds both models."""
-        scorer: Scorer = self._build("scorer", self.settings.reward.engine, policy, reference)
-        return scorer
-
-    def released_scorer(self, policy: ModelFiles, reference: ModelFiles | None) -> ReleasedScorer:
-        """Return a scorer that counts as the paper's released scripts do."""
-        scorer: ReleasedScorer = self._build("scorer", "znlp", policy, reference)
+        """Return a scorer that holds both models; a ReleasedScorer where ``reward.counting`` is znlp."""
+        reward = self.settings.reward
+        name = "znlp" if reward.counting == "znlp" else reward.engine
+        scorer: Scorer = self._build("scorer", name, policy, reference)
         return scorer
 
     def reward_model(self, model: ModelFiles) -> RewardModel:
@@ -184,24 +180,10 @@ class EngineFactory:
         identify: Callable[[str], str] | None = find_engine("identifier", "py3langid")(language)
         return identify
 
-    def cluster(self) -> AbstractContextManager[None]:
-        """Hold what a whole run needs beside its phases."""
-        cluster: AbstractContextManager[None] = self._executor().cluster()
-        return cluster
-
-    def map_shards(
-        self, build: Callable[[], Any], work: Work, shards: Sequence[Any], say: Callable[[str], None]
-    ) -> AbstractContextManager[Results]:
-        """Hold the engine that ``build`` makes, here or on each worker, to work on the shards."""
-        results: AbstractContextManager[Results] = self._executor().map_shards(build, work, shards, say)
-        return results
-
-    def train_together(self, phase: Callable[[], None], folder: Path) -> None:
-        """Run a phase that trains on all of Ray's workers at once."""
-        self._executor().train_together(phase, folder)
-
-    def _executor(self) -> Any:
-        return self._build("executor", self.settings.resources.executor)
+    def executor(self) -> Executor:
+        """Return what works on shards: this process, or Ray's workers."""
+        executor: Executor = self._build("executor", self.settings.resources.executor)
+        return executor
 
     def _build(self, kind: str, name: str, *models: ModelFiles | None, **options: Any) -> Any:
         if models:  # whose engine brings torch

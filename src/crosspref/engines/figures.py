@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from crosspref.maths.estimate import Estimate
 
-mpl.rcParams.update({"svg.hashsalt": "crosspref", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})
+mpl.rcParams.update({"svg.hashsalt": "crosspref", "svg.fonttype": "none", "font.size": 9})
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#6d597a", "#7f7f7f")
 
 
@@ -35,7 +36,6 @@ def draw_curves(
             )
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(name, fontsize=9)
-        axes.spines["right"].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
@@ -54,7 +54,6 @@ def draw_dots(path: Path, title: str, label: str, groups: Mapping[str, Sequence[
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     figure.supxlabel(label, fontsize=9)
-    axes.spines["right"].set_visible(False)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

@@ -1,5 +1,6 @@
 """scikit-learn's liblinear: the fit of the length-controlled win rate, as AlpacaEval 2 does it."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,37 +28,25 @@ def fit_by_cross_validation(design: Floats, outcomes: Floats, weights: Floats) -
     Raises:
         MissingLibraryError: scikit-learn is not installed.
     """
-    regression, group_folds = _library()
+    regression, folds = _library()
     row = np.tile(np.arange(len(design)), 2)
     won = np.repeat([1, 0], len(design))
     twice = design[row]
     chance = np.where(won == 1, outcomes[row], 1 - outcomes[row])
     counts = weights[row] * chance
     losses = np.zeros(len(PENALTIES))
-    for kept, held_out in group_folds(FOLDS).split(twice, won, row):
+    for kept, held_out in folds.split(twice, won, row):
         stream = np.random.RandomState(SEED)
         for number, penalty in enumerate(PENALTIES):
-            model = _fitted(regression, twice[kept], won[kept], counts[kept], penalty, stream)
+            model = regression(C=penalty, random_state=stream)
+            model.fit(twice[kept], won[kept], sample_weight=counts[kept])
             predicted = np.clip(model.predict_proba(twice[held_out])[:, 1], 1e-15, 1 - 1e-15)
             truth = outcomes[row[held_out]]
             each = -(xlogy(truth, predicted) + xlogy(1 - truth, 1 - predicted))
             losses[number] += np.mean(weights[row[held_out]] * each)
     best = float(PENALTIES[losses.argmin()])
-    final = _fitted(regression, twice, won, counts, best, np.random.RandomState(SEED))
+    final = regression(C=best, random_state=np.random.RandomState(SEED)).fit(twice, won, sample_weight=counts)
     return np.asarray(final.coef_[0], dtype=np.float64), best
-
-
-def _fitted(
-    regression: Any,
-    design: Floats,
-    won: NDArray[np.intp],
-    counts: Floats,
-    penalty: float,
-    stream: np.random.RandomState,
-) -> Any:
-    """Return a fitted logistic regression; ``stream`` moves on."""
-    model = regression(C=penalty, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=stream)
-    return model.fit(design, won, sample_weight=counts)
 
 
 def _library() -> tuple[Any, Any]:
@@ -67,4 +56,4 @@ def _library() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         install = "pip install 'crosspref[eval]'"
         raise MissingLibraryError("scikit-learn", "The length-controlled win rate", install) from error
-    return LogisticRegression, GroupKFold
+    return partial(LogisticRegression, l1_ratio=1.0, solver="liblinear", fit_intercept=False), GroupKFold(FOLDS)

@@ -21,11 +21,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.models import free_memory, pick_device_and_dtype, read_tokenizer, readable_directory
+from crosspref.engines.transformers.models import Loading, free_memory, read_tokenizer, readable_directory
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles
-from crosspref.recipe.sections import ResourceSettings
 from crosspref.run.progress import Meter, Reporter
 
 FOLDERS = ("okapi", "arc", "hellaswag", "truthfulqa", "mmlu/default")
@@ -103,22 +103,14 @@ class Harness:
             task.set_config("num_fewshot", shots)
         return tasks
 
-    def model(
-        self,
-        files: ModelFiles,
-        resources: ResourceSettings,
-        batch_size: int,
-        reporter: Reporter,
-        trust_remote_code: bool = False,
-    ) -> "HarnessModel":
+    def model(self, files: ModelFiles, settings: EngineSettings, batch_size: int, reporter: Reporter) -> "HarnessModel":
         """Load a model, an adapter merged into its base.
 
         Raises:
             ModelError: it cannot be loaded.
         """
-        device, dtype = pick_device_and_dtype(resources)
-        model = load_files(files, dtype, device, trust_remote_code)
-        tokenizer = read_tokenizer(readable_directory(files), trust_remote_code)
+        model = load_files(files, Loading.of(settings))
+        tokenizer = read_tokenizer(readable_directory(files), settings.trust_remote_code)
         return HarnessModel(model, tokenizer, batch_size, reporter)
 
     def measure(

@@ -23,7 +23,7 @@ def do_shard(engine: Any, work: Work, shard: Any, advance: Advance) -> Done:
 
 
 class LocalExecutor:
-    """Works on shards with one engine; a run on this machine needs nothing else. See ``protocols.Engines``."""
+    """Works on shards with one engine; a run on this machine needs nothing else. See ``protocols.Executor``."""
 
     def __init__(self, _: EngineSettings) -> None:
         self.cluster = contextlib.nullcontext

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -188,10 +189,6 @@ def _batches(examples: Sequence[Encoded], rng: random.Random) -> Iterator[Sequen
 
 def _padded(batch: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and labels (rows, tokens); only answers are learned, and padding stands to the right."""
-    width = max(len(row) for row, _ in batch)
-    ids = torch.full((len(batch), width), pad)
-    labels = torch.full((len(batch), width), -100)
-    for number, (row, start) in enumerate(batch):
-        ids[number, : len(row)] = torch.tensor(row)
-        labels[number, start : len(row)] = torch.tensor(row[start:])
-    return ids, labels
+    ids = [torch.tensor(row) for row, _ in batch]
+    labels = [torch.tensor([-100] * start + row[start:]) for row, start in batch]
+    return pad_sequence(ids, True, pad), pad_sequence(labels, True, -100)

@@ -48,11 +48,11 @@ class VllmSampler:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
-        self.settings, vllm, trust = settings.sample, settings.vllm, settings.trust_remote_code
+        self.settings, vllm, loading = settings.sample, settings.vllm, models.Loading.of(settings)
         if self.settings.temperature > 2:
             raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
-        device = _require_device(models.pick_device(settings.resources))
-        described = models.describe_model(policy, trust)
+        _require_device(loading.device)
+        described = models.describe_model(policy, loading.trust_remote_code)
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.tokenizer, self.stops = described.tokenizer, described.stops
         self.longest_prompt = models.longest_prompt(self.settings, described.config)
@@ -61,16 +61,16 @@ class VllmSampler:
             "skip_tokenizer_init": True,  # ids go in and ids come out
             "generation_config": "vllm",  # a model's own sampling defaults must not mix with the recipe's
             "max_model_len": int(self.longest_prompt) + self.settings.max_new_tokens,
-            "dtype": str(models.pick_dtype(settings.resources, device)).removeprefix("torch."),
+            "dtype": str(loading.dtype).removeprefix("torch."),
             "enable_prefix_caching": True,
             "tensor_parallel_size": vllm.tensor_parallel,
             "gpu_memory_utilization": vllm.memory,
             "max_num_seqs": vllm.max_sequences,
-            "trust_remote_code": trust,
+            "trust_remote_code": loading.trust_remote_code,
             "load_format": "safetensors",
             "use_tqdm_on_load": False,
         }
-        if device.type == "cpu":  # where compiling the model takes longer than it saves in one phase
+        if loading.device.type == "cpu":  # where compiling the model takes longer than it saves in one phase
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.adapter = None
         if (adapter := getattr(policy, "adapter", None)) is not None:
@@ -142,8 +142,8 @@ class VllmSampler:
         )
 
 
-def _require_device(device: torch.device) -> torch.device:
-    """Return the device, or raise ModelError if the installed vLLM was built for another one or cannot choose it."""
+def _require_device(device: torch.device) -> None:
+    """Raise ModelError if the installed vLLM was built for another one or cannot choose it."""
     if device.type != current_platform.device_type:
         raise ModelError(
             f"The installed vLLM runs on {current_platform.device_type or 'no device of this machine'}, but the run "
@@ -154,7 +154,6 @@ def _require_device(device: torch.device) -> torch.device:
             f"vLLM always begins at the first GPU that it sees, and cannot be told resources.device: {device}. Set "
             f"resources.device: cuda, and run with CUDA_VISIBLE_DEVICES={device.index}."
         )
-    return device
 
 
 def _room_for(rank: int, name: str) -> int:

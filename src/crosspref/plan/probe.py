@@ -34,10 +34,11 @@ TRIAL_TOKENS = 16
 
 def this_machine(recipe: Recipe) -> tuple[Accelerator, int]:
     """Return the device that phases run on here, and bytes per value of its number format; this imports torch."""
-    from crosspref.engines.transformers.models import free_bytes, pick_device_and_dtype
+    from crosspref.engines.transformers.models import Loading, free_bytes
 
-    device, dtype = pick_device_and_dtype(recipe.resources)
-    return Accelerator(f"this machine ({device})", free_bytes(device) / 1e9), dtype.itemsize
+    loading = Loading.of(EngineSettings.of(recipe))
+    memory = free_bytes(loading.device) / 1e9
+    return Accelerator(f"this machine ({loading.device})", memory), loading.dtype.itemsize
 
 
 class Probe:

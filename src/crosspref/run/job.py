@@ -144,7 +144,7 @@ def fill(job: Job | Workers, shards: Sequence[Shard], filling: Filling) -> None:
 
     total = filling.per_prompt * sum(len(shard.prompts) for shard in todo)
     with (
-        job.engines.map_shards(filling.build, tabulate, todo, job.reporter.say) as results,
+        job.engines.executor().map_shards(filling.build, tabulate, todo, job.reporter.say) as results,
         job.reporter.step(label, total) as meter,
     ):
         for done in results(meter.advance):

@@ -136,9 +136,8 @@ def fill_scores(job: Job, label: str, scorings: Sequence[Scoring], models: Model
             before=again,
         )
 
-    build = job.engines.released_scorer if settings.counting == "znlp" else job.engines.scorer
     shards = [shard for scoring in scorings for shard in score_shards(job, scoring, models, settings)]
-    fill(job, shards, Filling(label, Score, partial(build, policy, reference), work))
+    fill(job, shards, Filling(label, Score, partial(job.engines.scorer, policy, reference), work))
 
 
 def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSettings) -> list[ScoreShard]:
@@ -258,7 +257,7 @@ def condition(prompt_id: str, language: str, instructions: Mapping[tuple[str, st
 def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one thing
     responses: Sequence[Response],
     prompts: Iterable[Prompt],
-    scorer: Scorer | ReleasedScorer,
+    scorer: Scorer,
     *,
     settings: RewardSettings,
     reward: RewardName,
@@ -296,9 +295,8 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     if settings.counting == "znlp":
         logprobs_of_groups = iter(cast("ReleasedScorer", scorer).score_all(requests))
     else:
-        exact = cast("Scorer", scorer)
         logprobs_of_groups = (
-            exact.score(instruction, rows, [before.get(content_of(row), (None, None)) for row in rows])
+            scorer.score(instruction, rows, [before.get(content_of(row), (None, None)) for row in rows])
             for instruction, rows in requests
         )
     scores = []

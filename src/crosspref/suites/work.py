@@ -164,7 +164,7 @@ class Evaluation:
             return sample(shard.prompts, sampler, Drawing(1, seed, 0, shard.temperature), advance)
 
         build = partial(workers.engines.sampler, candidate.files, greedy=self.settings.answers.temperature == 0)
-        with workers.engines.cluster():
+        with workers.engines.executor().cluster():
             fill(workers, shards, Filling(label, Response, build, work))
 
 

@@ -46,10 +46,6 @@ class SharedPrompt:
     values: list[torch.Tensor] = field(default_factory=list)
     logits: torch.Tensor | None = None
 
-    def forget(self) -> None:
-        """Give the memory back."""
-        self.keys, self.values, self.logits = [], [], None
-
 
 class Reading(RowAttention):
     """The attention of a prompt's own pass, in which its keys and values are kept."""
@@ -133,12 +129,9 @@ class Step:
                 self.groups[-1] = (prompt, slice(self.groups[-1][1].start, index + 1))
             else:
                 self.groups.append((prompt, slice(index, index + 1)))
+        self.positions = (self.lengths + self.places)[None]
+        """The position (1, rows) of each row's token."""
         self.masks: dict[int | None, torch.Tensor] = {}
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """Return the position (1, rows) of each row's token."""
-        return (self.lengths + self.places)[None]
 
     def attend(self, _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         """Return (1, rows, heads, width) of query, key and value (1, heads, rows, width)."""
@@ -275,8 +268,8 @@ class Decoder:
             if draft.ids[-1] in self.stops or len(draft.ids) >= draft.limit:
                 self._leave(place)
                 draft.prompt.left -= 1
-                if not draft.prompt.left:
-                    draft.prompt.forget()
+                if not draft.prompt.left:  # nobody needs the memory any more
+                    draft.prompt.keys, draft.prompt.values, draft.prompt.logits = [], [], None
                 ended(draft)
 
     def _leave(self, place: int) -> None:

@@ -45,7 +45,9 @@ def head_logprobs(model: Any, hidden: torch.Tensor, ids: torch.Tensor, budget: i
     return tiled_logprobs(hidden, ids, head.weight, bias, scale=float(scale), softcap=softcap, budget=budget)
 
 
-def padded_rows(rows: Sequence[tuple[list[int], list[int]]], pad: int = 0) -> PaddedRows:
+def padded_rows(
+    rows: Sequence[tuple[list[int], list[int]]], pad: int = 0, device: torch.device | None = None
+) -> PaddedRows:
     """Return prompts and their responses, given as token ids, as rows that are padded on the right."""
     columns = {
         "input_ids": (pad, [prompt + response for prompt, response in rows]),
@@ -53,7 +55,7 @@ def padded_rows(rows: Sequence[tuple[list[int], list[int]]], pad: int = 0) -> Pa
         "completion_mask": (0, [[0] * len(prompt) + [1] * len(response) for prompt, response in rows]),
     }
     return {
-        name: pad_sequence([torch.tensor(row) for row in table], batch_first=True, padding_value=padding)
+        name: pad_sequence([torch.tensor(row, device=device) for row in table], batch_first=True, padding_value=padding)
         for name, (padding, table) in columns.items()
     }
 
@@ -104,7 +106,7 @@ def require_known_head(model: Any) -> None:
     """
     causal = without_wrapper(model)
     ids = made_up_ids(causal)
-    rows = _on_device(causal, [(ids[:1], ids[1:])])
+    rows = padded_rows([(ids[:1], ids[1:])], device=causal.device)
     SelfCheck(causal, "cannot be trained", stops=True).passes(
         "its output layer does more than a projection",
         lambda: _padded_sums(causal, rows).tolist(),
@@ -124,7 +126,7 @@ def _takes_packed_rows(causal: Any) -> bool:
 
     def packed() -> list[float]:
         with packed_attention(causal) as function:
-            sums: list[float] = _packed_sums(causal, _on_device(causal, cut), function).tolist()
+            sums: list[float] = _packed_sums(causal, padded_rows(cut, device=causal.device), function).tolist()
         return sums
 
     return check.passes(
@@ -133,10 +135,6 @@ def _takes_packed_rows(causal: Any) -> bool:
         lambda: [float(plain_logprobs(causal, *row).sum()) for row in cut],
         [len(response) for _, response in cut],
     )
-
-
-def _on_device(causal: Any, rows: Sequence[tuple[list[int], list[int]]]) -> PaddedRows:
-    return {name: tensor.to(causal.device) for name, tensor in padded_rows(rows).items()}
 
 
 def _without_padding(rows: PaddedRows) -> list[tuple[list[int], list[int]]]:

@@ -33,7 +33,7 @@ NOTICE_SECONDS = 10.0
 
 
 class RayExecutor:
-    """Holds a connection to Ray for a run, and maps work over its workers; see ``protocols.Engines``."""
+    """Holds a connection to Ray for a run, and maps work over its workers; see ``protocols.Executor``."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings.ray

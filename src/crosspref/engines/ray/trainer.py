@@ -35,7 +35,7 @@ class Faults:
 
 
 def train_together(settings: RaySettings, phase: Callable[[], None], folder: Path) -> None:
-    """Run the phase on all workers at once; see ``protocols.Engines``."""
+    """Run the phase on all workers at once; see ``protocols.Executor``."""
     wait_for_room(settings)
     faults = ray.remote(Faults).options(num_cpus=0).remote()
     state = folder.resolve() / ".ray_train"

@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -91,7 +91,7 @@ class ServerClient:
         Raises:
             ServerError: the server does not answer, or does not serve it; ``directory`` is what it would have to serve.
         """
-        model = self._asked_for(role)
+        model = self.unlisted(role)
         serve = f"vllm serve {directory} --served-model-name {model.name}"
         served = self._served(model, f"Serve it, for example with: {serve}")
         if model.name not in served:
@@ -101,15 +101,16 @@ class ServerClient:
                 f"or say what it is called (server.names: {{{role}: NAME}}) or which server has it (server.urls: "
                 f"{{{role}: URL}}). Then give the same command again: what is finished is kept."
             )
-        return ServedModel(role, model.url, model.name, served[model.name])
+        return replace(model, context=served[model.name])
 
     def require_answer(self, role: str) -> None:
         """Raise ServerError unless the server that a model will have to be served by answers."""
-        self._served(self._asked_for(role), "Start it, or set server.url.")
+        self._served(self.unlisted(role), "Start it, or set server.url.")
 
-    def unlisted(self, role: str, name: str) -> ServedModel:
+    def unlisted(self, role: str, name: str | None = None) -> ServedModel:
         """Return a model without asking whether the server lists it, as hosted ones need not."""
-        return ServedModel(role, self.settings.url, name, None)
+        url = self.settings.urls.get(role, self.settings.url)
+        return ServedModel(role, url, name or self.settings.names.get(role, role), None)
 
     def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Run jobs side by side and return their results; the first error stops them all."""
@@ -129,34 +130,33 @@ class ServerClient:
             future.cancel()
             raise
 
-    async def complete(self, model: ServedModel, read: Callable[[bytes], T], **request: Any) -> T:
-        """Ask for a completion of token ids; ``read`` turns the body into what is wanted, or raises ValueError."""
-        return await self._ask(
-            model,
-            lambda client: client.completions.with_raw_response.create(model=model.name, **request),
-            self._of_this_model(model, read),
-        )
-
-    async def chat(
+    async def complete(
         self, model: ServedModel, read: Callable[[bytes], T], *, any_name: bool = False, **request: Any
     ) -> T:
-        """Ask for the next message of a chat; ``read`` turns the body into what is wanted, or raises ValueError.
+        """Ask for what follows a ``prompt`` of token ids, or the ``messages`` of a chat.
 
-        With ``any_name`` the answer may come under another name than was asked for, as that of a dated version.
+        ``read`` turns the body into what is wanted, or raises ValueError. With ``any_name`` the answer may come under
+        another name than was asked for, as that of a dated version.
         """
-        return await self._ask(
-            model,
-            lambda client: client.chat.completions.with_raw_response.create(model=model.name, **request),
-            read if any_name else self._of_this_model(model, read),
-        )
+
+        def send(client: openai.AsyncOpenAI) -> Any:
+            completions = client.chat.completions if "messages" in request else client.completions
+            return completions.with_raw_response.create(model=model.name, **request)
+
+        def checked(content: bytes) -> T:
+            name = model.name if any_name else Answer.model_validate_json(content).model
+            if name != model.name:
+                raise ServerError(
+                    f"{model} answered as {name!r}. Nothing of it was stored. If that is the same model, name it so: "
+                    f"server.names: {{{model.role}: {name}}}."
+                )
+            return read(content)
+
+        return await self._ask(model, send, checked)
 
     def close(self) -> None:
         """Close the connections and end the thread."""
         self.close_once()
-
-    def _asked_for(self, role: str) -> ServedModel:
-        url = self.settings.urls.get(role, self.settings.url)
-        return ServedModel(role, url, self.settings.names.get(role, role), None)
 
     def _served(self, model: ServedModel, advice: str) -> dict[str, int | None]:
         """Return the names of the models that a server holds, and how many tokens each takes if the server says so."""
@@ -169,18 +169,6 @@ class ServerClient:
 
         [served] = self.gather([self._ask(model, send, read, advice)])
         return served
-
-    def _of_this_model(self, model: ServedModel, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
-        def checked(content: bytes) -> T:
-            name = Answer.model_validate_json(content).model
-            if name != model.name:
-                raise ServerError(
-                    f"{model} answered as {name!r}. Nothing of it was stored. If that is the same model, name it so: "
-                    f"server.names: {{{model.role}: {name}}}."
-                )
-            return read(content)
-
-        return checked
 
     async def _ask(
         self,

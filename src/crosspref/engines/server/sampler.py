@@ -100,7 +100,7 @@ class ServerSampler:
         if self.as_tokens:
             answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **body)
         else:
-            answer = self.client.chat(self.model, self._read_text, messages=as_messages(instruction), **body)
+            answer = self.client.complete(self.model, self._read_text, messages=as_messages(instruction), **body)
         sampled, tokens = await answer
         advance(1, tokens)
         return sampled

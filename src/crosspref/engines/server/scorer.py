@@ -55,13 +55,7 @@ class ServerScorer:
             raise
 
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
-        """Score all responses to one instruction; a score does not depend on other instructions.
-
-        ``known`` holds what is already known of each response, or is empty.
-
-        Raises:
-            ServerError: the server gave no usable answer to one of them, after all retries.
-        """
+        """Score all responses to one instruction; see ``protocols.Scorer``."""
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]
         sums: list[list[Any]] = [[*pair[: len(self.models)]] for pair in known or [(None, None)] * len(rows)]

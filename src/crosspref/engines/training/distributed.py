@@ -121,15 +121,12 @@ def _last_whole(checkpoints: Path) -> str | None:
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Shows progress, and marks checkpoints that were written whole."""
 
-    def __init__(self, advance: Advance, pairs: int, pairs_per_step: float, epochs: int) -> None:
-        self.advance, self.total, self.pairs_per_step = advance, pairs * epochs, pairs_per_step
-        self.done = 0
-        self.trainer: Any = None
-        self.tokens = 0
+    def __init__(self, trainer: Any, advance: Advance, pairs: int, pairs_per_step: float) -> None:
+        self.trainer, self.advance, self.total, self.pairs_per_step = trainer, advance, pairs, pairs_per_step
+        self.done, self.tokens = 0, 0
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the pairs and tokens of a step; the last step alone is no reason to save a checkpoint."""
-        assert self.trainer is not None  # noqa: S101 - set right after the trainer is built
         done = min(int(state.global_step * self.pairs_per_step), self.total)
         if state.global_step >= state.max_steps:
             done = self.total
@@ -140,7 +137,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Mark the checkpoint that was just written, once every process has written its part."""
-        assert self.trainer is not None  # noqa: S101 - set right after the trainer is built
         self.trainer.accelerator.wait_for_everyone()
         if is_main():
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()

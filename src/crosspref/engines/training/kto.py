@@ -99,22 +99,16 @@ def _next_with_another_prompt(prompts: Sequence[list[int]]) -> list[int]:
     return others
 
 
-class KtoCollator:
-    """Pads examples to batches: ``input_ids``, ``attention_mask`` and ``completion_mask``, each (examples, tokens).
+def kto_batch(examples: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """Pad examples to a batch: ``input_ids``, ``attention_mask`` and ``completion_mask``, each (examples, tokens).
 
     The same three with ``kl_`` in front hold the mismatched responses; ``desirable`` is (examples,), bool.
     """
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return a batch."""
-        batch = {"desirable": torch.tensor([example["desirable"] for example in examples])}
-        for prefix in ("", "kl_"):
-            rows = padded_rows([(one["prompt_ids"], one[f"{prefix}response_ids"]) for one in examples], self.pad)
-            batch |= {prefix + name: tensor for name, tensor in rows.items()}
-        return batch
+    batch = {"desirable": torch.tensor([example["desirable"] for example in examples])}
+    for prefix in ("", "kl_"):
+        rows = padded_rows([(one["prompt_ids"], one[f"{prefix}response_ids"]) for one in examples], pad)
+        batch |= {prefix + name: tensor for name, tensor in rows.items()}
+    return batch
 
 
 def _with_prefix(inputs: dict[str, torch.Tensor], prefix: str) -> PaddedRows:

@@ -129,16 +129,13 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         for name, value in values.items():
             # One number per item, so that the mean that is logged does not depend on how the items were cut up.
             numbers = self.accelerator.gather(value.detach())[everywhere].tolist()
-            self._require_finite(name, numbers)
+            if not all(map(math.isfinite, numbers)):
+                raise ModelError(
+                    f"Training stopped in step {self.state.global_step + 1}: {name} is not a finite number. If the "
+                    "first steps went well, a smaller train.learning_rate or resources.dtype: float32 may help; in the "
+                    "first step, the model's files may be damaged."
+                )
             self._metrics["train"][name].extend(numbers)
-
-    def _require_finite(self, name: str, numbers: list[float]) -> None:
-        if not all(map(math.isfinite, numbers)):
-            raise ModelError(
-                f"Training stopped in step {self.state.global_step + 1}: {name} is not a finite number. If the first "
-                "steps went well, a smaller train.learning_rate or resources.dtype: float32 may help; in the first "
-                "step, the model's files may be damaged."
-            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step's figures; this comes before anything of the step is saved."""

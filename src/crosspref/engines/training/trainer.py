@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import transformers
 from trl import DPOConfig
 
 from crosspref.data.records import Message, Pair
-from crosspref.engines import EngineSettings
+from crosspref.engines import EngineSettings, require_library
 from crosspref.engines.packed.head import add_response_head, distinct_tokens, padded_rows, require_known_head
 from crosspref.engines.training import distributed
-from crosspref.engines.training.kto import KtoCollator, KtoTrainer, kto_examples
+from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers import adapters, models
 from crosspref.errors import DataError, ModelError
@@ -50,10 +52,10 @@ class TrlTrainer:
         *,
         training: TrainSettings,
     ) -> None:
-        self.settings, self.seed, self.trust = training, settings.seed, settings.trust_remote_code
+        self.settings, self.seed = training, settings.seed
         distributed.accumulation_steps(training)  # before anything is read
         if training.lora and training.lora.bits:
-            models.require_bitsandbytes()
+            require_library("bitsandbytes", "train.lora.bits: 4 (QLoRA)")
             if policy.adapter is not None and not adapters.is_continued(policy, training.lora):
                 raise ModelError(
                     f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
@@ -67,9 +69,12 @@ class TrlTrainer:
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
             require_same_tokenizer(self.directory, models.readable_directory(reference), (policy.name, reference.name))
-        self.tokenizer = models.load_tokenizer(self.directory, self.trust)
-        self.device, self.dtype = models.pick_device_and_dtype(settings.resources)
-        self.loads_to = distributed.loading_device(self.device)
+        self.tokenizer = models.load_tokenizer(self.directory, settings.trust_remote_code)
+        loading = models.Loading.of(settings)
+        self.dtype, self.device = loading.dtype, loading.device
+        # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
+        self.loading = loading if training.lora else replace(loading, dtype=torch.float32)
+        self.loading_trained = replace(self.loading, device=distributed.loading_device(self.device))
 
     def train(self, pairs: Sequence[Pair], output: Path, checkpoints: Path, advance: Advance) -> dict[str, Any]:
         """Train, write the policy to ``output`` and return figures; resumes from the last whole checkpoint."""
@@ -84,9 +89,9 @@ class TrlTrainer:
         if self.settings.precompute_reference:
             self._carry_reference(pairs, examples)
         pairs_per_step = self.settings.batch_size * len(fitting) / len(items)
-        progress = distributed.Progress(advance, len(fitting), pairs_per_step, self.settings.epochs)
-        trainer = self._trainer(items, checkpoints, progress)
-        progress.trainer = trainer
+        trainer = self._trainer(items, checkpoints)
+        total = len(fitting) * self.settings.epochs
+        trainer.add_callback(distributed.Progress(trainer, advance, total, pairs_per_step))
         trainer.train(resume_from_checkpoint=distributed.last_checkpoint(checkpoints))
         self._save(trainer, output)
         trainer.accelerator.wait_for_everyone()  # rank 0 may now remove checkpoints
@@ -95,7 +100,7 @@ class TrlTrainer:
 
     def reference_logprobs(self, pairs: Sequence[Pair], advance: Advance) -> list[tuple[float, float] | None]:
         """Return the training reference's (chosen, rejected) log-probabilities, nats; None where a pair is too long."""
-        model = self._load(self.reference or self.policy, self.device)
+        model = self._load(self.reference or self.policy, self.loading)
         add_response_head(model)
         examples, size = self._examples(pairs), self.settings.micro_batch_size
         logprobs: list[tuple[float, float] | None] = []
@@ -114,7 +119,7 @@ class TrlTrainer:
     def _pair_logprobs(self, model: Any, examples: Sequence[dict[str, Any]]) -> tuple[list[tuple[float, float]], int]:
         """Return (chosen, rejected) log-probabilities, nats, as training computes them, and how many tokens it took."""
         cut = [(pair["prompt_ids"], pair[kind]) for kind in ("chosen_ids", "rejected_ids") for pair in examples]
-        rows = {name: tensor.to(model.device) for name, tensor in padded_rows(cut).items()}
+        rows = padded_rows(cut, device=model.device)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             values = model(**rows).tolist()
         return list(zip(values[: len(examples)], values[len(examples) :], strict=True)), distinct_tokens(rows)
@@ -143,7 +148,7 @@ class TrlTrainer:
         """Give the memory back."""
         models.free_memory()
 
-    def _trainer(self, items: list[dict[str, Any]], checkpoints: Path, progress: distributed.Progress) -> PairTrainer:
+    def _trainer(self, items: list[dict[str, Any]], checkpoints: Path) -> PairTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
         model, lora = self._load_policy()
         reference, tolerance = None, None
@@ -155,10 +160,9 @@ class TrlTrainer:
             model=model,
             ref_model=reference,
             args=self._arguments(checkpoints),
-            data_collator=KtoCollator(self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
+            data_collator=partial(kto_batch, pad=self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
             train_dataset=datasets.Dataset.from_list(items),
             processing_class=self.tokenizer.tokenizer,
-            callbacks=[progress],
             peft_config=lora,
             settings=settings,
             tolerance=tolerance,
@@ -172,10 +176,10 @@ class TrlTrainer:
         """Return the model to train, and the adapters that it still gets."""
         lora = self.settings.lora
         if lora and adapters.is_continued(self.policy, lora):
-            model = adapters.load_trainable(self.policy, lora, self.dtype, self.loads_to, self.trust)
+            model = adapters.load_trainable(self.policy, lora, self.loading_trained)
             require_known_head(model)
             return model, None
-        return self._load(self.policy, self.loads_to), lora and adapters.lora_config(lora)
+        return self._load(self.policy, self.loading_trained), lora and adapters.lora_config(lora)
 
     def _load_reference(self, model: Any) -> Any:
         """Return the reference as a second model; None where ``model`` is it, by another adapter or without any."""
@@ -184,15 +188,16 @@ class TrlTrainer:
             if reference.adapter is not None:
                 adapters.add_adapter(model, reference.adapter, adapters.REFERENCE)
             return None
-        return self._load(reference, self.loads_to) if self.reference is not None or not self.settings.lora else None
+        if self.reference is None and self.settings.lora:
+            return None
+        return self._load(reference, self.loading_trained)
 
-    def _load(self, files: ModelFiles, device: torch.device) -> Any:
+    def _load(self, files: ModelFiles, loading: models.Loading) -> Any:
         lora = self.settings.lora
         if lora and lora.bits and files.adapter is None:
-            model = models.load_quantized(models.readable_directory(files), self.dtype, device, self.trust)
+            model = models.load_quantized(models.readable_directory(files), loading)
         else:
-            # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
-            model = adapters.load_files(files, self.dtype if lora else torch.float32, device, self.trust)
+            model = adapters.load_files(files, loading)
         require_known_head(model)
         return model
 
@@ -244,11 +249,11 @@ class TrlTrainer:
             adapter = output / "adapter"
             model.save_pretrained(adapter, state_dict=weights)
             # Merged in float32, since the product of the adapters is lost in bfloat16.
-            base = adapters.load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            base = adapters.load_files(self.policy, self.loading.exact)
             model = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
             shutil.rmtree(adapter)
         elif weights is not None:
-            model = adapters.load_files(self.policy, torch.float32, torch.device("cpu"), self.trust)
+            model = adapters.load_files(self.policy, self.loading.exact)
             model.load_state_dict(weights)
         model.to(dtype).save_pretrained(output)
         # Copied instead of written again, so that the tokenizer's files stay byte for byte the same.

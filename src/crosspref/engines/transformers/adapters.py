@@ -5,7 +5,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from crosspref.data.sources import PACKAGE
-from crosspref.engines.transformers.models import load_model, load_quantized, readable_directory
+from crosspref.engines.transformers.models import Loading, load_model, load_quantized, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
 from crosspref.models.tokenizers import read_json
@@ -27,15 +26,11 @@ POLICY, REFERENCE = "default", "reference"
 """What the adapters of one base are called in training; peft saves the first one without a folder of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """A causal language model, and a context in which its forward pass is that of one model of those that share it."""
-
-    model: Any
-    use: Callable[[], AbstractContextManager[None]]
+View = tuple[Any, Callable[[], AbstractContextManager[None]]]
+"""A causal language model, and a context in which its forward pass is that of one model of those that share it."""
 
 
-def load_files(files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+def load_files(files: ModelFiles, loading: Loading) -> Any:
     """Load a model for inference as whole weights: an adapter is merged into its base.
 
     It is merged in float32, on the CPU, since the product of the adapters is lost in bfloat16.
@@ -45,15 +40,12 @@ def load_files(files: ModelFiles, dtype: torch.dtype, device: torch.device, trus
     """
     directory = readable_directory(files)
     if files.adapter is None:
-        return load_model(directory, dtype, device, trust_remote_code)
-    base = load_model(directory, torch.float32, torch.device("cpu"), trust_remote_code)
-    merged = add_adapter(base, files.adapter, POLICY).merge_and_unload()
-    return merged.requires_grad_(True).to(dtype).to(device).eval()  # peft froze the base
+        return load_model(directory, loading)
+    merged = add_adapter(load_model(directory, loading.exact), files.adapter, POLICY).merge_and_unload()
+    return merged.requires_grad_(True).to(loading.dtype).to(loading.device).eval()  # peft froze the base
 
 
-def load_views(
-    models: Sequence[ModelFiles], dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
-) -> list[View]:
+def load_views(models: Sequence[ModelFiles], loading: Loading) -> list[View]:
     """Load models for inference; those that are one base, or adapters over one, share it in memory.
 
     Raises:
@@ -62,18 +54,18 @@ def load_views(
     bases: dict[tuple[Path, str | None], Any] = {}
     for number, files in enumerate(models):
         if files.base not in bases:
-            bases[files.base] = load_model(readable_directory(files), dtype, device, trust_remote_code)
+            bases[files.base] = load_model(readable_directory(files), loading)
         if files.adapter is not None:
             bases[files.base] = add_adapter(bases[files.base], files.adapter, f"model_{number}")
-    views = []
+    views: list[View] = []
     for number, files in enumerate(models):
         model = bases[files.base]
         if isinstance(model, peft.PeftModel):
             name = None if files.adapter is None else f"model_{number}"
             # The adapters are inside the base's layers, so they also work where only parts of the model are called.
-            views.append(View(model.get_base_model(), partial(_using, model, name)))
+            views.append((model.get_base_model(), partial(_using, model, name)))
         else:
-            views.append(View(model, contextlib.nullcontext))
+            views.append((model, contextlib.nullcontext))
     return views
 
 
@@ -169,13 +161,7 @@ def is_continued(policy: ModelFiles, settings: LoraSettings | None) -> bool:
     return policy.adapter is not None and settings is not None and settings.save == "adapter"
 
 
-def load_trainable(
-    policy: ModelFiles,
-    settings: LoraSettings,
-    dtype: torch.dtype,
-    device: torch.device,
-    trust_remote_code: bool = False,
-) -> peft.PeftModel:
+def load_trainable(policy: ModelFiles, settings: LoraSettings, loading: Loading) -> peft.PeftModel:
     """Load a policy whose own adapter is trained further; its base is frozen.
 
     Raises:
@@ -183,8 +169,7 @@ def load_trainable(
     """
     assert policy.adapter is not None  # noqa: S101 - see is_continued
     require_same_lora(policy, settings)
-    load = load_quantized if settings.bits else load_model
-    base = load(readable_directory(policy), dtype, device, trust_remote_code)
+    base = (load_quantized if settings.bits else load_model)(readable_directory(policy), loading)
     model = add_adapter(base, policy.adapter, POLICY, trainable=True)
     model.add_adapter("probe", lora_config(settings))
     shapes = [

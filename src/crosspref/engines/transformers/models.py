@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import importlib.util
 import math
 import os
 import platform
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -25,10 +25,11 @@ from transformers import (
 )
 
 from crosspref.data.records import Instruction, Message, as_messages
-from crosspref.errors import MissingLibraryError, ModelError
+from crosspref.engines import EngineSettings, missing_library
+from crosspref.errors import ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
-from crosspref.recipe.sections import ResourceSettings, SampleSettings
+from crosspref.recipe.sections import SampleSettings
 from crosspref.run.ranks import processes
 
 transformers.utils.logging.disable_progress_bar()
@@ -36,34 +37,48 @@ modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # ther
 transformers.utils.logging.set_verbosity_error()
 
 
-def pick_device(resources: ResourceSettings) -> torch.device:
-    """Return the device to run on, and apply the thread setting."""
-    if resources.threads:
-        torch.set_num_threads(resources.threads)
-    if resources.device != "auto":
-        return torch.device(resources.device)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How models are loaded: to which device, in which number format, and whether code of their own may run."""
+
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, settings: EngineSettings) -> "Loading":
+        """Return what the settings ask for, and apply the thread setting.
+
+        Unless they say otherwise, the number format is bfloat16 where the processor computes fast in it, else float32.
+        """
+        resources = settings.resources
+        if resources.threads:
+            torch.set_num_threads(resources.threads)
+        device = torch.device(resources.device) if resources.device != "auto" else _best_device()
+        fast = resources.dtype == "auto" and _is_fast_in_bfloat16(device)
+        dtype = torch.bfloat16 if fast or resources.dtype == "bfloat16" else torch.float32
+        return cls(device, dtype, settings.trust_remote_code)
+
+    @property
+    def exact(self) -> "Loading":
+        """The same in float32 on the CPU, as adapters are merged: in bfloat16 their product is lost."""
+        return Loading(trust_remote_code=self.trust_remote_code)
+
+
+def _best_device() -> torch.device:
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        return CPU
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes() > 1 else torch.device("cuda")
 
 
-def pick_device_and_dtype(resources: ResourceSettings) -> tuple[torch.device, torch.dtype]:
-    """Return the device to run on and the number format to compute in, and apply the thread setting."""
-    device = pick_device(resources)
-    return device, pick_dtype(resources, device)
-
-
-def pick_dtype(resources: ResourceSettings, device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the processor computes fast in it, else float32, unless a setting says otherwise."""
-    if resources.dtype != "auto":
-        return torch.float32 if resources.dtype == "float32" else torch.bfloat16
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
-    return torch.bfloat16 if fast else torch.float32
-
-
 @functools.cache
-def _cpu_has_bfloat16() -> bool:
-    """Tell whether the processor has bfloat16 matrix instructions (x86: avx512_bf16 or amx_bf16; arm64: bf16)."""
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Tell whether a GPU or the processor has bfloat16 instructions (x86: avx512_bf16 or amx_bf16; arm64: bf16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return False
@@ -92,7 +107,7 @@ def readable_directory(files: ModelFiles) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except ImportError as error:
-        raise MissingLibraryError("gguf", f"Reading {files.name}", "pip install 'crosspref[gguf]'") from error
+        raise missing_library("gguf", f"Reading {files.name}") from error
     config = loaded.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -111,14 +126,7 @@ def readable_directory(files: ModelFiles) -> Path:
     return target
 
 
-def load_model(
-    directory: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    trust_remote_code: bool = False,
-    kind: Any = AutoModelForCausalLM,
-    **options: Any,
-) -> Any:
+def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
     """Load a model for inference, by default a causal language model; only safetensors are read.
 
     ``options`` are further arguments of ``from_pretrained``.
@@ -129,9 +137,9 @@ def load_model(
     try:
         model, loaded = kind.from_pretrained(
             directory,
-            dtype=dtype,
+            dtype=loading.dtype,
             use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=loading.trust_remote_code,
             output_loading_info=True,
             **options,
         )
@@ -143,29 +151,24 @@ def load_model(
             f"The files in {directory} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}, "
             "which would be random. Name a model of this kind whose files are complete."
         )
-    return model.to(device).eval()
+    return model.to(loading.device).eval()
 
 
-def require_bitsandbytes() -> None:
-    """Raise MissingLibraryError where bitsandbytes is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingLibraryError("bitsandbytes", "train.lora.bits: 4 (QLoRA)", "pip install 'crosspref[qlora]'")
-
-
-def load_quantized(directory: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+def load_quantized(directory: Path, loading: Loading) -> Any:
     """Load a causal language model with its linear layers in 4 bits, as QLoRA has them: nf4, doubly quantised.
 
     Args:
         directory: an ordinary model; its weights are quantised as they are read.
-        dtype: the number format in which the layers compute, and of what is not quantised.
-        device: where it lies; such a model is not moved afterwards.
-        trust_remote_code: whether code of the model's own may run.
+        loading: the device, from which such a model is not moved afterwards; the number format in which the layers
+            compute, and of what is not quantised.
     """
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=loading.dtype,
     )
-    options = {"quantization_config": config, "device_map": {"": device}}
-    model = load_model(directory, dtype, device, trust_remote_code, **options)
+    model = load_model(directory, loading, quantization_config=config, device_map={"": loading.device})
     for layer in model.modules():
         # On a CPU with bfloat16 a first pass without gradients would lay weights out so that no gradient passes them.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -315,10 +318,9 @@ def comparable_directories(policy: ModelFiles, reference: ModelFiles | None) -> 
     Raises:
         ModelError: the two differ in tokenizer or chat template, so that they read a prompt differently.
     """
-    if reference is None:
-        return [readable_directory(policy)]
-    directories = [readable_directory(policy), readable_directory(reference)]
-    require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
+    directories = [readable_directory(files) for files in (policy, reference) if files is not None]
+    if reference is not None:
+        require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
     return directories
 
 
@@ -330,10 +332,5 @@ def free_memory() -> None:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Return how much memory of a device is free, in bytes; infinity where that cannot be told."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.is_file() else []
-    sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
-    return float(sizes.get("MemAvailable", 0)) or float("inf")
+    """Return how much memory of a device is free, in bytes."""
+    return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)

@@ -21,11 +21,10 @@ class TransformersRewardModel:
     """
 
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
-        device, dtype = models.pick_device_and_dtype(settings.resources)
-        trust = settings.trust_remote_code
+        loading = models.Loading.of(settings)
         require_one_output(model)
-        self.tokenizer = models.load_tokenizer(model.directory, trust)
-        self.model: Any = models.load_model(model.directory, dtype, device, trust, AutoModelForSequenceClassification)
+        self.tokenizer = models.load_tokenizer(model.directory, settings.trust_remote_code)
+        self.model: Any = models.load_model(model.directory, loading, AutoModelForSequenceClassification)
         self.longest = min(models.context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)
         if isinstance(head, torch.nn.Linear):

@@ -1,11 +1,11 @@
 """Sampling through ``transformers``, with one random stream per response."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from crosspref.engines import EngineSettings
@@ -108,29 +108,14 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), last)
 
 
-@dataclass(slots=True, eq=False)
-class _Answer:
-    """An answer to be drawn: its request's number, the ids of its prompt, its seed, and what was drawn."""
-
-    request: int
-    prompt: list[int]
-    seed: int
-    sampled: Sampled | None = None
-
-
-Ended = Callable[[_Answer, list[int]], None]
-"""Called with an answer and its ids, up to and with its end."""
-
-
 class TransformersSampler:
     """Samples from one policy that transformers holds."""
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
-        self.settings, trust = settings.sample, settings.trust_remote_code
+        self.settings = settings.sample
         self.temperature = 0.0 if greedy else self.settings.temperature
-        device, dtype = models.pick_device_and_dtype(settings.resources)
-        self.model: Any = load_files(policy, dtype, device, trust)
-        self.tokenizer = models.load_tokenizer(models.readable_directory(policy), trust)
+        self.model: Any = load_files(policy, models.Loading.of(settings))
+        self.tokenizer = models.load_tokenizer(models.readable_directory(policy), settings.trust_remote_code)
         self.stops = models.stop_ids(self.model.generation_config, self.tokenizer)
         self.longest_prompt = models.longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
@@ -144,64 +129,55 @@ class TransformersSampler:
     ) -> list[list[Sampled]]:
         """Answer each request; see ``protocols.Sampler``."""
         temperature = self.temperature if temperature is None else temperature
-        answers: list[list[_Answer]] = []
-        for number, (instruction, seeds) in enumerate(requests):
-            prompt = self.tokenizer.prompt_ids(instruction)
-            fits = len(prompt) <= self.longest_prompt
-            answers.append([_Answer(number, prompt, seed) for seed in seeds if fits])
+        steps, drafts = self.settings.max_new_tokens, []
+        for instruction, seeds in requests:
+            prompt = SharedPrompt(self.tokenizer.prompt_ids(instruction))
+            fits = len(prompt.ids) <= self.longest_prompt
+            drafts.append([Draft(prompt, steps, seed) for seed in seeds if fits])
         # Longest first, so that too little memory shows at once; then answers to one prompt beside each other.
-        ordered = sorted((answer for row in answers for answer in row), key=lambda one: len(one.prompt), reverse=True)
+        ordered = sorted((one for row in drafts for one in row), key=lambda one: len(one.prompt.ids), reverse=True)
         advance(sum(len(seeds) for _, seeds in requests) - len(ordered), 0)
-
-        def ended(answer: _Answer, ids: list[int]) -> None:
-            answer.sampled = self._cut(ids)
-            advance(1, len(answer.sampled.token_ids or ()))
-
-        longest = self.decodable - self.settings.max_new_tokens
-        self._decode([answer for answer in ordered if len(answer.prompt) <= longest], temperature, ended)
-        self._generate_all([answer for answer in ordered if len(answer.prompt) > longest], temperature, ended)
-        return [[answer.sampled for answer in row if answer.sampled is not None] for row in answers]
+        longest = self.decodable - steps
+        self._decode([draft for draft in ordered if len(draft.prompt.ids) <= longest], temperature, advance)
+        self._generate_all([draft for draft in ordered if len(draft.prompt.ids) > longest], temperature, advance)
+        return [[self._sampled(draft.ids) for draft in row] for row in drafts]
 
     def close(self) -> None:
         """Give the memory back."""
         self.model = None
         models.free_memory()
 
-    def _decode(self, answers: Sequence[_Answer], temperature: float, ended: Ended) -> None:
-        settings, steps = self.settings, self.settings.max_new_tokens
-        prompts = {answer.request: SharedPrompt(answer.prompt) for answer in answers}
-        drafts = [
-            Draft(prompts[answer.request], steps, (answer, uniforms_of(answer.seed, steps))) for answer in answers
-        ]
+    def _decode(self, drafts: Sequence[Draft], temperature: float, advance: Advance) -> None:
+        settings = self.settings
+        uniforms = {draft: uniforms_of(draft.tag, draft.limit) for draft in drafts}
 
         def choose(logits: torch.Tensor, live: Sequence[Draft]) -> torch.Tensor:
             if temperature == 0:
                 return logits.float().argmax(-1)
-            uniforms = np.array([draft.tag[1][len(draft.ids)] for draft in live])
-            return draw(logits, uniforms, temperature, settings.top_p)[:, 0]
+            numbers = np.array([uniforms[draft][len(draft.ids)] for draft in live])
+            return draw(logits, numbers, temperature, settings.top_p)[:, 0]
 
         decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
-        decoder.run(drafts, choose, lambda draft: ended(draft.tag[0], draft.ids))
+        decoder.run(drafts, choose, lambda draft: advance(1, len(draft.ids)))
 
-    def _generate_all(self, answers: Sequence[_Answer], temperature: float, ended: Ended) -> None:
+    def _generate_all(self, drafts: Sequence[Draft], temperature: float, advance: Advance) -> None:
         """Do the same with the model's own generate, batch by batch; each runs until its longest response ends."""
-        while answers:
-            width = len(answers[0].prompt) + self.settings.max_new_tokens
+        while drafts:
+            width = len(drafts[0].prompt.ids) + drafts[0].limit
             rows = max(1, min(self.settings.batch_size, self.settings.batch_tokens // width))
-            batch, answers = answers[:rows], answers[rows:]
-            ids = self._generate([one.prompt for one in batch], [one.seed for one in batch], temperature)
-            for answer, row in zip(batch, ids, strict=True):
-                ended(answer, row)
+            batch, drafts = drafts[:rows], drafts[rows:]
+            for draft, ids in zip(batch, self._generate(batch, temperature), strict=True):
+                end = next((place for place, token in enumerate(ids) if token in self.stops), len(ids))
+                draft.ids = ids[: end + 1]  # what follows is padding
+                advance(1, len(draft.ids))
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.tokenizer.pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+    def _generate(self, drafts: Sequence[Draft], temperature: float) -> list[list[int]]:
+        prompts = [torch.tensor(draft.prompt.ids) for draft in drafts]
+        ids = pad_sequence(prompts, batch_first=True, padding_value=self.tokenizer.pad, padding_side="left")
+        mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
         settings = self.settings
+        seeds = [draft.tag for draft in drafts]
         choices = [SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)]
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
@@ -214,12 +190,10 @@ class TransformersSampler:
             ),
             logits_processor=LogitsProcessorList([] if temperature == 0 else choices),
         )
-        rows: list[list[int]] = output[:, width:].tolist()
+        rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return rows
 
-    def _cut(self, ids: list[int]) -> Sampled:
-        """Cut a row behind its first end-of-turn token; what follows is padding."""
-        end = next((position for position, token in enumerate(ids) if token in self.stops), None)
-        if end is None:
-            return Sampled(self.tokenizer.text(ids), ids, "length")
-        return Sampled(self.tokenizer.text(ids[:end]), ids[: end + 1], "stop")
+    def _sampled(self, ids: list[int]) -> Sampled:
+        if ids[-1] in self.stops:
+            return Sampled(self.tokenizer.text(ids[:-1]), ids, "stop")
+        return Sampled(self.tokenizer.text(ids), ids, "length")

@@ -114,20 +114,17 @@ class TransformersScorer:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        directories, trust = models.comparable_directories(policy, reference), settings.trust_remote_code
-        device, dtype = models.pick_device_and_dtype(settings.resources)
-        self.tokenizer = models.load_tokenizer(directories[0], trust)
-        views = load_views([policy] if reference is None else [policy, reference], dtype, device, trust)
-        self.stops = models.stop_ids(views[0].model.generation_config, self.tokenizer)
-        self.policy, *reference_scorer = (ModelScorer(view.model, settings.reward, view.use) for view in views)
-        self.reference = reference_scorer[0] if reference_scorer else None
+        directory, *_ = models.comparable_directories(policy, reference)
+        loading = models.Loading.of(settings)
+        self.tokenizer = models.load_tokenizer(directory, settings.trust_remote_code)
+        views = load_views([policy] if reference is None else [policy, reference], loading)
+        self.stops = models.stop_ids(views[0][0].generation_config, self.tokenizer)
+        scorers = [ModelScorer(model, settings.reward, use) for model, use in views]
+        self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
 
     def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
-        """Score all responses to one instruction; a score does not depend on other instructions.
-
-        ``known`` holds what is already known of each response, or is empty.
-        """
+        """Score all responses to one instruction; see ``protocols.Scorer``."""
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
         return self.logprobs(prompt, rows, known=known)
@@ -166,7 +163,7 @@ def counted_ids(
     return response.token_ids
 
 
-class ReleasedScorer:
+class ReleasedScorer(TransformersScorer):
     """Scores as the paper's released scripts do, to compare with their numbers.
 
     They sum other log-probabilities than Eq. 9. A row is the prompt, the stripped response tokenised again, and the
@@ -180,12 +177,9 @@ class ReleasedScorer:
     for models whose positions depend on the length of the row (``even_length``).
     """
 
-    def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        self.scorer = TransformersScorer(settings, policy, reference)
-
     def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
-        tokenizer = self.scorer.tokenizer
+        tokenizer = self.tokenizer
         prompts = [tokenizer.prompt_ids(instruction) for instruction, _ in requests]
         rows = [
             [tokenizer.response_ids(response.text.strip(), ended=True) for response in responses]
@@ -199,11 +193,7 @@ class ReleasedScorer:
             [[*ids, tokenizer.pad] if is_padded else ids for ids, is_padded in zip(texts, padded, strict=True)]
             for texts, padded in zip(rows, are_padded(lengths), strict=True)
         ]
-        return [self.scorer.logprobs(prompt, ids, skip=1) for prompt, ids in zip(prompts, counted, strict=True)]
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.scorer.close()
+        return [self.logprobs(prompt, ids, skip=1) for prompt, ids in zip(prompts, counted, strict=True)]
 
 
 def are_padded(lengths: Sequence[Sequence[tuple[int, int]]]) -> list[list[bool]]:

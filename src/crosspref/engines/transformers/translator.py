@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.models import free_memory, load_model, pick_device_and_dtype, read_tokenizer
+from crosspref.engines import EngineSettings, missing_library
+from crosspref.engines.packed.head import padded_rows
+from crosspref.engines.transformers.models import Loading, free_memory, load_model, read_tokenizer
 from crosspref.engines.transformers.sampler import TransformersSampler
-from crosspref.errors import MissingLibraryError, ModelError
+from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
 from crosspref.protocols import Advance, Sampled
@@ -77,11 +78,13 @@ class TranslationModel:
     """
 
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
-        device, dtype = pick_device_and_dtype(settings.resources)
-        trust = settings.trust_remote_code
+        loading = Loading.of(settings)
         require_whole(model, "translation model")
-        self.tokenizer = _load_tokenizer(model, trust)
-        self.model: Any = load_model(model.directory, dtype, device, trust, AutoModelForSeq2SeqLM)
+        try:
+            self.tokenizer = read_tokenizer(model.directory, settings.trust_remote_code)
+        except ImportError as error:  # transformers raises it when a tokenizer's library is missing
+            raise missing_library("sentencepiece", f"The tokenizer of {model.name!r}") from error
+        self.model: Any = load_model(model.directory, loading, AutoModelForSeq2SeqLM)
         self.languages = _Languages(model.name, self.tokenizer, settings.translate.codes)
         stored = self.model.generation_config
         self.kept = {name: value for name in KEPT_SETTINGS if (value := getattr(stored, name, None)) is not None}
@@ -134,12 +137,7 @@ class TranslationModel:
     def _generate(self, sources: list[list[int]], target: str) -> list[tuple[Sampled, int]]:
         """Return each row's translation and how many tokens it has."""
         pad = self.kept.get("pad_token_id", self.tokenizer.pad_token_id)
-        width = max(len(source) for source in sources)
-        ids = torch.full((len(sources), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, source in enumerate(sources):
-            ids[row, : len(source)] = torch.tensor(source)
-            mask[row, : len(source)] = 1
+        rows = padded_rows([(source, []) for source in sources], pad, self.model.device)
         settings = {**self.kept, "pad_token_id": pad, "eos_token_id": sorted(self.ends)}
         code = self.languages.target_id(target)
         # mBART's models of one pair begin with the language itself, where others put it behind their start.
@@ -147,8 +145,8 @@ class TranslationModel:
         if code is not None:
             settings["decoder_start_token_id" if begins else "forced_bos_token_id"] = code
         output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
+            input_ids=rows["input_ids"],
+            attention_mask=rows["attention_mask"],
             generation_config=GenerationConfig(
                 **settings, do_sample=False, num_beams=1, max_new_tokens=self.new_tokens
             ),
@@ -223,11 +221,3 @@ def _language_ids(tokenizer: Any) -> dict[str, int]:
         codes = [str(token) for token in tokenizer.all_special_tokens if str(token) not in named]
         ids = dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True))
     return {code: int(token) for code, token in ids.items() if token != tokenizer.unk_token_id}
-
-
-def _load_tokenizer(model: ModelFiles, trust_remote_code: bool) -> Any:
-    try:
-        return read_tokenizer(model.directory, trust_remote_code)
-    except ImportError as error:  # transformers raises it when a tokenizer's library is missing
-        install = "pip install 'crosspref[translation]'"
-        raise MissingLibraryError("sentencepiece", f"The tokenizer of {model.name!r}", install) from error

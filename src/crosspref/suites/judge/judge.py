@@ -350,7 +350,7 @@ class _Round:
                 raise BudgetError
             await asyncio.sleep(0.02)  # pending answers may cost less than was set aside for them
         try:
-            reply = await self.client.chat(
+            reply = await self.client.complete(
                 self.served,
                 self._read,
                 any_name=True,

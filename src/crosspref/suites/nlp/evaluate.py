@@ -179,8 +179,7 @@ def _load(work: Evaluation, candidate: Candidate, harness: Any, measured: Measur
         if candidate.files is None:
             raise ModelError(f"{candidate.name} is to be measured, but is not here. {candidate.missing}")
         work.reporter.say(f"{candidate.name}: loading the model")
-        trusted = settings.answers.trust_remote_code
-        return harness.model(candidate.files, settings.resources, settings.nlp.batch_size, work.reporter, trusted)
+        return harness.model(candidate.files, work.target.answering, settings.nlp.batch_size, work.reporter)
     except ModelError as error:
         measured.miss(candidate.name, str(error), work.reporter.say)
         return None

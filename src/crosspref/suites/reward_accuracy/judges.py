@@ -203,7 +203,7 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
         return rate(rows, shard.prompts, engine, advance=advance)
 
     build = partial(workers.engines.reward_model, model)
-    with workers.engines.cluster():
+    with workers.engines.executor().cluster():
         try:
             fill(workers, shards, Filling(f"reward_accuracy by {name}", Score, build, score))
         except RunError as error:
