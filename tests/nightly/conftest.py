@@ -7,7 +7,6 @@ from e2e.conftest import (  # noqa: F401 - pytest finds fixtures by their names 
     done,
     forks,
     held_out,
-    models,
     preferences,
     recipe_file,
 )
