@@ -10,13 +10,16 @@ from made_runs import store
 from crosspref.algorithm import phases
 from crosspref.data.records import Prompt
 from crosspref.errors import RunError
+from crosspref.models.locate import ModelFiles
 from crosspref.recipe.files import flatten, load_recipe, make_recipe, override
 from crosspref.recipe.schema import Recipe
-from crosspref.run.job import SPEED
+from crosspref.run.job import SPEED, Job, store_rows
 from crosspref.run.layout import RunDirectory
 from crosspref.run.phases import affected_by
 from crosspref.run.phases import settle_recipe as settle
 from crosspref.run.store import Unit
+from crosspref.stages.sample import Drawing, response_shards
+from crosspref.stages.score import Scoring, score_shards
 
 FREE = {
     *("iterations", "resources", "vllm", "server", "ray", "reward.also", "reward.reward_model"),
@@ -196,6 +199,7 @@ def test_an_evaluation_can_be_added_to_a_run_without_one(run: RunDirectory) -> N
     settle_recipe(run, recipe("evaluate.prompts=null"))
     finish(run, "prompts/en.parquet", *ITERATION_1[:-1])
     settle_recipe(run, recipe())
+    assert load_recipe(run.recipe) == recipe()
 
 
 def test_pi_0_by_another_way_is_a_change(run: RunDirectory) -> None:
@@ -240,3 +244,25 @@ def test_a_chain_of_inputs_is_followed_into_later_iterations() -> None:
         ("train", 1), ("evaluate", 1), ("evaluate", 1),
     ]  # fmt: skip
     assert ("sample", 2) in {(phase.name, phase.iteration) for phase, _ in affected}
+
+
+def test_outputs_depend_on_every_setting_in_their_fingerprints(run: RunDirectory) -> None:
+    given = recipe(english=False)  # no stage 0, whose policy would pass its own settings on
+    for language in ("en", "es"):
+        store_rows(run.prompts.unit(language), [Prompt("p", language, "?")], Prompt, {})
+    job, places = Job(given, run, None, None), run.iteration(1)  # type: ignore[arg-type]
+    policy, initial = (ModelFiles(name, run.root, None, name) for name in ("pi_0", "pi_I"))
+    responses = response_shards(job, places.responses, policy, Drawing(4, given.seed, 1))
+    for shard in responses:
+        shard.unit.finish(shard.fingerprint, 0)
+    scoring = Scoring("crosslingual", places.scores("crosslingual"), places.responses)
+    scores = score_shards(job, scoring, (policy, initial), given.reward)
+    outputs = {output.name: output for phase in phases(given) for output in phase.outputs if phase.iteration == 1}
+    # What a fingerprint calls otherwise, and what no setting decides.
+    settings = {"n": "sample.n", "greedy": "language_imbalance", "iteration": None, "reward": None}
+    for name, shards in (("responses", responses), ("scores", scores)):
+        for key in shards[0].fingerprint.settings:
+            setting = settings.get(key, key)
+            assert setting is None or outputs[name].depends_on(setting), f"{name} depend on {key}"
+        for setting in ("models.policy", "resources.shard_prompts"):
+            assert outputs[name].depends_on(setting)

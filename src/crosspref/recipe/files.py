@@ -124,8 +124,8 @@ def _locate(name: str | Path, folder: Path | None = None) -> Path:
     wanted, known = str(name).removeprefix(PREFIX).removesuffix(".yaml"), known_recipes()
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RecipeError(f"No recipe {wanted!r} comes with crosspref; {hint}Known: {', '.join(known)}")
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise RecipeError(f"No recipe {wanted!r} comes with crosspref. {hint}Known: {', '.join(known)}")
     return FOLDER / f"{wanted}.yaml"
 
 
