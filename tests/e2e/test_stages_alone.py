@@ -1,7 +1,7 @@
 """Every stage alone, on files: together they make what a run makes, and take what was made elsewhere."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,21 @@ def test_train_goes_on_after_a_kill_but_never_from_checkpoints_of_other_pairs(
         assert all(torch.equal(results[name][key], tensor) for key, tensor in expected.items())
     answer = command("train", "--pairs", from_run, *options, "--out", tmp_path / "first")
     assert_one_message(answer, str(tmp_path / "first"), "is there already")
+
+
+def test_train_says_which_pairs_were_too_long_and_keeps_its_losses(
+    command: Run, content: dict[str, Any], done: Path, tmp_path: Path
+) -> None:
+    pairs, out = rows(done / "iteration_1" / "pairs"), tmp_path / "out"
+    longer = replace(pairs[0], chosen_token_ids=[*(pairs[0].chosen_token_ids or []), *[9] * 300])
+    write_lines(tmp_path / "pairs.jsonl", [asdict(row) for row in [*pairs[1:], longer]])
+    options = [*settings(content, "train"), "--set", "train.max_length=300"]
+    model = content["models"]["policy"]
+    answer = command("train", "--model", model, "--pairs", tmp_path / "pairs.jsonl", "--out", out, *options)
+    assert f"1 of {len(pairs)} pairs" in "".join(succeeded(answer))
+    figures = json.loads((tmp_path / "out.training.json").read_text())
+    assert (figures["pairs"], figures["too_long"]) == (len(pairs) - 1, 1)
+    assert [entry["loss"] > 0 for entry in figures["log"]] == [True] * figures["steps"]
 
 
 def test_a_file_of_an_unknown_kind_is_refused(command: Run, by_hand: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The padded batches of three are really built here, with an attention mask, and t
 """
 
 import math
+import shutil
 from pathlib import Path
 
 import naive
@@ -24,7 +25,8 @@ from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence
-PAD, END = 1, 2
+PAD, END, USER = 1, 2, 3
+EOS = PAD  # of the tiny tokenizer
 SETTINGS = EngineSettings(
     reward=RewardSettings(counting="znlp", beta=1.0), resources=ResourceSettings(device="cpu", dtype="float32")
 )
@@ -75,16 +77,17 @@ def rows_of(directory: Path, requests: Requests) -> dict[tuple[int, int], Row]:
     }
 
 
-def batch_sums(directory: Path, rows: list[Row]) -> list[tuple[float, int]]:
+def batch_sums(directory: Path, rows: list[Row], pad: int) -> list[tuple[float, int]]:
     """The sum of each row of one padded batch, and how many of its positions the mask let through."""
     width = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.full((len(rows), width), PAD)
-    attention, mask = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
+    ids = torch.full((len(rows), width), pad)
+    attention, mask = torch.zeros(len(rows), width), torch.ones(len(rows), width)
     for number, (prompt, response) in enumerate(rows):
         end = len(prompt) + len(response)
         ids[number, :end] = torch.tensor(prompt + response)
         attention[number, :end] = 1
-        mask[number, len(prompt) : end] = 1
+        mask[number, : len(prompt)] = 0
+    mask[ids == pad] = 0  # wherever it stands; the scripts' mask of the end-of-turn token does nothing
     with torch.no_grad():
         logits = naive.load(directory)(input_ids=ids, attention_mask=attention, use_cache=False).logits.float()
     shifted = torch.log_softmax(logits, dim=-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
@@ -92,7 +95,7 @@ def batch_sums(directory: Path, rows: list[Row]) -> list[tuple[float, int]]:
     return list(zip((shifted * unshifted).sum(-1).tolist(), unshifted.sum(-1).int().tolist(), strict=True))
 
 
-def step_by_step(directory: Path, requests: Requests) -> dict[tuple[int, int], tuple[float, int]]:
+def step_by_step(directory: Path, requests: Requests, pad: int = PAD) -> dict[tuple[int, int], tuple[float, int]]:
     """By prompt and sample: three prompts that have responses side by side, one pass per sample."""
     rows, found = rows_of(directory, requests), {}
     answered = [index for index, (_, responses) in enumerate(requests) if responses]
@@ -100,7 +103,7 @@ def step_by_step(directory: Path, requests: Requests) -> dict[tuple[int, int], t
         for sample in range(10):
             keys = [(index, sample) for index in answered[start : start + 3] if (index, sample) in rows]
             if keys:
-                found.update(zip(keys, batch_sums(directory, [rows[key] for key in keys]), strict=True))
+                found.update(zip(keys, batch_sums(directory, [rows[key] for key in keys], pad), strict=True))
     return found
 
 
@@ -125,6 +128,27 @@ def test_equals_the_scripts_step_by_step(kind: str, tiny_models: Models, scorers
     # An empty response: nothing where its row is the longest of its batch, log p(PAD) where it is padded.
     assert [found[key].tokens for key in [(0, 2), (4, 2), (5, 2)]] == [0, 1, 0]
     assert (found[0, 2].policy, found[0, 2].reference) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("pad_token", "pad"), [("<|end|>", END), (None, EOS), ("<|user|>", USER)])
+def test_equals_the_scripts_whatever_the_model_pads_with(
+    pad_token: str | None, pad: int, tiny_models: Models, tmp_path: Path
+) -> None:
+    """Where that is the end-of-turn token it is masked, so that no padding counts. Without any it is the eos token."""
+    directories = []
+    for name, source in zip(("initial", "aligned"), tiny_models["llama"], strict=True):
+        directory = shutil.copytree(source, tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer.pad_token = pad_token
+        tokenizer.save_pretrained(directory)
+        directories.append(directory)
+    found = by_key(REQUESTS, make_scorer(*directories).score_all(REQUESTS))
+    reference, policy = (step_by_step(directory, REQUESTS, pad) for directory in directories)
+    for key, value in found.items():
+        assert value.policy == pytest.approx(policy[key][0], abs=NATS), key
+        assert value.reference == pytest.approx(reference[key][0], abs=NATS), key
+        assert value.tokens == policy[key][1], key
+    assert found[4, 2].tokens == (0 if pad == END else 1)  # an empty response in a padded row
 
 
 def test_the_ids_that_were_sampled_do_not_count(scorers: dict[str, ReleasedScorer]) -> None:
@@ -186,8 +210,7 @@ def test_which_rows_are_padded() -> None:
     assert are_padded([]) == []
 
 
-@pytest.mark.parametrize("skip", [0, 1, 2])
-def test_the_first_tokens_are_left_out_on_every_path(skip: int, tiny_models: Models) -> None:
+def test_tokens_that_do_not_count_are_left_out_on_every_path(tiny_models: Models) -> None:
     model = naive.load(tiny_models["gemma"][1])
     prompt, rows = [0, *range(20, 40)], [[30], list(range(50, 60)), [], [9, 8], [7, 6, 5]]
     with torch.no_grad():
@@ -195,8 +218,9 @@ def test_the_first_tokens_are_left_out_on_every_path(skip: int, tiny_models: Mod
     scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
     for packed, tiled in ((True, True), (False, True), (False, False)):
         scorer.packed, scorer.tiled = packed, tiled
-        found = scorer.logprobs(prompt, rows, skip)
-        assert found == pytest.approx([math.fsum(row[skip:]) for row in values], abs=NATS)
+        found = scorer.logprobs(prompt, rows, lambda ids: [number % 3 > 0 for number in range(len(ids))])
+        left = [[value for number, value in enumerate(row) if number % 3] for row in values]
+        assert found == pytest.approx([math.fsum(row) for row in left], abs=NATS)
 
 
 def naive_grid(rewards: list[list[float]], lengths: list[list[int]]) -> float:

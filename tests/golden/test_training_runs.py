@@ -218,6 +218,16 @@ def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tm
     assert figures["log"][0]["nll_loss"] == pytest.approx(sum(nll) / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_training_of_one_step_changes_the_weights(method: str, tiny_models: Models, tmp_path: Path) -> None:
+    """A warm-up would begin with a learning rate of 0."""
+    directory = tiny_models["llama"][1]
+    figures = train(make_trainer(directory, method=method, batch_size=32, micro_batch_size=4, epochs=1), tmp_path)
+    assert figures["steps"] == 1
+    before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "out"))
+    assert not all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
 def test_without_a_pair_that_fits_there_is_nothing_to_train(tiny_models: Models, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"14.*train\.max_length \(3 "):
         train(make_trainer(tiny_models["llama"][1], max_length=3), tmp_path)

@@ -54,8 +54,8 @@ def _mask_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an unshifted mask does to shifted log-probabilities: the first response token is not counted."""
     right = ModelScorer.logprobs
 
-    def logprobs(self: ModelScorer, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
-        return right(self, prompt, responses, skip + 1)
+    def logprobs(self: ModelScorer, prompt: list[int], responses: Sequence[list[int]], *_: Any) -> list[float]:
+        return right(self, prompt, responses, lambda ids: [number > 0 for number in range(len(ids))])
 
     monkeypatch.setattr(ModelScorer, "logprobs", logprobs)
 

@@ -65,6 +65,21 @@ def test_conditioned_on_the_english_instruction_behind_the_prefix() -> None:
     assert scorer.calls == [(PREFIX + "Name a river.", ["El Duero", "Ebro"]), (PREFIX + "Why?", ["Porque sí."])]
 
 
+class FakeReleasedScorer(FakeScorer):
+    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
+        return [self.score(*request) for request in requests]
+
+
+@pytest.mark.parametrize(("counting", "characters"), [("exact", 9), ("znlp", 4)])
+def test_the_released_scripts_count_the_characters_of_the_stripped_response(counting: str, characters: int) -> None:
+    settings = RewardSettings(counting=counting)
+    rows = [answer("q1", "es", 0, " \nEbro\n  ")]
+    [row] = score(
+        rows, PROMPTS, FakeReleasedScorer(), settings=settings, reward="crosslingual", advance=lambda *_: None
+    )
+    assert row.characters == characters
+
+
 def test_english_is_conditioned_on_its_own_prompt() -> None:
     scorer = FakeScorer()
     scored([answer("q1", "en", 0, "Nile")], scorer)

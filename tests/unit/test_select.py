@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crosspref.data.records import Response, Score
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
+from crosspref.run.job import settings_of
 from crosspref.stages.select.select import PairRules, Selection, select
 
 Row = tuple[Response, Score]
@@ -142,6 +143,32 @@ def test_equal_rewards_make_no_pair(mode: str, min_gap: float) -> None:
     assert reasons(found) == {"p": f"reward gap not above {min_gap:g}"}
     assert math.isnan(found.mean_length_difference)
     assert found.summary() == f"0 pairs, 1 dropped: reward gap not above {min_gap:g}"
+
+
+def test_a_setting_that_came_later_leaves_fingerprints_as_they_were() -> None:
+    assert "select.upper_bound" not in settings_of("select", SelectSettings())
+    assert settings_of("select", SelectSettings(upper_bound=2.0))["select.upper_bound"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("bound", "degenerate", "pair"),
+    [
+        (None, "drop", (2, 1)),
+        (3.0, "drop", (3, 1)),
+        (2.5, "keep", (0, 1)),
+        (-1.0, "drop", None),
+        (-1.0, "keep", (0, 1)),
+    ],
+)
+def test_only_rewards_below_the_upper_bound_are_chosen(
+    bound: float | None, degenerate: str, pair: tuple[int, int] | None
+) -> None:
+    """Penalised rewards count, and 3 is not below 3. Where none is, the released scripts take the first response."""
+    rows = [row("p", n, reward, 4) for n, reward in enumerate([2.0, 1.0, 4.0, 3.0])]
+    rows[3] = row("p", 3, 2.5, 4)
+    found = chosen(rows, prompts="p", upper_bound=bound, degenerate=degenerate, min_gap=0.0)
+    assert samples(found) == ({"p": pair} if pair else {})
+    assert len(found.dropped) == (0 if pair else 1)
 
 
 @pytest.mark.parametrize(("min_gap", "pairs"), [(0.0, "pq"), (0.75, "pq"), (1.0, "q"), (1.5, "q"), (2.0, "")])

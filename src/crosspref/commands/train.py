@@ -1,6 +1,7 @@
 """``crosspref train``: train a model on preference pairs (Eq. 11, 16)."""
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TrainStage
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
-from crosspref.run.store import Unit, publish_directory
-from crosspref.stages.train import Training
+from crosspref.run.store import Unit, publish_directory, write_text
+from crosspref.stages.train import Training, say_left_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the model that training starts from, and its own reference")
     parser.add_argument("--pairs", required=True, help=f"table of pairs {TABLE}")
     parser.add_argument("--reference", help="the training reference, if it is not the model itself")
-    parser.add_argument("--out", required=True, help="the directory for the trained model, which must not exist yet")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="the directory for the trained model, which must not exist yet; OUT.training.json gets the losses",
+    )
     add_set(parser)
 
 
@@ -37,11 +42,14 @@ def execute(options: argparse.Namespace) -> None:
     reference = locate_model(options.reference) if options.reference else None
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never resumed.
     every = out.with_name(out.name + ".checkpoints")
-    checkpoints = every / Training("train", settings.train, start, reference).fingerprint(settings.seed, pairs).digest
+    training, reporter = Training("train", settings.train, start, reference), Reporter()
+    checkpoints = every / training.fingerprint(settings.seed, pairs).digest
     temporary = Unit(checkpoints / "policy").temporary()
     trainer = EngineFactory(EngineSettings.of(settings)).trainer(start, settings.train, reference)
-    with Reporter().step("train", len(pairs) * settings.train.epochs) as meter:
-        trainer.train(pairs, temporary, checkpoints, meter.advance)
+    with reporter.step("train", len(pairs) * settings.train.epochs) as meter:
+        figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
     publish_directory(temporary, out)
+    say_left_out(reporter, training, figures)
     if is_main():  # of processes that torchrun or accelerate started
+        write_text(out.with_name(f"{out.name}.training.json"), json.dumps(figures, indent=1))
         shutil.rmtree(every)

@@ -115,9 +115,10 @@ class Score:
 
     ``policy_logprob`` and ``reference_logprob`` are summed over tokens, in nats: of the response, or for the reward
     ``translated`` of its translation. They are None where the reward has no such model. ``tokens`` and ``characters``
-    (Unicode code points) are |y| of the response itself; ``tokens`` is None where it is not known. ``implicit_reward``
-    is in the unit of its formula in ``maths.reward``, or what the reward model says; it is None where the response has
-    no reward, since its translation failed.
+    (Unicode code points; without the blanks around the text where ``reward.counting`` is znlp) are |y| of the response
+    itself; ``tokens`` is None where it is not known. ``implicit_reward`` is in the unit of its formula in
+    ``maths.reward``, or what the reward model says; it is None where the response has no reward, since its translation
+    failed.
     """
 
     prompt_id: str

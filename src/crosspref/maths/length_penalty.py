@@ -110,19 +110,23 @@ def solve_flat(rewards: ArrayLike, lengths: ArrayLike, offsets: ArrayLike) -> Le
     return _read_off(breakpoints, np.cumsum(np.concatenate(([total], steps))) / count)
 
 
-def best_and_worst(rewards: ArrayLike, lengths: ArrayLike, alpha: float, offsets: ArrayLike) -> tuple[Indices, Indices]:
+def best_and_worst(
+    rewards: ArrayLike, lengths: ArrayLike, alpha: float, offsets: ArrayLike, *, upper_bound: float | None = None
+) -> tuple[Indices, Indices]:
     """Return the positions (M,) of the best and the worst response of every prompt (Eq. 10) under Eq. 9.
 
     ``rewards`` (R,), unpenalised, and ``lengths`` (R,) are in the flat layout of this module's header, as are the
     returned positions. ``alpha`` is in reward units per length unit. The first of tied responses wins, so a prompt with
-    equal penalised rewards has the same best and worst. Raises ValueError as ``solve_flat`` does, and when ``alpha`` is
-    not finite.
+    equal penalised rewards has the same best and worst. With ``upper_bound``, the best is the best of those whose
+    penalised reward is below it, or a prompt's first response where none is, as in the released scripts. Raises
+    ValueError as ``solve_flat`` does, and when ``alpha`` is not finite.
     """
     if not math.isfinite(alpha):
         raise ValueError(f"The length penalty alpha is {alpha}. Pass a finite number.")
     rewards, lengths, offsets = _checked(rewards, lengths, offsets)
     penalised = rewards - alpha * lengths
-    return _first_maximum(penalised, offsets), _first_maximum(-penalised, offsets)
+    bounded = penalised if upper_bound is None else np.where(penalised < upper_bound, penalised, -np.inf)
+    return _first_maximum(bounded, offsets), _first_maximum(-penalised, offsets)
 
 
 def grid_length_penalty(rewards: ArrayLike, lengths: ArrayLike, offsets: ArrayLike) -> float:

@@ -214,7 +214,13 @@ class SelectSettings(Settings):
     min_gap: AtLeastZero | None = Field(
         None,
         description="A pair needs a reward gap above this, unless `degenerate` is keep. Default: the reward of 0.5 "
-        "nats, the measured noise of bfloat16 scores (dpo: 0.5 beta, kto: 0.5), and 0 for other algorithms.",
+        "nats (dpo: 0.5 beta, kto: 0.5), about the noise of bfloat16, and 0 for other algorithms. `crosspref audit` "
+        "measures the noise of a run.",
+    )
+    upper_bound: float | None = Field(
+        None,
+        description="Only responses with a penalised reward below this can be chosen; any can be rejected. Default: no "
+        "bound. It is the paper's released scripts' `upper_bound` (with preset znlp, in nats).",
     )
 
 

@@ -26,6 +26,9 @@ SPEED = frozenset(
 )
 """Settings that say how a thing is computed, and not what; they are in no fingerprint and may change at any time."""
 
+LATER = {"select.upper_bound": None}
+"""Settings that came later, with the value that stands for what was before: such are in no fingerprint either."""
+
 CARRIED = ("reference_chosen_logprob", "reference_rejected_logprob")
 """Columns of a pair that follow from the pair and the reference, which a fingerprint names by itself."""
 
@@ -91,7 +94,9 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
     settings = {
         name: value
         for name, value in settings.items()
-        if name not in SPEED and name.removeprefix(f"{section}.") not in without
+        if name not in SPEED
+        and name.removeprefix(f"{section}.") not in without
+        and (name not in LATER or value != LATER[name])
     }
     if settings.get(f"{section}.engine") == "transformers":
         del settings[f"{section}.engine"]  # as it was before there were others, so that runs begun then resume

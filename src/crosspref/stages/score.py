@@ -73,6 +73,9 @@ class ScoreShard(Shard):
     earlier: list[tuple[Unit, Unit]]
 
 
+RELEASED = "padding is masked, responses are stripped"
+"""What scores counted as the released scripts do depend on since that was found out; older ones are not reused."""
+
 Models = tuple[ModelFiles, ModelFiles | None]
 """A policy and its reference, if the reward has one."""
 
@@ -146,6 +149,7 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
     fingerprinted = {
         **settings_of("reward", settings, without=("name", "also", "reference", "reward_model")),
         "reward": scoring.reward,
+        **({"released scripts": RELEASED} if settings.counting == "znlp" else {}),
     }
     english = {prompt.prompt_id: prompt for prompt in scoring.scores.prompts.rows(ENGLISH)}
     shards = []
@@ -373,7 +377,9 @@ def _scored(response: Response, logprobs: LogProbs | None, reward: RewardName, s
     # |y| of Eq. 13 is the response's and not its translation's.
     is_other_text = reward == "translated" and response.language != ENGLISH
     tokens = _own_tokens(response) if is_other_text else logprobs.tokens
-    return Score(*key, logprobs.policy, logprobs.reference, tokens, len(response.text), _finite(value))
+    # The released scripts strip a response before anything else.
+    text = response.text.strip() if settings.counting == "znlp" else response.text
+    return Score(*key, logprobs.policy, logprobs.reference, tokens, len(text), _finite(value))
 
 
 def _own_tokens(response: Response) -> int | None:

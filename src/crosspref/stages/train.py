@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair
@@ -13,6 +14,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
 from crosspref.run.job import Job, digest_rows, settings_of
 from crosspref.run.phases import Output, Phase
+from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
 from crosspref.run.store import Fingerprint, publish_directory
 
@@ -122,12 +124,23 @@ def train_policy(job: Job, iteration: int, pairs: Sequence[Pair], training: Trai
             temporary = unit.temporary()
             figures = trainer.train(pairs, temporary, places.checkpoints(fingerprint), meter.advance)
             publish_directory(temporary, unit.path)
+        say_left_out(job.reporter, training, figures)
     finally:
         trainer.close()
     if not is_main():
         return
     unit.finish(fingerprint, len(pairs), seconds=time.monotonic() - started, tokens=meter.tokens, **figures)
     places.remove_checkpoints()
+
+
+def say_left_out(reporter: Reporter, training: Training, figures: Mapping[str, Any]) -> None:
+    """Say how many pairs were too long to be trained on, if any were; ``figures`` are those of ``Trainer.train``."""
+    too_long, longest = figures["too_long"], training.settings.max_length
+    if too_long:
+        reporter.say(
+            f"{too_long} of {figures['pairs'] + too_long} pairs were left out: they are longer than "
+            f"{training.section}.max_length ({longest} tokens)."
+        )
 
 
 def fill_references(job: Job, iteration: int) -> None:

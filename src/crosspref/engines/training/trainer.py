@@ -1,5 +1,6 @@
 """Training on pairs: what is loaded, which trainer does the steps, and what is written; checkpoints and resuming."""
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -159,7 +160,7 @@ class TrlTrainer:
         trainer = (KtoTrainer if kto else PairTrainer)(
             model=model,
             ref_model=reference,
-            args=self._arguments(checkpoints),
+            args=self._arguments(checkpoints, math.ceil(len(items) / settings.batch_size) * settings.epochs),
             data_collator=partial(kto_batch, pad=self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
             train_dataset=datasets.Dataset.from_list(items),
             processing_class=self.tokenizer.tokenizer,
@@ -201,7 +202,7 @@ class TrlTrainer:
         require_known_head(model)
         return model
 
-    def _arguments(self, checkpoints: Path) -> DPOConfig:
+    def _arguments(self, checkpoints: Path, steps: int) -> DPOConfig:
         settings = self.settings
         arguments = DPOConfig(
             output_dir=str(checkpoints),
@@ -210,7 +211,8 @@ class TrlTrainer:
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.scheduler,
-            warmup_steps=settings.warmup_ratio,
+            # A warm-up begins with a learning rate of 0, with which a single step would change nothing.
+            warmup_steps=settings.warmup_ratio if steps > 1 else 0,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             gradient_checkpointing=settings.gradient_checkpointing,

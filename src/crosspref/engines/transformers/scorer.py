@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from crosspref.data.records import Response
+from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.packed.head import head_logprobs
 from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, predicting_states
@@ -23,6 +23,14 @@ from crosspref.recipe.sections import RewardSettings
 
 RELEASED_BATCH = 3
 """How many prompts stand side by side in the paper's released scripts."""
+
+Counting = Callable[[list[int]], list[bool]]
+"""Says of each token of a row whether its log-probability counts."""
+
+
+def every_token(ids: list[int]) -> list[bool]:
+    """Count every token of a row."""
+    return [True] * len(ids)
 
 
 class ModelScorer:
@@ -41,10 +49,12 @@ class ModelScorer:
             self._check()
 
     @torch.inference_mode()
-    def logprobs(self, prompt: list[int], responses: Sequence[list[int]], skip: int = 0) -> list[float]:
-        """Return the log-probability of each response, in nats, summed over its tokens but the first ``skip``.
+    def logprobs(
+        self, prompt: list[int], responses: Sequence[list[int]], counting: Counting = every_token
+    ) -> list[float]:
+        """Return the log-probability of each response, in nats, summed over the tokens that count.
 
-        It is 0.0 where no token is left.
+        It is 0.0 where no token does.
         """
         distinct = [list(ids) for ids in dict.fromkeys(map(tuple, responses)) if ids]  # equal ones are computed once
         longest = len(prompt) + max(map(len, distinct), default=0)
@@ -52,7 +62,7 @@ class ModelScorer:
         with self.use():
             values = path(prompt, distinct) if distinct else []
         sums = {
-            tuple(ids): float(value[skip:].sum(dtype=torch.float64))
+            tuple(ids): float(value[torch.tensor(counting(ids), device=value.device)].sum(dtype=torch.float64))
             for ids, value in zip(distinct, values, strict=True)
         }
         return [sums.get(tuple(ids), 0.0) for ids in responses]
@@ -130,19 +140,23 @@ class TransformersScorer:
         return self.logprobs(prompt, rows, known=known)
 
     def logprobs(
-        self, prompt: list[int], rows: Sequence[list[int]], skip: int = 0, known: Sequence[Known] = ()
+        self,
+        prompt: list[int],
+        rows: Sequence[list[int]],
+        known: Sequence[Known] = (),
+        counting: Counting = every_token,
     ) -> list[LogProbs]:
-        """Score rows of ids behind a prompt's ids, leaving out the first ``skip`` tokens of each row."""
+        """Score rows of ids behind a prompt's ids, summed over the tokens that count."""
         columns: list[list[float | None]] = []
         for number, scorer in enumerate((self.policy, self.reference)):
             column = [values[number] for values in known] or [None] * len(rows)
             if scorer is not None:
                 missing = [index for index, value in enumerate(column) if value is None]
-                computed = scorer.logprobs(prompt, [rows[index] for index in missing], skip)
+                computed = scorer.logprobs(prompt, [rows[index] for index in missing], counting)
                 for index, value in zip(missing, computed, strict=True):
                     column[index] = value
             columns.append(column)
-        counts = [max(0, len(row) - skip) for row in rows]
+        counts = [sum(counting(row)) for row in rows]
         return [LogProbs(*values) for values in zip(*columns, counts, strict=True)]
 
     def close(self) -> None:
@@ -168,18 +182,19 @@ class ReleasedScorer(TransformersScorer):
 
     They sum other log-probabilities than Eq. 9. A row is the prompt, the stripped response tokenised again, and the
     end-of-turn token, even where a response was cut. The rows of three neighbouring prompts are padded to the longest.
-    Position j of the log-probabilities predicts token j + 1, but the scripts' mask marks the tokens of response and
-    end-of-turn themselves. So the first response token is not counted, the end-of-turn token is, and so is the first
-    padding token of a padded row.
+    Position j of the log-probabilities predicts token j + 1, but the scripts' mask says of token j whether it counts:
+    not if it belongs to the prompt, and not if it is the padding token. So the first response token is not counted. The
+    end-of-turn token is, and so is the first padding token of a padded row, unless the model pads with its end-of-turn
+    token: then that is masked, and no padding counts.
 
     Padding on the right changes no real position, so no such batch is computed here: the padding token is appended
     where it would be counted, and the row is scored like any other. The scripts' padded row can only differ from that
     for models whose positions depend on the length of the row (``even_length``).
     """
 
-    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
+    def score_all(self, requests: Sequence[tuple[Instruction, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
-        tokenizer = self.tokenizer
+        tokenizer, padding = self.tokenizer, self._padding()
         prompts = [tokenizer.prompt_ids(instruction) for instruction, _ in requests]
         rows = [
             [tokenizer.response_ids(response.text.strip(), ended=True) for response in responses]
@@ -189,11 +204,21 @@ class ReleasedScorer(TransformersScorer):
             [(response.sample, len(prompt) + len(ids)) for response, ids in zip(responses, texts, strict=True)]
             for (_, responses), prompt, texts in zip(requests, prompts, rows, strict=True)
         ]
-        counted = [
-            [[*ids, tokenizer.pad] if is_padded else ids for ids, is_padded in zip(texts, padded, strict=True)]
+        padded_rows = [
+            [[*ids, padding] if is_padded else ids for ids, is_padded in zip(texts, padded, strict=True)]
             for texts, padded in zip(rows, are_padded(lengths), strict=True)
         ]
-        return [self.logprobs(prompt, ids, skip=1) for prompt, ids in zip(prompts, counted, strict=True)]
+
+        def counting(ids: list[int]) -> list[bool]:
+            return [number > 0 and ids[number - 1] != padding for number in range(len(ids))]
+
+        return [self.logprobs(prompt, ids, counting=counting) for prompt, ids in zip(prompts, padded_rows, strict=True)]
+
+    def _padding(self) -> int:
+        """Return what the scripts pad with: the tokenizer's padding token, else its end of sequence."""
+        tokenizer = self.tokenizer.tokenizer
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, self.tokenizer.end_of_turn)
+        return next(int(token) for token in known if token is not None)
 
 
 def are_padded(lengths: Sequence[Sequence[tuple[int, int]]]) -> list[list[bool]]:

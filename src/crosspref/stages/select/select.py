@@ -100,10 +100,17 @@ def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Ta
     alpha = solved.alpha if penalty.mode == "optimal" else penalty.alpha or 0.0
     if penalty.mode == "grid":
         alpha = grid_length_penalty(rows.reward, rows.length, offsets)
-    best, worst = best_and_worst(rows.reward, rows.length, alpha, offsets)
+    best, worst = best_and_worst(rows.reward, rows.length, alpha, offsets, upper_bound=settings.upper_bound)
     penalised = rows.reward - alpha * rows.length  # Eq. 9
     min_gap = rules.noise if settings.min_gap is None else settings.min_gap
     if settings.degenerate == "drop":
+        bound = math.inf if settings.upper_bound is None else settings.upper_bound
+        is_bounded = penalised[best] < bound
+        dropped += [
+            Dropped(prompt_ids[number], language, "select", f"no reward below the upper bound {bound:g}")
+            for number in kept[~is_bounded].tolist()
+        ]
+        best, worst, kept = best[is_bounded], worst[is_bounded], kept[is_bounded]
         is_pair = (best != worst) & (penalised[best] - penalised[worst] > min_gap)
         dropped += [
             Dropped(prompt_ids[number], language, "select", f"reward gap not above {min_gap:g}")
