@@ -1,7 +1,7 @@
 """Languages: their tags, their English names, and the instruction prefix P(l) of the paper's section 3.
 
-A tag is the lower-case ISO 639-1 code, or the ISO 639-3 code if there is none. A few regional forms have a hyphen. The
-prefix uses the English name.
+A tag is the lower-case ISO 639-1 code, or the ISO 639-3 code if there is none. A script or a region may follow, as in
+``zh-hant`` and ``es-mx``. The prefix uses the English name.
 """
 
 import difflib
@@ -47,12 +47,22 @@ LANGUAGES: dict[str, str] = {
     "cy": "Welsh",
     "da": "Danish",
     "de": "German",
+    "de-at": "Austrian German",
+    "de-ch": "Swiss High German",
     "dv": "Dhivehi",
     "ee": "Ewe",
     "el": "Greek",
     "en": "English",
+    "en-au": "Australian English",
+    "en-ca": "Canadian English",
+    "en-gb": "British English",
+    "en-in": "Indian English",
+    "en-us": "American English",
     "eo": "Esperanto",
     "es": "Spanish",
+    "es-419": "Latin American Spanish",
+    "es-es": "European Spanish",
+    "es-mx": "Mexican Spanish",
     "et": "Estonian",
     "eu": "Basque",
     "fa": "Persian",
@@ -61,6 +71,8 @@ LANGUAGES: dict[str, str] = {
     "fil": "Filipino",
     "fo": "Faroese",
     "fr": "French",
+    "fr-ca": "Canadian French",
+    "fr-ch": "Swiss French",
     "fy": "West Frisian",
     "ga": "Irish",
     "gd": "Scottish Gaelic",
@@ -174,15 +186,51 @@ LANGUAGES: dict[str, str] = {
     "zu": "Zulu",
 }
 
+_WRITTEN_AS = {"zh-cn": "zh-hans", "zh-sg": "zh-hans", "zh-hk": "zh-hant", "zh-mo": "zh-hant", "zh-tw": "zh-hant"}
+"""Regions that stand for a script."""
+
+_CODES = """
+arab armn beng cyrl deva ethi geor grek gujr guru hang hans hant hebr jpan khmr knda kore laoo latn mlym mtei mymr
+olck orya sinh taml telu tfng thai tibt 001 150 419 ad ae af ag ai al am ao ar as at au aw ax az ba bb bd be bf bg
+bh bi bj bl bm bn bo bq br bs bt bw by bz ca cc cd cf cg ch ci ck cl cm cn co cr cu cv cw cx cy cz de dj dk dm do dz
+ec ee eg eh er es et fi fj fk fm fo fr ga gb gd ge gf gg gh gi gl gm gn gp gq gr gt gu gw gy hk hn hr ht hu id ie il
+im in io iq ir is it je jm jo jp ke kg kh ki km kn kp kr kw ky kz la lb lc li lk lr ls lt lu lv ly ma mc md me mf mg
+mh mk ml mm mn mo mp mq mr ms mt mu mv mw mx my mz na nc ne nf ng ni nl no np nr nu nz om pa pe pf pg ph pk pl pm pn
+pr ps pt pw py qa re ro rs ru rw sa sb sc sd se sg sh si sj sk sl sm sn so sr ss st sv sx sy sz tc td tg th tj tk tl
+tm tn to tr tt tv tw tz ua ug us uy uz va vc ve vg vi vn vu wf ws xk ye yt za zm zw
+"""
+_SUBTAGS = frozenset(_CODES.split())
+"""Scripts of ISO 15924 and regions of ISO 3166-1, so that a misspelt tag is not taken for one of a region."""
+
+
+def as_tag(name: str) -> str:
+    """Return the spelling of a tag, of which there is one: ``pt_BR`` becomes ``pt-br``."""
+    return name.strip().lower().replace("_", "-")
+
+
+def is_language(tag: str) -> bool:
+    """Tell whether a tag has a name."""
+    return _name(tag) is not None
+
+
+def _name(tag: str) -> str | None:
+    """Return the name of a tag, or else of the tag without its last part if that is a script or a region."""
+    tag = _WRITTEN_AS.get(tag, tag)
+    if tag in LANGUAGES:
+        return LANGUAGES[tag]
+    before, _, last = tag.rpartition("-")
+    return _name(before) if last in _SUBTAGS else None
+
 
 def language_name(language: str) -> str:
-    """Return the English name of a language tag.
+    """Return the English name of a language tag; a script or region without a name of its own does not change it.
 
     Raises:
-        DataError: the tag is not in `LANGUAGES`. The message lists similar tags.
+        DataError: the tag has no name. The message lists similar tags.
     """
-    if language in LANGUAGES:
-        return LANGUAGES[language]
+    name = _name(language)
+    if name is not None:
+        return name
     tags = {tag: tag for tag in LANGUAGES} | {name.lower(): tag for tag, name in LANGUAGES.items()}
     near = dict.fromkeys(tags[match] for match in difflib.get_close_matches(language.strip().lower(), tags, n=5))
     shown = ", ".join(f"{tag} ({LANGUAGES[tag]})" for tag in near)
@@ -194,7 +242,7 @@ def crosslingual_instruction(english_instruction: str, language: str) -> str:
     """Return G(x) of Eq. 8: the English instruction, after the prefix P(l) unless the language is English.
 
     Raises:
-        DataError: the language is not in `LANGUAGES`.
+        DataError: the language has no name.
     """
     if language == ENGLISH:
         return english_instruction
@@ -205,6 +253,6 @@ def translation_instruction(text: str, language: str) -> str:
     """Return the prompt that asks for the translation of a text into a language (Eq. 14).
 
     Raises:
-        DataError: the language is not in `LANGUAGES`.
+        DataError: the language has no name.
     """
     return TRANSLATION_PROMPT.format(language=language_name(language), text=text)

@@ -320,8 +320,8 @@ def test_votes_most_decide_and_what_is_wrong_is_counted(tmp_path: Path) -> None:
 
 def test_files_that_are_no_votes(tmp_path: Path) -> None:
     file = tmp_path / "votes.csv"
-    file.write_text("id;choice\np1;a\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"needs the columns id and choice; it has 'id;choice'\. Save it with commas"):
+    file.write_text("id|choice\np1|a\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"needs the columns id and choice; it has 'id\|choice'"):
         Votes(str(file))
     with pytest.raises(DataError, match="is no file"):
         Votes(str(tmp_path / "none.csv"))

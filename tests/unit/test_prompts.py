@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Dropped, Prompt
-from crosspref.data.rows import RowError
+from crosspref.data.rows import RowError, is_blank
 from crosspref.errors import DataError
 from crosspref.recipe.sections import PromptSettings
 
@@ -162,7 +162,11 @@ def test_text_is_kept_as_it_is(tmp_path):
     assert load(write_folder(tmp_path / "x", texts), ["es"]).prompts == prompts_of(texts, ["en", "es"], "a")
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=5))
+def is_seen(text):
+    return not is_blank(text)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(is_seen), min_size=1, max_size=5))
 def test_any_text_survives_jsonl_and_csv(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")
     rows = [{"id": number, "en": text, "es": text[::-1] + "."} for number, text in enumerate(texts)]
@@ -352,7 +356,7 @@ FAULTS = {  # what writes the source, the languages, and what the error says
     "English column missing": (rows_at("x.csv", {"id": 1, "es": "x"}), ["es"], "for: en. .* there: es"),
     "no language file": (lambda folder: Path(write(folder / "a.jsonl", WIDE)).parent, ["es"], "there: a.jsonl"),
     "two files of a language": (folder_of(ES_csv=WIDE), ["es"], "two files for es: ES.csv, es.jsonl"),
-    "two columns": (rows_at("x.jsonl", {"id": 1, "en": "", "es": "", "ES": ""}), ["es"], "es: 'es', 'ES'"),
+    "two columns": (rows_at("x.jsonl", {"id": 1, "en": "", "es": "", "ES": ""}), ["es"], "two columns for es: es, ES"),
     "no id column": (rows_at("x.csv", {"en": "x", "es": "y"}), ["es"], "no id column.*: en, es. .*id_column"),
     "no text column": (folder_of(es_jsonl=[{"id": 1, "texto": ""}]), ["es"], "es.jsonl has no text .*: id, texto"),
     "neither long nor wide": (rows_at("x.jsonl", {"id": 1, "text": "x"}), ["es"], "neither long.*: id, text"),
@@ -478,7 +482,7 @@ def test_a_number_and_the_same_text_are_one_id(tmp_path):
     assert load(source, [], on_problem="drop").prompts == [Prompt("2", "en", "z")]
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, [1]])
+@pytest.mark.parametrize("value", [None, "", "  ", True, 1e300, [1]])
 def test_no_id(tmp_path, value):
     source = write(tmp_path / "x.jsonl", [*WIDE, WIDE[0] | {"id": value}])
     check(source, (source, 4, None, None), in_all(f"{source}:4", "no id"), f"{value!r} in the column 'id'")

@@ -9,7 +9,7 @@ from crosspref.commands import TABLE, add_set, languages_of
 from crosspref.data.records import Measure, Response, Score
 from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
-from crosspref.languages import language_name
+from crosspref.languages import as_tag, language_name
 from crosspref.maths.reward import PER_TOKEN
 from crosspref.recipe.files import load_settings, stage_settings
 from crosspref.recipe.stages import EvaluateStage
@@ -90,7 +90,7 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     if len(judge) == 1:
         overrides.append(f"judge.url={judge[0]}")
     settings = load_settings(EvaluationSettings, options.file, overrides)
-    languages = None if options.languages is None else options.languages.split(",")
+    languages = None if options.languages is None else [as_tag(name) for name in options.languages.split(",")]
     for language in languages or ():
         language_name(language)
     reporter = Reporter()

@@ -12,7 +12,7 @@ from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TranslateStage
 from crosspref.run.progress import Reporter
-from crosspref.stages.translate import translate
+from crosspref.stages.translate import UNIDENTIFIED, translate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,8 @@ def execute(options: argparse.Namespace) -> None:
     translations: list[Translation] = []
     with closing(translator), Reporter().step("translate", len(foreign)) as meter:
         for language in dict.fromkeys(row.language for row in foreign):
+            if engines.identifier(language) is None:
+                Reporter().say(f"translate {language}{UNIDENTIFIED}")
             translations += translate(
                 [(row, ENGLISH) for row in foreign if row.language == language],
                 translator,

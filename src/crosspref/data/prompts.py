@@ -15,12 +15,13 @@ from crosspref.data.sources import (
     LANGUAGE_COLUMNS,
     TEXT_COLUMNS,
     Part,
-    as_tag,
+    match_languages,
+    name_tags,
     read_source,
     require_languages,
 )
 from crosspref.errors import DataError
-from crosspref.languages import ENGLISH, LANGUAGES, language_name
+from crosspref.languages import ENGLISH, as_tag, is_language, language_name
 from crosspref.recipe.sections import PromptSettings
 
 UNDETERMINED = "und"
@@ -41,12 +42,16 @@ class LoadedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which column is what: ``texts`` maps languages to text columns, and is empty where a row names its language."""
+    """Which column is what: ``texts`` maps languages to text columns, and is empty where a row names its language.
+
+    ``tags`` then maps what rows say to the wanted languages.
+    """
 
     id_column: str
     texts: dict[str, str]
     language_column: str
     text_column: str
+    tags: dict[str, str]
 
     def languages(self) -> tuple[str, ...]:
         """Return the languages of a row of which nothing is known."""
@@ -127,40 +132,29 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
                 f"{part.name} has no text column: none of {', '.join(TEXT_COLUMNS)}. {seen}. "
                 "Name it with `prompts.text_column`."
             )
-        return _Layout(prompt_id, {part.language: text} if part.language else {}, language or "", text)
-    texts = _language_columns(part, there, prompt_id)
-    if not any(tag in texts for tag in wanted):
+        if part.language or language is None:
+            return _Layout(prompt_id, {part.language: text} if part.language else {}, "", text, {})
+        return _Layout(prompt_id, {}, language, text, _row_tags(part, wanted, language))
+    texts = name_tags(f"{part.name} has two columns", [column for column in there if column != prompt_id])
+    tags = match_languages(part.name, texts, wanted)
+    if not tags:
         raise DataError(
             f"{part.name} is neither long (columns id, language, instruction) nor wide (columns id, en, es, ...). "
             f"{seen}. Name them with `prompts.text_column` and `prompts.language_column`."
         )
-    require_languages(part.name, f"column (besides the id column {prompt_id!r})", wanted, list(texts))
-    return _Layout(prompt_id, {tag: texts[tag] for tag in wanted}, "", "")
-
-
-def _language_columns(part: Part, there: Sequence[str], id_column: str) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for column in there:
-        tag = as_tag(column)
-        if tag not in LANGUAGES or column == id_column:
-            continue
-        if tag in texts:
-            raise DataError(f"{part.name} has two columns for {tag}: {texts[tag]!r}, {column!r}. Rename one.")
-        texts[tag] = column
-    return texts
+    require_languages(part.name, f"column (besides the id column {prompt_id!r})", wanted, [*tags, *texts])
+    return _Layout(prompt_id, {language: texts[tags[language]] for language in wanted}, "", "", {})
 
 
 def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems: list[Problem]) -> Iterator[_Cell]:
     """Yield what a part has in the wanted languages; rows and texts that cannot be used are added to the problems."""
     part.check()
     layout = _layout(part, wanted, settings)
-    if not layout.texts:
-        _check_long(part, wanted, layout.language_column)
     for row in part.rows:
         if row.broken:
             problems.append(row.problem("broken row", row.broken, part.language, affects=layout.languages()))
             continue
-        texts = _texts(row, wanted, layout, problems)
+        texts = _texts(row, layout, problems)
         value = row.values.get(layout.id_column)
         prompt_id = read_id(value)
         if texts and prompt_id is None:
@@ -174,20 +168,22 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
                 yield cell
 
 
-def _check_long(part: Part, wanted: Sequence[str], language_column: str) -> None:
+def _row_tags(part: Part, wanted: Sequence[str], language_column: str) -> dict[str, str]:
     values = [row.values.get(language_column) for row in part.rows]
     there = list(dict.fromkeys(as_tag(value) for value in values if isinstance(value, str)))
-    require_languages(part.name, f"row (column {language_column!r})", wanted, there)
+    tags = match_languages(part.name, there, wanted)
+    require_languages(part.name, f"row (column {language_column!r})", wanted, [*tags, *there])
+    return {tag: language for language, tag in tags.items()}
 
 
-def _texts(row: Row, wanted: Sequence[str], layout: _Layout, problems: list[Problem]) -> list[tuple[str, object]]:
+def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str, object]]:
     """Return the wanted languages of a row with the values that should be their texts."""
     if layout.texts:
         return [(language, row.values.get(column)) for language, column in layout.texts.items()]
     value = row.values.get(layout.language_column)
     tag = as_tag(value) if isinstance(value, str) else ""
-    if tag in LANGUAGES:
-        return [(tag, row.values.get(layout.text_column))] if tag in wanted else []
+    if is_language(tag):
+        return [(layout.tags[tag], row.values.get(layout.text_column))] if tag in layout.tags else []
     detail = f"the language is {value!r}, which is no tag"
     if tag:
         try:

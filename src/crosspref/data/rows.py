@@ -1,15 +1,20 @@
 """The one reader of files with rows: JSONL, JSON, CSV and Parquet, and what can be wrong with a row.
 
 A line that is no record becomes a `Row` that is ``broken``, so that the caller can report it and carry on; what makes a
-whole file unreadable is a `DataError`. Nothing here knows which columns matter.
+whole file unreadable is a `DataError`. Nothing here knows which columns matter. Files come from strangers, so their
+size, the depth of their JSON and the length of their texts are bounded.
 """
 
 import csv
 import json
 import math
+import unicodedata
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +23,26 @@ from crosspref.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_PIECE_BYTES = 2**24
+_UUID_BYTES = 16
+_UNSEEN_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"))
+"""Controls, formats (zero-width and directional marks), separators, and marks that need a character before them."""
+
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Characters of other categories that are blank: the fillers of Hangul, and Braille without a dot."""
+
 _SHOWN = 20
+
+_MOST_BYTES = 4 * 2**30
+"""What a file may hold, unpacked: a few kilobytes of a hostile one can unpack to more than the memory."""
+
+_MOST_ROWS = 10_000_000
+_MOST_LEVELS = 64
+"""How deep objects and lists of a row may be nested; deeper ones would exhaust the interpreter's stack later."""
+
+_MOST_CHARACTERS = 10_000_000
+"""How long a text may be: no model reads so much, and a tokenizer would take minutes to find that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,46 +131,125 @@ def column_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
+def split_name(file: PurePath) -> tuple[str, str, str | None]:
+    """Return the stem, the ending, and the compression of a file's name: ``es.jsonl.gz`` is es, .jsonl and gzip."""
+    compression = _COMPRESSIONS.get(file.suffix.lower())
+    inner = PurePath(file.stem) if compression else file
+    ending = inner.suffix.lower()
+    if compression and ending == ".parquet":  # which is compressed inside
+        return file.stem, file.suffix.lower(), None
+    return inner.stem, ending, compression
+
+
 def read_file(file: Path, name: str) -> list[Row]:
     """Return the rows of a file in file order; ``name`` is what messages call it.
 
     Raises:
-        DataError: the file is of an unknown kind or cannot be read as a whole.
+        DataError: the file is of an unknown kind, is too large, or cannot be read as a whole.
     """
-    suffix = PurePath(file.name).suffix.lower()
-    if suffix not in READERS:
-        raise DataError(f"{name}: files of kind {suffix!r} cannot be read. Known kinds: {', '.join(READERS)}.")
+    _, ending, _ = split_name(file)
+    if ending not in READERS:
+        known = f"Known kinds: {', '.join(READERS)}; those of text also with {' or '.join(_COMPRESSIONS)} after it."
+        raise DataError(f"{name}: files of kind {ending!r} cannot be read. {known}")
     try:
-        return list(READERS[suffix](file, name))
+        return list(READERS[ending](file, name))
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error}") from error
+
+
+def _too_large(name: str, holds: str) -> DataError:
+    most = f"{_MOST_BYTES / 2**30:.0f} GiB (unpacked) or {_MOST_ROWS:,} rows"
+    return DataError(f"{name} holds {holds}, and a file of more than {most} is not read. Split it.")
 
 
 def read_parquet(file: Path, name: str) -> pa.Table:
     """Return the table in a Parquet file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, is too large, or has two columns of one name.
     """
     try:
-        return pq.ParquetFile(file).read()
+        parquet = pq.ParquetFile(file)
+        if parquet.metadata.num_rows > _MOST_ROWS:
+            raise _too_large(name, f"{parquet.metadata.num_rows:,} rows")
+        batches, size = [], 0
+        for batch in parquet.iter_batches(batch_size=4096):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > _MOST_BYTES:
+                raise _too_large(name, "more")
+        table = pa.Table.from_batches(batches, parquet.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}") from error
+    repeated = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    if repeated:
+        raise DataError(f"{name} has more than one column called {', '.join(repeated)}. Rename one.")
+    return table
 
 
 def _parquet_rows(file: Path, name: str) -> Iterator[Row]:
-    for number, values in enumerate(read_parquet(file, name).to_pylist(), start=1):
-        yield Row(name, number, values)
+    return table_rows(read_parquet(file, name), name)
+
+
+def table_rows(table: pa.Table, name: str) -> Iterator[Row]:
+    """Yield the rows of an Arrow table.
+
+    Raises:
+        DataError: a column has values that cannot be told.
+    """
+    columns = [_column_values(table[column], f"{name}, column {column!r}") for column in table.column_names]
+    for number, values in enumerate(zip(*columns, strict=True), start=1):
+        yield Row(name, number, dict(zip(table.column_names, values, strict=True)))
+
+
+def _column_values(column: pa.ChunkedArray, name: str) -> list[object]:
+    """Return a column's values; bytes become the text or the UUIDs that they are, where they are one of the two."""
+    try:
+        values: list[object] = column.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(f"{name} of type {column.type} cannot be read: {error}. Convert it or leave it out.") from error
+    if not any(isinstance(value, bytes) for value in values):
+        return values
+    texts = [_text_of(value) if isinstance(value, bytes) else value for value in values]
+    given = [value for value in values if isinstance(value, bytes)]
+    if all(len(value) == _UUID_BYTES for value in given) and any(isinstance(text, bytes) for text in texts):
+        return [uuid.UUID(bytes=value) if isinstance(value, bytes) else value for value in values]
+    return texts
+
+
+def _text_of(value: bytes) -> str | bytes:
+    """Return the text of bytes in UTF-8, as old writers leave it in Parquet, or the bytes if they are none."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return value
+    return value if any(character < " " and character not in "\t\n\r" for character in text) else text
+
+
+def _content(file: Path, name: str) -> bytes:
+    """Return what is in a file, unpacked."""
+    _, _, compression = split_name(file)
+    pieces, size = [], 0
+    with pa.input_stream(str(file), compression=compression) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MOST_BYTES:
+                raise _too_large(name, "more")
+    return b"".join(pieces)
 
 
 def _lines(file: Path, name: str) -> list[tuple[str, str]]:
-    r"""Return the lines of a UTF-8 file, split at ``\n`` only, each with what is wrong if it is in another encoding."""
-    data = file.read_bytes()
+    """Return the lines of a UTF-8 file with their ends, each with what is wrong if it is in another encoding."""
+    data = _content(file, name)
     if data.startswith(_UTF16_BOMS):
         raise DataError(f"{name} is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 {file.name} > NEW")
+    count = data.count(b"\n") + data.count(b"\r")
+    if count > 2 * _MOST_ROWS:
+        raise _too_large(name, f"{count:,} line ends")
     offset = len(_BOM) if data.startswith(_BOM) else 0
     lines = []
-    for line in data[offset:].split(b"\n"):
+    for line in data[offset:].splitlines(keepends=True):  # of bytes: at \n, \r\n and \r, and nothing else
         try:
             lines.append((line.decode(), ""))
         except UnicodeDecodeError as error:
@@ -155,8 +258,49 @@ def _lines(file: Path, name: str) -> list[tuple[str, str]]:
                 f"as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 (or whichever encoding it was written in)"
             )
             lines.append((line.decode(errors="replace"), broken))
-        offset += len(line) + 1
-    return lines if lines[-1][0] else lines[:-1]
+        offset += len(line)
+    return lines
+
+
+class _Repeated(dict[str, object]):
+    """A JSON object in which ``key`` stands more than once."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    keys = [key for key, _ in pairs]
+    repeated = _Repeated(values)
+    repeated.key = next(key for key in keys if keys.count(key) > 1)
+    return repeated
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text that may come from anybody.
+
+    Raises:
+        ValueError: it is not valid, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
+
+
+def _json_fault(value: object, levels: int = _MOST_LEVELS) -> str:
+    """Return what is wrong with a value that JSON allows and a row does not, or nothing."""
+    if isinstance(value, _Repeated):
+        return f"the key {value.key!r} stands in one object more than once"
+    if not isinstance(value, dict | list):
+        return ""
+    if levels == 0:
+        return f"it is nested more than {_MOST_LEVELS} levels deep"
+    inner = value.values() if isinstance(value, dict) else value
+    faults = (_json_fault(each, levels - 1) for each in inner if isinstance(each, dict | list))
+    return next((fault for fault in faults if fault), "")
 
 
 def _jsonl_rows(file: Path, name: str) -> Iterator[Row]:
@@ -166,7 +310,7 @@ def _jsonl_rows(file: Path, name: str) -> Iterator[Row]:
             yield Row(name, number, {}, broken)
         elif text.strip():
             try:
-                yield _json_row(name, number, json.loads(text))
+                yield _json_row(name, number, parse_json(text))
             except ValueError as error:
                 yield Row(name, number, {}, f"the line is not valid JSON: {error}")
 
@@ -178,7 +322,7 @@ def _json_rows(file: Path, name: str) -> Iterator[Row]:
         if broken:
             raise Row(name, number, {}).error(broken)
     try:
-        items = json.loads("\n".join(text for text, _ in lines))
+        items = parse_json("".join(text for text, _ in lines))
     except ValueError as error:
         raise DataError(f"{name} is not valid JSON: {error}. If each line is an object, name it .jsonl.") from error
     if not isinstance(items, list):
@@ -188,16 +332,25 @@ def _json_rows(file: Path, name: str) -> Iterator[Row]:
 
 
 def _json_row(name: str, number: int, value: object) -> Row:
-    if isinstance(value, dict):
-        return Row(name, number, value)
-    return Row(name, number, {}, f"a row must be a JSON object, not {type(value).__name__}")
+    if not isinstance(value, dict):
+        return Row(name, number, {}, f"a row must be a JSON object, not {type(value).__name__}")
+    fault = _json_fault(value)
+    return Row(name, number, {} if fault else value, fault)
 
 
-def _csv_rows(file: Path, name: str) -> Iterator[Row]:
-    """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped."""
+def _tsv_rows(file: Path, name: str) -> Iterator[Row]:
+    return _csv_rows(file, name, "\t")
+
+
+def _csv_rows(file: Path, name: str, delimiter: str | None = None) -> Iterator[Row]:
+    """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped.
+
+    Without a delimiter it is the one that the header shows: a comma, or else a semicolon or a tab.
+    """
     lines = _lines(file, name)
     broken = {number: fault for number, (_, fault) in enumerate(lines, start=1) if fault}
-    records = _csv_records([text + "\n" for text, _ in lines])
+    texts = [text for text, _ in lines]
+    records = _csv_records(texts, delimiter or _delimiter(texts))
     _, _, header = next(records, (1, 1, []))
     if isinstance(header, str) or 1 in broken:
         raise Row(name, 1, {}).error(f"the header cannot be read: {broken.get(1, header)}")
@@ -213,12 +366,22 @@ def _csv_rows(file: Path, name: str) -> Iterator[Row]:
         yield Row(name, first, {} if fault else dict(zip(header, fields, strict=True)), fault)
 
 
-def _csv_records(lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]:
+def _delimiter(lines: list[str]) -> str:
+    """Return what separates the columns of the header: a comma if it has one, as it should."""
+    there = []
+    for delimiter in ",;\t":
+        _, _, header = next(_csv_records(lines, delimiter), (1, 1, []))
+        if isinstance(header, list) and len(header) > 1:
+            there.append(delimiter)
+    return there[0] if len(there) == 1 else ","
+
+
+def _csv_records(lines: list[str], delimiter: str) -> Iterator[tuple[int, int, list[str] | str]]:
     """Yield first line, last line, and fields of each record; what is wrong stands in the place of the fields."""
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, sum(map(len, lines))))  # otherwise texts over 131,072 characters are refused
     try:
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         while True:
             first = reader.line_num + 1
             try:
@@ -239,29 +402,54 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _json_rows,
     ".parquet": _parquet_rows,
     ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
 }
 """The kinds of files that can be read, by the ending of their name."""
 
 
 def read_id(value: object) -> str | None:
     """Return an id as a string, or None if it is none; whole numbers lose the decimal point that some tables add."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float | Decimal):
+        value = _as_written(value)
+    elif isinstance(value, uuid.UUID):
+        value = str(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)
-    return text if text.strip() and is_unicode(text) else None
+    return text if not is_blank(text) and is_unicode(text) else None
+
+
+def _as_written(value: float | Decimal) -> str | int | None:
+    """Return a decimal number as somebody would write it, or None if it may stand for several."""
+    if not math.isfinite(value):
+        return None
+    if isinstance(value, float) and abs(value) >= 2**53:  # from where on several whole numbers are one float
+        return None
+    if value == int(value):
+        return int(value)
+    return repr(value) if isinstance(value, float) else f"{value.normalize():f}"
 
 
 def text_problem(value: object) -> tuple[str, str] | None:
     """Return reason and detail of what keeps a value from being a text, or None if it is one."""
     if not isinstance(value, str):
         return "not text", f"the value is {type(value).__name__}, not text: {str(value)[:60]}"
-    if not value.strip():
-        return "empty text", "the text is only white space" if value else "the text is empty"
+    if is_blank(value):
+        if not value.strip():
+            return "empty text", "the text is only white space" if value else "the text is empty"
+        return "empty text", "no character of the text can be seen"
+    if len(value) > _MOST_CHARACTERS:
+        return "long text", f"the text has {len(value):,} characters, and more than {_MOST_CHARACTERS:,} are not read"
     if not is_unicode(value):
         return "broken text", "the text holds half of a surrogate pair, which is no character"
     return None
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether nothing of a text can be seen: it has only white space, zero-width and control characters."""
+    return all(
+        unicodedata.category(character) in _UNSEEN_CATEGORIES or character in _FILLERS for character in text.strip()
+    )
 
 
 def is_unicode(text: str) -> bool:

@@ -6,13 +6,13 @@ with a config per language. `read_languages` returns the rows of each language f
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosspref.data.rows import READERS, Row, column_names, read_file
+from crosspref.data.rows import READERS, Row, column_names, read_file, split_name, table_rows
 from crosspref.errors import DataError
-from crosspref.languages import LANGUAGES, language_name
+from crosspref.languages import LANGUAGES, as_tag, is_language, language_name
 
 ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
@@ -53,19 +53,52 @@ class Part:
             raise DataError(f"{self.name}: none of its {len(self.rows)} rows can be read. {first}")
 
 
-def as_tag(name: str) -> str:
-    """Return a file's, column's or config's name in the spelling of language tags: ``pt_BR`` becomes ``pt-br``."""
-    return name.strip().lower().replace("_", "-")
+def name_tags(where: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the names that are languages, such as ``pt_BR``, by their tags.
+
+    Raises:
+        DataError: two names are one language; ``where`` says what has them, and of which kind.
+    """
+    by_tag: dict[str, str] = {}
+    for name in names:
+        tag = as_tag(name)
+        if is_language(tag) and by_tag.setdefault(tag, name) != name:
+            raise DataError(f"{where} for {tag}: {by_tag[tag]}, {name}. Keep one, or rename one.")
+    return by_tag
+
+
+def match_languages(where: str, there: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Return the tag that stands for each wanted language: itself, or else the only one that narrows it.
+
+    So ``zh`` is read from ``zh-cn``, unless there is also ``zh-tw``, or ``zh-cn`` is wanted too. What is not there is
+    left out.
+
+    Raises:
+        DataError: there are several that narrow a language.
+    """
+    tags, found = list(there), {}
+    for language in wanted:
+        narrower = [tag for tag in tags if tag.startswith(f"{language}-") and tag not in wanted]
+        if language in tags:
+            found[language] = language
+        elif len(narrower) > 1:
+            raise DataError(
+                f"{where} has {' and '.join(narrower)}, and which of them is meant by {language} cannot be told. Name "
+                "one of them in `languages`."
+            )
+        elif narrower:
+            found[language] = narrower[0]
+    return found
 
 
 def require_languages(where: str, what: str, wanted: Sequence[str], there: Sequence[str]) -> None:
     """Raise a DataError for languages that a source does not have at all; ``what`` is what holds one language."""
     missing = [language for language in wanted if language not in there]
     if missing:
+        found = ", ".join(dict.fromkeys(there)) or "none"
         raise DataError(
-            f"{where} has no {what} for: {', '.join(missing)}. Languages found there: {', '.join(there) or 'none'}. "
-            "Add what is missing, or take the language out of `languages` (English is always needed: the reward is "
-            "computed with it)."
+            f"{where} has no {what} for: {', '.join(missing)}. Languages found there: {found}. Add what is missing, or "
+            "take the language out of `languages` (English is always needed: the reward is computed with it)."
         )
 
 
@@ -117,7 +150,7 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
     if path.exists():
         return _local_parts(path, source, languages)
     match = _HUB_ID.fullmatch(source)
-    if match is None or path.suffix.lower() in READERS or Path(path.parts[0]).is_dir():
+    if match is None or split_name(path)[1] in READERS or Path(path.parts[0]).is_dir():
         raise DataError(
             f"{source!r} was taken for a path, and there is no such file or folder (looked in {Path.cwd()}). A hub "
             f"dataset is written owner/name, or {_HUB}owner/name where that looks like a path."
@@ -136,9 +169,14 @@ def _local_parts(place: Path, source: str, languages: Sequence[str]) -> list[Par
             f"{', '.join(names[:20]) or 'none'}. A directory that is laid out as a hub dataset is read with "
             f"{_HUB}{source}."
         )
-    require_languages(f"the folder {source}", "file {language}.jsonl (.parquet, .csv)", languages, list(files))
-    names = [f"{source.rstrip('/')}/{files[language].name}" for language in languages]
-    return [Part(name, tag, read_file(files[tag], name)) for tag, name in zip(languages, names, strict=True)]
+    tags = match_languages(f"the folder {source}", files, languages)
+    require_languages(f"the folder {source}", "file {language}.jsonl (.parquet, .csv)", languages, [*tags, *files])
+    parts = []
+    for language in languages:
+        tag = tags[language]
+        name = f"{source.rstrip('/')}/{files[tag].name}"
+        parts.append(Part(name, language, read_language(files[tag], name, tag)))
+    return parts
 
 
 def language_files(folder: Path, name: str, inside: str | None = None) -> dict[str, Path]:
@@ -149,22 +187,56 @@ def language_files(folder: Path, name: str, inside: str | None = None) -> dict[s
     Raises:
         DataError: a language has two files.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, tuple[str, Path]] = {}
     for entry in sorted(folder.iterdir()):
-        tag = as_tag(entry.stem if entry.is_file() else entry.name)
-        if tag not in LANGUAGES:
-            continue
-        candidates = [entry]
         if entry.is_dir() and inside is not None:
-            candidates = [entry / f"{inside}{suffix}" for suffix in READERS]
-            candidates = [file for file in candidates if file.is_file()][:1] or sorted((entry / inside).glob("*"))
-        for file in candidates:
-            if file.is_file() and file.suffix.lower() in READERS:
-                if tag in files:
-                    pair = f"{files[tag].relative_to(folder)}, {file.relative_to(folder)}"
-                    raise DataError(f"the folder {name} has two files for {tag}: {pair}. Keep one.")
-                files[tag] = file
-    return files
+            within = [file for file in _data_files(entry) if split_name(file)[0] == inside]
+            within += _data_files(entry / inside) if (entry / inside).is_dir() else []
+            files |= {str(file.relative_to(folder)): (as_tag(entry.name), file) for file in within}
+    files |= {file.name: (as_tag(split_name(file)[0]), file) for file in _data_files(folder)}
+    by_tag: dict[str, str] = {}
+    for shown, (tag, _) in sorted(files.items()):
+        if is_language(tag) and by_tag.setdefault(tag, shown) != shown:
+            raise DataError(f"the folder {name} has two files for {tag}: {by_tag[tag]}, {shown}. Keep one.")
+    return {tag: files[shown][1] for tag, shown in by_tag.items()}
+
+
+def all_language_files(folder: Path, name: str, inside: str | None = None) -> dict[str, Path]:
+    """Return what `language_files` does, where nobody said which languages there should be.
+
+    Raises:
+        DataError: a language has two files, or a file has a language's name and not its tag: it would not be missed.
+    """
+    tags = {english.lower(): tag for tag, english in LANGUAGES.items()}
+    for file in _data_files(folder):
+        stem = split_name(file)[0].strip().lower()
+        if stem in tags:
+            raise DataError(
+                f"the folder {name} has a file for each language, which must be named after the language's tag. Rename "
+                f"{file.name} so that it begins with {tags[stem]}, or put it elsewhere."
+            )
+    return language_files(folder, name, inside)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Return the files with rows in a folder, without hidden ones, which editors and archives leave."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if split_name(file)[1] in READERS]
+
+
+def read_language(file: Path, name: str, language: str) -> list[Row]:
+    """Return the rows of the file of one language; those that say that they are in another one are broken."""
+    return list(_of_language(read_file(file, name), language))
+
+
+def _of_language(rows: Iterable[Row], language: str) -> Iterator[Row]:
+    for row in rows:
+        value = first_of(row, LANGUAGE_COLUMNS)
+        tag = as_tag(value) if isinstance(value, str) else language
+        if is_language(tag) and not f"{tag}-".startswith(f"{language}-") and not f"{language}-".startswith(f"{tag}-"):
+            yield Row(row.file, row.number, {}, f"its language is {value}, and the file is named after {language}")
+        else:
+            yield row
 
 
 def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str]) -> list[Part]:
@@ -177,17 +249,17 @@ def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str
     def load(name: str | None, language: str | None) -> Part:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
         shown = f"{path}:{name}#{split}" if name else f"{path}#{split}"
-        batches = dataset.with_format("arrow").iter(batch_size=1000)
-        values = (row for batch in batches for row in batch.to_pylist())
-        return Part(shown, language, [Row(shown, number, row) for number, row in enumerate(values, start=1)])
+        rows = table_rows(dataset.with_format("arrow")[:], shown)
+        return Part(shown, language, list(rows if language is None else _of_language(rows, as_tag(name or ""))))
 
     try:
         configs = [] if config else datasets.get_dataset_config_names(path, revision=revision)
-        by_tag = {as_tag(name): name for name in configs if as_tag(name) in LANGUAGES}
+        by_tag = name_tags(f"the hub dataset {path} has two configs", configs)
         if not by_tag:
             return [load(config, None)]
-        require_languages(f"the hub dataset {path}", "config", languages, list(by_tag))
-        return [load(by_tag[language], language) for language in languages]
+        tags = match_languages(f"the hub dataset {path}", by_tag, languages)
+        require_languages(f"the hub dataset {path}", "config", languages, [*tags, *by_tag])
+        return [load(by_tag[tags[language]], language) for language in languages]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise DataError(
@@ -207,15 +279,16 @@ def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = language_files(path, source, inside)
+        files = (all_language_files if wanted is None else language_files)(path, source, inside)
         if not files:
             raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
-        by_language = {language: read_file(file, str(file)) for language, file in files.items()}
-    elif path.is_file():
-        by_language = _by_column(read_file(path, f"{what} {source}"), wanted)
-    else:
+        tags = match_languages(f"{what}: the directory {source}", files, list(files) if wanted is None else wanted)
+        return {language: read_language(files[tag], str(files[tag]), tag) for language, tag in tags.items()}
+    if not path.is_file():
         raise DataError(f"{what}: there is no file or directory {source}.")
-    return {language: rows for language, rows in by_language.items() if wanted is None or language in wanted}
+    rows = _by_column(read_file(path, f"{what} {source}"), wanted)
+    tags = match_languages(f"{what} {source}", rows, list(rows) if wanted is None else wanted)
+    return {language: rows[tag] for language, tag in tags.items()}
 
 
 def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, list[Row]]:
@@ -226,13 +299,12 @@ def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, l
         # A broken row is counted in the language that it stands in: items are found by their place there.
         language = tag or (None if row.values else _language_around(tags, place, row))
         if language is not None:
-            if wanted is None:
-                try:
-                    language_name(language)
-                except DataError as error:
-                    raise row.error(str(error)) from None
+            try:
+                language_name(language)
+            except DataError as error:
+                raise row.error(str(error)) from None
             by_language.setdefault(language, []).append(row)
-        elif wanted is not None and len(wanted) == 1:
+        elif wanted is not None and len(wanted) == 1 and not any(tags):
             by_language.setdefault(wanted[0], []).append(row)
         elif row.values:
             raise row.error(

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
-from crosspref.data.rows import Row, column_names, read_file, read_parquet
+from crosspref.data.rows import Row, column_names, read_file, read_parquet, split_name
 from crosspref.errors import DataError
+from crosspref.languages import as_tag
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None},
@@ -28,6 +29,8 @@ KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "oth
 
 def read_rows(path: str | Path, kind: type) -> list[Any]:
     """Read the rows of one kind from a ``.parquet`` or ``.jsonl`` file; other columns are left out.
+
+    JSONL may be compressed, as ``.jsonl.gz`` or ``.jsonl.zst``.
 
     Of a directory, such as a run's ``iteration_1/responses``, all ``.parquet`` files below it are read, in the order of
     their paths.
@@ -45,9 +48,11 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
         _check_keys(rows, path, range(1, len(rows) + 1))
         return rows
     table, numbers = _read(path)
-    if path.suffix == ".jsonl" and not table.column_names:
+    if split_name(path)[1] == ".jsonl" and not table.column_names:
         return []  # without a line there is no object that would name the columns
     columns = {field.name: _column(path, table, numbers, field, kind) for field in fields(kind)}
+    for name in columns.keys() & {"language", "target"}:
+        columns[name] = _tags(columns[name])
     if kind is Response and "sample" not in table.column_names:
         columns["sample"] = _numbered(columns)
     rows = from_table(pa.table(columns), kind)
@@ -79,10 +84,11 @@ def _read(path: Path) -> tuple[pa.Table, Sequence[int]]:
     """Return every column that any row has, and the number of each row in the file."""
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
-    if path.suffix == ".parquet":
+    ending = split_name(path)[1]
+    if ending == ".parquet":
         table = read_parquet(path, str(path))
         return table, range(1, len(table) + 1)
-    if path.suffix != ".jsonl":
+    if ending != ".jsonl":
         raise DataError(f"{path} must end with .parquet or .jsonl.")
     rows = read_file(path, str(path))
     for row in rows:
@@ -116,6 +122,13 @@ def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[An
         number = numbers[column.is_null().index(True).as_py()]
         raise Row(str(path), number, {}).error(f"the column {field.name!r} must not be empty")
     return column
+
+
+def _tags(column: pa.Array) -> pa.Array:
+    """Return the languages in the spelling of tags, of which a recipe's languages are."""
+    values = column.to_pylist()
+    tags = {value: as_tag(value) for value in set(values)}
+    return column if all(value == tag for value, tag in tags.items()) else pa.array([tags[value] for value in values])
 
 
 def _numbered(columns: dict[str, Any]) -> pa.Array:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from crosspref.languages import ENGLISH, LANGUAGES
+from crosspref.languages import ENGLISH, LANGUAGES, as_tag, is_language, language_name
 from crosspref.recipe.sections import (
     REFERENCE_FREE,
     AlignEnglishSettings,
@@ -33,16 +33,22 @@ from crosspref.recipe.sections import (
 
 
 def _check_languages(languages: list[str]) -> list[str]:
-    """Refuse unknown and repeated languages."""
-    faults = []
+    """Return the languages in the spelling of tags; refuse unknown and repeated ones."""
+    languages = [as_tag(language) for language in languages]
+    faults, named = [], dict[str, str]()
     for language in dict.fromkeys(languages):
-        if language not in LANGUAGES:
+        if is_language(language):
+            name = language_name(language)
+            other = named.setdefault(name, language)
+            if other != language:
+                faults.append(f"{other!r} and {language!r} are both {name} in the instruction; list one")
+        else:
             near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
             hint = f" (did you mean {', '.join(near)}?)" if near else ""
             faults.append(f"unknown language {language!r}{hint}")
         if languages.count(language) > 1:
             faults.append(f"{language!r} is listed more than once")
-    if any(language not in LANGUAGES for language in languages):
+    if not all(map(is_language, languages)):
         faults.append(f"known languages: {', '.join(sorted(LANGUAGES))}")
     if faults:
         raise ValueError("; ".join(faults))

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosspref.data.records import Agreement, Measure, Prompt, Response
-from crosspref.languages import LANGUAGES
+from crosspref.languages import language_name
 from crosspref.maths.estimate import Estimate
 from crosspref.reports.table import Report, label, printable, without_repeats
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
@@ -64,12 +64,16 @@ def measures_report(measures: Sequence[Measure]) -> Report:
         f"{' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} held-out prompts per "
         f"language. {INTERVALS}",
     ]
+    identified = {row.language for row in measures if row.measure == "right_language"}
+    others = [language for language in dict.fromkeys(row.language for row in measures) if language not in identified]
+    if others:
+        notes.insert(2, f"The language of responses cannot be identified for: {', '.join(others)}.")
     return Report(TITLE, ["language", "policy", *COLUMNS.values()], without_repeats(rows), notes)
 
 
 def answers_table(prompt: Prompt, answers: Mapping[str, Response]) -> Table:
     """Return a table for the screen of what several policies, by name, answered to one prompt, side by side."""
-    title = f"One held-out prompt, answered in {LANGUAGES[prompt.language]}: {_shown(prompt.instruction)}"
+    title = f"One held-out prompt, answered in {language_name(prompt.language)}: {_shown(prompt.instruction)}"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in answers:
         table.add_column(name, ratio=1, overflow="fold")

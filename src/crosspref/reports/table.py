@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosspref.languages import LANGUAGES
+from crosspref.languages import is_language, language_name
 from crosspref.maths.estimate import Estimate
 from crosspref.run.store import Unit, write_text
 
@@ -165,7 +165,7 @@ def print_reports(reports: Iterable[Report]) -> None:
 
 def label(language: str) -> str:
     """Return a language's tag and its name, as tables show them."""
-    return f"{language} {LANGUAGES.get(language, '')}".strip()
+    return f"{language} {language_name(language)}" if is_language(language) else language
 
 
 def without_repeats(rows: Sequence[Sequence[str]], same: int = 1) -> list[list[str]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from crosspref.data.records import Response, Translation
+from crosspref.data.rows import is_blank
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Advance, Sampled, Translator
@@ -23,6 +24,8 @@ comes near 1, since only the first turn is new; the embedded English answers rea
 
 WORD_CHARACTERS = 20
 """Text whose words are longer than this on average is taken as written without spaces (Chinese, Japanese, Thai)."""
+
+UNIDENTIFIED = "; the language cannot be identified, so a text that was left untranslated is not noticed"
 
 
 def phase(recipe: Recipe, iteration: int) -> Phase:
@@ -68,7 +71,9 @@ def translate_responses(job: Job, iteration: int) -> None:
         rows = [row for shard in shards if shard.language == language for row in shard.unit.rows(Translation)]
         failures = [row.failure for row in rows if row.failure is not None]
         reasons = ", ".join(f"{failures.count(reason)} {reason}" for reason in dict.fromkeys(failures))
-        job.reporter.say(f"{label} {language}: {len(rows) - len(failures)} translations, {reasons or 'none'} failed")
+        unidentified = "" if job.engines.identifier(language) else UNIDENTIFIED
+        made = f"{len(rows) - len(failures)} translations, {reasons or 'none'} failed{unidentified}"
+        job.reporter.say(f"{label} {language}: {made}")
 
 
 def translation_shards(job: Job, iteration: Iteration) -> list[TranslationShard]:
@@ -115,7 +120,7 @@ def translate(
         identify: tells a text's language, to find texts that were left untranslated; None if that is not to be checked.
         advance: called with finished responses and their tokens.
     """
-    with_text = [index for index, (response, _) in enumerate(requests) if response.text.strip()]
+    with_text = [index for index, (response, _) in enumerate(requests) if not is_blank(response.text)]
     advance(len(requests) - len(with_text), 0)
     texts = [(requests[index][0].text, requests[index][0].language, requests[index][1]) for index in with_text]
     translated = translator.translate(texts, advance) if texts else []
@@ -149,7 +154,7 @@ def _failure(
     Most loops only end at the token limit, so loops come first: a higher limit would not help them.
     """
     source, target = source.partition("-")[0], target.partition("-")[0]
-    if not answer.text.strip():
+    if is_blank(answer.text):
         return "empty"
     if _loops(answer):
         return "loops"

@@ -10,8 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.rows import parse_json
 from crosspref.errors import DataError, RunError
-from crosspref.languages import LANGUAGES
+from crosspref.languages import is_language
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text, printable
@@ -197,10 +198,10 @@ def _meaning(table: SuiteTable, lines: Sequence[Line]) -> list[str]:
 
 def _read(table: SuiteTable, file: Path, source: str, *, of_run: bool) -> list[Line]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         by_model: dict[str, list[dict[str, Any]]] = {}
         for row in content["rows"]:
-            if row["language"] not in (*LANGUAGES, MEAN):
+            if row["language"] != MEAN and not is_language(row["language"]):
                 raise ValueError(f"there is no language {row['language']!r}")
             if row.get("category", ALL) == ALL:
                 by_model.setdefault(str(row["model"]), []).append(row)

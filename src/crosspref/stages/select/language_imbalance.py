@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from crosspref.data.records import Dropped, Pair, Response, Translation, as_messages
+from crosspref.data.rows import is_blank
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.run.job import Job, digest_rows, settings_of
@@ -176,7 +177,7 @@ def _by_direction(
 def _answer(answer: Response | None, whose: str, truncated: str) -> _Side | _Why:
     if answer is None:
         return f"{whose} is missing"
-    if not answer.text.strip():
+    if is_blank(answer.text):
         return f"{whose} is empty"
     if truncated == "drop" and answer.finish_reason == "length":
         return f"{whose} is truncated"
@@ -188,7 +189,7 @@ def _translation(translation: Translation | None, source: _Side | _Why, whose: s
         return source
     if translation is None:
         return f"translation of {whose} is missing"
-    failure = translation.failure or (None if translation.text.strip() else "empty")
+    failure = translation.failure or ("empty" if is_blank(translation.text) else None)
     if failure:
         return f"translation of {whose} failed ({failure})"
     return _Side(translation.text, translation.token_ids or None, None)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from crosspref.data.rows import is_blank
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
 
@@ -53,6 +54,11 @@ class PairRules:
     settings: SelectSettings
     identify: Identify | None = None
     noise: float = 0.0
+
+    @property
+    def unidentified(self) -> bool:
+        """Tell whether responses in other languages should be dropped, and cannot be told."""
+        return self.settings.wrong_language == "drop" and self.identify is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +132,12 @@ def screen(part: Part, index: Mapping[str, int], rules: PairRules) -> Screened:
 
 
 def _is_empty(text: pa.StringArray) -> NDArray[np.bool_]:
-    """Tell which texts are empty or white space. Whole ones are looked at only where the first character is."""
+    """Tell of which texts nothing can be seen. Whole ones are looked at only where the first character is blank."""
     head = pc.utf8_slice_codeunits(text, 0, 1).dictionary_encode()
-    blank = np.array([not character.strip() for character in head.dictionary.to_pylist()], dtype=bool)
+    blank = np.array([is_blank(character) for character in head.dictionary.to_pylist()], dtype=bool)
     empty: NDArray[np.bool_] = blank[head.indices.to_numpy()]
     rows = np.flatnonzero(empty)
-    empty[rows] = [not each.strip() for each in text.take(rows).to_pylist()]
+    empty[rows] = [is_blank(each) for each in text.take(rows).to_pylist()]
     return empty
 
 

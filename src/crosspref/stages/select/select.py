@@ -30,6 +30,8 @@ class Selection:
     alpha: float
     length_differences: list[int]
     """len(chosen) - len(rejected) of each pair, in the unit of the penalty."""
+    unidentified: bool = False
+    """Whether responses in other languages should have been dropped, and could not be told."""
 
     @property
     def mean_length_difference(self) -> float:
@@ -49,7 +51,8 @@ class Selection:
         count = len(self.length_differences)
         dropped = "".join(f", {number} dropped: {reason}" for reason, number in self.reasons().items())
         penalty = f"; alpha {self.alpha:.3g}, mean length difference {self.mean_length_difference:+.1f}"
-        return f"{count} pairs{dropped}{penalty if count else ''}"
+        unidentified = "; responses in other languages are kept: this one cannot be identified"
+        return f"{count} pairs{dropped}{penalty if count else ''}{unidentified if self.unidentified else ''}"
 
     def curve(self) -> pa.Table:
         """Return the step curve of Eq. 15: from each ``alpha`` (-inf first) up to the next, the mean difference."""
@@ -95,7 +98,7 @@ def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Ta
         for number in np.flatnonzero(screening.counts[:, 0] < least).tolist()
     ]
     if not len(kept):
-        return Selection([], dropped, None, 0.0, [])
+        return Selection([], dropped, None, 0.0, [], rules.unidentified)
     solved = solve_flat(rows.reward, rows.length, offsets)
     alpha = solved.alpha if penalty.mode == "optimal" else penalty.alpha or 0.0
     if penalty.mode == "grid":
@@ -126,7 +129,7 @@ def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Ta
             ids = [prompt_ids[prompt] for prompt in kept[mine].tolist()]
             best_side, worst_side = ((rows.position[end] - low, penalised[end]) for end in (chosen, rejected))
             write(_pair_table(rules, ids, part, best_side, worst_side, alpha))
-    return Selection([], dropped, solved, alpha, differences)
+    return Selection([], dropped, solved, alpha, differences, rules.unidentified)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Questions to a judge, and how its answers are read. An answer that cannot be read is never guessed at."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.data.records import Message
+from crosspref.data.rows import parse_json
 from crosspref.errors import RecipeError
 
 DECORATION = " \t\r\n\"'`*.()[]"
@@ -137,7 +137,7 @@ def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, st
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text.strip().removeprefix("```json").strip("`"))
+        parse_json(text.strip().removeprefix("```json").strip("`"))
     except ValueError:
         return False
     return True

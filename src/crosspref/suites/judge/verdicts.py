@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from crosspref.data.records import Message
+from crosspref.data.rows import parse_json
 from crosspref.errors import DataError
 from crosspref.run.store import digest_of
 from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
@@ -128,7 +129,7 @@ class VerdictLog:
 def _parse(line: bytes) -> Verdict | None:
     """Return the verdict of a line, or None if it is not whole."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        content = json.loads(line)
+        content = parse_json(line)
         known = {name.name for name in fields(Verdict)}
         verdict = Verdict(**{name: value for name, value in content.items() if name in known})
         if isinstance(verdict.key, str) and verdict.key == key_of(verdict.judge, verdict.decoding, verdict.messages):

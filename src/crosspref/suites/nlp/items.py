@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from crosspref.data.items import Problems
-from crosspref.data.rows import read_file, read_id
-from crosspref.data.sources import language_files
+from crosspref.data.rows import is_blank, read_id
+from crosspref.data.sources import all_language_files, language_files, match_languages, read_language
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.run.store import digest_of
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
 
-Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+def _require_text(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("nothing of the text can be seen")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_require_text)]
 Texts = Annotated[list[Text], Field(min_length=2)]
 Id = Annotated[str | None, BeforeValidator(read_id)]
 
@@ -218,21 +225,20 @@ def _task_of(row: dict[str, Any]) -> str:
 
 def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
     """Return the languages that any task has a file of, English first."""
-    languages = {language for task in tasks for language in _files(Path(data).expanduser() / task)}
+    folders = [folder for task in tasks if (folder := Path(data).expanduser() / task).is_dir()]
+    languages = {language for folder in folders for language in all_language_files(folder, str(folder))}
     return sorted(languages, key=lambda language: (language != ENGLISH, language))
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return language_files(folder, str(folder)) if folder.is_dir() else {}
-
-
 def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> list[dict[str, Any]] | None:
-    file = _files(folder).get(language)
-    if file is None:
+    files = language_files(folder, str(folder)) if folder.is_dir() else {}
+    tag = match_languages(str(folder), files, [language]).get(language)
+    if tag is None:
         return None
+    file = files[tag]
     kind = KINDS[task][language != ENGLISH]
     usable = []
-    for row in read_file(file, str(file)):
+    for row in read_language(file, str(file), tag):
         try:
             usable.append(kind.model_validate(row.values).model_dump())
         except ValidationError as error:

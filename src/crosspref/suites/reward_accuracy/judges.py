@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.data.records import Prompt, Response, Score
-from crosspref.data.rows import READERS, Row, column_names, read_file, read_id
+from crosspref.data.rows import READERS, Row, column_names, read_file, read_id, split_name
 from crosspref.engines import EngineFactory
 from crosspref.errors import DataError, RunError
 from crosspref.languages import language_name
@@ -259,7 +259,7 @@ class Votes:
         path = Path(source).expanduser()
         self.source, self.problems = source, Counter[str]()
         self.by_pair: dict[str, dict[str, float]] = {}
-        if path.suffix.lower() not in READERS or not path.is_file():
+        if split_name(path)[1] not in READERS or not path.is_file():
             kinds = ", ".join(READERS)
             raise DataError(f"reward_accuracy.votes: {source} is no file, or of none of the kinds {kinds}.")
         rows = read_file(path, source)
@@ -268,7 +268,7 @@ class Votes:
         if rows and not {"id", "choice"} <= set(there):
             raise DataError(
                 f"reward_accuracy.votes: {source} needs the columns id and choice; it has "
-                f"{', '.join(map(repr, there)) or 'none'}. Save it with commas between columns, as UTF-8."
+                f"{', '.join(map(repr, there)) or 'none'}. Save it with one header line, as UTF-8."
             )
         contradicting = set()
         for row in rows:
