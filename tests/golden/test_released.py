@@ -5,6 +5,7 @@ The padded batches of three are really built here, with an attention mask, and t
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import naive
@@ -15,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from crosspref.data.records import FinishReason, Response
+from crosspref.data.records import FinishReason, Prompt, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer, are_padded
 from crosspref.maths.length_penalty import grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
+from crosspref.recipe.files import PRESETS
 from crosspref.recipe.sections import ResourceSettings, RewardSettings
+from crosspref.stages.score import score
+from crosspref.stages.select.flips import ZNLP_PENALTY, ZNLP_SELECT
+from crosspref.stages.select.select import PairRules, select
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4  # per sequence
@@ -130,18 +135,56 @@ def test_equals_the_scripts_step_by_step(kind: str, tiny_models: Models, scorers
     assert (found[0, 2].policy, found[0, 2].reference) == (0.0, 0.0)
 
 
+def padding_with(pad_token: str | None, models: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    for name, source in zip(("initial", "aligned"), models, strict=True):
+        shutil.copytree(source, folder / name)
+        tokenizer = AutoTokenizer.from_pretrained(folder / name)
+        tokenizer.pad_token = pad_token
+        tokenizer.save_pretrained(folder / name)
+    return folder / "initial", folder / "aligned"
+
+
+@pytest.mark.parametrize(("pad_token", "pad"), [("<|end|>", END), ("<|eos|>", PAD)])
+def test_the_preset_makes_the_pairs_of_the_scripts(
+    pad_token: str, pad: int, tiny_models: Models, tmp_path: Path
+) -> None:
+    """From texts to pairs, alpha included: the scripts' sums, lengths, grid and choice, one step after the other."""
+    # This way round rewards grow with length, so that the grid has something to find.
+    directories = padding_with(pad_token, tiny_models["llama"][::-1], tmp_path)
+    requests = [(instruction, rows) for instruction, rows in REQUESTS if rows]
+    ids = [f"p{number}" for number in range(len(requests))]
+    reference, policy = (step_by_step(directory, requests, pad) for directory in directories)
+    rewards, lengths = [], []
+    for number, (_, rows) in enumerate(requests):
+        keys = [(number, row.sample) for row in rows]
+        rewards.append([policy[key][0] - reference[key][0] for key in keys])
+        lengths.append([len(row.text.strip()) for row in rows])
+    alpha = naive_grid(rewards, lengths)
+    expected = {}
+    for prompt_id, (_, rows), reward, length in zip(ids, requests, rewards, lengths, strict=True):
+        penalised = [r - alpha * n for r, n in zip(reward, length, strict=True)]
+        expected[prompt_id] = tuple(rows[penalised.index(end(penalised))].sample for end in (max, min))
+
+    responses = [
+        replace(row, prompt_id=prompt_id) for prompt_id, (_, rows) in zip(ids, requests, strict=True) for row in rows
+    ]
+    instructions = {prompt_id: instruction for prompt_id, (instruction, _) in zip(ids, requests, strict=True)}
+    prompts = [Prompt(prompt_id, "es", text) for prompt_id, text in instructions.items()]
+    settings = RewardSettings(**PRESETS["znlp"]["reward"])
+    scorer = make_scorer(*directories)
+    scores = score(responses, prompts, scorer, settings=settings, reward="multilingual", advance=lambda *_: None)
+    rules = PairRules("es", instructions, ZNLP_PENALTY, ZNLP_SELECT)
+    found = select(responses, scores, rules)
+    assert found.alpha == alpha > 0
+    assert {pair.prompt_id: (pair.chosen_sample, pair.rejected_sample) for pair in found.pairs} == expected
+
+
 @pytest.mark.parametrize(("pad_token", "pad"), [("<|end|>", END), (None, EOS), ("<|user|>", USER)])
 def test_equals_the_scripts_whatever_the_model_pads_with(
     pad_token: str | None, pad: int, tiny_models: Models, tmp_path: Path
 ) -> None:
     """Where that is the end-of-turn token it is masked, so that no padding counts. Without any it is the eos token."""
-    directories = []
-    for name, source in zip(("initial", "aligned"), tiny_models["llama"], strict=True):
-        directory = shutil.copytree(source, tmp_path / name)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        tokenizer.pad_token = pad_token
-        tokenizer.save_pretrained(directory)
-        directories.append(directory)
+    directories = padding_with(pad_token, tiny_models["llama"], tmp_path)
     found = by_key(REQUESTS, make_scorer(*directories).score_all(REQUESTS))
     reference, policy = (step_by_step(directory, REQUESTS, pad) for directory in directories)
     for key, value in found.items():
