@@ -15,7 +15,8 @@ from timing import machine
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
-from crosspref.engines.transformers.models import free_memory, load_tokenizer, readable_directory
+from crosspref.engines.transformers.chat import load_tokenizer
+from crosspref.engines.transformers.models import free_memory, readable_directory
 from crosspref.languages import ENGLISH
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.sections import PromptSettings, ResourceSettings, RewardSettings, SampleSettings

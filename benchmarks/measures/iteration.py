@@ -16,7 +16,8 @@ from timing import alternate, check_alike, mean_per_token, medians, ratios, time
 from workload import Workload, draw, quiet, rate
 
 from crosspref.data.records import Response
-from crosspref.engines.transformers.models import ChatTokenizer, free_memory, readable_directory, stop_ids
+from crosspref.engines.transformers.chat import ChatTokenizer, stop_ids
+from crosspref.engines.transformers.models import free_memory, readable_directory
 from crosspref.languages import ENGLISH
 from crosspref.recipe.sections import LengthPenaltySettings, RewardSettings, SelectSettings, TrainSettings
 from crosspref.stages.select.select import PairRules, select

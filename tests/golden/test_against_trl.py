@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from crosspref.engines.training.kto import kto_examples
 from crosspref.engines.training.trainer import example_of
-from crosspref.engines.transformers.models import load_tokenizer
+from crosspref.engines.transformers.chat import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

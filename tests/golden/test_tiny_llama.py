@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from crosspref.engines.tiny_llama import Muon, make_tokenizer, orthogonal
-from crosspref.engines.transformers.models import Loading, load_model, load_tokenizer
+from crosspref.engines.transformers.chat import load_tokenizer
+from crosspref.engines.transformers.models import Loading, load_model
 from crosspref.lab.world.files import World, examples, make_world, spoken_sentences
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, SEPARATOR, Answer, ask, draw_meaning, speak, write
 from crosspref.languages import crosslingual_instruction, translation_instruction

@@ -19,7 +19,7 @@ from crosspref.engines.training import distributed
 from crosspref.engines.training.distributed import WHOLE, last_checkpoint
 from crosspref.engines.training.trainer import TrlTrainer, example_of
 from crosspref.engines.transformers import adapters
-from crosspref.engines.transformers.models import load_tokenizer
+from crosspref.engines.transformers.chat import load_tokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import locate_model
 from crosspref.models.tokenizers import tokenizer_identity

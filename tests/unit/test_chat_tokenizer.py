@@ -10,10 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from crosspref.engines.transformers import models as transformers_models
-from crosspref.engines.transformers.models import ChatTokenizer, Loading, load_model, load_tokenizer, readable_directory
+from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, stop_ids
+from crosspref.engines.transformers.models import Loading, load_model, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 
@@ -88,9 +89,9 @@ def test_a_tokenizer_that_adds_a_bos_by_itself_adds_no_second_one(directory: Pat
 def test_response_ids_end_with_the_turn_only_if_it_ended(text: str, tokenizer: ChatTokenizer) -> None:
     cut, ended = tokenizer.response_ids(text, ended=False), tokenizer.response_ids(text, ended=True)
     assert ended == [*cut, END]
-    assert END not in cut
-    assert cut == tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.text(ended) == text.replace("<|user|>", "")
+    assert cut == tokenizer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert not set(cut) & {BOS, EOS, END, USER, ASSISTANT}
+    assert tokenizer.text(ended) == text
 
 
 def test_text_has_no_special_tokens_and_no_cleaning_up(tokenizer: ChatTokenizer) -> None:
@@ -112,7 +113,11 @@ def test_text_has_no_special_tokens_and_no_cleaning_up(tokenizer: ChatTokenizer)
         (HEAD + LOOP + "<|{{ message['role'] }}|><|system|>{{ message['content'] }}<|end|>{% endfor %}" + TAIL, END),
         # Nothing special behind it: the end-of-sequence token.
         (HEAD + LOOP + MESSAGE + "\n{% endfor %}" + TAIL, EOS),
-        (HEAD + LOOP + "{% if message['role'] == 'user' %}<|end|>{% endif %}{% endfor %}" + TAIL, EOS),
+        # Only behind the whole conversation; and behind answers that the template writes otherwise than they are.
+        (HEAD + LOOP + MESSAGE + "{% endfor %}" + TAIL.replace("{% endif", "{% else %}<|end|>{% endif"), END),
+        (HEAD + LOOP + MESSAGE + "{{ '!' if loop.index0 else '' }}<|end|>{% endfor %}" + TAIL, END),
+        # Answers are left out: what stands at the end says nothing.
+        (HEAD + LOOP + "{% if message['role'] == 'user' %}" + MESSAGE + "<|end|>{% endif %}{% endfor %}", EOS),
     ],
 )
 def test_end_of_turn_is_found_from_the_template(template: str, expected: int, directory: Path) -> None:
@@ -127,6 +132,26 @@ def test_end_of_turn_need_not_be_a_special_token_with_a_name(directory: Path) ->
     tokenizer = load_tokenizer(directory)
     assert tokenizer.end_of_turn == END
     assert tokenizer.text([*tokenizer.response_ids("Sí.", ended=True), ASSISTANT]) == "Sí."
+
+
+def unmark(directory: Path, *tokens: str) -> None:
+    """Make added tokens ordinary ones, as many tokenizers of fine-tuned models have theirs."""
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in tokens
+    file.write_text(json.dumps(content))
+    change_config(directory, additional_special_tokens=[], extra_special_tokens=[], added_tokens_decoder={})
+
+
+def test_end_of_turn_need_not_be_marked_as_special(directory: Path) -> None:
+    unmark(directory, "<|end|>")
+    tokenizer = load_tokenizer(directory)
+    assert not tokenizer.tokenizer.added_tokens_decoder[END].special
+    assert tokenizer.end_of_turn == END
+    ids = tokenizer.response_ids("Sí, <|end|>.", ended=True)
+    assert (ids.count(END), tokenizer.text(ids)) == (1, "Sí, <|end|>.")
+    assert stop_ids(GenerationConfig(eos_token_id=EOS), tokenizer) == [EOS, END]
 
 
 def test_no_end_of_sequence_token_at_all(directory: Path) -> None:

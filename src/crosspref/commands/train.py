@@ -13,6 +13,7 @@ from crosspref.errors import DataError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TrainStage
+from crosspref.run.job import asking_of
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
 from crosspref.run.store import Unit, publish_directory, write_text
@@ -42,7 +43,8 @@ def execute(options: argparse.Namespace) -> None:
     reference = locate_model(options.reference) if options.reference else None
     # Named by what determines the policy, so that checkpoints of other pairs or settings are never resumed.
     every = out.with_name(out.name + ".checkpoints")
-    training, reporter = Training("train", settings.train, start, reference), Reporter()
+    training = Training("train", settings.train, start, reference, asking_of(settings.models))
+    reporter = Reporter()
     checkpoints = every / training.fingerprint(settings.seed, pairs).digest
     temporary = Unit(checkpoints / "policy").temporary()
     trainer = EngineFactory(EngineSettings.of(settings)).trainer(start, settings.train, reference)

@@ -17,6 +17,7 @@ from crosspref.models.locate import ModelFiles, is_encoder_decoder, locate_model
 from crosspref.protocols import Executor, RewardModel, Sampler, Scorer, Trainer, Translator
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import (
+    AskingSettings,
     RaySettings,
     ResourceSettings,
     RewardSettings,
@@ -87,7 +88,7 @@ class EngineSettings:
     server: ServerSettings = field(default_factory=ServerSettings)
     ray: RaySettings = field(default_factory=RaySettings)
     seed: int = 42
-    trust_remote_code: bool = False
+    asking: AskingSettings = field(default_factory=AskingSettings)
     roles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -97,7 +98,12 @@ class EngineSettings:
             models = {"pi_I": settings.models.initial, "pi_0": settings.models.policy}
         sections = {part.name: getattr(settings, part.name) for part in fields(cls) if hasattr(settings, part.name)}
         roles = {name: role for role, name in models.items() if name is not None}
-        return cls(**sections, trust_remote_code=settings.models.trust_remote_code, roles=roles)
+        return cls(**sections, asking=settings.models, roles=roles)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python code that comes with a model may run."""
+        return self.asking.trust_remote_code
 
     def role(self, model: ModelFiles) -> str:
         """Return what a model is in the run; a policy that the run trained has its role as its name."""

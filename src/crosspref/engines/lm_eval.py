@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.models import Loading, free_memory, read_tokenizer, readable_directory
+from crosspref.engines.transformers.chat import read_tokenizer
+from crosspref.engines.transformers.models import Loading, free_memory, readable_directory
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles
 from crosspref.run.progress import Meter, Reporter

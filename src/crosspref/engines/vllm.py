@@ -52,7 +52,7 @@ class VllmSampler:
         if self.settings.temperature > 2:
             raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
         _require_device(loading.device)
-        described = models.describe_model(policy, loading.trust_remote_code)
+        described = models.describe_model(policy, settings.asking)
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.tokenizer, self.stops = described.tokenizer, described.stops
         self.longest_prompt = models.longest_prompt(self.settings, described.config)

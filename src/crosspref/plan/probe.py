@@ -61,10 +61,11 @@ class Probe:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        from crosspref.engines.transformers.models import load_tokenizer, readable_directory
+        from crosspref.engines.transformers.chat import load_tokenizer
+        from crosspref.engines.transformers.models import readable_directory
 
         # A GGUF file is converted once and kept: the run will find it there.
-        return load_tokenizer(readable_directory(self.model), self.recipe.models.trust_remote_code)
+        return load_tokenizer(readable_directory(self.model), self.recipe.models)
 
     def measure(self, reporter: Reporter) -> tuple[Speeds, Lengths]:
         """Return the machine's speeds and the lengths of texts.

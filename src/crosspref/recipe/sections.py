@@ -4,10 +4,20 @@ The sections are frozen models that validate values and never change them. ``sch
 together.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 
 Positive = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -28,6 +38,29 @@ REFERENCE_FREE: frozenset[Method] = frozenset({"simpo", "orpo"})
 """The algorithms without a reference model, in both the loss and the reward."""
 
 
+RESERVED = frozenset(
+    {
+        *("messages", "conversation", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+        *("chat_template", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length", "return_tensors"),
+        *("return_dict", "return_assistant_tokens_mask", "sanitize_control_tokens", "strftime_now", "raise_exception"),
+    }
+)
+"""Names that mean something to transformers, or that are in every chat template."""
+
+
+def _checked_day(day: str) -> str:
+    date.fromisoformat(day)
+    return day
+
+
+Day = Annotated[
+    str,
+    BeforeValidator(lambda day: day.isoformat() if type(day) is date else day),  # as YAML reads it
+    AfterValidator(_checked_day),
+]
+"""A date as 2025-12-31."""
+
+
 class Settings(BaseModel):
     """Base of all sections: frozen, strict, and closed to unknown keys.
 
@@ -46,7 +79,27 @@ def _check_reference(reference: Any, default: Any, method: Method | None) -> Any
     return reference
 
 
-class ModelSettings(Settings):
+class AskingSettings(Settings):
+    """How models are loaded and asked. Which models is said elsewhere."""
+
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
+    date: Day = Field(
+        "2025-01-01", description="The date that chat templates tell a model where they ask for today's, on every day."
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        {}, description="Values for the switches of chat templates: {enable_thinking: false}."
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _only_switches(cls, values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        reserved = [name for name in values if name in RESERVED or name.endswith("_token")]
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)}: crosspref gives this to the template itself, so leave it out")
+        return values
+
+
+class ModelSettings(AskingSettings):
     """The two models of Algorithm 1.
 
     Each is a local directory, a GGUF file, a hub id (``owner/name`` or ``owner/name@revision``), or a file inside an
@@ -61,7 +114,6 @@ class ModelSettings(Settings):
     policy: str | None = Field(
         None, description="pi_0: the English-aligned model. Leave it out to make it from pi_I with `align_english`."
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
 
 
 class PromptSettings(Settings):

@@ -4,6 +4,7 @@ from pydantic import Field, field_validator
 
 from crosspref.recipe.schema import Languages, require_scoring_protocol
 from crosspref.recipe.sections import (
+    AskingSettings,
     EvaluateSettings,
     LengthPenaltySettings,
     PromptSettings,
@@ -20,16 +21,10 @@ from crosspref.recipe.sections import (
 )
 
 
-class StageModels(Settings):
-    """How models are loaded. Which models is said by the command's options."""
-
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
-
-
 class StageSettings(Settings):
     """The settings that all stages have."""
 
-    models: StageModels = Field(StageModels(), description="How models are loaded.")
+    models: AskingSettings = Field(AskingSettings(), description="How models are loaded and asked.")
     languages: Languages = Field(description="Language tags, for example [en, es, fr].")
     seed: Seed = Field(42, description="Seed of all random numbers.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Where and how the stage is executed.")

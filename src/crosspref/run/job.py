@@ -9,7 +9,7 @@ from crosspref.errors import DataError
 from crosspref.models.locate import ADAPTER_CONFIG, ModelFiles, locate_model
 from crosspref.protocols import Advance, Engines
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import Settings
+from crosspref.recipe.sections import AskingSettings, Settings
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, digest_of
@@ -105,6 +105,13 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
         off = {"save": "merged", "bits": None}
         settings[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
     return settings
+
+
+def asking_of(models: AskingSettings) -> dict[str, Any]:
+    """Return how models are asked, for a fingerprint; what is at its default leaves it as it was before."""
+    values = {name: getattr(models, name) for name in ("date", "chat_template_kwargs")}
+    fields = AskingSettings.model_fields
+    return {f"models.{name}": value for name, value in values.items() if value != fields[name].default}
 
 
 def digest_rows(rows: Sequence[Any]) -> str:

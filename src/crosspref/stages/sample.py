@@ -8,7 +8,7 @@ from crosspref.data.records import Prompt, Response, derive_seed
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampler
 from crosspref.recipe.schema import Recipe
-from crosspref.run.job import Filling, Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
 from crosspref.run.layout import ShardedTable
 from crosspref.run.phases import Output, Phase
 from crosspref.run.store import Fingerprint
@@ -67,6 +67,7 @@ def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: 
     recipe = job.recipe
     settings = {
         **settings_of("sample", recipe.sample, without=("n",)),
+        **asking_of(recipe.models),
         "n": drawing.n,
         "seed": drawing.seed,
         "iteration": drawing.iteration,

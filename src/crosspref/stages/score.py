@@ -15,7 +15,7 @@ from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
-from crosspref.run.job import Filling, Job, Shard, digest_rows, fill, settings_of
+from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
 from crosspref.run.layout import Iteration, ShardedTable
 from crosspref.run.phases import Output, Phase
 from crosspref.run.store import Fingerprint, Unit
@@ -148,6 +148,7 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
     policy, reference = models
     fingerprinted = {
         **settings_of("reward", settings, without=("name", "also", "reference", "reward_model")),
+        **asking_of(job.recipe.models),
         "reward": scoring.reward,
         **({"released scripts": RELEASED} if settings.counting == "znlp" else {}),
     }
@@ -218,7 +219,7 @@ def _fill_ratings(job: Job, label: str, places: Iteration) -> None:
             "responses": responses.digest,
             "prompts": digest_rows(prompts),
         }
-        fingerprint = Fingerprint({"reward": "reward_model"}, inputs)
+        fingerprint = Fingerprint({**asking_of(job.recipe.models), "reward": "reward_model"}, inputs)
         shards.append(
             ScoreShard(table.unit(language, start), fingerprint, prompts, "reward_model", [], responses, None, [])
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crosspref.data.preferences import load_preferences
@@ -12,7 +12,7 @@ from crosspref.languages import ENGLISH
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
-from crosspref.run.job import Job, digest_rows, settings_of
+from crosspref.run.job import Job, asking_of, digest_rows, settings_of
 from crosspref.run.phases import Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
@@ -23,20 +23,22 @@ from crosspref.run.store import Fingerprint, publish_directory
 class Training:
     """What makes a policy: ``section`` of the recipe says how, ``start`` from where.
 
-    Without a reference, the policy that training starts from is its own.
+    Without a reference, the policy that training starts from is its own. ``asking`` is how the models are asked, as
+    fingerprints have it.
     """
 
     section: str
     settings: TrainSettings
     start: ModelFiles
     reference: ModelFiles | None = None
+    asking: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self, seed: int, pairs: Sequence[Pair]) -> Fingerprint:
         """Return what determines the trained policy."""
         inputs = {"start": self.start.identity, "pairs": digest_rows(pairs)}
         if self.reference is not None:
             inputs["reference"] = self.reference.identity
-        return Fingerprint({**settings_of(self.section, self.settings), "seed": seed}, inputs)
+        return Fingerprint({**settings_of(self.section, self.settings), **self.asking, "seed": seed}, inputs)
 
 
 def phase(iteration: int) -> Phase:
@@ -66,13 +68,13 @@ def _section(iteration: int) -> str:
 
 def training_of(job: Job, iteration: int) -> Training:
     """Return how the recipe trains the policy that an iteration ends with."""
-    recipe = job.recipe
+    recipe, asking = job.recipe, asking_of(job.recipe.models)
     if iteration == 0:
         if recipe.align_english is None:
             raise DataError("The recipe gives pi_0, so that there is nothing to train in iteration 0.")
-        return Training(_section(0), recipe.align_english, locate_model(recipe.models.initial or ""))
+        return Training(_section(0), recipe.align_english, locate_model(recipe.models.initial or ""), asking=asking)
     reference = locate_model(recipe.models.initial or "") if recipe.train.reference == "initial" else None
-    return Training(_section(iteration), recipe.train, job.policy(iteration - 1), reference)
+    return Training(_section(iteration), recipe.train, job.policy(iteration - 1), reference, asking)
 
 
 def training_pairs(job: Job, iteration: int) -> dict[str, list[Pair]]:
@@ -154,7 +156,7 @@ def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair
     The reference alone is in memory meanwhile. Pairs that are too long to be trained on stay without.
     """
     settings, table = training.settings, job.run.iteration(iteration).referenced_pairs
-    fingerprinted = {"max_length": settings.max_length, "lora": settings.lora is not None}
+    fingerprinted = {"max_length": settings.max_length, "lora": settings.lora is not None, **training.asking}
     reference = training.reference or training.start
     todo = []
     for language, rows in pairs.items():

@@ -11,7 +11,7 @@ from crosspref.models.locate import locate_model
 from crosspref.protocols import Advance, Sampled, Translator
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TranslateSettings
-from crosspref.run.job import Filling, Job, Shard, fill, settings_of
+from crosspref.run.job import Filling, Job, Shard, asking_of, fill, settings_of
 from crosspref.run.layout import Iteration
 from crosspref.run.phases import Output, Phase
 from crosspref.run.store import Fingerprint, Unit
@@ -83,6 +83,7 @@ def translation_shards(job: Job, iteration: Iteration) -> list[TranslationShard]
     translator = policy if name is None else locate_model(name)
     settings = {
         **settings_of("translate", recipe.translate, without=("model",)),
+        **asking_of(recipe.models),
         "sample.max_prompt_tokens": recipe.sample.max_prompt_tokens,
         "both_ways": both_ways,
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from crosspref.recipe.sections import (
+    AskingSettings,
     AtLeastZero,
     ConnectionSettings,
     Positive,
@@ -64,7 +65,7 @@ class JudgeSettings(ConnectionSettings):
         return ServerSettings(protocol="chat", **self.model_dump(include=set(ConnectionSettings.model_fields)))
 
 
-class AnswerSettings(Settings):
+class AnswerSettings(AskingSettings):
     """How the evaluated models answer: one answer per prompt, with the paper's decoding."""
 
     engine: Literal["transformers", "vllm", "server"] = Field(
@@ -76,7 +77,6 @@ class AnswerSettings(Settings):
     max_new_tokens: Positive = Field(2048, description="Answers are cut at this many tokens.")
     batch_size: Positive = Field(32, description="Maximum number of answers sampled in parallel.")
     batch_tokens: Positive = Field(32768, description="Maximum tokens (prompt and answer) in a batch.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with a model.")
 
 
 class XAlpacaSettings(Settings):

@@ -13,9 +13,9 @@ from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Sampler
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import AskingSettings, SampleSettings
 from crosspref.reports.table import Report
-from crosspref.run.job import Filling, Shard, Workers, digest_rows, fill, find_policy, settings_of
+from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill, find_policy, settings_of
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
@@ -146,6 +146,7 @@ class Evaluation:
     ) -> _Shard:
         answering, seed, greedy = self.target.answering, self.settings.seed, self.settings.answers.temperature == 0
         settings = {**settings_of("sample", answering.sample, without=("n",)), "seed": seed, "greedy": greedy}
+        settings |= asking_of(answering.asking)
         if temperature is not None:
             settings |= {"sample.temperature": temperature, "greedy": temperature == 0}
         if answering.sample.engine == "server":
@@ -179,7 +180,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         recipe = load_recipe(run.recipe)
         models = _of_run(run, recipe, settings.models, reporter)
         folder = Path(out) if out else run.suites
-        answering = replace(_answering(settings), roles=EngineSettings.of(recipe).roles)
+        answering = replace(_answering(settings, recipe.models), roles=EngineSettings.of(recipe).roles)
         return Target(folder, models, answering, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and run.iterations():
         raise RunError(f"{name} looks like a run, but there is no {run.recipe.name} in it.")
@@ -218,9 +219,13 @@ def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, rep
     return candidates
 
 
-def _answering(settings: EvaluationSettings) -> EngineSettings:
-    """Return how the measured models answer."""
-    answers = settings.answers.model_dump(exclude={"trust_remote_code"})
+def _answering(settings: EvaluationSettings, models: AskingSettings | None = None) -> EngineSettings:
+    """Return how the measured models answer; those of a run are asked as in the run, unless the settings say it."""
+    asking, names = settings.answers, set(AskingSettings.model_fields)
+    answers = asking.model_dump(exclude=names)
+    if models is not None:
+        unsaid = names - asking.model_fields_set - {"trust_remote_code"}
+        asking = asking.model_copy(update={name: getattr(models, name) for name in unsaid})
     if settings.answers.temperature == 0:
         answers["temperature"] = 1.0  # a greedy sampler does not read it
     return EngineSettings(
@@ -230,5 +235,5 @@ def _answering(settings: EvaluationSettings) -> EngineSettings:
         server=settings.server,
         ray=settings.ray,
         seed=settings.seed,
-        trust_remote_code=settings.answers.trust_remote_code,
+        asking=asking,
     )

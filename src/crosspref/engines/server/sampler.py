@@ -52,8 +52,9 @@ class ServerSampler:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
-        described = describe_model(policy, settings.trust_remote_code)
+        described = describe_model(policy, settings.asking)
         self.settings, server, self.tokenizer = settings.sample, settings.server, described.tokenizer
+        self.switches = settings.asking.chat_template_kwargs  # which only the server can set where it takes messages
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
         self.ends = sorted({*described.stops, self.tokenizer.tokenizer.eos_token_id} - {None})
         self.vocabulary = described.config.get_text_config().vocab_size
@@ -92,6 +93,8 @@ class ServerSampler:
             # Those of vLLM are said one by one, since it takes what is left out from the model's generation config.
             defaults = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
             body["extra_body"] = {**defaults, "stop_token_ids": self.ends, "return_token_ids": True}
+        elif self.switches:
+            body["extra_body"] = {"chat_template_kwargs": self.switches}
         return body
 
     async def _answer(

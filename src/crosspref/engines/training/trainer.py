@@ -24,6 +24,7 @@ from crosspref.engines.training import distributed
 from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers import adapters, models
+from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
@@ -70,7 +71,7 @@ class TrlTrainer:
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
             require_same_tokenizer(self.directory, models.readable_directory(reference), (policy.name, reference.name))
-        self.tokenizer = models.load_tokenizer(self.directory, settings.trust_remote_code)
+        self.tokenizer = load_tokenizer(self.directory, settings.asking)
         loading = models.Loading.of(settings)
         self.dtype, self.device = loading.dtype, loading.device
         # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
@@ -264,14 +265,22 @@ class TrlTrainer:
                 shutil.copy(file, output / file.name)
 
 
-def example_of(pair: Pair, tokenizer: models.ChatTokenizer) -> dict[str, list[int]]:
-    """Return a pair as the token ids that TRL's collator takes; sampled ids are used as they are."""
+def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
+    """Return a pair as the token ids that TRL's collator takes; sampled ids are used as they are.
+
+    Raises:
+        DataError: the chat template refuses its prompt.
+    """
 
     def answer(messages: list[Message], ids: list[int] | None) -> list[int]:
         return ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], ended=True)
 
+    try:
+        prompt = tokenizer.chat_ids(pair.prompt)
+    except DataError as error:
+        raise DataError(f"The pair {pair.prompt_id!r} in {pair.language!r} cannot be asked. {error}") from error
     return {
-        "prompt_ids": tokenizer.chat_ids(pair.prompt),
+        "prompt_ids": prompt,
         "chosen_ids": answer(pair.chosen, pair.chosen_token_ids),
         "rejected_ids": answer(pair.rejected, pair.rejected_token_ids),
     }

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers with transformers, and turning conversations into token ids."""
+"""Loading models with transformers, and what their files say of them."""
 
 import functools
 import gc
@@ -24,12 +24,12 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
-from crosspref.data.records import Instruction, Message, as_messages
 from crosspref.engines import EngineSettings, missing_library
+from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, stop_ids
 from crosspref.errors import ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
-from crosspref.recipe.sections import SampleSettings
+from crosspref.recipe.sections import AskingSettings, SampleSettings
 from crosspref.run.ranks import processes
 
 transformers.utils.logging.disable_progress_bar()
@@ -203,86 +203,6 @@ def even_length(config: Any) -> float:
     return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
 
 
-def read_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
-    """Return a model's tokenizer, whether it has a chat template or not.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
-
-
-def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> "ChatTokenizer":
-    """Load a model's tokenizer, with its chat template.
-
-    Raises:
-        ModelError: it cannot be read, or has no chat template.
-    """
-    tokenizer = read_tokenizer(directory, trust_remote_code)
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"The tokenizer in {directory} has no chat template, so it is not known how the model was asked. "
-            "Add the model's chat_template.jinja to the directory."
-        )
-    return ChatTokenizer(tokenizer)
-
-
-class ChatTokenizer:
-    """Builds the ids of prompts and of responses apart, so that their boundary is the same everywhere."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.end_of_turn = self._find_end_of_turn()
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
-
-    def prompt_ids(self, instruction: Instruction) -> list[int]:
-        """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
-        return self.chat_ids(as_messages(instruction))
-
-    def chat_ids(self, messages: list[Message], finished: bool = False) -> list[int]:
-        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.
-
-        A finished one stops behind its last message.
-        """
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not finished, tokenize=True, return_dict=False
-        )
-        return [int(token) for token in ids]
-
-    def response_ids(self, text: str, ended: bool) -> list[int]:
-        """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
-        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        return [*ids, self.end_of_turn] if ended else ids
-
-    def text(self, token_ids: list[int]) -> str:
-        """Return the text of an answer's ids, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _find_end_of_turn(self) -> int:
-        """Return the special token that the chat template puts behind an answer, else the end-of-sequence token."""
-        answer = "crosspref"
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-        _, is_there, behind = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(answer)
-        ids = self.tokenizer(behind, add_special_tokens=False)["input_ids"] if is_there else []
-        # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
-        marked = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        ends = [int(token) for token in ids if token in marked.union(self.tokenizer.all_special_ids)]
-        if ends:
-            return ends[0]
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError("The tokenizer has no end-of-sequence token, so no response could ever end.")
-        return int(self.tokenizer.eos_token_id)
-
-
-def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
-    """Return all token ids that end a response: those of a model's generation configuration and its chat template's."""
-    ids = generation_config.eos_token_id
-    return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
-
-
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
     """What a model's files say of it; for engines that hold its weights elsewhere."""
@@ -293,16 +213,16 @@ class ModelDescription:
     stops: list[int]
 
 
-def describe_model(files: ModelFiles, trust_remote_code: bool = False) -> ModelDescription:
+def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> ModelDescription:
     """Read a model's tokenizer and configuration without its weights.
 
     Raises:
         ModelError: transformers cannot read them.
     """
     directory = readable_directory(files)
-    tokenizer = load_tokenizer(directory, trust_remote_code)
+    tokenizer = load_tokenizer(directory, asking)
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=asking.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
     try:

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import models
+from crosspref.engines.transformers.chat import load_tokenizer
 from crosspref.models.locate import ModelFiles, require_one_output
 
 
@@ -23,7 +24,7 @@ class TransformersRewardModel:
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
         loading = models.Loading.of(settings)
         require_one_output(model)
-        self.tokenizer = models.load_tokenizer(model.directory, settings.trust_remote_code)
+        self.tokenizer = load_tokenizer(model.directory, settings.asking)
         self.model: Any = models.load_model(model.directory, loading, AutoModelForSequenceClassification)
         self.longest = min(models.context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)

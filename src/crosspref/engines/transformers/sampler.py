@@ -12,6 +12,7 @@ from crosspref.engines import EngineSettings
 from crosspref.engines.packed.decoding import Decoder, Draft, SharedPrompt, can_decode, lay_out_weights
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.chat import load_tokenizer, stop_ids
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 
@@ -115,8 +116,8 @@ class TransformersSampler:
         self.settings = settings.sample
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.model: Any = load_files(policy, models.Loading.of(settings))
-        self.tokenizer = models.load_tokenizer(models.readable_directory(policy), settings.trust_remote_code)
-        self.stops = models.stop_ids(self.model.generation_config, self.tokenizer)
+        self.tokenizer = load_tokenizer(models.readable_directory(policy), settings.asking)
+        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
         self.longest_prompt = models.longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()

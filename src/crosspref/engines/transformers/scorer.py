@@ -17,6 +17,7 @@ from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, pred
 from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
+from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, stop_ids
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
@@ -126,9 +127,9 @@ class TransformersScorer:
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
         directory, *_ = models.comparable_directories(policy, reference)
         loading = models.Loading.of(settings)
-        self.tokenizer = models.load_tokenizer(directory, settings.trust_remote_code)
+        self.tokenizer = load_tokenizer(directory, settings.asking)
         views = load_views([policy] if reference is None else [policy, reference], loading)
-        self.stops = models.stop_ids(views[0][0].generation_config, self.tokenizer)
+        self.stops = stop_ids(views[0][0].generation_config, self.tokenizer)
         scorers = [ModelScorer(model, settings.reward, use) for model, use in views]
         self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
@@ -166,7 +167,7 @@ class TransformersScorer:
 
 
 def counted_ids(
-    response: Response, tokenizer: models.ChatTokenizer, stops: Sequence[int], count_end_of_turn: bool
+    response: Response, tokenizer: ChatTokenizer, stops: Sequence[int], count_end_of_turn: bool
 ) -> list[int]:
     """Return which ids of a response are scored: all as sampled, but the end of turn only where it is asked for."""
     ended = response.finish_reason == "stop"

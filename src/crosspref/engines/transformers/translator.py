@@ -11,7 +11,8 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from crosspref.engines import EngineSettings, missing_library
 from crosspref.engines.packed.head import padded_rows
-from crosspref.engines.transformers.models import Loading, free_memory, load_model, read_tokenizer
+from crosspref.engines.transformers.chat import read_tokenizer
+from crosspref.engines.transformers.models import Loading, free_memory, load_model
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction

@@ -19,7 +19,7 @@ from crosspref.maths.statistics import nominal_alpha
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, RewardModel
 from crosspref.reports.table import csv_text
-from crosspref.run.job import Filling, Shard, Workers, digest_rows, fill
+from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill
 from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.score import rate
 from crosspref.suites.judge.judge import Judge
@@ -183,6 +183,7 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
     workers = Workers(EngineFactory(target.answering), work.reporter)
     folder = target.folder / "reward_accuracy" / "ratings" / Candidate(name, None).slug
     size = target.answering.resources.shard_prompts
+    fingerprint = Fingerprint(asking_of(target.answering.asking), {"reward_model": model.identity})
     shards = []
     for language in dict.fromkeys(pair.language for pair in pairs):
         of_language = sorted((pair for pair in pairs if pair.language == language), key=lambda pair: pair.pair_id)
@@ -191,7 +192,7 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
             part = of_language[start : start + size]
             prompts = [Prompt(pair.pair_id, language, pair.instruction) for pair in part]
             unit = Unit(folder / language / f"{digest_rows(prompts)}.parquet")
-            shards.append(Shard(unit, Fingerprint({}, {"reward_model": model.identity}), prompts))
+            shards.append(Shard(unit, fingerprint, prompts))
     answers = {pair.pair_id: (pair.answer_a, pair.answer_b) for pair in pairs}
 
     def score(engine: RewardModel, shard: Shard, advance: Advance) -> list[Score]:

@@ -1,0 +1,157 @@
+"""Turning conversations into token ids, and answers into ids and back, by a model's tokenizer and chat template."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from crosspref.data.records import Instruction, Message, as_messages
+from crosspref.engines.transformers.templates import ChatTemplate
+from crosspref.errors import ModelError
+from crosspref.recipe.sections import AskingSettings
+
+SIGN = re.compile(r"\W.*\w.*\W", re.DOTALL)
+"""How a control token is written: between signs, as ``<|end|>``. Words and white space are text, even if added."""
+
+ANCHORS = ("\n", "|")
+"""Texts behind which others are encoded that do not begin what is encoded."""
+
+
+AS_IT_IS = AskingSettings()
+"""Nothing is set."""
+
+
+def read_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
+    """Return a model's tokenizer, whether it has a chat template or not.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
+
+
+def load_tokenizer(directory: Path, asking: AskingSettings = AS_IT_IS) -> "ChatTokenizer":
+    """Load a model's tokenizer, with its chat template.
+
+    Raises:
+        ModelError: it cannot be read, has no chat template, or one that does not show what a user says.
+    """
+    return ChatTokenizer(read_tokenizer(directory, asking.trust_remote_code), asking, str(directory))
+
+
+class ChatTokenizer:
+    """Builds the ids of prompts and of responses apart, so that their boundary is the same everywhere.
+
+    What people and models write is text: where it holds the name of a control token, that is encoded as its letters.
+    Control tokens are those marked as special, and those that the chat template writes.
+    """
+
+    def __init__(self, tokenizer: Any, asking: AskingSettings, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer, asking, name)
+        marked, self.controls = self._control_tokens()
+        self._names = re.compile("|".join(map(re.escape, sorted(self.controls))) or "(?!)")
+        by_length = sorted(self.controls, key=len)
+        self._everywhere = re.compile(f"(?=({'|'.join(map(re.escape, by_length)) or '(?!)'}))")
+        self.end_of_turn = self._find_end_of_turn(marked)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
+
+    def prompt_ids(self, instruction: Instruction) -> list[int]:
+        """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
+        return self.chat_ids(as_messages(instruction))
+
+    def chat_ids(self, messages: Sequence[Message], finished: bool = False) -> list[int]:
+        """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.
+
+        A finished one stops behind its last message.
+
+        Raises:
+            DataError: the template refuses the conversation, or leaves out or changes a part of it.
+        """
+        if not any(self.names_control(message["content"]) for message in messages):
+            return self._encode(self.template.render(messages, finished))
+        cut = _unused_character("".join(message["content"] for message in messages))
+        marked = [{**message, "content": cut.join(self._pieces(message["content"]))} for message in messages]
+        return self._joined(self.template.render(marked, finished).split(cut))
+
+    def response_ids(self, text: str, ended: bool) -> list[int]:
+        """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
+        ids = self._joined(self._pieces(text)) if self.names_control(text) else self._encode(text)
+        return [*ids, self.end_of_turn] if ended else ids
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of an answer's ids, without special tokens and the end of turn."""
+        ids = [token for token in token_ids if token != self.end_of_turn]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def names_control(self, text: str) -> bool:
+        """Tell whether a text holds the name of a control token."""
+        return self._names.search(text) is not None
+
+    def _encode(self, text: str) -> list[int]:
+        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cut a text inside every name of a control token, where letters and signs meet, as tokenizers cut, too."""
+        cuts = [0]
+        for match in self._everywhere.finditer(text):
+            name = match[1]
+            first = re.match(r"\W+|\w+", name)
+            inside = len(first[0]) if first and len(first[0]) < len(name) else 1
+            cuts.append(match.start() + inside)
+        return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+    def _joined(self, pieces: Sequence[str]) -> list[int]:
+        """Return the ids of a text in pieces, none of which holds a control token's name but those of the template."""
+        ids = self._encode(pieces[0])
+        for piece in pieces[1:]:
+            ids += self._continued(piece)
+        return ids
+
+    def _continued(self, piece: str) -> list[int]:
+        """Return the ids of a piece that does not begin a text, so that no space is put in front of it."""
+        for anchor in ANCHORS:
+            before, both = self._encode(anchor), self._encode(anchor + piece)
+            if before and both[: len(before)] == before:
+                return both[len(before) :]
+        return self._encode(piece)
+
+    def _control_tokens(self) -> tuple[set[int], dict[str, int]]:
+        """Return the ids of the tokens marked as special, and all control tokens by name.
+
+        A name of one character cannot be told from a text, as where a sign of a language is used for padding.
+        """
+        added = self.tokenizer.added_tokens_decoder.items()
+        # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
+        marked = {int(token) for token, content in added if content.special} | set(self.tokenizer.all_special_ids)
+        signs = {str(content): int(token) for token, content in added if SIGN.fullmatch(str(content).strip())}
+        controls = {name: signs[name] for name in self.template.spelled(signs)}
+        controls |= {str(content): int(token) for token, content in added if int(token) in marked}
+        return marked, {name: token for name, token in controls.items() if len(name) > 1 and name.strip()}
+
+    def _find_end_of_turn(self, marked: set[int]) -> int:
+        """Return the control token that the chat template puts behind an answer, else the end-of-sequence token."""
+        behind = self._encode(self.template.behind_answer())
+        for kind in (marked, set(self.controls.values())):
+            ends = [token for token in behind if token in kind]
+            if ends:
+                return ends[0]
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("The tokenizer has no end-of-sequence token, so no response could ever end.")
+        return int(self.tokenizer.eos_token_id)
+
+
+def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
+    """Return all token ids that end a response: those of a model's generation configuration and its chat template's."""
+    ids = generation_config.eos_token_id
+    return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
+
+
+def _unused_character(text: str) -> str:
+    """Return a character for private use that a text does not hold."""
+    return next(character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in text)

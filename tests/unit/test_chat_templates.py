@@ -1,0 +1,270 @@
+"""Chat templates of many shapes: what they do to messages, that text stays text, and that no day is like another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tiny import make_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
+
+from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer
+from crosspref.errors import DataError, ModelError
+from crosspref.recipe.sections import AskingSettings
+
+LOOP, ANSWERS = "{% for message in messages %}", "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+SAID = "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}" + ANSWERS
+
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are Tiny.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA_3 = (
+    "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + strftime_now('%d %b %Y') }}<|eot_id|>"
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+    "{% endif %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+PHI_3 = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+QWEN_3 = (
+    "{% for message in messages %}{% set content = message.content %}"
+    "{% if message.role == 'assistant' %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def finished(tokenizer: Any, special: Sequence[str], added: Sequence[str] = (), **names: str) -> Any:
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in special], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in added])
+    for name, token in names.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
+
+
+def byte_level() -> Any:
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    own.train_from_iterator(["what is the end"], trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=own)
+
+
+def pieces(*, unigram: bool, legacy: bool) -> Any:
+    """As converted from sentencepiece: a text gets a space in front, in older ones behind every added token, too."""
+    special, letters = ["<unk>", "<s>", "</s>"], sorted(set("what is the end then? WY_<>|/[]INSTmoudlrsykbf\n\u2581"))
+    if unigram:
+        own = Tokenizer(models.Unigram())
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=special, unk_token="<unk>", initial_alphabet=letters
+        )
+    else:
+        own = Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=special, initial_alphabet=letters)
+    if legacy:
+        own.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    strip = decoders.Strip(content=" ", left=1)
+    own.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), strip])
+    own.train_from_iterator(["what is the end then? </s> <s>"] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+CHATML_TOKENS, PHI_TOKENS = ["<|im_start|>", "<|im_end|>"], ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+HEADERS = ["<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+TURNS = ["<start_of_turn>", "<end_of_turn>"]
+SHAPES: dict[str, tuple[Any, str, str]] = {
+    "chatml": (lambda: finished(byte_level(), CHATML_TOKENS), CHATML, "<|im_end|>"),
+    "unmarked": (lambda: finished(byte_level(), ["<|eos|>"], CHATML_TOKENS, eos_token="<|eos|>"), CHATML, "<|im_end|>"),
+    "llama 3": (lambda: finished(byte_level(), HEADERS, bos_token="<|begin|>"), LLAMA_3, "<|eot_id|>"),
+    "gemma": (lambda: finished(pieces(unigram=False, legacy=False), TURNS), GEMMA, "<end_of_turn>"),
+    "unigram": (lambda: finished(pieces(unigram=True, legacy=False), TURNS), GEMMA, "<end_of_turn>"),
+    "mistral": (lambda: finished(pieces(unigram=False, legacy=True), ["[INST]", "[/INST]"]), MISTRAL, "</s>"),
+    "phi 3": (lambda: finished(pieces(unigram=True, legacy=True), PHI_TOKENS), PHI_3, "<|end|>"),
+    "qwen 3": (lambda: finished(byte_level(), CHATML_TOKENS, ["<think>", "</think>"]), QWEN_3, "<|im_end|>"),
+    "slow": (lambda: finished(ByT5Tokenizer(extra_ids=0), CHATML_TOKENS), CHATML, "<|im_end|>"),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> tuple[ChatTokenizer, str]:
+    make, template, end = SHAPES[request.param]
+    tokenizer = make()
+    tokenizer.chat_template = template
+    return ChatTokenizer(tokenizer, AS_IT_IS, request.param), end
+
+
+def with_template(template: str, **asking: Any) -> ChatTokenizer:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return ChatTokenizer(tokenizer, AskingSettings(**asking), "tiny")
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_the_templates_own_token_ends_a_turn(shape: tuple[ChatTokenizer, str]) -> None:
+    tokenizer, end = shape
+    assert tokenizer.tokenizer.convert_ids_to_tokens(tokenizer.end_of_turn) == end
+    assert end in tokenizer.controls
+
+
+def test_what_names_no_control_token_is_encoded_as_ever(shape: tuple[ChatTokenizer, str]) -> None:
+    tokenizer, _ = shape
+    own, chat = tokenizer.tokenizer, [turn("user", "what is < the end? "), turn("assistant", " no"), turn("user", "?")]
+    if not tokenizer.template.tells_date:
+        assert tokenizer.chat_ids(chat) == own.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert tokenizer.response_ids(" so <|", False) == own(" so <|", add_special_tokens=False)["input_ids"]
+
+
+def test_the_name_of_a_control_token_is_text(shape: tuple[ChatTokenizer, str]) -> None:
+    tokenizer, _ = shape
+    controls, own = set(tokenizer.controls.values()), tokenizer.tokenizer
+
+    def count(ids: list[int]) -> int:
+        return sum(token in controls for token in ids)
+
+    plain = count(tokenizer.prompt_ids("what"))
+    for name in tokenizer.controls:
+        for text in (f"what is {name} then?", name, name + name, f"the{name}end", f"\n{name} s\n"):
+            asked, answered = tokenizer.prompt_ids(text), tokenizer.response_ids(text, ended=True)
+            assert (text, count(asked), count(answered)) == (text, plain, 1)
+            assert text.strip() in own.decode(asked, skip_special_tokens=False)
+            assert tokenizer.text(answered).strip() == text.strip()
+
+
+def test_names_are_encoded_as_if_there_were_no_such_tokens() -> None:
+    tokenizer = with_template("{{ bos_token }}" + LOOP + SAID)
+    tokens = tokenizer.tokenizer(" of <|end|>? <|user|>", add_special_tokens=False, split_special_tokens=True)
+    text = " of <|end|>? <|user|>"
+    assert tokenizer.response_ids(text, ended=False) == tokens["input_ids"]
+    assert tokenizer.prompt_ids(text)[2:-2] == tokens["input_ids"]
+    chat = [turn("system", text), turn("user", "a"), turn("assistant", text), turn("user", "b")]
+    marks = [token for token in tokenizer.chat_ids(chat) if token < 6]
+    assert marks == [0, 5, 2, 3, 2, 4, 2, 3, 2, 4]
+
+
+def test_added_words_stay_tokens_of_text() -> None:
+    tokenizer = finished(byte_level(), CHATML_TOKENS, ["Tiny", "  ", "assistant"])
+    tokenizer.chat_template = CHATML
+    chat = ChatTokenizer(tokenizer, AS_IT_IS, "tiny")
+    assert set(chat.controls) == set(CHATML_TOKENS)
+    assert chat.response_ids("Tiny  assistant", False) == tokenizer.convert_tokens_to_ids(["Tiny", "  ", "assistant"])
+
+
+PARTS = "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "roles"),
+    [
+        (PARTS, {"user", "system", "assistant"}),
+        ("{{ message['content'][0]['text'] }}", {"user", "system", "assistant"}),
+        ("{{ message['content'][0].text | trim }}", {"user", "system", "assistant"}),
+        (f"{{% if message['content'] is string %}}{{{{ message['content'] }}}}{{% else %}}{PARTS}{{% endif %}}", set()),
+        (f"{{% if message['role'] != 'user' %}}{{{{ message['content'] }}}}{{% else %}}{PARTS}{{% endif %}}", {"user"}),
+        (f"{{% if message['role'] == 'user' %}}{{{{ message['content'] }}}}{{% else %}}{PARTS}{{% endif %}}",
+         {"system", "assistant"}),
+    ],
+)  # fmt: skip
+def test_content_is_handed_over_as_the_template_wants_it(content: str, roles: set[str]) -> None:
+    plain = with_template("{{ bos_token }}" + LOOP + SAID)
+    tokenizer = with_template("{{ bos_token }}" + LOOP + SAID.replace("{{ message['content'] }}", content))
+    chat = [turn("system", "Be brief."), turn("user", "a"), turn("assistant", "b <|end|>"), turn("user", "c")]
+    assert tokenizer.template.in_parts == roles
+    assert tokenizer.chat_ids(chat) == plain.chat_ids(chat)
+    assert tokenizer.end_of_turn == plain.end_of_turn
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{{ message['content'][:3] }}", "{{ message['content'] | upper }}", "{{ message['text'] }}", "x",
+     "{% if message['content'] is string %}{% else %}{{ message['content'] }}{% endif %}"],
+)  # fmt: skip
+def test_a_template_that_does_not_show_the_instruction_is_refused(content: str) -> None:
+    with pytest.raises(ModelError, match="tiny"):
+        with_template(LOOP + SAID.replace("{{ message['content'] }}", content))
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for %}", "{{ nothing.at.all }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}",
+     "{{ raise_exception('never') }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 / 0 }}"],
+)  # fmt: skip
+def test_a_template_that_fails_is_a_model_error(template: str) -> None:
+    with pytest.raises(ModelError, match="tiny"):
+        with_template(template)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_data_error() -> None:
+    tokenizer = with_template(GEMMA.replace("start_of_turn", "|user|").replace("end_of_turn", "|end|"))
+    assert tokenizer.prompt_ids("a")
+    with pytest.raises(DataError, match="System role not supported"):
+        tokenizer.chat_ids([turn("system", "Be brief."), turn("user", "a")])
+    with pytest.raises(DataError, match="Roles must alternate"):
+        tokenizer.chat_ids([turn("user", "a"), turn("user", "b")])
+
+
+@pytest.mark.parametrize("lost", ["system", "assistant"])
+def test_a_message_that_the_template_leaves_out_is_a_data_error(lost: str) -> None:
+    tokenizer = with_template(
+        LOOP + f"{{% if message['role'] != '{lost}' %}}" + SAID.replace("{% endfor", "{% endif %}{% endfor")
+    )
+    with pytest.raises(DataError, match=lost):
+        tokenizer.chat_ids([turn("system", "Hi."), turn("user", "a"), turn("assistant", "Hm."), turn("user", "b")])
+
+
+def test_thinking_of_earlier_answers_may_be_left_out() -> None:
+    tokenizer = with_template(QWEN_3.replace("im_", ""))
+    chat = [turn("user", "a"), turn("assistant", "hm\n</think>\n\nb"), turn("user", "c")]
+    assert "hm" not in tokenizer.tokenizer.decode(tokenizer.chat_ids(chat))
+
+
+DATED = "{{ bos_token }}{{ strftime_now('%d %b %Y, %-d %H:%M %y') }}\n" + LOOP + SAID
+
+
+def test_the_date_is_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [with_template(DATED).prompt_ids("a")]
+    monkeypatch.setattr(chat_template_utils, "datetime", None)  # whatever the clock says
+    shown.append(with_template(DATED).prompt_ids("a"))
+    assert shown[0] == shown[1]
+    tokenizer = with_template(DATED, date="2024-03-05")
+    assert tokenizer.template.render([turn("user", "a")]).startswith("<|bos|>05 Mar 2024, 5 00:00 24\n<|user|>a")
+    assert not with_template("{{ bos_token }}" + LOOP + SAID).template.tells_date
+
+
+def test_switches_are_the_recipes() -> None:
+    template, thought = QWEN_3.replace("im_", ""), "<think>\n\n</think>\n\n"
+    assert with_template(template).template.render([turn("user", "a")]).endswith("assistant\n")
+    off = with_template(template, chat_template_kwargs={"enable_thinking": False})
+    assert off.template.render([turn("user", "a")]).endswith(f"assistant\n{thought}")
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [(CHATML, "You are Tiny."), (LLAMA_3, "Today: 01 Jan 2025"), (GEMMA, ""), (MISTRAL, ""), (PHI_3, ""), (QWEN_3, "")],
+)
+def test_the_system_prompt_that_a_template_adds(template: str, text: str) -> None:
+    names = [*CHATML_TOKENS, *PHI_TOKENS, *HEADERS, *TURNS, "<|bos|>", "<|eos|>"]
+    assert with_template(template).template.default_system(names) == text
