@@ -14,7 +14,7 @@ from crosspref.data.records import Response
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.languages import crosslingual_instruction
-from crosspref.maths.reward import implicit_reward
+from crosspref.maths.reward import finite, implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
@@ -175,7 +175,8 @@ class ScoredResponse:
     """The implicit reward of one response, with nats, token and character counts.
 
     ``reference_logprob`` is None for a reward without a reference; ``reward`` is in the unit of its formula in
-    ``crosspref.maths.reward``, and None for a reward per token of a response without tokens.
+    ``crosspref.maths.reward``, and None for a reward per token of a response without tokens, and for one that is
+    infinite.
     """
 
     policy_logprob: float
@@ -251,13 +252,17 @@ class ImplicitReward:
             for index, response in enumerate(responses)
         ]
         scored = self._scorer.score(crosslingual_instruction(instruction, language), rows)
+        rewards = [
+            implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta)
+            for logprobs in scored
+        ]
         return [
             ScoredResponse(
                 logprobs.policy,
                 logprobs.reference,
                 logprobs.tokens,
                 len(row.text),
-                implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta),
+                finite(value),
             )
-            for row, logprobs in zip(rows, scored, strict=True)
+            for row, logprobs, value in zip(rows, scored, rewards, strict=True)
         ]

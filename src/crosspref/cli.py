@@ -4,13 +4,20 @@ import argparse
 import importlib
 import os
 import sys
+import tempfile
+import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from crosspref import __version__
 from crosspref.commands import COMMANDS
 from crosspref.errors import CrossprefError
+
+DEBUG = "CROSSPREF_DEBUG"
+"""The environment variable that shows the traceback of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,15 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _parser(given).parse_args(given, options)
         options.command(options)
-    except CrossprefError as error:
-        print(f"crosspref: {error}", file=sys.stderr)  # noqa: T201
-        return 1
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         kept = f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
         print(f"\nStopped.{kept}", file=sys.stderr)  # noqa: T201
         return 130
+    except Exception as error:  # noqa: BLE001 - nobody is shown a traceback who has not asked for it
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        print(f"crosspref: {_sentence(error, options)}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 
@@ -51,3 +60,34 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(command=module.execute)
     return parser
+
+
+def _sentence(error: Exception, options: argparse.Namespace) -> str:
+    """Say what is wrong: in our own words, in the system's, or where to read what a library said."""
+    if isinstance(error, CrossprefError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+        where = f" {files}" if files else ""
+        return f"The system refused to read or write{where}: {error.strerror}. What was finished is kept."
+    said = " ".join(str(error).split())[:600]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}{f': {said}' if said else ''} (in {last.filename}, line {last.lineno}). This is a "
+        f"mistake in crosspref or a library. {_keep_traceback(error, options)} What was finished is kept."
+    )
+
+
+def _keep_traceback(error: Exception, options: argparse.Namespace) -> str:
+    """Write the traceback where it can be found, in the run directory if there is one, and say where that is."""
+    text = f"crosspref {__version__}\n" + "".join(traceback.format_exception(error))
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    given = [Path(str(folder)) for folder in (getattr(options, "run", None), getattr(options, "out", None)) if folder]
+    for folder in [*(folder for folder in given if folder.is_dir()), Path(tempfile.gettempdir())]:
+        file = folder / (name if folder in given else f"crosspref-{name}")
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return f"Please report it with the traceback, which is in {file}."
+    return f"The traceback could not be written; to see it, set {DEBUG}=1."

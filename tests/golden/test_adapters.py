@@ -189,11 +189,11 @@ def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, t
     with pytest.raises(ModelError, match=rf"lacks 1, such as {name}\. Name the base it was trained on"):
         load(adapter, base)
     save_file({**weights, name: weights[name][:, :-1].contiguous()}, adapter / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded over its base: (?s:.*)size mismatch"):
+    with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded: .*size mismatch"):
         load(adapter, base)
     save_file({**weights, f"{name}.more": weights[name].clone()}, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="it has 1 weights that have no place there and lacks 0"):
         load(adapter, base)
     (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded over its base"):
+    with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded: .*SafetensorError"):
         load(adapter, base)

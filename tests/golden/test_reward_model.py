@@ -118,12 +118,13 @@ def test_a_conversation_beyond_the_context_has_no_reward(directory: Path, tmp_pa
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_an_output_that_is_not_finite_is_nan(value: float, directory: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_not_finite_is_no_reward(value: float, directory: Path, tmp_path: Path) -> None:
     # One weight only, since a sum of infinities of both signs is nan already.
     single = torch.zeros(1, SHAPE["hidden_size"])
     single[0, 0] = value
     broken = change_weights(directory, tmp_path / "broken", "score.weight", lambda _: single)
-    assert all(math.isnan(reward) for reward in rater(broken).rate(INSTRUCTION, RESPONSES))
+    with pytest.raises(ModelError, match="not finite"):
+        rater(broken).rate(INSTRUCTION, RESPONSES)
 
 
 def change_weights(source: Path, target: Path, name: str, change: Any) -> Path:

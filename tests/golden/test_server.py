@@ -5,6 +5,7 @@ Behind the fake server stand the real (tiny) models that transformers loads here
 
 import asyncio
 import logging
+import math
 import random
 import shutil
 import socket
@@ -276,6 +277,7 @@ def test_an_answer_that_makes_no_sense_is_no_response(
         ([None, *[{"5": {"logprob": -1.0}}] * 999], "log-probabilities of"),
         ("other ids", "is missing"),
         ("logits", "above 0"),
+        ("nan", "not finite"),
     ],
 )
 def test_log_probabilities_that_make_no_sense_are_no_score(
@@ -286,8 +288,9 @@ def test_log_probabilities_that_make_no_sense_are_no_score(
     length = len(scorer.tokenizer.prompt_ids(INSTRUCTIONS[1])) + len(row)
     if values == "other ids":
         values = [None] * length
-    elif values == "logits":
-        values = [None, *[{str(token): {"logprob": 7.0} for token in row}] * (length - 1)]
+    elif values in ("logits", "nan"):
+        value = 7.0 if values == "logits" else math.nan
+        values = [None, *[{str(token): {"logprob": value} for token in row}] * (length - 1)]
     server.changes = {"prompt_logprobs": values}
     with closing(scorer), pytest.raises(ServerError, match=said):
         scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])

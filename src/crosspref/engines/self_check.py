@@ -1,6 +1,7 @@
 """Self-checks: a fast path is used only where it gives what a model's plain forward pass gives."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,25 @@ def plain_logprobs(model: Any, prompt: list[int], response: list[int]) -> torch.
     return token_logprobs(logits[0, len(prompt) - 1 : -1], ids[0, len(prompt) :])
 
 
+def require_finite(values: torch.Tensor, where: str) -> None:
+    """Raise ModelError unless all values are finite numbers; ``where`` says what was computed.
+
+    Where a token may be impossible, whose log-probability is -inf, hand over what must be finite all the same: the
+    highest logit of each row.
+    """
+    if not torch.isfinite(values).all():
+        raise not_finite(where)
+
+
+def not_finite(where: str) -> ModelError:
+    """Return the error that says that a model computes numbers that are not finite."""
+    return ModelError(
+        f"The model's probabilities are not finite: NaN or infinity came up in {where}. Its files may hold NaN, as "
+        "after a broken merge: then name another model. If they do not, its number format overflows: set "
+        "resources.dtype: float32."
+    )
+
+
 class SelfCheck:
     """Compares fast paths with plain ones; where they differ, a log line or an error says so.
 
@@ -59,10 +79,12 @@ class SelfCheck:
             tokens: of how many tokens each value is the sum.
 
         Raises:
-            ModelError: they differ or cannot be computed, and a failure is an error.
+            ModelError: they differ or cannot be computed, and a failure is an error; or the plain values are NaN.
         """
         try:
             for value, expected, count in zip(fast(), plain(), tokens, strict=True):
+                if math.isnan(expected):
+                    raise not_finite(f"a first test of {self.name}")
                 if not abs(value - expected) <= self.nats * count:
                     return self.fails(f"{reason} ({value:.4g} nats instead of {expected:.4g})")
         except FAULTS as error:

@@ -87,6 +87,14 @@ def implicit_reward(
     return dpo_reward(policy_logprob, reference_logprob, beta)
 
 
+def finite(reward: float | None) -> float | None:
+    """Return a reward that can be compared, or None where there is none or it is infinite or NaN.
+
+    It is infinite where a model rules a token out, or for ORPO where p is 1.
+    """
+    return reward if reward is not None and math.isfinite(reward) else None
+
+
 def noise_gap(algorithm: str, beta: float) -> float:
     """Return the reward that corresponds to a log-ratio of 0.5 nats, or 0.0 for rewards per token.
 

@@ -1,6 +1,5 @@
 """Scoring: every reward of the paper, of every response (Eq. 8, 9, 12, 13, 14, 17), without the length penalty."""
 
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from typing import cast
 from crosspref.data.records import Prompt, Response, Score, Translation
 from crosspref.errors import DataError, ModelError
 from crosspref.languages import ENGLISH, crosslingual_instruction
-from crosspref.maths.reward import implicit_reward
+from crosspref.maths.reward import finite, implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
 from crosspref.recipe.schema import Recipe
@@ -339,7 +338,7 @@ def rate(
                 None,
                 _own_tokens(response),
                 len(response.text),
-                _finite(value),
+                finite(value),
             )
             for response, value in zip(group.responses, values, strict=True)
         ]
@@ -380,13 +379,8 @@ def _scored(response: Response, logprobs: LogProbs | None, reward: RewardName, s
     tokens = _own_tokens(response) if is_other_text else logprobs.tokens
     # The released scripts strip a response before anything else.
     text = response.text.strip() if settings.counting == "znlp" else response.text
-    return Score(*key, logprobs.policy, logprobs.reference, tokens, len(text), _finite(value))
+    return Score(*key, logprobs.policy, logprobs.reference, tokens, len(text), finite(value))
 
 
 def _own_tokens(response: Response) -> int | None:
     return None if response.token_ids is None else len(response.token_ids)
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a number that can be compared, or None: no reward, which is counted when pairs are made."""
-    return value if value is not None and math.isfinite(value) else None

@@ -90,6 +90,11 @@ class ServerScorer:
             values = [
                 _value(token, place) for token, place in zip(row, choice.prompt_logprobs[len(prompt) :], strict=True)
             ]
+            if not all(map(math.isfinite, values)):
+                raise ServerError(
+                    f"{model} returns a log-probability that is not finite. The model that it serves may hold NaN, or "
+                    "overflow in its number format."
+                )
             if max(values) > ROUNDING:
                 raise ServerError(
                     f"{model} returns {max(values):.4g} as a log-probability, which is above 0. vLLM does so when it "

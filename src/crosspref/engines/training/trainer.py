@@ -20,6 +20,7 @@ from trl import DPOConfig
 from crosspref.data.records import Message, Pair
 from crosspref.engines import EngineSettings, require_library
 from crosspref.engines.packed.head import add_response_head, distinct_tokens, padded_rows, require_known_head
+from crosspref.engines.self_check import not_finite
 from crosspref.engines.training import distributed
 from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
@@ -124,6 +125,8 @@ class TrlTrainer:
         rows = padded_rows(cut, device=model.device)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             values = model(**rows).tolist()
+        if not all(map(math.isfinite, values)):
+            raise not_finite("the training reference's log-probabilities")
         return list(zip(values[: len(examples)], values[len(examples) :], strict=True)), distinct_tokens(rows)
 
     def _examples(self, pairs: Sequence[Pair]) -> list[dict[str, Any] | None]:
@@ -245,6 +248,12 @@ class TrlTrainer:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         dtype = getattr(torch, self.settings.save_dtype)
+        for name, weight in model.named_parameters() if weights is None else weights.items():
+            if not torch.isfinite(weight).all():
+                raise ModelError(
+                    f"Training left weights that are not finite numbers, such as {name}, so nothing was saved. A "
+                    "smaller train.learning_rate or resources.dtype: float32 may help."
+                )
         if self.settings.lora and self.settings.lora.save == "adapter":
             adapters.save_adapter(model, self.policy, output, dtype, weights)  # tokenizer and template are its base's
             return

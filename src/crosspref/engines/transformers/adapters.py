@@ -12,10 +12,11 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from crosspref.data.sources import PACKAGE
+from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.models import Loading, load_model, load_quantized, readable_directory
 from crosspref.errors import ModelError
 from crosspref.models.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
@@ -113,7 +114,7 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
     """
     device = next(model.parameters()).device
     options = {"is_trainable": trainable, "torch_device": str(device)}
-    try:
+    with reading("The adapter", adapter):
         config = peft.LoraConfig.from_pretrained(str(adapter))
         config.lora_dropout = 0.0  # policy and reference must be one model before the first step
         config.inference_mode = not trainable
@@ -123,8 +124,6 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
             model.load_adapter(str(adapter), name, peft_config=config, **options)
         else:
             model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The adapter in {adapter} cannot be loaded over its base: {error}") from error
     wanted = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if wanted != kept:  # peft would leave what is missing random or zero, and only warn
         raise ModelError(

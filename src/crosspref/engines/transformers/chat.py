@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from crosspref.data.records import Instruction, Message, as_messages
+from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.templates import ChatTemplate
 from crosspref.errors import ModelError
 from crosspref.recipe.sections import AskingSettings
@@ -29,10 +30,8 @@ def read_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    try:
+    with reading("The tokenizer", directory):
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer in {directory} cannot be loaded: {error}") from error
 
 
 def load_tokenizer(directory: Path, asking: AskingSettings = AS_IT_IS) -> "ChatTokenizer":
@@ -41,7 +40,9 @@ def load_tokenizer(directory: Path, asking: AskingSettings = AS_IT_IS) -> "ChatT
     Raises:
         ModelError: it cannot be read, has no chat template, or one that does not show what a user says.
     """
-    return ChatTokenizer(read_tokenizer(directory, asking.trust_remote_code), asking, str(directory))
+    tokenizer = read_tokenizer(directory, asking.trust_remote_code)
+    with reading("The chat template", directory):
+        return ChatTokenizer(tokenizer, asking, str(directory))
 
 
 class ChatTokenizer:

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -24,8 +23,9 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
-from crosspref.engines import EngineSettings, missing_library
+from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, stop_ids
+from crosspref.engines.transformers.faults import find_device, reading
 from crosspref.errors import ModelError
 from crosspref.models.locate import ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
@@ -57,7 +57,7 @@ class Loading:
         resources = settings.resources
         if resources.threads:
             torch.set_num_threads(resources.threads)
-        device = torch.device(resources.device) if resources.device != "auto" else _best_device()
+        device = find_device(resources.device) if resources.device != "auto" else _best_device()
         fast = resources.dtype == "auto" and _is_fast_in_bfloat16(device)
         dtype = torch.bfloat16 if fast or resources.dtype == "bfloat16" else torch.float32
         return cls(device, dtype, settings.trust_remote_code)
@@ -103,11 +103,9 @@ def readable_directory(files: ModelFiles) -> Path:
     if target.is_dir():
         return target
     source = {"pretrained_model_name_or_path": str(files.directory), "gguf_file": files.gguf_file}
-    try:
+    with reading("The GGUF model", files.directory / files.gguf_file):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    except ImportError as error:
-        raise missing_library("gguf", f"Reading {files.name}") from error
     config = loaded.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -132,26 +130,35 @@ def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausal
     ``options`` are further arguments of ``from_pretrained``.
 
     Raises:
-        ModelError: transformers cannot read it, or the files lack some of its weights.
+        ModelError: transformers cannot read it, or the files lack some of its weights or hold others.
+        MissingLibraryError: a library is needed that one of crosspref's extras installs.
     """
-    try:
+    with reading("The model", directory):
         model, loaded = kind.from_pretrained(
             directory,
             dtype=loading.dtype,
             use_safetensors=True,
             trust_remote_code=loading.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, where transformers only says that there are some
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+        model = model.to(loading.device).eval()
+    mismatched = sorted(loaded["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"The weights in {directory} are not those of its config.json: {name} has the shape {tuple(stored)} "
+            f"instead of {tuple(wanted)}, and {len(mismatched)} weights differ in all. Name a model whose files belong "
+            "together."
+        )
     missing = sorted(loaded["missing_keys"])
     if missing:  # transformers would fill them with random numbers, and only warn
         raise ModelError(
             f"The files in {directory} lack {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}, "
             "which would be random. Name a model of this kind whose files are complete."
         )
-    return model.to(loading.device).eval()
+    return model
 
 
 def load_quantized(directory: Path, loading: Loading) -> Any:
@@ -221,10 +228,8 @@ def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> Mode
     """
     directory = readable_directory(files)
     tokenizer = load_tokenizer(directory, asking)
-    try:
+    with reading("The configuration", directory):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=asking.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The configuration in {directory} cannot be read: {error}") from error
     try:
         generation = GenerationConfig.from_pretrained(directory)
     except OSError:  # there is none, and then a model takes it from its configuration

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from crosspref.engines import EngineSettings
+from crosspref.engines.self_check import not_finite
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.chat import load_tokenizer
 from crosspref.models.locate import ModelFiles, require_one_output
@@ -36,18 +37,20 @@ class TransformersRewardModel:
     def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
         """Return the model's output for the conversation of an instruction and each response, in the model's unit.
 
-        It is nan where the output is not finite, or where the conversation is longer than the model's context.
+        It is nan where the conversation is longer than the model's context.
 
         Each conversation is a row of its own, without padding. These models read the output at the last token that is
         not ``pad_token_id``: in a padded batch a token that is both padding and end of turn would be passed over, or
         the padding would be taken for text, depending on the model's configuration.
+
+        Raises:
+            ModelError: an output is not a finite number.
         """
         rewards = []
         for response in responses:
             messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
             ids = self.tokenizer.chat_ids(messages, finished=True)
-            reward = self._output(ids) if len(ids) <= self.longest else math.nan
-            rewards.append(reward if math.isfinite(reward) else math.nan)
+            rewards.append(self._output(ids) if len(ids) <= self.longest else math.nan)
         return rewards
 
     def close(self) -> None:
@@ -57,4 +60,7 @@ class TransformersRewardModel:
 
     def _output(self, ids: list[int]) -> float:
         row = torch.tensor([ids], device=self.model.device)
-        return float(self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits.float().item())
+        reward = float(self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits.float().item())
+        if not math.isfinite(reward):
+            raise not_finite("a reward model's output")
+        return reward

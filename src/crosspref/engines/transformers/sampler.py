@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.packed.decoding import Decoder, Draft, SharedPrompt, can_decode, lay_out_weights
+from crosspref.engines.self_check import require_finite
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.chat import load_tokenizer, stop_ids
@@ -39,6 +40,15 @@ class SeededChoice(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(-1, choice, 0.0)
 
 
+class FiniteOnly(LogitsProcessor):  # type: ignore[misc]
+    """Leaves scores (rows, vocabulary) as they are, if the likeliest token of each row is known."""
+
+    def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores, or raise ModelError."""
+        require_finite(scores.amax(-1), "sampling")
+        return scores
+
+
 def uniforms_of(seed: int, count: int) -> np.ndarray:
     """Return the first numbers in [0, 1), float64, of the stream that belongs to a seed."""
     return np.random.Generator(np.random.Philox(seed)).random(count)
@@ -52,9 +62,14 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: 
         uniforms: (rows,), float64, in [0, 1).
         temperature: what logits are divided by first.
         top_p: only the fewest tokens that have this probability together can be picked.
+
+    Raises:
+        ModelError: a row has a logit that is NaN or +inf, or none but -inf.
     """
     scores = logits.to(torch.float32, copy=True)  # then in place, since fresh memory of this size is slow
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).div_(temperature).exp_()
+    highest = scores.amax(-1, keepdim=True)
+    require_finite(highest, "sampling")
+    weights = scores.sub_(highest).div_(temperature).exp_()
     uniform = torch.from_numpy(uniforms[:, None]).to(weights.device)
     if top_p >= 1:
         return invert_cumulative(weights, uniform)
@@ -154,7 +169,9 @@ class TransformersSampler:
 
         def choose(logits: torch.Tensor, live: Sequence[Draft]) -> torch.Tensor:
             if temperature == 0:
-                return logits.float().argmax(-1)
+                highest, chosen = logits.float().max(-1)
+                require_finite(highest, "sampling")
+                return chosen
             numbers = np.array([uniforms[draft][len(draft.ids)] for draft in live])
             return draw(logits, numbers, temperature, settings.top_p)[:, 0]
 
@@ -179,7 +196,9 @@ class TransformersSampler:
         mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
         settings = self.settings
         seeds = [draft.tag for draft in drafts]
-        choices = [SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)]
+        choice = FiniteOnly()
+        if temperature > 0:
+            choice = SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),
@@ -189,7 +208,7 @@ class TransformersSampler:
                 eos_token_id=self.stops,
                 pad_token_id=self.tokenizer.pad,
             ),
-            logits_processor=LogitsProcessorList([] if temperature == 0 else choices),
+            logits_processor=LogitsProcessorList([choice]),
         )
         rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return rows

@@ -4,6 +4,7 @@ A batch only ever holds responses to one prompt, so a score cannot depend on whi
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.packed.head import head_logprobs
 from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, predicting_states
-from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
+from crosspref.engines.self_check import SelfCheck, made_up_ids, not_finite, plain_logprobs
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
 from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, stop_ids
@@ -55,7 +56,10 @@ class ModelScorer:
     ) -> list[float]:
         """Return the log-probability of each response, in nats, summed over the tokens that count.
 
-        It is 0.0 where no token does.
+        It is 0.0 where no token does, and -inf where the model rules a token out.
+
+        Raises:
+            ModelError: one is NaN or +inf.
         """
         distinct = [list(ids) for ids in dict.fromkeys(map(tuple, responses)) if ids]  # equal ones are computed once
         longest = len(prompt) + max(map(len, distinct), default=0)
@@ -66,6 +70,8 @@ class ModelScorer:
             tuple(ids): float(value[torch.tensor(counting(ids), device=value.device)].sum(dtype=torch.float64))
             for ids, value in zip(distinct, values, strict=True)
         }
+        if not all(value < math.inf for value in sums.values()):  # which NaN is not, either
+            raise not_finite(f"scoring by {type(self.model).__name__}")
         return [sums.get(tuple(ids), 0.0) for ids in responses]
 
     def _pack(self, prompt: list[int], responses: list[list[int]]) -> list[torch.Tensor]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, LogitsProcessorList
 
-from crosspref.engines import EngineSettings, missing_library
+from crosspref.engines import EngineSettings
 from crosspref.engines.packed.head import padded_rows
 from crosspref.engines.transformers.chat import read_tokenizer
 from crosspref.engines.transformers.models import Loading, free_memory, load_model
-from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.sampler import FiniteOnly, TransformersSampler
 from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
@@ -81,10 +81,7 @@ class TranslationModel:
     def __init__(self, settings: EngineSettings, model: ModelFiles) -> None:
         loading = Loading.of(settings)
         require_whole(model, "translation model")
-        try:
-            self.tokenizer = read_tokenizer(model.directory, settings.trust_remote_code)
-        except ImportError as error:  # transformers raises it when a tokenizer's library is missing
-            raise missing_library("sentencepiece", f"The tokenizer of {model.name!r}") from error
+        self.tokenizer = read_tokenizer(model.directory, settings.trust_remote_code)
         self.model: Any = load_model(model.directory, loading, AutoModelForSeq2SeqLM)
         self.languages = _Languages(model.name, self.tokenizer, settings.translate.codes)
         stored = self.model.generation_config
@@ -151,6 +148,7 @@ class TranslationModel:
             generation_config=GenerationConfig(
                 **settings, do_sample=False, num_beams=1, max_new_tokens=self.new_tokens
             ),
+            logits_processor=LogitsProcessorList([FiniteOnly()]),
         )
         # M2M100's tokenizer does not count language tokens as special, and would leave the target's in the text.
         start = 1 if code is None or begins else 2
