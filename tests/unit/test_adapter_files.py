@@ -136,12 +136,15 @@ def test_an_adapter_from_the_hub(base: Path, write: Write, tmp_path: Path, monke
     asked = []
 
     def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, revision, "*.safetensors" in allow_patterns))
+        asked.append((repository, revision, "adapter_model.safetensors" in allow_patterns))
         return str({"owner/adapter": adapter, "owner/base": base}[repository])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = locate_model("owner/adapter", weights=False)
-    assert asked == [("owner/adapter", None, False), ("owner/base", "v2", False)]
+    assert asked == [
+        *(("owner/adapter", None, False), ("owner/adapter", "0a1b2c", False)),
+        *(("owner/base", "v2", False), ("owner/base", "base", False)),
+    ]
     assert (found.directory, found.adapter) == (base, adapter)
     assert found.identity == locate_model("owner/adapter").identity
 

@@ -20,7 +20,7 @@ HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
     *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn", "lm_eval"),
 )
-LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.locate", "huggingface_hub")}
+LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.hub", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from crosspref.errors import ModelError
-from crosspref.models import locate as models
+from crosspref.models import files
 from crosspref.models.locate import cache_directory, locate_model
 from crosspref.models.tokenizers import require_same_tokenizer, tokenizer_identity
 
@@ -103,7 +103,9 @@ def test_directories_and_files_that_are_no_models(model: Path) -> None:
 def test_weights_that_could_run_code_are_not_read(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     text = error_of(model)
-    assert "holds no .safetensors file. Weights in other formats can run code" in text
+    assert (
+        "holds no model.safetensors, and no model.safetensors.index.json. Weights in other formats can run code" in text
+    )
     assert "save_pretrained" in text
 
 
@@ -113,21 +115,21 @@ def test_hub_ids_that_cannot_be(name: str) -> None:
 
 
 def test_what_comes_from_the_hub_is_checked_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    asked: list[tuple[str, str | None, bool]] = []
 
-    def download(repository: str, **options: Any) -> str:
-        asked.update(options, repository=repository)
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision, "model.safetensors" in allow_patterns))
         return str(model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = locate_model("owner/name@v1", weights=False)
-    assert (asked["repository"], asked["revision"], found.directory) == ("owner/name", "v1", model)
-    assert "*.safetensors" not in asked["allow_patterns"]
-    locate_model("owner/name")
-    assert (asked["revision"], asked["allow_patterns"][-1]) == (None, "*.safetensors")
+    assert found.directory == model
+    assert asked == [("owner/name", "v1", False), ("owner/name", "model", False)]
+    locate_model("hf://owner/name")
+    assert asked[2:] == [("owner/name", None, False), ("owner/name", "model", True)]
     (model / "model.safetensors").unlink()
     locate_model("owner/name", weights=False)
-    assert error_of("owner/name").startswith("The hub's 'owner/name' holds no .safetensors file.")
+    assert error_of("owner/name").startswith("The hub's 'owner/name' holds no model.safetensors")
 
 
 def test_identity_is_that_of_the_content(model: Path, tmp_path: Path) -> None:
@@ -154,8 +156,7 @@ def change_byte(path: Path, position: int) -> None:
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         lambda folder: (folder / "chat_template.jinja").write_text("x"),
         lambda folder: (folder / "modeling_own.py").write_text("x"),
-        lambda folder: (folder / "model-2.safetensors").write_text("x"),
-        lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
+        lambda folder: (folder / "own.words").write_text("x"),
     ],
 )
 def test_identity_changes_with_any_content(model: Path, change: Callable[[Path], object]) -> None:
@@ -167,8 +168,8 @@ def test_identity_changes_with_any_content(model: Path, change: Callable[[Path],
 def test_identity_of_very_large_files_is_taken_from_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if 32 MB were 512 bytes and 1 MB were 32: the file's 1024 bytes are hashed at 0-31, 992-1023, and 2 bytes at
     # each of 64, 128 ... 960. A change of a single weight between them is not seen; a trained model differs everywhere.
-    monkeypatch.setattr(models, "_WHOLE_FILE_BYTES", 512)
-    monkeypatch.setattr(models, "_EDGE_BYTES", 32)
+    monkeypatch.setattr(files, "_WHOLE_FILE_BYTES", 512)
+    monkeypatch.setattr(files, "_EDGE_BYTES", 32)
     file = model / "model.safetensors"
     assert file.stat().st_size == 1024
     before = locate_model(str(model)).identity

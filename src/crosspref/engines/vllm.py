@@ -20,6 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import models
 from crosspref.errors import ModelError, RecipeError
+from crosspref.models.files import require_no_other_weights
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 
@@ -53,6 +54,7 @@ class VllmSampler:
             raise RecipeError(f"sample.temperature is {self.settings.temperature}, but vLLM takes at most 2.")
         _require_device(loading.device)
         described = models.describe_model(policy, settings.asking)
+        require_no_other_weights(described.directory, "vLLM")
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.tokenizer, self.stops = described.tokenizer, described.stops
         self.longest_prompt = models.longest_prompt(self.settings, described.config)

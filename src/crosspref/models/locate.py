@@ -1,27 +1,40 @@
 """Finding models and telling whether two belong together, without importing torch.
 
-A model is named by a local directory, a ``.gguf`` file, a hub id (``owner/name`` or ``owner/name@revision``), or a file
-or folder inside an installed package (``package:NAME/path``). A directory or hub repository may hold a LoRA adapter of
-peft instead of weights: that is a model over a base, which its ``adapter_config.json`` names in one of these ways.
+A model is named by a local directory, a ``.gguf`` file, a hub id (``owner/name`` or ``owner/name@revision``, with
+``:FILE.gguf`` behind it for one of several GGUF files), or a file or folder inside an installed package
+(``package:NAME/path``). A directory or hub repository may hold a LoRA adapter of peft instead of weights: that is a
+model over a base, which its ``adapter_config.json`` names in one of these ways.
 """
 
 import hashlib
 import json
 import os
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.data.sources import PACKAGE, inside_package
 from crosspref.errors import ModelError
-from crosspref.models.tokenizers import read_json, require_tokenizer_of_base
+from crosspref.models.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SMALL_FILES,
+    WEIGHTS,
+    chosen_gguf,
+    file_names,
+    hash_files,
+    identity_of,
+    is_adapter,
+    is_kept,
+    listed,
+    read_json,
+    require_one_part,
+    require_weights,
+    weight_names,
+)
+from crosspref.models.hub import HubModel
+from crosspref.models.tokenizers import require_tokenizer_of_base
 from crosspref.recipe.sections import LoraSettings
-
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
-_WHOLE_FILE_BYTES = 32 << 20
-_EDGE_BYTES = 1 << 20
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class ModelFiles:
 
 
 def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
-    """Find a model; a hub id is downloaded (only its small files when ``weights`` is False).
+    """Find a model; a hub id is downloaded (only its small files when ``weights`` is False, but a GGUF file whole).
 
     Raises:
         ModelError: there is no such model, or the directory does not hold one.
@@ -65,8 +78,8 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
             raise ModelError(f"The model {error.args[0]}") from error
     elif Path(name).expanduser().exists():
         path = Path(name).expanduser()
-    elif _HUB_ID.match(name) and not name.startswith((".", "/", "~")):
-        return _from_hub(name, weights)
+    elif hub := HubModel.of(name):
+        return _from_hub(hub, weights)
     else:
         raise ModelError(
             f"The model {name!r} was not found: it is no existing path, and no hub id (owner/name) either. "
@@ -77,70 +90,94 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
             raise ModelError(
                 f"The model {name!r} is a file, but only .gguf files can be read alone; give its directory."
             )
-        return ModelFiles(name, path.parent, path.name, _identity([path]))
+        require_one_part(name, path.name)
+        return ModelFiles(name, path.parent, path.name, hash_files([path]))
     return _from_directory(name, path)
 
 
 def _from_directory(name: str, path: Path) -> ModelFiles:
-    if _is_adapter(path):
-        content = _identity([path / ADAPTER_WEIGHTS]) if (path / ADAPTER_WEIGHTS).is_file() else ""
-        return _over_base(name, path, content, weights=True)
-    weights = _checked(f"The directory {name!r}", path, weights=True)
-    small = [file for pattern in _SMALL_FILES for file in path.glob(pattern)]
-    return ModelFiles(name, path, None, _identity(sorted({*weights, *small})))
+    names, what = file_names(path), f"The directory {name!r}"
+    if is_adapter(path, names):
+        content = hash_files([path / ADAPTER_WEIGHTS]) if ADAPTER_WEIGHTS in names else ""
+        return _over_base(name, path, content, names)
+    weights = weight_names(path, names)
+    if not weights and (file := chosen_gguf(what, f"{name.rstrip('/')}/", names)):
+        require_one_part(name, file)
+        return ModelFiles(name, path, file, hash_files([path / file]))
+    _require_config(what, names)
+    require_weights(what, path, names)
+    return ModelFiles(name, path, None, identity_of(path, weights))
 
 
-def _checked(what: str, path: Path, *, weights: bool) -> list[Path]:
-    """Return the weights of a model directory, or raise ModelError if it does not hold a model."""
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {_listed(path)}")
-    weight_files = sorted(path.glob("*.safetensors"))
-    if weights and not weight_files:
-        raise ModelError(
-            f"{what} holds no .safetensors file. Weights in other formats can run code when they are loaded and are "
-            "not read; convert them with transformers' save_pretrained."
-        )
-    return weight_files
+def _require_config(what: str, names: Collection[str]) -> None:
+    if "config.json" not in names:
+        raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {listed(names)}")
 
 
-def _from_hub(name: str, weights: bool) -> ModelFiles:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_hub(hub: HubModel, weights: bool) -> ModelFiles:
+    """Fetch a model: its small files first, which say what its weights are."""
+    directory = hub.fetch(SMALL_FILES)
+    commit, what = directory.name, f"The hub's {hub.name!r}"
+    on_hub = hub.listed(commit)
+    names = set(on_hub or file_names(directory))
+    whole, adapter = weight_names(directory, names), is_adapter(directory, names)
+    gguf = hub.file or (None if whole or adapter else chosen_gguf(what, f"{hub.name}:", names))
+    if gguf:
+        return _gguf_from_hub(hub, commit, gguf)
+    wanted = {*SMALL_FILES, *(file for file in names if "/" not in file and is_kept(file))}
+    if weights:
+        wanted.update([ADAPTER_WEIGHTS] if adapter else whole)
+    hub.fetch(wanted, commit)
+    if weights:
+        names = file_names(directory)
+    elif not on_hub:  # then nobody knows of the weights
+        names |= {ADAPTER_WEIGHTS} if adapter else {*whole, WEIGHTS}
+    # The commit identifies the content.
+    identity = hashlib.sha256(f"{hub.repository}@{commit}".encode()).hexdigest()
+    if adapter:
+        return _over_base(hub.name, directory, identity, names, weights=weights)
+    _require_config(what, names)
+    require_weights(what, directory, names)
+    return ModelFiles(hub.name, directory, None, identity)
 
-    repository, _, revision = name.partition("@")
-    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
-    try:
-        directory = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"The model {name!r} is no path on this machine, and as a hub id it cannot be fetched: {error}\n"
-            "Check the spelling and the network; a gated model needs `hf auth login`."
-        ) from error
-    # The hub's snapshot directory is named after the commit, which identifies the content.
-    identity = hashlib.sha256(f"{repository}@{directory.name}".encode()).hexdigest()
-    if _is_adapter(directory):
-        return _over_base(name, directory, identity, weights=weights)
-    _checked(f"The hub's {name!r}", directory, weights=weights)
-    return ModelFiles(name, directory, None, identity)
+
+def _gguf_from_hub(hub: HubModel, commit: str, file: str) -> ModelFiles:
+    require_one_part(hub.name, file)
+    path = hub.fetch([file], commit) / file
+    if not path.is_file():
+        found = [name for name in hub.listed(commit) if name.endswith(".gguf")]
+        raise ModelError(f"The hub's {hub.repository!r} holds no {file}. It holds: {listed(found)}")
+    identity = hashlib.sha256(f"{hub.repository}@{commit}:{file}".encode()).hexdigest()
+    return ModelFiles(hub.name, path.parent, path.name, identity)
 
 
-def _is_adapter(directory: Path) -> bool:
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+def _over_base(name: str, adapter: Path, content: str, names: Collection[str], *, weights: bool = True) -> ModelFiles:
+    """Find the base of an adapter, and check that they belong together.
 
-
-def _over_base(name: str, adapter: Path, content: str, *, weights: bool) -> ModelFiles:
-    """Find the base of an adapter whose weights have the hash ``content``, and check that they belong together."""
+    Args:
+        name: by which the adapter was asked for.
+        adapter: its directory, with the files ``names``.
+        content: a hash of its weights.
+        names: see there.
+        weights: whether the base's are wanted.
+    """
     config = read_json(adapter / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"The adapter {name!r} is of the kind {config.get('peft_type')!r}; only LORA can be read.")
-    if weights and not (adapter / ADAPTER_WEIGHTS).is_file():
+    if ADAPTER_WEIGHTS not in names:
         raise ModelError(
             f"The adapter {name!r} holds no {ADAPTER_WEIGHTS}. Weights in other formats can run code when they are "
-            f"loaded and are not read; save it again with a newer peft. It holds: {_listed(adapter)}"
+            f"loaded and are not read; save it again with a newer peft. It holds: {listed(names)}"
+        )
+    if pickled := [file for file in names if file.startswith("pytorch_model")]:
+        raise ModelError(
+            f"{name!r} holds an adapter beside whole weights in a format that is not read ({min(pickled)}), so it is "
+            "not known which is meant. Convert them with transformers' save_pretrained, or take them away."
         )
     named = base_of_adapter(adapter)
     try:
-        base = locate_model(named, weights=weights) if not _is_adapter(Path(named).expanduser()) else None
+        place = Path(named).expanduser()
+        base = None if is_adapter(place, file_names(place)) else locate_model(named, weights=weights)
     except ModelError as error:
         raise ModelError(
             f"The adapter {name!r} is made for the base model {named!r}, which was not found. If that has moved, put "
@@ -173,7 +210,8 @@ def base_of_adapter(adapter: Path) -> str:
         )
     if (adapter / named).exists():
         return str((adapter / named).resolve())
-    if revision and _HUB_ID.match(named) and "@" not in named and not Path(named).exists():
+    hub = HubModel.of(named)
+    if revision and hub and not (hub.revision or hub.file) and not Path(named).exists():
         return f"{named}@{revision}"
     return named
 
@@ -224,30 +262,6 @@ def require_one_output(files: ModelFiles) -> None:
             "classifier counts as having 2. Set reward.reward_model to a sequence-classification model that was "
             "trained with num_labels 1."
         )
-
-
-def _listed(directory: Path) -> str:
-    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
-    return ", ".join(names[:20]) or "nothing"
-
-
-def _identity(files: list[Path]) -> str:
-    """Hash names, sizes and contents; of very large files both ends and 15 samples in between."""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE_FILE_BYTES:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(_EDGE_BYTES))
-                for part in range(1, 16):
-                    stream.seek(size * part // 16)
-                    digest.update(stream.read(_EDGE_BYTES // 16))
-                stream.seek(-_EDGE_BYTES, os.SEEK_END)
-                digest.update(stream.read())
-    return digest.hexdigest()
 
 
 def cache_directory() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.errors import ModelError
+from crosspref.models.files import read_json
 
 VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 """Files that older tokenizers consist of."""
@@ -83,17 +84,6 @@ def require_tokenizer_of_base(name: str, adapter: Path, base: Path) -> None:
             f"The adapter {name!r} has another {' and '.join(differing)} than its base {base}. Both are asked with the "
             "base's. If the adapter's are the right ones, copy the tokenizer files and chat_template.jinja to the base."
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a file holds, or an empty one if there is no file, or no object in it."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def short_hash(content: bytes) -> str:

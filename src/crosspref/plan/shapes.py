@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.errors import MissingLibraryError, ModelError
+from crosspref.models.files import file_names, weight_names
 from crosspref.models.locate import ModelFiles
 
 _HEADER_LIMIT = 100 << 20
@@ -61,7 +62,8 @@ def read_shape(files: ModelFiles) -> ModelShape:
         return _from_gguf(files.directory / files.gguf_file, files.name)
     config = json.loads((files.directory / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config") or config
-    weights = sorted(files.directory.glob("*.safetensors"))
+    names = file_names(files.directory)
+    weights = [files.directory / name for name in weight_names(files.directory, names) if name in names]
     tensors = {name: shape for path in weights for name, shape in safetensors_shapes(path).items()}
     return shape_of(config, tensors, files.name)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from crosspref.data.records import Prompt, to_table
 from crosspref.errors import DataError
-from crosspref.models.locate import ADAPTER_CONFIG, ModelFiles, locate_model
+from crosspref.models.files import file_names, is_adapter
+from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Engines
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import AskingSettings, Settings
@@ -73,7 +74,7 @@ def find_policy(recipe: Recipe, run: RunDirectory, iteration: int) -> ModelFiles
         raise DataError(f"{unit.path} is not there yet: the policy of iteration {iteration} has not been trained.")
     # The marker identifies a trained policy by what determined it, so its weights need not be there to compare.
     files = ModelFiles(f"pi_{iteration}", unit.path, None, unit.digest)
-    if not (unit.path / ADAPTER_CONFIG).is_file():
+    if not is_adapter(unit.path, file_names(unit.path)):
         return files
     base = locate_model(str(unit.path))
     return replace(files, directory=base.directory, gguf_file=base.gguf_file, adapter=base.adapter)

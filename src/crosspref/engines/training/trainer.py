@@ -1,5 +1,6 @@
 """Training on pairs: what is loaded, which trainer does the steps, and what is written; checkpoints and resuming."""
 
+import copy
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ import datasets
 import peft
 import torch
 import transformers
+from transformers.utils import GENERATION_CONFIG_NAME
 from trl import DPOConfig
 
 from crosspref.data.records import Message, Pair
@@ -27,6 +29,7 @@ from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers import adapters, models
 from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer
 from crosspref.errors import DataError, ModelError
+from crosspref.models.files import kept_files
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Advance
@@ -35,10 +38,6 @@ from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step if they are one model."""
-
-TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab*", "merges.txt")
-COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json", "*.py")
-"""The files of the policy's directory that belong to a trained policy too."""
 
 
 class TrlTrainer:
@@ -156,6 +155,7 @@ class TrlTrainer:
     def _trainer(self, items: list[dict[str, Any]], checkpoints: Path) -> PairTrainer:
         settings, kto = self.settings, self.settings.method == "kto"
         model, lora = self._load_policy()
+        self.config = copy.deepcopy(model.config)  # TRL writes the tokenizer's ids into the model's
         reference, tolerance = None, None
         if settings.method not in REFERENCE_FREE:
             tolerance = LOG_RATIO_TOLERANCE[self.dtype] if self.reference is None else None
@@ -175,6 +175,7 @@ class TrlTrainer:
         if lora is None and settings.lora and reference is None:
             trainer.model.delete_adapter("ref")  # TRL's copy of the start, which is the reference or is not needed
         trainer.remove_callback(transformers.PrinterCallback)
+        trainer.processing_class = None  # so that no tokenizer is written with each checkpoint, which some refuse
         return trainer
 
     def _load_policy(self) -> tuple[Any, peft.LoraConfig | None]:
@@ -203,6 +204,7 @@ class TrlTrainer:
             model = models.load_quantized(models.readable_directory(files), loading)
         else:
             model = adapters.load_files(files, loading)
+        model.generation_config = transformers.GenerationConfig()  # transformers refuses to save many published ones
         require_known_head(model)
         return model
 
@@ -267,11 +269,16 @@ class TrlTrainer:
         elif weights is not None:
             model = adapters.load_files(self.policy, self.loading.exact)
             model.load_state_dict(weights)
+        else:
+            model.config = self.config
+        model.generation_config = transformers.GenerationConfig()
         model.to(dtype).save_pretrained(output)
+        (output / GENERATION_CONFIG_NAME).unlink(missing_ok=True)
         # Copied instead of written again, so that the tokenizer's files stay byte for byte the same.
-        for pattern in COPIED_FILES:
-            for file in self.directory.glob(pattern):
-                shutil.copy(file, output / file.name)
+        for file in kept_files(self.directory):
+            target = output / file.relative_to(self.directory)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(file, target)
 
 
 def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:

@@ -19,8 +19,9 @@ from crosspref.data.sources import PACKAGE
 from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.models import Loading, load_model, load_quantized, readable_directory
 from crosspref.errors import ModelError
-from crosspref.models.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, base_of_adapter, require_same_lora
-from crosspref.models.tokenizers import read_json
+from crosspref.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from crosspref.models.hub import HubModel
+from crosspref.models.locate import ModelFiles, base_of_adapter, require_same_lora
 from crosspref.recipe.sections import LoraSettings
 
 POLICY, REFERENCE = "default", "reference"
@@ -226,7 +227,6 @@ def name_of_base(start: ModelFiles, output: Path) -> tuple[str, str | None]:
         before = None if start.adapter is None else read_json(start.adapter / ADAPTER_CONFIG)["base_model_name_or_path"]
         in_run = before is not None and not Path(before).is_absolute() and not Path(start.name).exists()
         return (os.path.relpath(path.resolve(), output.resolve()) if in_run else str(path.absolute())), None
-    if "/" in named:
-        repository, _, revision = named.partition("@")
-        return repository, revision or None
+    if hub := HubModel.of(named):
+        return (hub.repository, hub.revision) if hub.file is None else (named, None)
     return os.path.relpath(start.directory.resolve(), output.resolve()), None  # pi_0, pi_1 ...: a policy of the run

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,11 @@ def readable_directory(files: ModelFiles) -> Path:
     target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
     if target.is_dir():
         return target
-    source = {"pretrained_model_name_or_path": str(files.directory), "gguf_file": files.gguf_file}
-    with reading("The GGUF model", files.directory / files.gguf_file):
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as alone, reading("The GGUF model", files.directory / files.gguf_file):
+        # What lies beside the file is no part of the model.
+        (Path(alone) / files.gguf_file).symlink_to((files.directory / files.gguf_file).resolve())
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=files.gguf_file)
+        loaded = AutoModelForCausalLM.from_pretrained(alone, gguf_file=files.gguf_file, dtype=torch.float32)
     config = loaded.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -141,6 +143,8 @@ def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausal
             trust_remote_code=loading.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below, where transformers only says that there are some
+            # By itself transformers would lay an adapter over whole weights whose directory also has its files.
+            adapter_kwargs={"subfolder": "none"},
             **options,
         )
         model = model.to(loading.device).eval()
@@ -234,6 +238,8 @@ def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> Mode
         generation = GenerationConfig.from_pretrained(directory)
     except OSError:  # there is none, and then a model takes it from its configuration
         generation = GenerationConfig.from_model_config(config)
+    except ValueError as error:
+        raise ModelError(f"The generation_config.json in {directory} cannot be read: {error}") from error
     return ModelDescription(directory, tokenizer, config, stop_ids(generation, tokenizer))
 
 
