@@ -643,3 +643,12 @@ def test_a_preset_counts_in_a_stage_as_far_as_the_stage_reads_it() -> None:
     with pytest.raises(RecipeError) as caught:
         stage_settings(ScoreStage, given, ["extends=x.yaml"])
     assert caught.value.keys == ("extends",)
+
+
+def test_yaml_that_is_endless_is_refused() -> None:
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        parse_yaml("a: " + "[" * 600, "x.yaml")
+    steps = [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    with pytest.raises(RecipeError, match="more than 100,000 values"):
+        parse_yaml("\n".join(["a: &a [1, 1, 1]", *steps]), "x.yaml")
+    assert parse_yaml("a: &a [1, 2]\nb: *a", "x.yaml") == {"a": [1, 2], "b": [1, 2]}

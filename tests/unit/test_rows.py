@@ -59,6 +59,7 @@ def test_a_key_twice_breaks_a_row_wherever_it_stands(tmp_path: Path) -> None:
 def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
     found = read(tmp_path / "x.jsonl", '{"a": NaN}\n{"a": -Infinity}\n{"a": ' + "9" * 6000 + "}\n")
     assert [type(row) for row in found] == [dict, dict, str]
+    assert "4,300 digits" in found[2]
     assert [read_id(row["a"]) for row in found[:2]] == [None, None]
 
 
@@ -109,6 +110,20 @@ def test_a_comma_in_the_header_decides(tmp_path: Path) -> None:
     assert read(tmp_path / "x.csv", "id,a;b\n7,x;y\n") == [{"id": "7", "a;b": "x;y"}]
     assert read(tmp_path / "x.csv", '"id";"a, b"\n7;"x, y"\n') == [{"id": "7", "a, b": "x, y"}]
     assert read(tmp_path / "x.csv", "id;a\tb\n7;x\ty\n") == [{"id;a\tb": "7;x\ty"}]  # either could be meant
+
+
+def test_a_spreadsheet_may_say_what_separates_columns(tmp_path: Path) -> None:
+    assert read(tmp_path / "x.csv", "\ufeffsep=;\r\nid;a,b\r\n7;x,y\r\n") == [{"id": "7", "a,b": "x,y"}]
+    [row] = read_file(tmp_path / "x.csv", "x")
+    assert row.number == 3
+
+
+def test_a_header_of_very_many_columns_is_soon_read(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(60_000)]
+    with pytest.raises(DataError, match="more than once: c0"):
+        read(tmp_path / "x.csv", ",".join([*names, "c0"]))
+    [row] = read(tmp_path / "x.jsonl", "{" + ",".join(f'"{name}": 1' for name in [*names, "c9"]) + "}")
+    assert "'c9'" in row
 
 
 def test_line_ends_inside_quotes_stay(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Folders, columns and rows by language: one rule for all, and no choice without a word."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crosspref.data.preferences import load_preferences
@@ -110,6 +113,7 @@ def test_a_region_stands_for_its_language_where_it_is_the_only_one() -> None:
     assert match_languages("x", ["zh", "zh-cn", "zh-tw"], ["zh"]) == {"zh": "zh"}
     assert match_languages("x", ["zh-cn", "zh-tw"], ["zh", "zh-cn"]) == {"zh": "zh-tw", "zh-cn": "zh-cn"}
     assert match_languages("x", ["pt"], ["pt-br"]) == {}
+    assert match_languages("x", ["en-es", "en-us", "es-es"], ["en", "es"]) == {"en": "en-us", "es": "es-es"}
     with pytest.raises(DataError, match="zh-cn and zh-tw"):
         match_languages("x", ["zh-cn", "zh-tw"], ["zh"])
 
@@ -156,6 +160,18 @@ def test_languages_of_a_recipe_may_be_spelt_as_elsewhere() -> None:
         settings_with("en", "zh-cn", "zh-Hans")
     with pytest.raises(RecipeError, match="more than once"):
         settings_with("en", "ES", "es")
+
+
+@pytest.mark.parametrize("kind", [pa.uuid(), pa.binary(16), pa.binary()])
+def test_ids_of_tables_are_read_as_those_of_prompts(tmp_path: Path, kind: pa.DataType) -> None:
+    number = uuid.uuid4()
+    storage = pa.array([number.bytes], kind.storage_type if kind == pa.uuid() else kind)
+    ids = pa.ExtensionArray.from_storage(kind, storage) if kind == pa.uuid() else storage
+    pq.write_table(pa.table({"prompt_id": ids, "language": ["es"], "text": ["x"]}), tmp_path / "x.parquet")
+    assert [row.prompt_id for row in read_rows(tmp_path / "x.parquet", Response)] == [str(number)]
+    pq.write_table(pa.table({"id": ids, "en": ["x"]}), tmp_path / "p.parquet")
+    loaded = load_prompts(PromptSettings(source=str(tmp_path / "p.parquet")), ["en"])
+    assert [prompt.prompt_id for prompt in loaded.prompts] == [str(number)]
 
 
 def test_tables_have_languages_in_the_spelling_of_recipes(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ size, the depth of their JSON and the length of their texts are bounded.
 import csv
 import json
 import math
+import re
+import sys
 import unicodedata
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,6 +27,7 @@ from crosspref.errors import DataError
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_DELIMITER_LINE = re.compile(r"sep=(?P<delimiter>[,;\t|])\s*")
 _PIECE_BYTES = 2**24
 _UUID_BYTES = 16
 _UNSEEN_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"))
@@ -181,7 +185,7 @@ def read_parquet(file: Path, name: str) -> pa.Table:
         table = pa.Table.from_batches(batches, parquet.schema_arrow)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name} cannot be read as Parquet: {error}") from error
-    repeated = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    repeated = _repeated(table.column_names)
     if repeated:
         raise DataError(f"{name} has more than one column called {', '.join(repeated)}. Rename one.")
     return table
@@ -197,12 +201,12 @@ def table_rows(table: pa.Table, name: str) -> Iterator[Row]:
     Raises:
         DataError: a column has values that cannot be told.
     """
-    columns = [_column_values(table[column], f"{name}, column {column!r}") for column in table.column_names]
+    columns = [column_values(table[column], f"{name}, column {column!r}") for column in table.column_names]
     for number, values in enumerate(zip(*columns, strict=True), start=1):
         yield Row(name, number, dict(zip(table.column_names, values, strict=True)))
 
 
-def _column_values(column: pa.ChunkedArray, name: str) -> list[object]:
+def column_values(column: pa.ChunkedArray, name: str) -> list[object]:
     """Return a column's values; bytes become the text or the UUIDs that they are, where they are one of the two."""
     try:
         values: list[object] = column.to_pylist()
@@ -272,22 +276,29 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) == len(pairs):
         return values
-    keys = [key for key, _ in pairs]
     repeated = _Repeated(values)
-    repeated.key = next(key for key in keys if keys.count(key) > 1)
+    repeated.key = _repeated(key for key, _ in pairs)[0]
     return repeated
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text that may come from anybody.
 
     Raises:
-        ValueError: it is not valid, or is nested too deeply.
+        ValueError: it is not valid, is nested too deeply, or has a number of thousands of digits.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise
+        raise ValueError(f"it has a number of more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def _json_fault(value: object, levels: int = _MOST_LEVELS) -> str:
@@ -345,18 +356,24 @@ def _tsv_rows(file: Path, name: str) -> Iterator[Row]:
 def _csv_rows(file: Path, name: str, delimiter: str | None = None) -> Iterator[Row]:
     """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped.
 
-    Without a delimiter it is the one that the header shows: a comma, or else a semicolon or a tab.
+    Without a delimiter it is the one that spreadsheets write into a line above the header (``sep=;``), or else the one
+    that the header shows: a comma, a semicolon or a tab.
     """
     lines = _lines(file, name)
     broken = {number: fault for number, (_, fault) in enumerate(lines, start=1) if fault}
     texts = [text for text, _ in lines]
+    told = _DELIMITER_LINE.fullmatch(texts[0]) if texts else None
+    if told:
+        texts[0], delimiter = "\n", told["delimiter"]
     records = _csv_records(texts, delimiter or _delimiter(texts))
-    _, _, header = next(records, (1, 1, []))
-    if isinstance(header, str) or 1 in broken:
-        raise Row(name, 1, {}).error(f"the header cannot be read: {broken.get(1, header)}")
-    repeated = sorted({column for column in header if header.count(column) > 1})
+    first, _, header = next(records, (1, 1, []))
+    if isinstance(header, str) or first in broken:
+        raise Row(name, first, {}).error(f"the header cannot be read: {broken.get(first, header)}")
+    repeated = _repeated(header)
     if repeated:
-        raise Row(name, 1, {}).error(f"the header names a column more than once: {', '.join(repeated)}", "Rename one.")
+        raise Row(name, first, {}).error(
+            f"the header names a column more than once: {', '.join(repeated)}", "Rename one."
+        )
     for first, last, fields in records:
         fault = next((broken[line] for line in range(first, last + 1) if line in broken), "")
         if not fault and isinstance(fields, str):

@@ -79,6 +79,9 @@ def match_languages(where: str, there: Iterable[str], wanted: Sequence[str]) -> 
     tags, found = list(there), {}
     for language in wanted:
         narrower = [tag for tag in tags if tag.startswith(f"{language}-") and tag not in wanted]
+        # ``en-fr`` is not the English of France where French is wanted too, but a file or column of both.
+        others = {other for other in wanted if other != language}
+        narrower = [tag for tag in narrower if tag.rpartition("-")[2] not in others]
         if language in tags:
             found[language] = language
         elif len(narrower) > 1:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
-from crosspref.data.rows import Row, column_names, read_file, read_parquet, split_name
+from crosspref.data.rows import Row, column_names, column_values, read_file, read_id, read_parquet, split_name
 from crosspref.errors import DataError
 from crosspref.languages import as_tag
 
@@ -115,13 +115,21 @@ def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[An
             f"A table of {kind.__name__.lower()}s needs: {', '.join(needed)}."
         )
     try:
-        column = table.column(field.name).cast(expected)
+        column = _ids(table.column(field.name)) if field.name == "prompt_id" else table.column(field.name)
+        column = column.cast(expected)
     except pa.ArrowException as error:
         raise DataError(f"{path}, column {field.name!r}: {error}. It must be of type {expected}.") from error
     if column.null_count and type(None) not in get_args(field.type):
         number = numbers[column.is_null().index(True).as_py()]
         raise Row(str(path), number, {}).error(f"the column {field.name!r} must not be empty")
     return column
+
+
+def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids as they are read of prompts, which they are joined with."""
+    if pa.types.is_string(column.type):
+        return column
+    return pa.chunked_array([pa.array([read_id(value) for value in column_values(column, "prompt_id")], pa.string())])
 
 
 def _tags(column: pa.Array) -> pa.Array:

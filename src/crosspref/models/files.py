@@ -4,13 +4,13 @@ Everything that reads, copies, measures, compares or identifies a model's files 
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.rows import parse_json
 from crosspref.errors import ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -1,14 +1,14 @@
 """The size and shape of a model, from its configuration and the headers of its files; no weight is read."""
 
-import json
 import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.rows import parse_json
 from crosspref.errors import MissingLibraryError, ModelError
-from crosspref.models.files import file_names, weight_names
+from crosspref.models.files import file_names, read_json, weight_names
 from crosspref.models.locate import ModelFiles
 
 _HEADER_LIMIT = 100 << 20
@@ -60,7 +60,7 @@ def read_shape(files: ModelFiles) -> ModelShape:
     """
     if files.gguf_file is not None:
         return _from_gguf(files.directory / files.gguf_file, files.name)
-    config = json.loads((files.directory / "config.json").read_text(encoding="utf-8"))
+    config = read_json(files.directory / "config.json")
     config = config.get("text_config") or config
     names = file_names(files.directory)
     weights = [files.directory / name for name in weight_names(files.directory, names) if name in names]
@@ -75,7 +75,7 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > _HEADER_LIMIT:
                 raise ValueError(f"its header would have {size} bytes")
-            header = json.loads(stream.read(size))
+            header = parse_json(stream.read(size))
         return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"{path} is no safetensors file, or is damaged: {error}") from error

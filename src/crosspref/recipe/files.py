@@ -54,6 +54,9 @@ FOLDER = Path(__file__).parents[1] / "data" / "recipes"
 _SettingsType = TypeVar("_SettingsType", bound=Settings)
 
 
+_MOST_VALUES = 100_000
+
+
 class _Loader(yaml.SafeLoader):
     """Reads YAML 1.2 scalars: ``no`` is Norwegian, not False; ``5e-7`` is a number; ``010`` is ten, not eight.
 
@@ -99,12 +102,29 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML 1.2 text. ``where`` names it in error messages.
 
     Raises:
-        RecipeError: the text is not valid YAML, or has a duplicate key.
+        RecipeError: the text is not valid YAML, has a duplicate key, or holds too much.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+    except RecursionError:
+        raise RecipeError(f"{where} is nested too deeply.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a wrong explicit tag, such as !!int on text
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
+    if _count(content, {}) > _MOST_VALUES:
+        raise RecipeError(f"{where} has more than {_MOST_VALUES:,} values, counted where an alias repeats them.")
+    return content
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are in a value, each alias of it counted; ``known`` has the counts by identity."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # for a value that contains itself, which is refused later
+        known[id(value)] = 1 + sum(
+            _count(inner, known) for inner in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
 
 
 def known_recipes() -> list[str]:
