@@ -115,7 +115,10 @@ def _evaluate_files(options: argparse.Namespace) -> None:
     measures: list[Measure] = []
     for language in settings.languages:
         answers = [row for row in responses if row.language == language]
-        measures += measure(answers, language, 1, engines.identifier(language), bootstrap)
+        identify = engines.identifier(language)
+        if identify is None:
+            Reporter().say(f"evaluate {language}: the language of responses cannot be identified")
+        measures += measure(answers, language, 1, identify, bootstrap)
         policy, baseline = ([row for row in rows if row.language == language] for rows in (scores, baseline_scores))
         win_rate = compare(policy, baseline, language, 1, bootstrap, per_token=per_token)
         measures += [win_rate] if win_rate else []
