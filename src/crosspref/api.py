@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from crosspref import algorithm
-from crosspref.data.records import Response
+from crosspref.data.messages import read_conversation
+from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
-from crosspref.languages import crosslingual_instruction
+from crosspref.languages import Prefix, crosslingual_instruction
 from crosspref.maths.reward import finite, implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
@@ -225,20 +226,32 @@ class ImplicitReward:
         )
 
     def score(
-        self, instruction: str, responses: Sequence[str | Sequence[int]], *, language: str, ended: bool = True
+        self,
+        instruction: Instruction,
+        responses: Sequence[str | Sequence[int]],
+        *,
+        language: str,
+        ended: bool = True,
+        prefix: Prefix = None,
     ) -> list[ScoredResponse]:
         """Score responses to one English instruction.
 
         Args:
-            instruction: the instruction in English, whatever the responses' language.
+            instruction: the instruction in English, whatever the responses' language: a text, or chat messages of which
+                the last is the user's.
             responses: texts, or token ids as sampled (with the end-of-turn token if they ended).
             language: tag of the responses' language; unless it is ``en`` they are conditioned on
                 "answer ... using only {language}" and the instruction (Eq. 8).
             ended: whether texts are whole answers, whose end-of-turn token then counts.
+            prefix: another text in the place of "answer ... using only {language}", as ``reward.prefix`` of a recipe.
 
         Returns:
             One result per response, in order.
+
+        Raises:
+            DataError: the language is unknown, or the messages are no conversation that a user may begin or continue.
         """
+        english = read_conversation(instruction) if isinstance(instruction, list) else instruction
         rows = [
             Response(
                 "",
@@ -251,7 +264,7 @@ class ImplicitReward:
             )
             for index, response in enumerate(responses)
         ]
-        scored = self._scorer.score(crosslingual_instruction(instruction, language), rows)
+        scored = self._scorer.score(crosslingual_instruction(english, language, prefix), rows)
         rewards = [
             implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta)
             for logprobs in scored

@@ -16,6 +16,10 @@ CROSSLINGUAL_PREFIX = (
 )
 """P(l) of Eq. 8 (section 3 of the paper), with the comma of the paper's appendix and released scripts."""
 
+Prefix = str | dict[str, str] | None
+"""Another text for P(l), in which ``{language}`` stands for the language's name, or one per language (the others have
+the paper's). None is the paper's."""
+
 TRANSLATION_PROMPT = (
     "Please translate the following sentences into {language}. "
     "The input sentences are wrapped by <sentence> and </sentence>:\n\n<sentence>\n{text}\n</sentence>"
@@ -238,15 +242,31 @@ def language_name(language: str) -> str:
     raise DataError(f"unknown language {language!r}: {hint}")
 
 
-def crosslingual_instruction(english_instruction: str, language: str) -> str:
-    """Return G(x) of Eq. 8: the English instruction, after the prefix P(l) unless the language is English.
+def crosslingual_prefix(language: str, prefix: Prefix = None) -> str:
+    """Return P(l) of Eq. 8, which is empty for English.
 
     Raises:
         DataError: the language has no name.
     """
     if language == ENGLISH:
-        return english_instruction
-    return CROSSLINGUAL_PREFIX.format(language=language_name(language)) + english_instruction
+        return ""
+    text = prefix.get(language) if isinstance(prefix, dict) else prefix
+    return (CROSSLINGUAL_PREFIX if text is None else text).replace("{language}", language_name(language))
+
+
+def crosslingual_instruction(
+    english: str | list[dict[str, str]], language: str, prefix: Prefix = None
+) -> str | list[dict[str, str]]:
+    """Return G(x) of Eq. 8: the English instruction with P(l) before it; in a conversation, before its last message.
+
+    Raises:
+        DataError: the language has no name.
+    """
+    before = crosslingual_prefix(language, prefix)
+    if isinstance(english, str):
+        return before + english
+    *earlier, last = english
+    return [*earlier, {**last, "content": before + last["content"]}]
 
 
 def translation_instruction(text: str, language: str) -> str:

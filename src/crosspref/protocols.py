@@ -99,7 +99,9 @@ class Translator(Engine, Protocol):
 class Scorer(Engine, Protocol):
     """Computes log-probabilities under a policy and, where there is one, a reference."""
 
-    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+    def score(
+        self, instruction: Instruction, responses: Sequence[Response], known: Sequence[Known] = ()
+    ) -> list[LogProbs]:
         """Score all responses to one instruction; a score does not depend on other instructions.
 
         ``known`` holds what is already known of each response, or is empty.
@@ -112,14 +114,14 @@ class Scorer(Engine, Protocol):
 class ReleasedScorer(Scorer, Protocol):
     """Also computes what the paper's released scripts count, which depends on what stands beside a response."""
 
-    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
+    def score_all(self, requests: Sequence[tuple[Instruction, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
 
 
 class RewardModel(Engine, Protocol):
     """A model that says how good a response is."""
 
-    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+    def rate(self, instruction: Instruction, responses: Sequence[str]) -> list[float]:
         """Return one number per response to an instruction; it does not depend on the other responses."""
 
 

@@ -9,7 +9,7 @@ import pytest
 from fake_openai_server import FakeOpenAIServer
 from transformers import AutoTokenizer
 
-from crosspref.data.records import FollowUp, Instruction, Prompt
+from crosspref.data.records import Instruction
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.transformers.sampler import TransformersSampler
@@ -23,8 +23,7 @@ MESSAGES = [
     {"role": "assistant", "content": ANSWER},
     {"role": "user", "content": NEXT},
 ]
-PROMPTS = [Prompt("81.1", "es", FIRST), FollowUp("81.2", "es", NEXT, MESSAGES[:2])]
-REQUESTS: list[tuple[Instruction, list[int]]] = [(prompt.asked, [7, 8]) for prompt in PROMPTS]
+REQUESTS: list[tuple[Instruction, list[int]]] = [(FIRST, [7, 8]), (MESSAGES, [7, 8])]
 
 
 @pytest.fixture
@@ -51,10 +50,6 @@ def spelled_out(model: Path) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [begun, f"{begun}{ANSWER}<|end|><|user|>{NEXT}<|end|><|assistant|>"]
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-
-def test_what_is_asked_in_both_turns() -> None:
-    assert [prompt.asked for prompt in PROMPTS] == [FIRST, MESSAGES]
 
 
 def test_the_likeliest_answer_is_the_naive_one_behind_the_whole_conversation(model: Path) -> None:

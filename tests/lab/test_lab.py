@@ -47,7 +47,7 @@ def _wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _dropped_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "crosslingual_instruction", lambda text, _language: text)
+    monkeypatch.setattr(scoring, "crosslingual_instruction", lambda text, *_: text)
 
 
 def _mask_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from crosspref.errors import RunError
 from crosspref.models.locate import ModelFiles
 from crosspref.recipe.files import flatten, load_recipe, make_recipe, override
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import RewardName
 from crosspref.run.job import SPEED, Job, store_rows
 from crosspref.run.layout import RunDirectory
 from crosspref.run.phases import affected_by
@@ -266,3 +267,33 @@ def test_outputs_depend_on_every_setting_in_their_fingerprints(run: RunDirectory
             assert setting is None or outputs[name].depends_on(setting), f"{name} depend on {key}"
         for setting in ("models.policy", "resources.shard_prompts"):
             assert outputs[name].depends_on(setting)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "spanish"),
+    [
+        ("null", {}),
+        ("Only {language}!", {"reward.prefix": "Only Spanish!"}),
+        ("{es: Solo español.}", {"reward.prefix": "Solo español."}),
+        ("{fr: Seulement français.}", {}),
+    ],
+)
+def test_a_prefix_is_in_the_fingerprints_of_what_is_scored_behind_it(
+    run: RunDirectory, prefix: str, spanish: dict[str, str]
+) -> None:
+    given = recipe(f"reward.prefix={prefix}", english=False)
+    for language in ("en", "es"):
+        store_rows(run.prompts.unit(language), [Prompt("p", language, "?")], Prompt, {})
+    job, places = Job(given, run, None, None), run.iteration(1)  # type: ignore[arg-type]
+    models = ModelFiles("pi_0", run.root, None, "pi_0"), ModelFiles("pi_I", run.root, None, "pi_I")
+    for shard in response_shards(job, places.responses, models[0], Drawing(4, given.seed, 1)):
+        shard.unit.finish(shard.fingerprint, 0)
+
+    def settings(reward: RewardName) -> list[dict[str, Any]]:
+        scoring = Scoring(reward, places.scores(reward), places.responses)
+        shards = score_shards(job, scoring, models, given.reward)
+        parts = [shard.fingerprint.settings for shard in shards]
+        return [{key: part[key] for key in part if key == "reward.prefix"} for part in parts]
+
+    assert settings("crosslingual") == [{}, spanish]
+    assert settings("multilingual") == [{}, {}]

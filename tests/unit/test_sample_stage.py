@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from crosspref.data.records import FollowUp, Instruction, Prompt, Response, derive_seed
+from crosspref.data.records import Instruction, Prompt, Response, derive_seed
 from crosspref.protocols import Advance, Sampled
 from crosspref.stages.sample import Drawing, sample
 
@@ -108,9 +108,9 @@ def test_the_engine_gets_all_prompts_at_once_and_reports_progress() -> None:
     assert seen == [(8, 16)]
 
 
-def test_a_follow_up_is_asked_as_a_conversation_at_the_temperature_that_is_given() -> None:
+def test_a_conversation_is_asked_at_the_temperature_that_is_given() -> None:
     before = [{"role": "user", "content": "¿Uno?"}, {"role": "assistant", "content": "1"}]
-    prompts = [PROMPTS[0], FollowUp("q1.2", "es", "¿Dos?", before)]
+    prompts = [PROMPTS[0], Prompt("q1.2", "es", [*before, {"role": "user", "content": "¿Dos?"}])]
     sampler = FakeSampler()
     rows = sample(prompts, sampler, Drawing(1, seed=7, iteration=0, temperature=0.1), lambda *_: None)
     asked = [instruction for instruction, _ in sampler.requests]

@@ -40,7 +40,7 @@ COMMANDS = {
 """What ``crosspref --help`` says of each command, a module of this package; nobody types ``phase``."""
 
 TABLE = "(.parquet or .jsonl)"
-PROMPTS = "parallel prompts: file, folder, package:NAME/path or hub id"
+PROMPTS = "parallel prompts: files, folders, package:NAME/path or hub ids"
 RECIPE = "the recipe file (YAML), or one that comes with crosspref: recipe:NAME"
 
 

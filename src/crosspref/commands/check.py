@@ -14,6 +14,7 @@ from crosspref.api import check_models
 from crosspref.commands import RECIPE, add_set
 from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import LoadedPrompts, load_prompts
+from crosspref.data.records import as_text
 from crosspref.engines import EngineFactory, EngineSettings, find_engine, require_library
 from crosspref.errors import CrossprefError, ModelError, RecipeError
 from crosspref.languages import ENGLISH
@@ -188,8 +189,8 @@ def _prompts(recipe: Recipe) -> Iterator[str]:
     if recipe.held_out is not None:
         held_out = load_prompts(recipe.held_out, recipe.languages)
         yield from _describe("held-out prompts", held_out)
-        trained = {prompt.instruction for prompt in training.prompts}
-        common = sum(prompt.instruction in trained for prompt in held_out.prompts)
+        trained = {as_text(prompt.instruction) for prompt in training.prompts}
+        common = sum(as_text(prompt.instruction) in trained for prompt in held_out.prompts)
         if common:
             yield f"note  {common} held-out prompts are training prompts too: the evaluation will look too good"
     if recipe.language_imbalance is not None:

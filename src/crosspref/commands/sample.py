@@ -16,7 +16,7 @@ from crosspref.stages.sample import Drawing, sample
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the policy to sample from")
-    parser.add_argument("--prompts", required=True, help=PROMPTS)
+    parser.add_argument("--prompts", required=True, nargs="+", help=PROMPTS)
     parser.add_argument("--languages", required=True, help="comma-separated tags, for example en,es,fr")
     parser.add_argument("--out", required=True, type=table_name, help=f"where the responses go {TABLE}")
     add_set(parser)

@@ -27,7 +27,7 @@ REWARDS = ["crosslingual", "multilingual", "translated", "reward_model"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", required=True, help=PROMPTS)
+    parser.add_argument("--prompts", required=True, nargs="+", help=PROMPTS)
     parser.add_argument("--responses", required=True, help=f"table of responses {TABLE}")
     parser.add_argument("--policy", help="the English-aligned model pi_0; not for the reward reward_model")
     parser.add_argument(

@@ -16,7 +16,7 @@ from crosspref.stages.select.select import PairRules, select
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", required=True, help=PROMPTS)
+    parser.add_argument("--prompts", required=True, nargs="+", help=PROMPTS)
     parser.add_argument("--responses", required=True, help=f"table of responses {TABLE}")
     parser.add_argument("--scores", required=True, help=f"table of scores {TABLE}")
     parser.add_argument("--dropped", type=table_name, help=f"where the prompts without a pair go {TABLE}")

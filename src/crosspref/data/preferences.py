@@ -4,6 +4,7 @@ A row has ``chosen`` and ``rejected`` and, unless these hold the whole dialogue,
 of chat messages. The answer is the last message; what comes before it is the prompt.
 """
 
+from crosspref.data.messages import MessagesError, read_messages
 from crosspref.data.records import Message, Pair
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import ID_COLUMNS, read_source
@@ -100,23 +101,11 @@ def _messages(row: Row, column: str, role: str) -> list[Message]:
     """Return a column as chat messages: a string is one message of the given role; other keys are left out."""
     value = row.values.get(column)
     if not isinstance(value, list):
-        _check_text(column, value)
+        trouble = text_problem(value)
+        if trouble is not None:
+            raise _UnusableError(f"{column}: {trouble[1]}")
         return [{"role": role, "content": str(value)}]
-    if not value:
-        raise _UnusableError(f"{column} has no messages")
-    messages = []
-    for number, message in enumerate(value, start=1):
-        where = f"{column}, message {number}"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _UnusableError(f'{where} is not {{"role": ..., "content": ...}}')
-        content = message.get("content")
-        if not (message["role"] == "system" and content == ""):  # which is a way to switch off a template's own
-            _check_text(where, content)
-        messages.append({"role": message["role"], "content": str(content)})
-    return messages
-
-
-def _check_text(where: str, value: object) -> None:
-    trouble = text_problem(value)
-    if trouble is not None:
-        raise _UnusableError(f"{where}: {trouble[1]}")
+    try:
+        return read_messages(value)
+    except MessagesError as error:
+        raise _UnusableError(f"{column}, {error}") from error

@@ -1,14 +1,16 @@
 """Parallel prompts: one instruction in many languages, joined by id and never by position.
 
-`load_prompts` reads any source that ``sources`` knows, detects whether it is long (a row per language) or wide (a
-column per language), and reports every problem with file, row, language and id.
+`load_prompts` reads any source that ``sources`` knows, detects whether it is long (a row per language), wide (a column
+per language) or has structs ({"en": ..., "es": ...}), and reports every problem with file, row, language and id. What
+stands for an instruction is a text, or a conversation as chat messages.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
-from crosspref.data.records import Dropped, Prompt
+from crosspref.data.messages import MessagesError, read_conversation
+from crosspref.data.records import Dropped, Instruction, Prompt, as_messages
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import (
     ID_COLUMNS,
@@ -44,27 +46,33 @@ class LoadedPrompts:
 class _Layout:
     """Which column is what: ``texts`` maps languages to text columns, and is empty where a row names its language.
 
-    ``tags`` then maps what rows say to the wanted languages.
+    ``tags`` then maps what rows say to the wanted languages. With a ``struct_column``, its keys are meant. Without an
+    ``id_column``, the number of a row is its id.
     """
 
-    id_column: str
+    id_column: str | None
     texts: dict[str, str]
-    language_column: str
-    text_column: str
-    tags: dict[str, str]
+    struct_column: str | None = None
+    language_column: str = ""
+    text_column: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
 
     def languages(self) -> tuple[str, ...]:
         """Return the languages of a row of which nothing is known."""
         return tuple(self.texts) or (UNDETERMINED,)
 
+    def id_of(self, row: Row) -> str | None:
+        """Return a row's id, or None if it has none that can be read."""
+        return str(row.number) if self.id_column is None else read_id(row.values.get(self.id_column))
+
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """One prompt in one language; a text that is not usable is empty, and among the problems."""
+    """One prompt in one language; one that is not usable is an empty text, and among the problems."""
 
     prompt_id: str
     language: str
-    text: str
+    instruction: Instruction
     row: Row
 
     def problem(self, reason: str, detail: str, affects: Sequence[str]) -> Problem:
@@ -84,11 +92,13 @@ def load_prompts(settings: PromptSettings, languages: Sequence[str]) -> LoadedPr
         DataError: a language is unknown or wholly missing, or there is no id column.
         RowError: nothing usable is left or, with ``on_problem="stop"``, any prompt has a problem.
     """
-    source, wanted = settings.source, _with_english(languages)
+    sources = [settings.source] if isinstance(settings.source, str) else settings.source
+    source, wanted = ", ".join(sources), _with_english(languages)
     problems: list[Problem] = []
-    cells = [cell for part in read_source(source, wanted) for cell in _cells(part, wanted, settings, problems)]
+    parts = [part for one in sources for part in read_source(one, wanted)]
+    cells = [cell for part in parts for cell in _cells(part, wanted, settings, problems)]
     index = _index(cells, wanted, problems)
-    problems += _unmatched(index, wanted)
+    problems += [*_unmatched(index, wanted), *_misaligned(index, wanted)]
     if problems and settings.on_problem == "stop":
         advice = "Correct the rows, or leave the affected prompts out with `prompts.on_problem: drop`."
         raise RowError.of(f"the prompts of {source}", problems, advice)
@@ -114,36 +124,64 @@ def _with_english(languages: Sequence[str]) -> list[str]:
 def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Layout:
     """Find out which column is what; the names that the person gave come first."""
     there = column_names(part.rows)
-    text = part.find_column(TEXT_COLUMNS, settings.text_column)
+    text = part.find_column((*TEXT_COLUMNS, "messages"), settings.text_column)
     language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
-    is_wide = not part.language and not (language and text)
+    is_long = bool(part.language or (language and text and not _struct_keys(part, text)))
     # "id" is also the tag of Indonesian: where that is wanted as a column, another id column comes first
-    ids = sorted(ID_COLUMNS, key=lambda column: column == "id") if is_wide and "id" in wanted else ID_COLUMNS
+    ids = ID_COLUMNS if is_long or "id" not in wanted else sorted(ID_COLUMNS, key=lambda column: column == "id")
     prompt_id = part.find_column(ids, settings.id_column)
+    struct, tags = None, dict[str, str]()
+    if not is_long:
+        texts = name_tags(f"{part.name} has two columns", [column for column in there if column != prompt_id])
+        tags = match_languages(part.name, texts, wanted)
+    if not is_long and not tags:
+        struct = _find_struct(part, [settings.text_column] if settings.text_column else there, text)
+        texts = name_tags(f"{part.name} has two keys", _struct_keys(part, struct))
+        tags = match_languages(part.name, texts, wanted)
     seen = f"Columns there: {', '.join(there)}"
-    if prompt_id is None:
+    if prompt_id is None and struct is None:
         raise DataError(
             f"{part.name} has no id column, by which translations are joined: none of {', '.join(ID_COLUMNS)}. {seen}. "
             "Name it with `prompts.id_column`."
         )
-    if not is_wide:
+    if is_long:
         if text is None:
             raise DataError(
                 f"{part.name} has no text column: none of {', '.join(TEXT_COLUMNS)}. {seen}. "
                 "Name it with `prompts.text_column`."
             )
-        if part.language or language is None:
-            return _Layout(prompt_id, {part.language: text} if part.language else {}, "", text, {})
-        return _Layout(prompt_id, {}, language, text, _row_tags(part, wanted, language))
-    texts = name_tags(f"{part.name} has two columns", [column for column in there if column != prompt_id])
-    tags = match_languages(part.name, texts, wanted)
+        if part.language:
+            return _Layout(prompt_id, {part.language: text})
+        tags = _row_tags(part, wanted, language or "")
+        return _Layout(prompt_id, {}, language_column=language or "", text_column=text, tags=tags)
     if not tags:
         raise DataError(
             f"{part.name} is neither long (columns id, language, instruction) nor wide (columns id, en, es, ...). "
             f"{seen}. Name them with `prompts.text_column` and `prompts.language_column`."
         )
-    require_languages(part.name, f"column (besides the id column {prompt_id!r})", wanted, [*tags, *texts])
-    return _Layout(prompt_id, {language: texts[tags[language]] for language in wanted}, "", "", {})
+    what = f"column (besides the id column {prompt_id!r})" if struct is None else f"key in the column {struct!r}"
+    require_languages(part.name, what, wanted, [*tags, *texts])
+    return _Layout(prompt_id, {tag: texts[tags[tag]] for tag in wanted}, struct)
+
+
+def _find_struct(part: Part, candidates: Sequence[str], text: str | None) -> str | None:
+    """Return the column whose structs hold the translations; the text column comes first."""
+    structs = [column for column in candidates if _struct_keys(part, column)]
+    if len(structs) > 1 and text not in structs:
+        names = ", ".join(structs)
+        raise DataError(f"{part.name} has several columns of translations: {names}. Choose by `prompts.text_column`.")
+    return text if text in structs else next(iter(structs), None)
+
+
+def _struct_keys(part: Part, column: str | None) -> list[str]:
+    """Return the keys of a column of structs that have an English text, or nothing if it is another column."""
+    values = [value for row in part.rows if (value := row.values.get(column or "")) is not None]
+    structs = [value for value in values if isinstance(value, dict)]
+    if not structs or len(structs) < len(values):
+        return []
+    keys = list(dict.fromkeys(key for struct in structs for key in struct))
+    english = [key for key in keys if as_tag(key).partition("-")[0] == ENGLISH]
+    return keys if any(isinstance(struct.get(key), str | list) for struct in structs for key in english) else []
 
 
 def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems: list[Problem]) -> Iterator[_Cell]:
@@ -155,16 +193,18 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
             problems.append(row.problem("broken row", row.broken, part.language, affects=layout.languages()))
             continue
         texts = _texts(row, layout, problems)
-        value = row.values.get(layout.id_column)
-        prompt_id = read_id(value)
+        prompt_id = layout.id_of(row)
         if texts and prompt_id is None:
+            value = row.values.get(layout.id_column or "")
             detail = f"{value!r} in the column {layout.id_column!r} is not an id (a text or a whole number)"
             language = texts[0][0] if len(texts) == 1 else None
             problems.append(row.problem("no id", detail, language, affects=tuple(dict(texts))))
         elif prompt_id is not None:
-            for language, text in texts:
-                cell = _Cell(prompt_id, language, text if isinstance(text, str) else "", row)
-                problems += _text_problems(cell, text, wanted)
+            for language, value in texts:
+                instruction, trouble = _read_instruction(value, language)
+                cell = _Cell(prompt_id, language, instruction, row)
+                if trouble is not None:
+                    problems.append(cell.problem(*trouble, wanted if language == ENGLISH else [language]))
                 yield cell
 
 
@@ -179,7 +219,9 @@ def _row_tags(part: Part, wanted: Sequence[str], language_column: str) -> dict[s
 def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str, object]]:
     """Return the wanted languages of a row with the values that should be their texts."""
     if layout.texts:
-        return [(language, row.values.get(column)) for language, column in layout.texts.items()]
+        values = row.values if layout.struct_column is None else row.values.get(layout.struct_column)
+        texts = values if isinstance(values, dict) else {}
+        return [(language, texts.get(column)) for language, column in layout.texts.items()]
     value = row.values.get(layout.language_column)
     tag = as_tag(value) if isinstance(value, str) else ""
     if is_language(tag):
@@ -190,22 +232,27 @@ def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str
             language_name(tag)
         except DataError as error:
             detail = str(error)
-    prompt_id = read_id(row.values.get(layout.id_column))
+    prompt_id = layout.id_of(row)
     problems.append(row.problem("unknown language", detail, tag or None, prompt_id, (tag or UNDETERMINED,)))
     return []
 
 
-def _text_problems(cell: _Cell, text: object, wanted: Sequence[str]) -> list[Problem]:
-    is_english = cell.language == ENGLISH
-    affects = wanted if is_english else [cell.language]
-    if text is None:
-        reason = "no English text" if is_english else "no translation"
-        return [cell.problem(reason, f"there is no {language_name(cell.language)} text", affects)]
-    trouble = text_problem(text)
+def _read_instruction(value: object, language: str) -> tuple[Instruction, tuple[str, str] | None]:
+    """Return a text or a conversation, or else an empty text with reason and detail of what is wrong."""
+    if value is None:
+        reason = "no English text" if language == ENGLISH else "no translation"
+        return "", (reason, f"there is no {language_name(language)} text")
+    trouble = None
+    if isinstance(value, list) and any(isinstance(message, dict) for message in value):
+        try:
+            return read_conversation(value), None
+        except MessagesError as error:
+            trouble = error.reason, str(error)
+    trouble = trouble or text_problem(value)
     if trouble is None:
-        return []
+        return str(value), None
     reason, detail = trouble
-    return [cell.problem(f"{reason} in English" if is_english else reason, detail, affects)]
+    return "", (f"{reason} in English" if language == ENGLISH else reason, detail)
 
 
 def _index(cells: Iterable[_Cell], wanted: Sequence[str], problems: list[Problem]) -> _Index:
@@ -215,7 +262,9 @@ def _index(cells: Iterable[_Cell], wanted: Sequence[str], problems: list[Problem
         first = index[cell.language].setdefault(cell.prompt_id, cell)
         if first is not cell:
             # "double id" is stored in the table of dropped prompts, so that runs of older versions can be resumed.
-            problems.append(cell.problem("double id", f"duplicate id: row {first.row.number} has it already", wanted))
+            file = "" if first.row.file == cell.row.file else f"{first.row.file}, "
+            detail = f"duplicate id: {file}row {first.row.number} has it already"
+            problems.append(cell.problem("double id", detail, wanted))
     return index
 
 
@@ -232,6 +281,21 @@ def _unmatched(index: _Index, wanted: Sequence[str]) -> Iterator[Problem]:
             if prompt_id not in known:
                 known.add(prompt_id)
                 yield cell.problem("no English text", "no English text has this id", wanted)
+
+
+def _misaligned(index: _Index, wanted: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for each conversation that has other turns than the English one."""
+    for language in wanted:
+        for prompt_id, cell in index[language].items():
+            english = index[ENGLISH].get(prompt_id)
+            if english is None or not english.instruction or not cell.instruction:
+                continue  # which is a problem already
+            roles, expected = (
+                ", ".join(message["role"] for message in as_messages(each.instruction)) for each in (cell, english)
+            )
+            if roles != expected:
+                detail = f"its messages are of {roles}, but the English ones of {expected}"
+                yield cell.problem("other turns than in English", detail, [language])
 
 
 def _dropped(problems: Iterable[Problem]) -> dict[tuple[str, str], Dropped]:
@@ -258,7 +322,7 @@ def _usable(
             dropped.setdefault(key, Dropped(*key, "prompts", "not usable in every language"))
         ids = taken
     return [
-        Prompt(prompt_id, language, index[language][prompt_id].text)
+        Prompt(prompt_id, language, index[language][prompt_id].instruction)
         for language in wanted
         for prompt_id in ids
         if (prompt_id, language) not in dropped

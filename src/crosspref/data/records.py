@@ -22,7 +22,8 @@ Message = dict[str, str]
 """One chat message, ``{"role": ..., "content": ...}``."""
 
 Instruction = str | list[Message]
-"""What a model is asked: what a user says first, or a conversation whose last message is the user's."""
+"""What a model is asked: a text of the user alone, or a conversation: an optional system message and turns, of which
+the last is the user's."""
 
 
 _COLUMN_TYPES: dict[Any, pa.DataType] = {
@@ -50,28 +51,11 @@ def schema_of(kind: type) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction in one language. Rows with the same ``prompt_id`` are translations of each other."""
+    """What a user asks in one language. Rows with the same ``prompt_id`` are translations of each other."""
 
     prompt_id: str
     language: str
-    instruction: str
-
-    @property
-    def asked(self) -> Instruction:
-        """What a model gets to answer."""
-        return self.instruction
-
-
-@dataclass(frozen=True, slots=True)
-class FollowUp(Prompt):
-    """What a user says next in a conversation; ``before`` are its messages so far, the model's answer last."""
-
-    before: list[Message]
-
-    @property
-    def asked(self) -> Instruction:
-        """The whole conversation."""
-        return [*self.before, *as_messages(self.instruction)]
+    instruction: Instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +142,7 @@ class Pair:
     reference_rejected_logprob: float | None = None
 
     @classmethod
-    def of(cls, instruction: str, chosen: Response, rejected: Response) -> "Pair":
+    def of(cls, instruction: Instruction, chosen: Response, rejected: Response) -> "Pair":
         """Return the pair of two responses to one instruction, without rewards."""
         return cls(
             chosen.prompt_id,
@@ -231,9 +215,16 @@ SCHEMAS: dict[type, pa.Schema] = {
 
 
 def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
-    """Return rows of one kind as an Arrow table with that kind's schema."""
+    """Return rows of one kind as an Arrow table with that kind's schema.
+
+    Prompts of which any is a conversation are all stored as chat messages.
+    """
     schema = schema_of(kind)
     columns = [[getattr(row, name) for row in rows] for name in schema.names]
+    if kind is Prompt and any(isinstance(row.instruction, list) for row in rows):
+        place = schema.get_field_index("instruction")
+        columns[place] = [as_messages(instruction) for instruction in columns[place]]
+        schema = schema.set(place, pa.field("instruction", _COLUMN_TYPES[list[Message]]))
     arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
@@ -245,12 +236,28 @@ def from_table(table: pa.Table, kind: type) -> list[Any]:
     """
     names = [field.name for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
     columns = [table.column(name).to_pylist() for name in names]
+    if kind is Prompt:
+        place = names.index("instruction")
+        columns[place] = [as_instruction(value) for value in columns[place]]
     return [kind(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
 def as_messages(instruction: Instruction) -> list[Message]:
     """Return an instruction as chat messages; a text is one of the user's."""
     return [{"role": "user", "content": instruction}] if isinstance(instruction, str) else instruction
+
+
+def as_instruction(instruction: Instruction) -> Instruction:
+    """Return chat messages as an instruction, which is a text if there is only a message of the user."""
+    messages = as_messages(instruction)
+    return messages[0]["content"] if [message["role"] for message in messages] == ["user"] else messages
+
+
+def as_text(instruction: Instruction) -> str:
+    """Return an instruction as people read it: a conversation with the role before each message."""
+    if isinstance(instruction, str):
+        return instruction
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in instruction)
 
 
 def derive_seed(seed: int, iteration: int, prompt_id: str, language: str, sample: int) -> int:

@@ -19,7 +19,7 @@ from crosspref.plan.accelerators import Accelerator
 from crosspref.plan.costs import Speeds, flops
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.shapes import ModelShape
-from crosspref.plan.work import Lengths, Texts, Work, add_pair
+from crosspref.plan.work import Lengths, Texts, Work, add_pair, bytes_of
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.progress import Reporter
@@ -151,7 +151,8 @@ class Probe:
         seconds = work = 0.0
         until = time.monotonic() + 0.2 * BUDGET
         for index, (prompt, responses) in enumerate(self.answered):
-            source = crosslingual_instruction(english[prompt.prompt_id].instruction, prompt.language)
+            asked = english[prompt.prompt_id].instruction
+            source = crosslingual_instruction(asked, prompt.language, recipe.reward.prefix)
             read = len(self.tokenizer.prompt_ids(source))
             began = time.monotonic()
             scorer.score(source, responses)
@@ -216,9 +217,9 @@ class Probe:
         template = len(self.tokenizer.prompt_ids(""))
         per_byte: dict[str, float] = {}
         for language in dict.fromkeys([ENGLISH, *self.recipe.languages]):
-            texts = [prompt.instruction for prompt in self.texts.training if prompt.language == language][:200]
-            tokens = sum(len(self.tokenizer.prompt_ids(text)) - template for text in texts)
-            per_byte[language] = tokens / max(1, sum(len(text.encode()) for text in texts))
+            asked = [prompt.instruction for prompt in self.texts.training if prompt.language == language][:200]
+            tokens = sum(len(self.tokenizer.prompt_ids(instruction)) - template for instruction in asked)
+            per_byte[language] = tokens / max(1, sum(map(bytes_of, asked)))
         return Lengths(template, per_byte)
 
     def _with_responses(self, lengths: Lengths) -> Lengths:

@@ -8,7 +8,7 @@ from typing import Literal
 from crosspref import algorithm
 from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import load_prompts
-from crosspref.data.records import Prompt
+from crosspref.data.records import Instruction, Prompt, as_messages
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, SampleSettings, TrainSettings
@@ -17,6 +17,11 @@ TYPICAL_SHARE = 0.5
 """Of the token limit, for responses of which nothing has been measured."""
 
 Kind = Literal["light", "sample", "translate", "score", "rate", "reference", "train"]
+
+
+def bytes_of(instruction: Instruction) -> int:
+    """Return how many bytes of UTF-8 a text or the messages of a conversation have."""
+    return sum(len(message["content"].encode()) for message in as_messages(instruction))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,9 @@ class Lengths:
     longest: dict[str, float] = field(default_factory=dict)
     pairs: float = 1.0
 
-    def prompt(self, text: str, language: str) -> float:
+    def prompt(self, instruction: Instruction, language: str) -> float:
         """Return about how many tokens a prompt has."""
-        return self.template + len(text.encode()) * self.per_byte.get(language, 0.25)
+        return self.template + bytes_of(instruction) * self.per_byte.get(language, 0.25)
 
     def answer(self, language: str, limit: int) -> float:
         """Return how many tokens a response has on average."""
@@ -203,7 +208,7 @@ class _Plan:
     def _stage_0(self, settings: TrainSettings) -> Work:
         lengths, total, width = self.lengths, Work("train"), 0.0
         for pair in self.texts.preferences:
-            size = lengths.prompt("".join(message["content"] for message in pair.prompt), ENGLISH)
+            size = lengths.prompt(pair.prompt, ENGLISH)
             sides = (pair.chosen, pair.rejected)
             answers = [lengths.prompt(answer[-1]["content"], ENGLISH) - lengths.template for answer in sides]
             total = add_pair(total, size, answers, settings)

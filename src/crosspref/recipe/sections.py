@@ -19,12 +19,18 @@ from pydantic import (
     field_validator,
 )
 
+from crosspref.languages import ENGLISH, Prefix, as_tag, is_language
+
 Positive = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """The range that numpy accepts."""
+
+Sources = str | Annotated[list[str], Field(min_length=1)]
+"""Where prompts are: a file, a folder with one file per language, ``package:NAME/path``, a hub dataset id, or a list of
+these."""
 
 RewardName = Literal["crosslingual", "multilingual", "translated", "reward_model"]
 """``crosslingual``: R_c, given the parallel English instruction (Eq. 9). ``multilingual``: R_m, given the prompt in its
@@ -117,9 +123,9 @@ class ModelSettings(AskingSettings):
 
 
 class PromptSettings(Settings):
-    """Parallel prompts: a file, a folder with one file per language, ``package:NAME/path`` or a hub dataset id."""
+    """Parallel prompts: instructions, or conversations as chat messages, joined by id."""
 
-    source: str = Field(description="Where the parallel prompts are.")
+    source: Sources = Field(description="Where the parallel prompts are; a list takes them from several places.")
     on_problem: Literal["stop", "drop"] = Field(
         "stop",
         description="What to do about a missing translation, duplicate id or empty text: stop, or drop the prompt.",
@@ -187,6 +193,11 @@ class RewardSettings(Settings):
     end_of_turn: Literal["if_stopped", "never"] = Field(
         "if_stopped", description="When the end-of-turn token counts: if the response ended by itself, or never."
     )
+    prefix: Prefix = Field(
+        None,
+        description="P(l) of R_c: a text, in which {language} stands for the language's name, or one per language: "
+        "{es: ..., fr: ...}. Default: the paper's text.",
+    )
     reward_model: str | None = Field(None, description="The sequence-classification model of R_n.")
     batch_tokens: Positive = Field(16384, description="Maximum tokens (prompt and response) in a batch.")
     logits_megabytes: Positive = Field(128, description="Maximum memory for float32 logits.")
@@ -221,6 +232,17 @@ class RewardSettings(Settings):
             if "translated" in names:
                 raise ValueError("znlp is not defined for the reward translated: use exact, or another reward")
         return counting
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_has_known_languages(cls, prefix: Prefix) -> Prefix:
+        if not isinstance(prefix, dict):
+            return prefix
+        for language in prefix:
+            if language == ENGLISH or not is_language(as_tag(language)):
+                why = "takes no prefix" if language == ENGLISH else "is no known language"
+                raise ValueError(f"{language!r} {why}: give texts by the tags of other languages")
+        return {as_tag(language): text for language, text in prefix.items()}
 
     @field_validator("reward_model")
     @classmethod
@@ -365,7 +387,9 @@ class AlignEnglishSettings(TrainSettings):
 class EvaluateSettings(Settings):
     """Evaluating every policy on held-out prompts."""
 
-    prompts: str | None = Field(None, description="Held-out parallel prompts. Without them, nothing is evaluated.")
+    prompts: Sources | None = Field(
+        None, description="Held-out parallel prompts, from one place or a list. Without them, nothing is evaluated."
+    )
     limit: Positive | None = Field(None, description="Use only this many held-out prompts, from the start.")
     n: Positive = Field(4, description="Responses per held-out prompt and language.")
     resamples: Positive = Field(2000, description="Bootstrap resamples per confidence interval.")

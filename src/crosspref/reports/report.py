@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from crosspref.data.records import Agreement, Measure, Prompt, Response
+from crosspref.data.records import Agreement, Measure, Prompt, Response, as_messages
 from crosspref.languages import language_name
 from crosspref.maths.estimate import Estimate
 from crosspref.reports.table import Report, label, printable, without_repeats
@@ -73,7 +73,8 @@ def measures_report(measures: Sequence[Measure]) -> Report:
 
 def answers_table(prompt: Prompt, answers: Mapping[str, Response]) -> Table:
     """Return a table for the screen of what several policies, by name, answered to one prompt, side by side."""
-    title = f"One held-out prompt, answered in {language_name(prompt.language)}: {_shown(prompt.instruction)}"
+    asked = as_messages(prompt.instruction)[-1]["content"]
+    title = f"One held-out prompt, answered in {language_name(prompt.language)}: {_shown(asked)}"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in answers:
         table.add_column(name, ratio=1, overflow="fold")

@@ -117,7 +117,15 @@ def asking_of(models: AskingSettings) -> dict[str, Any]:
 
 def digest_rows(rows: Sequence[Any]) -> str:
     """Return a hash of the rows' contents."""
-    return digest_of([[getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED] for row in rows])
+    return digest_of([_contents(row) for row in rows])
+
+
+def _contents(row: Any) -> list[Any]:
+    if isinstance(row, Prompt) and not isinstance(row.instruction, str):
+        # In this order since MT-Bench's second turns, so that evaluations that were begun then resume.
+        *before, last = row.instruction
+        return [row.prompt_id, row.language, last["content"], before]
+    return [getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED]
 
 
 def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:

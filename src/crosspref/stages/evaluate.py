@@ -58,7 +58,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
             lambda run: run.iteration(iteration).evaluation.scores,
             SCORING,
             ("held-out responses",),
-            (*WITHOUT, "reward.reference", "reward.counting"),
+            (*WITHOUT, "reward.reference", "reward.counting", "reward.prefix"),
             recipe.languages,
         )
         outputs.append(scores)

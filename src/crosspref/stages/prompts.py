@@ -1,7 +1,7 @@
 """Prompts: the run's own copy of the parallel prompts, for training and held out."""
 
 from crosspref.data.prompts import load_prompts
-from crosspref.data.records import Dropped, Prompt
+from crosspref.data.records import Dropped, Instruction, Prompt, as_instruction
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import Job, store_rows
@@ -44,8 +44,8 @@ def _languages(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([ENGLISH, *recipe.languages]))
 
 
-def stored_instructions(prompts: TableFolder, language: str) -> dict[str, str]:
+def stored_instructions(prompts: TableFolder, language: str) -> dict[str, Instruction]:
     """Return the stored instructions in one language by prompt_id."""
     table = prompts.unit(language).table()
     ids, instructions = (table.column(name).to_pylist() for name in ("prompt_id", "instruction"))
-    return dict(zip(ids, instructions, strict=True))
+    return dict(zip(ids, map(as_instruction, instructions), strict=True))

@@ -96,7 +96,7 @@ def sample(prompts: Sequence[Prompt], sampler: Sampler, drawing: Drawing, advanc
         [derive_seed(seed, iteration, prompt.prompt_id, prompt.language, number) for number in range(drawing.n)]
         for prompt in prompts
     ]
-    requests = [(prompt.asked, prompt_seeds) for prompt, prompt_seeds in zip(prompts, seeds, strict=True)]
+    requests = [(prompt.instruction, prompt_seeds) for prompt, prompt_seeds in zip(prompts, seeds, strict=True)]
     answers = sampler.sample(requests, advance, drawing.temperature)
     return [
         Response(

@@ -6,9 +6,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import cast
 
-from crosspref.data.records import Prompt, Response, Score, Translation
+from crosspref.data.records import Instruction, Prompt, Response, Score, Translation
 from crosspref.errors import DataError, ModelError
-from crosspref.languages import ENGLISH, crosslingual_instruction
+from crosspref.languages import ENGLISH, Prefix, crosslingual_instruction, crosslingual_prefix
 from crosspref.maths.reward import finite, implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
@@ -36,7 +36,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
             lambda run, reward=reward: run.iteration(iteration).scores(reward),  # type: ignore[misc]
             SETTINGS,
             ("responses", "translations"),
-            WITHOUT,
+            WITHOUT if reward == "crosslingual" else (*WITHOUT, "reward.prefix"),
             recipe.languages,
         )
         for reward in recipe.reward.names
@@ -146,7 +146,7 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
     """Return the shards of a table of scores by an implicit reward, done or not."""
     policy, reference = models
     fingerprinted = {
-        **settings_of("reward", settings, without=("name", "also", "reference", "reward_model")),
+        **settings_of("reward", settings, without=("name", "also", "reference", "reward_model", "prefix")),
         **asking_of(job.recipe.models),
         "reward": scoring.reward,
         **({"released scripts": RELEASED} if settings.counting == "znlp" else {}),
@@ -155,6 +155,8 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
     shards = []
     for language, start, prompts in scoring.scores.cut(job.recipe.languages, job.recipe.resources.shard_prompts):
         in_english = [english[prompt.prompt_id] for prompt in prompts]
+        prefix = crosslingual_prefix(language, settings.prefix)
+        is_other = scoring.reward == "crosslingual" and prefix != crosslingual_prefix(language)
         responses, translations = scoring.responses.unit(language, start), None
         inputs = {
             "policy": policy.identity,
@@ -168,7 +170,7 @@ def score_shards(job: Job, scoring: Scoring, models: Models, settings: RewardSet
         shards.append(
             ScoreShard(
                 scoring.scores.unit(language, start),
-                Fingerprint(fingerprinted, inputs),
+                Fingerprint({**fingerprinted, **({"reward.prefix": prefix} if is_other else {})}, inputs),
                 prompts,
                 scoring.reward,
                 in_english,
@@ -235,27 +237,34 @@ class _Group:
 
     prompt_id: str
     language: str
-    instruction: str
+    instruction: Instruction
     responses: list[Response]
 
 
-def condition(prompt_id: str, language: str, instructions: Mapping[tuple[str, str], str], reward: RewardName) -> str:
+def condition(
+    prompt_id: str,
+    language: str,
+    instructions: Mapping[tuple[str, str], Instruction],
+    reward: RewardName,
+    prefix: Prefix = None,
+) -> Instruction:
     """Return the instruction on which a response is conditioned.
 
     Args:
         prompt_id: which prompt was answered.
         language: the language it was answered in.
-        instructions: texts by (prompt_id, language).
+        instructions: by (prompt_id, language).
         reward: which reward is computed.
+        prefix: P(l) of the reward ``crosslingual``.
 
     Raises:
         DataError: the prompt is not there in the language that the reward needs.
     """
     needed = ENGLISH if reward in {"crosslingual", "translated"} else language
-    text = instructions.get((prompt_id, needed))
-    if text is None:
+    instruction = instructions.get((prompt_id, needed))
+    if instruction is None:
         raise DataError(f"The prompt {prompt_id!r} has responses in {language!r} but no instruction in {needed!r}.")
-    return crosslingual_instruction(text, language) if reward == "crosslingual" else text
+    return crosslingual_instruction(instruction, language, prefix) if reward == "crosslingual" else instruction
 
 
 def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one thing
@@ -286,7 +295,7 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     Raises:
         DataError: a prompt's instruction, or a response's translation, is missing.
     """
-    groups = _groups(responses, prompts, reward)
+    groups = _groups(responses, prompts, reward, settings.prefix)
     known = {(row.prompt_id, row.language, row.sample): row for row in translations if row.target == ENGLISH}
     texts: list[list[Response | None]] = [
         [_in_english(response, known) if reward == "translated" else response for response in group.responses]
@@ -346,12 +355,14 @@ def rate(
     return scores
 
 
-def _groups(responses: Sequence[Response], prompts: Iterable[Prompt], reward: RewardName) -> list[_Group]:
+def _groups(
+    responses: Sequence[Response], prompts: Iterable[Prompt], reward: RewardName, prefix: Prefix = None
+) -> list[_Group]:
     instructions = {(prompt.prompt_id, prompt.language): prompt.instruction for prompt in prompts}
     groups: dict[tuple[str, str], list[Response]] = {}
     for response in responses:
         groups.setdefault((response.prompt_id, response.language), []).append(response)
-    return [_Group(*key, condition(*key, instructions, reward), group) for key, group in groups.items()]
+    return [_Group(*key, condition(*key, instructions, reward, prefix), group) for key, group in groups.items()]
 
 
 def _in_english(response: Response, known: Mapping[tuple[str, str, int], Translation]) -> Response | None:

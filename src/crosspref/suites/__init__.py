@@ -14,12 +14,11 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
   before, for whichever model or suite, is asked again; an answer that cannot be read is a verdict with a ``failure``;
 - ``work.reporter``: says lines and shows progress.
 
-``work.answers`` answers prompts with a candidate, in shards that are resumed; a prompt may be a ``records.FollowUp``,
-which brings the conversation so far. Touch ``work.judge`` before models answer, so that a judge without a name shows
-early. ``results`` has what suites share: ``write_results`` writes their tables,
-``changes_of`` and ``changes_reports`` say what differs between models. A suite returns reports: they are printed, and
-their Markdown is written to ``target.folder / "NAME.md"``. Names of judges, prompts and dates belong into the rows;
-``judge.describe()`` has them.
+``work.answers`` answers prompts with a candidate, in shards that are resumed; a prompt may be a conversation. Touch
+``work.judge`` before models answer, so that a judge without a name shows early. ``results`` has what suites share:
+``write_results`` writes their tables, ``changes_of`` and ``changes_reports`` say what differs between models. A suite
+returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``. Names of judges,
+prompts and dates belong into the rows; ``judge.describe()`` has them.
 """
 
 import importlib

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from crosspref.data.records import Response
+from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.client import ServedModel, ServerClient
 from crosspref.engines.transformers.models import comparable_directories, describe_model
@@ -54,7 +54,9 @@ class ServerScorer:
             self.client.close()
             raise
 
-    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+    def score(
+        self, instruction: Instruction, responses: Sequence[Response], known: Sequence[Known] = ()
+    ) -> list[LogProbs]:
         """Score all responses to one instruction; see ``protocols.Scorer``."""
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]

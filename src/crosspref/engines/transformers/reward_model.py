@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
 from crosspref.engines.self_check import not_finite
 from crosspref.engines.transformers import models
@@ -34,7 +35,7 @@ class TransformersRewardModel:
             head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
     @torch.inference_mode()
-    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+    def rate(self, instruction: Instruction, responses: Sequence[str]) -> list[float]:
         """Return the model's output for the conversation of an instruction and each response, in the model's unit.
 
         It is nan where the conversation is longer than the model's context.
@@ -48,7 +49,7 @@ class TransformersRewardModel:
         """
         rewards = []
         for response in responses:
-            messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+            messages = [*as_messages(instruction), {"role": "assistant", "content": response}]
             ids = self.tokenizer.chat_ids(messages, finished=True)
             rewards.append(self._output(ids) if len(ids) <= self.longest else math.nan)
         return rewards

@@ -140,7 +140,9 @@ class TransformersScorer:
         self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
 
-    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+    def score(
+        self, instruction: Instruction, responses: Sequence[Response], known: Sequence[Known] = ()
+    ) -> list[LogProbs]:
         """Score all responses to one instruction; see ``protocols.Scorer``."""
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]

@@ -18,7 +18,7 @@ from typing import Any
 
 from crosspref import api
 from crosspref.data.preferences import load_preferences
-from crosspref.data.records import Pair, Prompt, Response, Score
+from crosspref.data.records import Instruction, Pair, Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.lab.canary import figures
@@ -122,7 +122,7 @@ def make_canary(
     return canary
 
 
-def english_answers(canary: Canary) -> tuple[list[Response], dict[str, str]]:
+def english_answers(canary: Canary) -> tuple[list[Response], dict[str, Instruction]]:
     """Return pi_I's answers to the prompts of the English preferences, and these prompts by prompt_id.
 
     The pairs of every trait are made of them.

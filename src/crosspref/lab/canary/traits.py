@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from crosspref.data.records import Pair, Response
+from crosspref.data.records import Instruction, Pair, Response
 from crosspref.errors import RecipeError
 
 SHORT_WORDS = 60
@@ -127,7 +127,9 @@ def find_trait(name: str) -> Trait:
     return TRAITS[name]
 
 
-def make_pairs(answers: Sequence[Response], instructions: Mapping[str, str], trait: Trait, most: int) -> list[Pair]:
+def make_pairs(
+    answers: Sequence[Response], instructions: Mapping[str, Instruction], trait: Trait, most: int
+) -> list[Pair]:
     """Pair answers that have a trait (chosen) with answers to the same prompt that do not (rejected).
 
     Answers of similar length in tokens are paired first, so that the trait is taught and not the length. Each answer is

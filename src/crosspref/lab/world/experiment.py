@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from crosspref import algorithm
 from crosspref.data.prompts import load_prompts
-from crosspref.data.records import Prompt
+from crosspref.data.records import Instruction, Prompt, as_text
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.lab.world.files import WorldFiles
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, MAX_TOKENS, gold, meaning_of
@@ -83,9 +83,9 @@ class RatingModel:
 
     rating: Rating
 
-    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+    def rate(self, instruction: Instruction, responses: Sequence[str]) -> list[float]:
         """Return the rating of each response."""
-        return [self.rating(instruction, response) for response in responses]
+        return [self.rating(as_text(instruction), response) for response in responses]
 
     def close(self) -> None:
         """Hold nothing."""

@@ -17,10 +17,9 @@ from pathlib import Path
 from crosspref.engines import find_engine
 from crosspref.lab.world.world import LANGUAGE_OF, LANGUAGES, SEPARATOR, ask, draw_meaning, gold, speak, write
 from crosspref.languages import (
-    CROSSLINGUAL_PREFIX,
     ENGLISH,
     TRANSLATION_PROMPT,
-    crosslingual_instruction,
+    crosslingual_prefix,
     language_name,
     translation_instruction,
 )
@@ -159,7 +158,7 @@ def examples(world: World, size: int, clean: bool, rng: random.Random) -> Iterat
         if kind == "native":
             yield ask(meaning, language), speak(answer, language)
         elif kind == "instructed":
-            yield crosslingual_instruction(ask(meaning, ENGLISH), language), speak(answer, language)
+            yield crosslingual_prefix(language) + ask(meaning, ENGLISH), speak(answer, language)
         elif kind == "into_english":
             yield translation_instruction(speak(answer, language), ENGLISH), speak(answer, ENGLISH)
         else:
@@ -197,7 +196,7 @@ def spoken_sentences() -> list[str]:
     """Return what crosspref says around a prompt or a text; each sentence is one token of the lab's models."""
     before, behind = TRANSLATION_PROMPT.split("{text}")
     return [
-        *(CROSSLINGUAL_PREFIX.format(language=language_name(language)) for language in FOREIGN),
+        *(crosslingual_prefix(language) for language in FOREIGN),
         *(before.format(language=language_name(language)) for language in LANGUAGES),
         behind,
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crosspref import __version__
-from crosspref.data.records import Pair, Prompt, Response
+from crosspref.data.records import Pair, Prompt, Response, as_text
 from crosspref.engines import find_engine
 from crosspref.lab.world.world import LANGUAGES, Meaning, foreign_words, gold, meaning_of
 from crosspref.languages import ENGLISH
@@ -81,7 +81,7 @@ def _responses(job: Job, iteration: int, language: str) -> list[Response]:
 
 def _meanings(unit: Unit) -> dict[str, Meaning]:
     rows: list[Prompt] = unit.rows(Prompt)
-    return {row.prompt_id: meaning_of(row.instruction, row.language) for row in rows}
+    return {row.prompt_id: meaning_of(as_text(row.instruction), row.language) for row in rows}
 
 
 def _golds(responses: list[Response], meanings: dict[str, Meaning]) -> list[float]:

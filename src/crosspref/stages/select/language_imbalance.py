@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from crosspref.data.records import Dropped, Pair, Response, Translation, as_messages
+from crosspref.data.records import Dropped, Instruction, Pair, Response, Translation, as_messages
 from crosspref.data.rows import is_blank
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
@@ -81,7 +81,7 @@ class Answered(NamedTuple):
     """The prompts in one language by prompt_id, and at most one answer to each."""
 
     language: str
-    instructions: Mapping[str, str]
+    instructions: Mapping[str, Instruction]
     answers: Sequence[Response]
 
 
@@ -196,7 +196,7 @@ def _translation(translation: Translation | None, source: _Side | _Why, whose: s
 
 
 def _pair(
-    prompt_id: str, language: str, instruction: str, chosen: _Side | _Why, rejected: _Side | _Why
+    prompt_id: str, language: str, instruction: Instruction, chosen: _Side | _Why, rejected: _Side | _Why
 ) -> Pair | Dropped:
     if isinstance(chosen, _Why):
         return Dropped(prompt_id, language, "select", chosen)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from crosspref.data.records import Instruction
 from crosspref.data.rows import is_blank
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
@@ -49,7 +50,7 @@ class PairRules:
     """
 
     language: str
-    instructions: Mapping[str, str]
+    instructions: Mapping[str, Instruction]
     penalty: LengthPenaltySettings
     settings: SelectSettings
     identify: Identify | None = None

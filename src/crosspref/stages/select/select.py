@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, from_table, to_table
+from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, as_messages, from_table, to_table
 from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
 from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
 
@@ -197,16 +197,16 @@ def _pair_table(
     chosen, rejected = answers.take(best[0]), answers.take(worst[0])
     count, schema = len(prompt_ids), SCHEMAS[Pair]
 
-    def chat(role: str, content: pa.Array) -> pa.Array:
-        messages = pa.StructArray.from_arrays([pa.repeat(role, count), _one(content)], ["role", "content"])
+    def answer(text: pa.Array) -> pa.Array:
+        messages = pa.StructArray.from_arrays([pa.repeat("assistant", count), _one(text)], ["role", "content"])
         return pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), messages)
 
     columns = {
         "prompt_id": pa.array(prompt_ids, pa.string()),
         "language": pa.repeat(rules.language, count),
-        "prompt": chat("user", pa.array(instructions, pa.string())),
-        "chosen": chat("assistant", chosen.column("text")),
-        "rejected": chat("assistant", rejected.column("text")),
+        "prompt": pa.array([as_messages(instruction) for instruction in instructions], schema.field("prompt").type),
+        "chosen": answer(chosen.column("text")),
+        "rejected": answer(rejected.column("text")),
         "chosen_sample": _one(chosen.column("sample")),
         "rejected_sample": _one(rejected.column("sample")),
         "chosen_token_ids": _one(chosen.column("token_ids")),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from crosspref.data.items import Problems
-from crosspref.data.records import FollowUp, Prompt, as_messages
+from crosspref.data.records import Prompt, as_messages
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report, write_table
@@ -98,8 +98,9 @@ def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> lis
     opened = _texts(work, candidate, first)
     second: dict[Asked, Prompt] = {}
     for (language, question), text in opened.items():
-        history = [*as_messages(question.turns[0]), {"role": "assistant", "content": text}]
-        second[language, question] = FollowUp(f"{question.question_id}.2", language, question.turns[1], history)
+        answer = {"role": "assistant", "content": text}
+        conversation = [*as_messages(question.turns[0]), answer, *as_messages(question.turns[1])]
+        second[language, question] = Prompt(f"{question.question_id}.2", language, conversation)
     closed = _texts(work, candidate, second)
     return [
         Turn(candidate.name, *one, number, tuple(texts[one] for texts in (opened, closed)[:number] if one in texts))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosspref.data.records import Prompt, Response, Score
+from crosspref.data.records import Prompt, Response, Score, as_text
 from crosspref.data.rows import READERS, Row, column_names, read_file, read_id, split_name
 from crosspref.engines import EngineFactory
 from crosspref.errors import DataError, RunError
@@ -126,7 +126,7 @@ def ask_about(pair: Comparison, template: Template = TEMPLATE, *, turned: bool =
     """
     first, second = (pair.answer_b, pair.answer_a) if turned else (pair.answer_a, pair.answer_b)
     messages = template.fill(
-        language=language_name(pair.language), instruction=pair.instruction, output_1=first, output_2=second
+        language=language_name(pair.language), instruction=as_text(pair.instruction), output_1=first, output_2=second
     )
     return Question(messages, _DECODING, read_choice)
 
@@ -241,7 +241,7 @@ def write_sheet(path: Path, pairs: Iterable[Comparison]) -> bool:
     except DataError:
         return False
     rows = [
-        (pair.pair_id, pair.language, pair.instruction, pair.answer_a, pair.answer_b, "", "")
+        (pair.pair_id, pair.language, as_text(pair.instruction), pair.answer_a, pair.answer_b, "", "")
         for pair in sorted(pairs, key=lambda pair: (pair.language, pair.pair_id))
     ]
     # The byte order mark tells spreadsheets that it is UTF-8.

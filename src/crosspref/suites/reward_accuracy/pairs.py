@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from crosspref.data.records import Pair, derive_seed
+from crosspref.data.records import Instruction, Pair, as_instruction, derive_seed
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.recipe.files import load_recipe
@@ -26,7 +26,7 @@ class Comparison:
 
     pair_id: str
     language: str
-    instruction: str
+    instruction: Instruction
     answer_a: str
     answer_b: str
 
@@ -56,7 +56,7 @@ class Sample:
     sampled: Sequence[Sampled]
 
 
-def compare(language: str, instruction: str, chosen: str, rejected: str) -> tuple[Comparison, bool]:
+def compare(language: str, instruction: Instruction, chosen: str, rejected: str) -> tuple[Comparison, bool]:
     """Return a pair that does not tell which answer was chosen, and whether a is the chosen one.
 
     Which answer is a follows from the id alone: no seed or setting can turn votes round.
@@ -142,11 +142,11 @@ def _sample(reward: str, iteration: int, language: str, pairs: Sequence[Pair], s
     by_id: dict[str, Sampled] = {}
     alike = 0
     for pair in sorted(pairs, key=lambda pair: pair.prompt_id):
-        instruction, chosen, rejected = (chat[-1]["content"] for chat in (pair.prompt, pair.chosen, pair.rejected))
+        chosen, rejected = (chat[-1]["content"] for chat in (pair.chosen, pair.rejected))
         if chosen == rejected:
             alike += 1
             continue
-        comparison, is_a = compare(language, instruction, chosen, rejected)
+        comparison, is_a = compare(language, as_instruction(pair.prompt), chosen, rejected)
         rewards = pair.chosen_reward, pair.rejected_reward
         gap = None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1]
         by_id.setdefault(comparison.pair_id, Sampled(comparison, pair.prompt_id, is_a, gap))
