@@ -70,6 +70,26 @@ def test_token_ids_are_scored_as_they_are(reward: crosspref.ImplicitReward, mode
     assert reward.score(INSTRUCTION, answers[:1], language="es") == reward.score(INSTRUCTION, [text], language="es")
 
 
+def test_a_conversation_keeps_its_turns_and_takes_another_prefix(
+    reward: crosspref.ImplicitReward, models: tuple[Path, Path]
+) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": INSTRUCTION}]
+    # naive spells out the one message of a user; what stands before it is put in front.
+    for prefix, before in ((None, G_ES.removesuffix(INSTRUCTION)), ("{language}: ", "Spanish: ")):
+        [scored] = reward.score(turns, TEXTS[:1], language="es", prefix=prefix)
+        asked = naive.prompt_ids(models[1], f"Be brief.<|end|><|user|>{before}{INSTRUCTION}")
+        user, system = (
+            AutoTokenizer.from_pretrained(models[1]).convert_tokens_to_ids(f"<|{role}|>") for role in ("user", "system")
+        )
+        asked[asked.index(user)] = system
+        answer = ids_of(models[1], TEXTS[0], ended=True)
+        with torch.inference_mode():
+            expected = float(naive.sequence_logprob(naive.load(models[1]), asked, answer))
+        assert scored.policy_logprob == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(DataError, match="assistant"):
+        reward.score([*turns, {"role": "assistant", "content": "x"}], ["a"], language="es")
+
+
 @pytest.mark.parametrize("language", ["es-419x", "xx"])
 def test_an_unknown_language_is_an_error(reward: crosspref.ImplicitReward, language: str) -> None:
     with pytest.raises(DataError, match=language):

@@ -83,6 +83,21 @@ def test_equals_a_naive_forward_pass(directory: Path) -> None:
     assert max(found) - min(found) > 0.1
 
 
+def test_a_conversation_is_rated_whole(directory: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Sé breve."},
+        {"role": "user", "content": "Hola."},
+        {"role": "assistant", "content": "¿Sí?"},
+        {"role": "user", "content": INSTRUCTION},
+    ]
+    text = "".join(f"[{turn['role']}] {turn['content']}<|eos|>" for turn in turns)
+    ids = AutoTokenizer.from_pretrained(directory)(
+        f"<|bos|>{text}[assistant] {RESPONSES[0]}<|eos|>", add_special_tokens=False
+    )["input_ids"]
+    [found] = rater(directory).rate(turns, RESPONSES[:1])
+    assert found == pytest.approx(naive_reward(directory, ids, -1), abs=1e-5)
+
+
 def test_a_response_is_rated_alone(directory: Path) -> None:
     model = rater(directory)
     found = model.rate(INSTRUCTION, RESPONSES)
