@@ -24,7 +24,10 @@ BLOCK = 64
 """By how many tokens per row the memory for what rows write grows."""
 EVEN = 16
 """To a multiple of how many tokens a step rounds up what it looks at of each row."""
-HARMLESS = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
+HARMLESS = {
+    *("dropout", "position_ids", "use_cache", "cache_position", "is_causal"),
+    *("output_attentions", "output_router_logits"),
+}
 """Arguments that change nothing about the attention of single tokens outside training."""
 WEIGHTS_SHARE = 0.25
 """Of the free memory, that weights may take once more when they are laid out for the processor."""
