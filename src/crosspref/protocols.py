@@ -36,12 +36,14 @@ Results = Callable[[Advance], Iterator[Done]]
 class Sampled:
     """One answer as it came from the model; the ids include the end-of-turn token if it was sampled.
 
-    The ids are None where a server returned text alone.
+    The ids are None where a server returned text alone. ``thinking_tokens`` is how many tokens of thinking were cut in
+    front of it; None if there were none.
     """
 
     text: str
     token_ids: list[int] | None
     finish_reason: FinishReason
+    thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

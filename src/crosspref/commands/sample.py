@@ -11,7 +11,7 @@ from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import SampleStage
 from crosspref.run.progress import Reporter
-from crosspref.stages.sample import Drawing, sample
+from crosspref.stages.sample import Drawing, sample, thinking_cut
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,9 @@ def execute(options: argparse.Namespace) -> None:
     prompts = [prompt for prompt in loaded.prompts if prompt.language in settings.languages]
     n = settings.sample.n
     sampler = EngineFactory(EngineSettings.of(settings)).sampler(locate_model(options.model))
-    with Reporter().step("sample", len(prompts) * n) as meter:
+    reporter = Reporter()
+    with reporter.step("sample", len(prompts) * n) as meter:
         rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), meter.advance)
+    if settings.models.thinking == "cut":
+        reporter.say(f"sample: {thinking_cut(rows)}")
     write_rows(options.out, rows, Response)

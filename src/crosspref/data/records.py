@@ -63,7 +63,8 @@ class Response:
     """One sampled answer (Eq. 7).
 
     ``token_ids`` are the ids as sampled, the end-of-turn token included when ``finish_reason`` is ``stop``. They are
-    None for answers that were made elsewhere as text.
+    None for answers that were made elsewhere as text. ``thinking_tokens`` is how many tokens of thinking were cut in
+    front of the answer; None if there were none.
     """
 
     prompt_id: str
@@ -73,6 +74,7 @@ class Response:
     token_ids: list[int] | None
     finish_reason: FinishReason
     seed: int | None
+    thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,9 @@ class Agreement:
     pairs: int
 
 
+LATER = ("thinking_tokens",)
+"""Columns that came later, and that most tables have no use for."""
+
 SCHEMAS: dict[type, pa.Schema] = {
     kind: schema_of(kind) for kind in (Prompt, Response, Translation, Score, Pair, Dropped, Agreement, Measure)
 }
@@ -217,7 +222,8 @@ SCHEMAS: dict[type, pa.Schema] = {
 def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind as an Arrow table with that kind's schema.
 
-    Prompts of which any is a conversation are all stored as chat messages.
+    Prompts of which any is a conversation are all stored as chat messages. A column of LATER that holds nothing is
+    left out.
     """
     schema = schema_of(kind)
     columns = [[getattr(row, name) for row in rows] for name in schema.names]
@@ -226,7 +232,8 @@ def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
         columns[place] = [as_messages(instruction) for instruction in columns[place]]
         schema = schema.set(place, pa.field("instruction", _COLUMN_TYPES[list[Message]]))
     arrays = [pa.array(column, type=type_) for column, type_ in zip(columns, schema.types, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    return table.drop_columns([name for name in LATER if name in schema.names and table[name].null_count == len(table)])
 
 
 def from_table(table: pa.Table, kind: type) -> list[Any]:

@@ -17,7 +17,7 @@ from crosspref.errors import DataError
 from crosspref.languages import as_tag
 
 DEFAULTS: dict[type, dict[str, Any]] = {
-    Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None},
+    Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None, "thinking_tokens": None},
     Translation: {"target": "en", "token_ids": None, "finish_reason": "stop", "failure": None},
     Pair: {"language": "en", **{field.name: field.default for field in fields(Pair) if field.default is not MISSING}},
 }

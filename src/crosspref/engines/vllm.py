@@ -135,9 +135,9 @@ class VllmSampler:
     def _answer(self, output: Any) -> Sampled:
         ids = [int(token) for token in output.token_ids]
         if output.finish_reason == "stop" and ids and ids[-1] in self.stops:
-            return Sampled(self.tokenizer.text(ids[:-1]), ids, "stop")
+            return self.tokenizer.answer(ids, "stop")
         if output.finish_reason == "length":
-            return Sampled(self.tokenizer.text(ids), ids, "length")
+            return self.tokenizer.answer(ids, "length")
         raise ModelError(
             f"vLLM ended a response of {len(ids)} tokens with {output.finish_reason!r}, which is neither a stop token "
             "nor the limit. Finished shards are kept; run the command again to go on."

@@ -96,6 +96,12 @@ class AskingSettings(Settings):
         {}, description="Values for the switches of chat templates: {enable_thinking: false}."
     )
 
+    thinking: Literal["keep", "cut"] = Field(
+        "keep",
+        description="What to do with the part of a generated answer in which a model thinks aloud. cut: the answer "
+        "alone is scored, paired, measured and trained on.",
+    )
+
     @field_validator("chat_template_kwargs")
     @classmethod
     def _only_switches(cls, values: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -110,7 +110,7 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
 
 def asking_of(models: AskingSettings) -> dict[str, Any]:
     """Return how models are asked, for a fingerprint; what is at its default leaves it as it was before."""
-    values = {name: getattr(models, name) for name in ("date", "chat_template_kwargs")}
+    values = {name: getattr(models, name) for name in ("date", "chat_template_kwargs", "thinking")}
     fields = AskingSettings.model_fields
     return {f"models.{name}": value for name, value in values.items() if value != fields[name].default}
 

@@ -1,6 +1,6 @@
 """Sampling: N responses per prompt from the newest policy (Eq. 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,6 +60,16 @@ def fill_responses(job: Job, label: str, table: ShardedTable, policy: ModelFiles
     build = partial(job.engines.sampler, policy, greedy=drawing.greedy)
     shards = response_shards(job, table, policy, drawing)
     fill(job, shards, Filling(label, Response, build, work, per_prompt=drawing.n))
+    if job.recipe.models.thinking == "cut":
+        job.reporter.say(f"{label}: {thinking_cut(row for shard in shards for row in shard.unit.rows(Response))}")
+
+
+def thinking_cut(responses: Iterable[Response]) -> str:
+    """Say in how many responses thinking was cut, and how many ended inside it."""
+    tokens = [(row.thinking_tokens, row.token_ids or row.text) for row in responses]
+    thought = [answer for count, answer in tokens if count is not None]
+    ended = sum(not answer for answer in thought)
+    return f"thinking was cut from {len(thought)} of {len(tokens)} responses; {ended} ended inside it and are empty"
 
 
 def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: Drawing) -> list[Shard]:
@@ -100,7 +110,14 @@ def sample(prompts: Sequence[Prompt], sampler: Sampler, drawing: Drawing, advanc
     answers = sampler.sample(requests, advance, drawing.temperature)
     return [
         Response(
-            prompt.prompt_id, prompt.language, number, answer.text, answer.token_ids, answer.finish_reason, answer_seed
+            prompt.prompt_id,
+            prompt.language,
+            number,
+            answer.text,
+            answer.token_ids,
+            answer.finish_reason,
+            answer_seed,
+            answer.thinking_tokens,
         )
         for prompt, prompt_seeds, sampled in zip(prompts, seeds, answers, strict=True)
         if sampled  # a prompt that is too long for the model has none

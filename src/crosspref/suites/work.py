@@ -19,7 +19,7 @@ from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, f
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
-from crosspref.stages.sample import Drawing, sample
+from crosspref.stages.sample import Drawing, sample, thinking_cut
 from crosspref.suites import find_suite
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.verdicts import VerdictLog
@@ -139,7 +139,10 @@ class Evaluation:
             raise RunError(f"{error}\nTo have {candidate.name} answer anew: rm -r {folder}") from error
         if not is_done:
             self._answer(shards, candidate, f"{candidate.name} answers {suite}")
-        return [row for shard in shards for row in shard.unit.rows(Response)]
+        rows = [row for shard in shards for row in shard.unit.rows(Response)]
+        if self.target.answering.asking.thinking == "cut":
+            self.reporter.say(f"{candidate.name}: {thinking_cut(rows)}")
+        return rows
 
     def _shard(
         self, folder: Path, candidate: Candidate, start: int, prompts: list[Prompt], temperature: float | None

@@ -122,9 +122,9 @@ class ServerSampler:
             raise ValueError(f"token {strange[0]} is not in the vocabulary of {self.vocabulary}")
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         if reason == "stop" and end is not None and end == len(ids) - 1:
-            return Sampled(self.tokenizer.text(ids[:-1]), ids, "stop"), len(ids)
+            return self.tokenizer.answer(ids, "stop"), len(ids)
         if reason == "length" and end is None and len(ids) == self.settings.max_new_tokens:
-            return Sampled(self.tokenizer.text(ids), ids, "length"), len(ids)
+            return self.tokenizer.answer(ids, "length"), len(ids)
         raise ServerError(
             f"{self.model} ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens by {reason!r}, "
             f"which {'does not end' if end is None else f'has token {ids[end]} at place {end}, which ends'} a turn. A "
@@ -137,9 +137,9 @@ class ServerSampler:
         [turn] = chat.choices
         tokens = chat.usage.completion_tokens if chat.usage else 0
         if turn.finish_reason == "stop":
-            return Sampled(turn.message.content, None, "stop"), tokens
+            return self.tokenizer.text_answer(turn.message.content, "stop", tokens), tokens
         if turn.finish_reason == "length":
-            return Sampled(turn.message.content, None, "length"), tokens
+            return self.tokenizer.text_answer(turn.message.content, "length", tokens), tokens
         raise ServerError(
             f"{self.model} ended a response by {turn.finish_reason!r}, and not by itself or at the limit, so it is not "
             "stored. Switch filters, tools and reasoning parsers of the server off, or leave that prompt out."

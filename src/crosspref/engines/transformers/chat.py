@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from crosspref.data.records import Instruction, Message, as_messages
+from crosspref.data.records import FinishReason, Instruction, Message, as_messages
 from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.templates import ChatTemplate
 from crosspref.errors import ModelError
+from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
 
 SIGN = re.compile(r"\W.*\w.*\W", re.DOTALL)
@@ -60,6 +61,7 @@ class ChatTokenizer:
         by_length = sorted(self.controls, key=len)
         self._everywhere = re.compile(f"(?=({'|'.join(map(re.escape, by_length)) or '(?!)'}))")
         self.end_of_turn = self._find_end_of_turn(marked)
+        self.thinking = self.template.thinking if asking.thinking == "cut" else None
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
 
     def prompt_ids(self, instruction: Instruction) -> list[int]:
@@ -89,6 +91,29 @@ class ChatTokenizer:
         """Return the text of an answer's ids, without special tokens and the end of turn."""
         ids = [token for token in token_ids if token != self.end_of_turn]
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def answer(self, ids: list[int], reason: FinishReason) -> Sampled:
+        """Return what a model generated as an answer, without its thinking if that is to be cut.
+
+        What ends inside its thinking is an empty answer that was cut at the token limit.
+
+        Args:
+            ids: all that was generated, and the token that ended it if the reason is ``stop``.
+            reason: why it ended.
+        """
+        count = self.thinking.thinking_tokens(ids, self.tokenizer.decode) if self.thinking else 0
+        if count is None:
+            return Sampled("", [], "length", len(ids))
+        rest = ids[count:]
+        return Sampled(self.text(rest[:-1] if reason == "stop" else rest), rest, reason, count or None)
+
+    def text_answer(self, text: str, reason: FinishReason, tokens: int) -> Sampled:
+        """Return the same for what came as text, of as many tokens in all."""
+        begin = self.thinking.answer_begins(text) if self.thinking else 0
+        if begin is None:
+            return Sampled("", None, "length", tokens)
+        own = len(self.response_ids(text[begin:], ended=False)) if begin else tokens
+        return Sampled(text[begin:], None, reason, max(1, tokens - own) if begin else None)
 
     def names_control(self, text: str) -> bool:
         """Tell whether a text holds the name of a control token."""

@@ -214,6 +214,4 @@ class TransformersSampler:
         return rows
 
     def _sampled(self, ids: list[int]) -> Sampled:
-        if ids[-1] in self.stops:
-            return Sampled(self.tokenizer.text(ids[:-1]), ids, "stop")
-        return Sampled(self.tokenizer.text(ids), ids, "length")
+        return self.tokenizer.answer(ids, "stop" if ids[-1] in self.stops else "length")

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from crosspref.data.records import Message
+from crosspref.engines.transformers.thinking import find_thinking
 from crosspref.errors import DataError, ModelError
 from crosspref.recipe.sections import AskingSettings
 
@@ -49,6 +50,8 @@ class ChatTemplate:
         self.dated = _dated(self.source, settings.date) if self.tells_date else self.source
         self.in_parts: set[str] = set()
         self._find_parts()
+        known = "\n".join((self.source, *map(str, tokenizer.added_tokens_decoder.values())))
+        self.thinking = find_thinking(known, self._apply([{"role": "user", "content": PROBES[0]}], False))
 
     def render(self, messages: Sequence[Message], finished: bool = False) -> str:
         """Return a conversation as text up to where the next answer begins, or if finished up to its end.

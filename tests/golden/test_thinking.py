@@ -1,0 +1,105 @@
+"""Models that think aloud: what is cut, what is left of an answer, and that it is the one that was sampled."""
+
+from pathlib import Path
+
+import pytest
+from thinkers import CLOSES, thinker
+
+from crosspref.data.records import Prompt, Response
+from crosspref.engines import EngineSettings
+from crosspref.engines.transformers.chat import load_tokenizer
+from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.thinking import Thinking, find_thinking
+from crosspref.models.locate import locate_model
+from crosspref.protocols import Sampled
+from crosspref.recipe.sections import AskingSettings, ResourceSettings, SampleSettings
+from crosspref.stages.sample import Drawing, sample, thinking_cut
+
+PROMPTS = [Prompt(f"p{index}", "es", text) for index, text in enumerate(("¿Qué es un volcán?", "Saluda.", "Hi!"))]
+OFF = {"enable_thinking": False}
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return thinker(tiny_models["llama"][0], tmp_path_factory.mktemp("thinker") / "model")
+
+
+def drawn(directory: Path, asking: AskingSettings) -> list[Response]:
+    settings = SampleSettings(max_new_tokens=24)
+    resources = ResourceSettings(device="cpu", dtype="float32")
+    engine = EngineSettings(sample=settings, resources=resources, asking=asking)
+    sampler = TransformersSampler(engine, locate_model(str(directory)))
+    return sample(PROMPTS, sampler, Drawing(12, 42, 1), lambda *_: None)
+
+
+def test_what_is_left_is_the_sampled_answer_behind_the_thinking(directory: Path) -> None:
+    kept, cut = drawn(directory, AskingSettings()), drawn(directory, AskingSettings(thinking="cut"))
+    seen = set()
+    for whole, answer in zip(kept, cut, strict=True):
+        assert whole.thinking_tokens is None
+        assert whole.token_ids is not None
+        assert answer.token_ids is not None
+        if CLOSES in whole.token_ids:
+            seen.add("answered" if answer.text else "nothing")
+            assert answer.thinking_tokens >= whole.token_ids.index(CLOSES) + 1
+            assert answer.token_ids == whole.token_ids[answer.thinking_tokens :]
+            assert (answer.finish_reason, answer.text) == (whole.finish_reason, answer.text.lstrip())
+        else:
+            seen.add("inside")
+            assert (answer.text, answer.token_ids, answer.finish_reason) == ("", [], "length")
+            assert answer.thinking_tokens == len(whole.token_ids)
+    assert {"answered", "inside"} <= seen
+    inside = sum(CLOSES not in (row.token_ids or []) for row in kept)
+    assert thinking_cut(cut).startswith(f"thinking was cut from {len(cut)} of {len(cut)}")
+    assert inside <= sum(not row.text for row in cut)
+
+
+def test_an_answer_without_thinking_stays_as_it_is(directory: Path) -> None:
+    kept = drawn(directory, AskingSettings(chat_template_kwargs=OFF))
+    cut = drawn(directory, AskingSettings(chat_template_kwargs=OFF, thinking="cut"))
+    same = [(one, other) for one, other in zip(kept, cut, strict=True) if CLOSES not in (one.token_ids or [])]
+    assert same
+    assert all(one == other for one, other in same)
+
+
+def test_a_server_that_returns_text_gets_the_same(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory, AskingSettings(thinking="cut"))
+    answer = tokenizer.text_answer("so and so</think>\n\nSí.", "stop", 9)
+    assert (answer.text, answer.token_ids, answer.finish_reason) == ("Sí.", None, "stop")
+    assert answer.thinking_tokens == 9 - len(tokenizer.response_ids("Sí.", False))
+    assert tokenizer.text_answer("so and so", "stop", 9) == Sampled("", None, "length", 9)
+    kept = load_tokenizer(directory)
+    assert kept.text_answer("so</think>Sí.", "stop", 9) == Sampled("so</think>Sí.", None, "stop")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "text", "answer"),
+    [
+        ("... </think> ...", "<|assistant|>\n", "<think>\nhm\n</think>\n\nSí.", "Sí."),
+        ("... </think> ...", "<|assistant|>\n", "Sí.", "Sí."),
+        ("... </think> ...", "<|assistant|>\n", "\n<think>\nhm", None),
+        ("... </think> ...", "<|assistant|><think>\n", "hm </think>Sí. </think>", "Sí. </think>"),
+        ("... </think> ...", "<|assistant|><think>\n", "hm", None),
+        ("... </think> ...", "<|assistant|><think>\n\n</think>\n\n", "Sí.", "Sí."),
+        (
+            "'<think>' <|channel|>final<|message|>",
+            "<|start|>assistant",
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Sí.",
+            "Sí.",
+        ),
+        ("<|channel|>final<|message|>", "<|start|>assistant", "<|channel|>analysis<|message|>hm", None),
+        ("[/THINK]", "[/INST]", "[THINK]hm[/THINK]Sí.", "Sí."),
+    ],
+)
+def test_where_the_answer_begins(template: str, prompt: str, text: str, answer: str | None) -> None:
+    thinking = find_thinking(template, prompt)
+    assert isinstance(thinking, Thinking)
+    begin = thinking.answer_begins(text)
+    assert (None if begin is None else text[begin:]) == answer
+    # The same where every character is a token.
+    count = thinking.thinking_tokens([ord(character) for character in text], lambda ids: "".join(map(chr, ids)))
+    assert count == begin
+
+
+def test_a_model_that_does_not_think() -> None:
+    assert find_thinking("{{ message['content'] }}", "<|assistant|>") is None
