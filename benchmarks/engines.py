@@ -185,7 +185,7 @@ def serve(options: argparse.Namespace) -> Iterator[Server]:
         port = str(free.getsockname()[1])
     directory = readable_directory(locate_model(options.model))
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)),
+        *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)),
         *("--served-model-name", "pi_0", "--host", "127.0.0.1", "--port", port, "--dtype", options.dtype),
         *("--max-model-len", "2048", "--max-num-seqs", "256", "--generation-config", "vllm", "--enforce-eager"),
     ]

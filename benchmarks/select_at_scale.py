@@ -45,7 +45,7 @@ def main() -> None:
 def measure(what: str, *arguments: str) -> None:
     """Run a command of crosspref and print what it took."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "crosspref", *arguments], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-P", "-m", "crosspref", *arguments], stdin=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{what} failed")

@@ -27,9 +27,10 @@ from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
 from crosspref.run.processes import launch_command, run_in_child
 from crosspref.run.progress import Reporter, Schedule
-from crosspref.run.ranks import is_launched
+from crosspref.run.ranks import alone, is_launched
 
 
+@alone()
 def align(
     recipe: Recipe | str | Path | dict[str, Any],
     run_dir: str | Path,

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -9,12 +10,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from crosspref import __version__
 from crosspref.commands import COMMANDS
-from crosspref.errors import CrossprefError
+from crosspref.errors import CrossprefError, FileError
+from crosspref.paths import SAFE_PATH
+from crosspref.run.ranks import alone, is_launched
+
+LAUNCHED = ("phase", "train")
+"""The commands that torchrun and the like may start, each as one of several processes."""
 
 DEBUG = "CROSSPREF_DEBUG"
 """The environment variable that shows the traceback of an error."""
@@ -23,25 +30,61 @@ DEBUG = "CROSSPREF_DEBUG"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     given, options = list(sys.argv[1:] if arguments is None else arguments), argparse.Namespace()
-    # Libraries' own warnings and bars would tear ours apart; errors still come through.
-    warnings.filterwarnings("ignore")
-    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
-        os.environ.setdefault(name, value)
+    _prepare_process()
     try:
-        _parser(given).parse_args(given, options)
-        options.command(options)
+        _execute(given, options)
     except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_output_up()
     except KeyboardInterrupt:
-        kept = f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
-        print(f"\nStopped.{kept}", file=sys.stderr)  # noqa: T201
+        print(f"\nStopped.{_how_to_resume(options)}", file=sys.stderr)  # noqa: T201
         return 130
     except Exception as error:  # noqa: BLE001 - nobody is shown a traceback who has not asked for it
+        _give_output_up()
         if os.environ.get(DEBUG):
             traceback.print_exc()
         print(f"crosspref: {_sentence(error, options)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _execute(given: Sequence[str], options: argparse.Namespace) -> None:
+    try:
+        _parser(given).parse_args(given, options)
+        with nullcontext() if options.may_be_launched and is_launched() else alone():
+            options.command(options)
+    except SystemExit:  # with a help text
+        _flush_output()
+        raise
+    _flush_output()
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # a shell can close it
+        sys.stdout.flush()
+
+
+def _prepare_process() -> None:
+    """Set what holds for this process and for those that it starts."""
+    # Libraries' own warnings and bars would tear ours apart; errors still come through.
+    warnings.filterwarnings("ignore")
+    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+        os.environ.setdefault(name, value)
+    os.environ |= SAFE_PATH
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names and texts in an alphabet that a terminal or a pipe lacks
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _how_to_resume(options: argparse.Namespace) -> str:
+    return f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
+
+
+def _give_output_up() -> None:
+    """Throw away what the output still holds, if it cannot be written: Python would try again at its end."""
+    try:
+        _flush_output()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
@@ -58,14 +101,14 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         if name in given:
             module = importlib.import_module(f"crosspref.commands.{name}")
             module.add_arguments(command)
-            command.set_defaults(command=module.execute)
+            command.set_defaults(command=module.execute, may_be_launched=name in LAUNCHED)
     return parser
 
 
 def _sentence(error: Exception, options: argparse.Namespace) -> str:
     """Say what is wrong: in our own words, in the system's, or where to read what a library said."""
     if isinstance(error, CrossprefError):
-        return str(error)
+        return f"{error}{_how_to_resume(options) if isinstance(error, FileError) else ''}"
     if isinstance(error, OSError) and error.strerror:
         files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
         where = f" {files}" if files else ""

@@ -43,6 +43,18 @@ class RunError(CrossprefError):
     """A run directory belongs to other settings or inputs, or its files are damaged."""
 
 
+class FileError(CrossprefError):
+    """A file or folder cannot be written or looked at: ``path`` is which, and ``problem`` what is wrong with it."""
+
+    def __init__(self, path: object, problem: str, advice: str = "") -> None:
+        super().__init__(f"{path} {problem.rstrip('.')}.{advice and ' '}{advice}")
+        self.path, self.problem, self.advice = str(path), problem, advice
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Make it picklable: by default, an exception is rebuilt from its message alone."""
+        return type(self), (self.path, self.problem, self.advice)
+
+
 class MissingLibraryError(CrossprefError):
     """An optional library is not installed."""
 

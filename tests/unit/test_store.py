@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosspref.data.records import Prompt, Response, to_table
-from crosspref.errors import RunError
+from crosspref.errors import FileError, RunError
 from crosspref.run import store
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Fingerprint, Unit, digest_of, publish_directory, write_text
@@ -194,8 +194,9 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(RunError, match=r"taken cannot be used as a run directory: .*File exists"):
+    with pytest.raises(FileError) as caught:
         RunDirectory(tmp_path / "taken").locked().__enter__()
+    assert caught.value.path == str(tmp_path / "taken")
 
 
 def test_tables_are_readable_elsewhere(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crosspref.errors import DataError
+from crosspref.paths import require_writable
 
 if TYPE_CHECKING:
     from crosspref.data.records import Pair, Response
@@ -56,11 +57,11 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def table_name(name: str) -> str:
-    """Return a table's file name, or stop here: after hours of sampling it is late to hear that it cannot be used."""
+def output_table(name: str) -> Path:
+    """Return where a table goes, or stop here: after hours of sampling it is late to hear that it cannot be written."""
     if not name.endswith((".parquet", ".jsonl")):
         raise argparse.ArgumentTypeError(f"{name} must end with .parquet or .jsonl")
-    return name
+    return require_writable(name)
 
 
 def command_line(*arguments: str) -> str:
@@ -72,7 +73,7 @@ def command_line(*arguments: str) -> str:
     elif beside.is_file():
         program = [str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)]
     else:
-        program = [sys.executable, "-m", "crosspref"]
+        program = [sys.executable, "-P", "-m", "crosspref"]
     return shlex.join([*program, *arguments])
 
 

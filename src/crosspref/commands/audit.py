@@ -4,10 +4,9 @@ import argparse
 
 from crosspref.errors import RecipeError
 from crosspref.reports.audit import audit_run
-from crosspref.reports.table import print_reports
+from crosspref.reports.table import print_reports, write_if_possible
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def execute(options: argparse.Namespace) -> None:
     if options.prompts < 1:
         raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
     report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
-    path = RunDirectory(options.run).iteration(iteration).audit
-    write_text(path, report.markdown())
     print_reports([report])
-    print(f"Written: {path}")
+    path = RunDirectory(options.run).iteration(iteration).audit
+    if write_if_possible(path, [report]):
+        print(f"Written: {path}")

@@ -8,6 +8,7 @@ from crosspref.errors import RecipeError
 from crosspref.lab.canary.report import csv_of, make_reports
 from crosspref.lab.canary.run import ANSWERS, MODEL, make_canary, measure_traits, run_canary
 from crosspref.lab.canary.traits import TRAITS, find_trait
+from crosspref.paths import require_writable
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
@@ -46,11 +47,15 @@ def execute(options: argparse.Namespace) -> None:
         reporter=reporter,
     )
     if options.measure:
+        require_writable(canary.out / "traits.md")
         report = measure_traits(canary)
         write_text(canary.out / "traits.md", report.markdown())
         print_reports([report])
         return
     find_trait(options.trait)  # now, and not after the first minutes of sampling
+    for folder in (canary.out / options.trait, canary.out):
+        for name in ("canary.md", "canary.csv"):
+            require_writable(folder / name)
     findings = run_canary(canary, options.trait)
     reports = make_reports(findings)
     write_text(canary.out / options.trait / "canary.md", "\n".join(report.markdown() for report in reports))

@@ -174,7 +174,9 @@ def _find_device(name: str) -> tuple[str, int]:
         return "cpu", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     child = [sys.executable, "-c", LOOK_FOR_DEVICE, name]
     try:
-        done = subprocess.run(child, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            child, capture_output=True, text=True, errors="replace", timeout=DEVICE_SECONDS, check=True
+        )
     except subprocess.TimeoutExpired as error:
         raise RecipeError(f"resources.device: {name} did not answer within {DEVICE_SECONDS:.0f} s.") from error
     except subprocess.CalledProcessError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crosspref.commands import TABLE, add_set, languages_of
+from crosspref.commands import TABLE, add_set, languages_of, output_table
 from crosspref.data.records import Measure, Response, Score
 from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
@@ -69,8 +69,10 @@ def _check_alone(options: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in ("responses", "out") if getattr(options, name) is None]
     if missing:
         options.refuse(f"the following arguments are required without RUN_OR_MODEL: {', '.join(missing)}")
-    if not options.out.endswith((".parquet", ".jsonl")):
-        options.refuse(f"argument --out: {options.out} must end with .parquet or .jsonl")
+    try:
+        output_table(options.out)
+    except argparse.ArgumentTypeError as error:
+        options.refuse(f"argument --out: {error}")
 
 
 def _check_suite(options: argparse.Namespace) -> None:

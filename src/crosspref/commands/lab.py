@@ -10,10 +10,14 @@ from crosspref.lab.world import measure, studies
 from crosspref.lab.world.evidence import write_evidence
 from crosspref.lab.world.experiment import lab_recipe, run, settings_digest
 from crosspref.lab.world.files import World, make_world
+from crosspref.paths import require_writable
 from crosspref.recipe.files import merged
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
+
+ENDINGS = ("md", "csv", "svg")
+"""The files that a run or a study leaves."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +45,11 @@ def execute(options: argparse.Namespace) -> None:
 
 def _single(options: argparse.Namespace) -> None:
     reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
+    name = f"seed_{options.seed}_alone"
+    for ending in ENDINGS:
+        require_writable(out / f"{name}.{ending}")
     files = make_world(World(), options.seed, threads, reporter)
     content = merged(lab_recipe(files, options.seed, threads), {"iterations": options.iterations})
-    name = f"seed_{options.seed}_alone"
     job = run(content, files.heldout, out / name, reporter)
     measured = measure.measure_run(job)
     report = measure.report(measured)
@@ -59,6 +65,8 @@ def _study(options: argparse.Namespace) -> None:
     if options.seeds < 1 or jobs < 1:
         raise RunError(f"--seeds is {options.seeds} and --jobs is {jobs}, but a study needs at least one of both.")
     out = Path(options.out)
+    for ending in ENDINGS:
+        require_writable(out / f"{options.study}.{ending}")
     seeds = range(options.seed, options.seed + options.seeds)
     results = studies.run_study(options.study, seeds, out, jobs=jobs, threads=1)
     report = studies.report(results)

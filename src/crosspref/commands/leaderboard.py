@@ -3,10 +3,10 @@
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
+from crosspref.paths import require_writable
 from crosspref.run.store import write_text
 from crosspref.suites.leaderboard import leaderboard
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="how it is written; if left out, by FILE's ending (.md, .csv, .tex), else for the terminal",
     )
-    parser.add_argument("--out", metavar="FILE", help="write it there instead of showing it")
+    parser.add_argument("--out", type=require_writable, metavar="FILE", help="write it there instead of showing it")
     parser.add_argument("--quoted", action="store_true", help="add the paper's Table 2 (mtbench: 3), marked as quoted")
     parser.add_argument("--intervals", action="store_true", help="add 95%% intervals (CSV always has them)")
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     """Show or write the table."""
     board = leaderboard(options.places, options.suite, quoted=options.quoted)
-    ending = Path(options.out).suffix.lower() if options.out else ""
+    ending = options.out.suffix.lower() if options.out else ""
     form = options.format or ENDINGS.get(ending, "terminal")
     report = board.report(intervals=options.intervals)
     if form == "csv":
@@ -49,5 +49,5 @@ def execute(options: argparse.Namespace) -> None:
     if options.out is None:
         print(text, end="")
         return
-    write_text(Path(options.out), text)
+    write_text(options.out, text)
     print(f"Written: {options.out}")

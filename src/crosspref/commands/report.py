@@ -3,6 +3,7 @@
 import argparse
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,15 +12,16 @@ from crosspref.commands import command_line
 from crosspref.data.records import Agreement, Measure, Prompt
 from crosspref.errors import RunError
 from crosspref.languages import ENGLISH
+from crosspref.paths import require_writable
 from crosspref.reports.report import agreement_report, answers_table, measures_report
-from crosspref.reports.table import print_reports
+from crosspref.reports.table import print_reports, write_if_possible
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("--svg", help="also write the table as a picture")
+    parser.add_argument("--svg", type=require_writable, help="also write the table as a picture")
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -31,8 +33,8 @@ def execute(options: argparse.Namespace) -> None:
         )
 
 
-def show_report(run: RunDirectory, svg: str | None) -> bool:
-    """Show the report, if there is anything to show, and write it into the run."""
+def show_report(run: RunDirectory, svg: Path | None) -> bool:
+    """Show the report, if there is anything to show, and write it into the run if that is possible."""
     iterations = run.iterations()
     measures = [row for iteration in iterations for row in iteration.evaluation.measured()]
     units = [unit for iteration in iterations for unit in iteration.agreement.stored()]
@@ -41,18 +43,18 @@ def show_report(run: RunDirectory, svg: str | None) -> bool:
         reports.append(agreement_report([row for unit in units for row in unit.rows(Agreement)]))
     if not reports:
         return False
-    write_text(run.report, "\n".join(report.markdown() for report in reports))
     answers = _answers(run, measures)
     if answers is not None:
         Console().print(answers)
     print_reports(reports)
+    write_if_possible(run.report, reports)
     if svg:
         canvas = Console(record=True, width=80, file=io.StringIO())
         if answers is not None:
             canvas.print(answers)
         for report in reports:
             canvas.print(report.table())
-        canvas.save_svg(svg, title="crosspref")
+        write_text(svg, canvas.export_svg(title="crosspref"))
     return True
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from crosspref.commands import PROMPTS, TABLE, add_set, table_name
+from crosspref.commands import PROMPTS, TABLE, add_set, output_table
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Response
 from crosspref.data.tables import write_rows
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the policy to sample from")
     parser.add_argument("--prompts", required=True, nargs="+", help=PROMPTS)
     parser.add_argument("--languages", required=True, help="comma-separated tags, for example en,es,fr")
-    parser.add_argument("--out", required=True, type=table_name, help=f"where the responses go {TABLE}")
+    parser.add_argument("--out", required=True, type=output_table, help=f"where the responses go {TABLE}")
     add_set(parser)
 
 

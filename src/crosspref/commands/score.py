@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, table_name
+from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, output_table
 from crosspref.commands.select import rules_by_language
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt, Response, Score, Translation
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["znlp"],
         help="also count what the paper's released scripts count, and show how many pairs would flip",
     )
-    parser.add_argument("--out", required=True, type=table_name, help=f"where the scores go {TABLE}")
+    parser.add_argument("--out", required=True, type=output_table, help=f"where the scores go {TABLE}")
     add_set(parser)
 
 

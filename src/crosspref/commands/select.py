@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 
-from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, table_name
+from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, output_table
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Dropped, Pair, Prompt, Response, Score
 from crosspref.data.tables import read_rows, write_rows
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, nargs="+", help=PROMPTS)
     parser.add_argument("--responses", required=True, help=f"table of responses {TABLE}")
     parser.add_argument("--scores", required=True, help=f"table of scores {TABLE}")
-    parser.add_argument("--dropped", type=table_name, help=f"where the prompts without a pair go {TABLE}")
-    parser.add_argument("--out", required=True, type=table_name, help=f"where the pairs go {TABLE}")
+    parser.add_argument("--dropped", type=output_table, help=f"where the prompts without a pair go {TABLE}")
+    parser.add_argument("--out", required=True, type=output_table, help=f"where the pairs go {TABLE}")
     add_set(parser)
 
 

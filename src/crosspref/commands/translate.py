@@ -3,7 +3,7 @@
 import argparse
 from contextlib import closing
 
-from crosspref.commands import TABLE, add_set, languages_of, table_name
+from crosspref.commands import TABLE, add_set, languages_of, output_table
 from crosspref.data.records import Response, Translation
 from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="who translates: the policy, another chat model, or a translation model"
     )
-    parser.add_argument("--out", required=True, type=table_name, help=f"where the translations go {TABLE}")
+    parser.add_argument("--out", required=True, type=output_table, help=f"where the translations go {TABLE}")
     add_set(parser)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from crosspref.data.rows import READERS, Row, column_names, read_file, split_name, table_rows
 from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES, as_tag, is_language, language_name
+from crosspref.paths import existing
 
 ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
@@ -149,11 +150,10 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
         return _hub_parts(_HUB_ID_OR_DIRECTORY.fullmatch(source.removeprefix(_HUB)), source, languages)
     if not source.strip():
         raise DataError("the source is empty: give a file, a folder, package:NAME/path or a hub dataset id.")
-    path = Path(source).expanduser()
-    if path.exists():
-        return _local_parts(path, source, languages)
-    match = _HUB_ID.fullmatch(source)
-    if match is None or split_name(path)[1] in READERS or Path(path.parts[0]).is_dir():
+    if (place := existing(source)) is not None:
+        return _local_parts(place, source, languages)
+    match, path = _HUB_ID.fullmatch(source), Path(source)
+    if match is None or split_name(path)[1] in READERS or existing(path.parts[0]) is not None:
         raise DataError(
             f"{source!r} was taken for a path, and there is no such file or folder (looked in {Path.cwd()}). A hub "
             f"dataset is written owner/name, or {_HUB}owner/name where that looks like a path."
@@ -280,15 +280,15 @@ def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside:
     Raises:
         DataError: there is nothing to read, or a file cannot be read.
     """
-    path = Path(source).expanduser()
+    path = existing(source)
+    if path is None:
+        raise DataError(f"{what}: there is no file or directory {source}.")
     if path.is_dir():
         files = (all_language_files if wanted is None else language_files)(path, source, inside)
         if not files:
             raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
         tags = match_languages(f"{what}: the directory {source}", files, list(files) if wanted is None else wanted)
         return {language: read_language(files[tag], str(files[tag]), tag) for language, tag in tags.items()}
-    if not path.is_file():
-        raise DataError(f"{what}: there is no file or directory {source}.")
     rows = _by_column(read_file(path, f"{what} {source}"), wanted)
     tags = match_languages(f"{what} {source}", rows, list(rows) if wanted is None else wanted)
     return {language: rows[tag] for language, tag in tags.items()}

@@ -15,6 +15,7 @@ from crosspref.data.records import FinishReason, Pair, Response, Translation, fr
 from crosspref.data.rows import Row, column_names, column_values, read_file, read_id, read_parquet, split_name
 from crosspref.errors import DataError
 from crosspref.languages import as_tag
+from crosspref.paths import writing
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None, "thinking_tokens": None},
@@ -65,19 +66,21 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
 
     Raises:
         DataError: the file's ending is another one.
+        FileError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = to_table(list(rows), kind)
     temporary = path.with_name(f".{path.name}.tmp")
-    if path.suffix == ".parquet":
-        pq.write_table(table, temporary, compression="zstd")
-    elif path.suffix == ".jsonl":
-        lines = (json.dumps(row, ensure_ascii=False) for row in table.to_pylist())
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    else:
-        raise DataError(f"{path} must end with .parquet or .jsonl.")
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(table, temporary, compression="zstd")
+        elif path.suffix == ".jsonl":
+            lines = (json.dumps(row, ensure_ascii=False) for row in table.to_pylist())
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        else:
+            raise DataError(f"{path} must end with .parquet or .jsonl.")
+        temporary.replace(path)
 
 
 def _read(path: Path) -> tuple[pa.Table, Sequence[int]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.data.sources import PACKAGE, inside_package
-from crosspref.errors import ModelError
+from crosspref.errors import FileError, ModelError
 from crosspref.models.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -34,7 +34,11 @@ from crosspref.models.files import (
 )
 from crosspref.models.hub import HubModel
 from crosspref.models.tokenizers import require_tokenizer_of_base
+from crosspref.paths import existing
 from crosspref.recipe.sections import LoraSettings
+
+OTHER_CACHE = "Set the environment variable CROSSPREF_CACHE to a folder for converted models."
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,8 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
             path = inside_package(name)
         except LookupError as error:
             raise ModelError(f"The model {error.args[0]}") from error
-    elif Path(name).expanduser().exists():
-        path = Path(name).expanduser()
+    elif (found := existing(name)) is not None:
+        path = found
     elif hub := HubModel.of(name):
         return _from_hub(hub, weights)
     else:
@@ -176,8 +180,9 @@ def _over_base(name: str, adapter: Path, content: str, names: Collection[str], *
         )
     named = base_of_adapter(adapter)
     try:
-        place = Path(named).expanduser()
-        base = None if is_adapter(place, file_names(place)) else locate_model(named, weights=weights)
+        place = existing(named)
+        is_below = place is not None and is_adapter(place, file_names(place))
+        base = None if is_below else locate_model(named, weights=weights)
     except ModelError as error:
         raise ModelError(
             f"The adapter {name!r} is made for the base model {named!r}, which was not found. If that has moved, put "
@@ -208,10 +213,10 @@ def base_of_adapter(adapter: Path) -> str:
         raise ModelError(
             f"{adapter / ADAPTER_CONFIG} names no base model. Put its path or hub id into base_model_name_or_path."
         )
-    if (adapter / named).exists():
+    if existing(adapter / named) is not None:
         return str((adapter / named).resolve())
     hub = HubModel.of(named)
-    if revision and hub and not (hub.revision or hub.file) and not Path(named).exists():
+    if revision and hub and not (hub.revision or hub.file) and existing(named) is None:
         return f"{named}@{revision}"
     return named
 
@@ -265,8 +270,15 @@ def require_one_output(files: ModelFiles) -> None:
 
 
 def cache_directory() -> Path:
-    """Return where converted models are kept: ``$CROSSPREF_CACHE``, or ``crosspref`` in the user's cache folder."""
+    """Return where converted models are kept: ``$CROSSPREF_CACHE``, or ``crosspref`` in the user's cache folder.
+
+    Raises:
+        FileError: neither says where, and the user has no home.
+    """
     chosen = os.environ.get("CROSSPREF_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosspref"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosspref"
+    except RuntimeError as error:  # there is no HOME, and the system does not know the user
+        raise FileError("The cache", "has no place: this user has no home directory", OTHER_CACHE) from error

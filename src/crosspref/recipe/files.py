@@ -173,9 +173,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
     """Return the layers of a file and of the files that it extends. ``above`` are the files that extend this one."""
+    content = _read_mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
     if path.resolve() in [extending.resolve() for extending in above]:
         raise RecipeError(f"Recipes extend each other in a circle: {' extends '.join(map(str, (*above, path)))}.")
-    content = _read_mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
     layers, base = _own_layers(content, str(path)), content.get("extends")
     if base is None:
         return layers

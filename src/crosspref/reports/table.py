@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crosspref.errors import FileError
 from crosspref.languages import is_language, language_name
 from crosspref.maths.estimate import Estimate
 from crosspref.run.store import Unit, write_text
@@ -161,6 +162,16 @@ def print_reports(reports: Iterable[Report]) -> None:
     """Print tables and notes on the screen."""
     for report in reports:
         report.show(Console())
+
+
+def write_if_possible(path: Path, reports: Iterable[Report]) -> bool:
+    """Write reports as Markdown and tell whether that worked; if not, say so: they may be about somebody else's run."""
+    try:
+        write_text(path, "\n".join(report.markdown() for report in reports))
+    except FileError as error:
+        Console(stderr=True).print(f"note: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def label(language: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 from crosspref.data.records import Agreement, Dropped, Measure, Pair, Prompt, Response, Score, Translation
 from crosspref.errors import RunError
+from crosspref.paths import writing
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.run.ranks import is_main
@@ -220,10 +221,11 @@ class Iteration:
         folder = self.folder / "checkpoints" / fingerprint.digest
         if not is_main():
             return folder
-        for other in folder.parent.glob("*"):
-            if other != folder:
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            for other in folder.parent.glob("*"):
+                if other != folder:
+                    shutil.rmtree(other)
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def remove_checkpoints(self) -> None:
@@ -269,7 +271,7 @@ class RunDirectory:
 
     def log_phase(self, row: Mapping[str, Any]) -> None:
         """Append what a phase took to the log."""
-        with self._log.open("a+b") as log:
+        with writing(self._log), self._log.open("a+b") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - 1))
             # A kill may have cut the last line off; it must not swallow this one.
@@ -290,22 +292,22 @@ class RunDirectory:
         """Hold the run, so that a second process does not write into it.
 
         Raises:
-            RunError: another process holds it, or it cannot be written.
+            RunError: another process holds it.
+            FileError: it cannot be written.
         """
         with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(f"Another process is working in {self.root}. Wait for it, or stop it first.") from error
-            self._remove_leftovers()
+            with writing(self.root):
+                self._remove_leftovers()
             yield
 
     def _lock_file(self) -> TextIO:
-        try:
+        with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             return (self.root / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"{self.root} cannot be used as a run directory: {error}") from error
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process left half-written; nobody else is writing while the lock is held."""

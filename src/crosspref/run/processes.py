@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crosspref.errors import MissingLibraryError, RecipeError
+from crosspref.paths import SAFE_PATH
 from crosspref.recipe.files import FOLDER
 from crosspref.recipe.sections import ResourceSettings
 
@@ -37,7 +38,9 @@ def run_in_child(command: Sequence[str]) -> tuple[int, int]:
     with interrupts_held():
         # The open pipe tells the child that we live: when we are killed it closes, and the child ends too. Launchers
         # hand it on to the processes that they start, which read it, too.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - our own interpreter and module
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            command, stdin=subprocess.PIPE, env={**os.environ, **SAFE_PATH}
+        )
     with process as child:
         try:
             _, status, usage = os.wait4(child.pid, 0)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from crosspref.data.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
 from crosspref.errors import RunError
+from crosspref.paths import writing
 from crosspref.run.ranks import is_main
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
@@ -112,27 +113,29 @@ class Unit:
 
     def write_table(self, table: pa.Table) -> None:
         """Write an Arrow table as Parquet, without marking the unit as done."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(self.path)
-        pq.write_table(table, temporary, compression="zstd")
-        _publish(temporary, self.path)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, temporary, compression="zstd")
+            _publish(temporary, self.path)
 
     @contextlib.contextmanager
     def writer(self, kind: type) -> Iterator[Callable[[pa.Table], None]]:
         """Write tables of one kind one after another, without marking the unit as done; the file appears at the end."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary, waiting = _temporary(self.path), list[pa.Table]()
-        with pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as file:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as file:
 
-            def write(table: pa.Table | None) -> None:
-                waiting.extend([] if table is None else [table])
-                if waiting and (table is None or sum(map(len, waiting)) >= ROW_GROUP):
-                    file.write_table(pa.concat_tables(waiting))
-                    waiting.clear()
+                def write(table: pa.Table | None) -> None:
+                    waiting.extend([] if table is None else [table])
+                    if waiting and (table is None or sum(map(len, waiting)) >= ROW_GROUP):
+                        file.write_table(pa.concat_tables(waiting))
+                        waiting.clear()
 
-            yield write
-            write(None)
-        _publish(temporary, self.path)
+                yield write
+                write(None)
+            _publish(temporary, self.path)
 
     def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:
         """Mark the unit as done. Call this after all its files are written."""
@@ -145,7 +148,8 @@ class Unit:
         if not is_main():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        with writing(self.path):
+            folder.mkdir(parents=True)
         return folder
 
     def rows(self, kind: type) -> list[Any]:
@@ -171,27 +175,26 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file so that it is either whole or absent.
 
     Raises:
-        RunError: it cannot be written.
+        FileError: it cannot be written.
     """
     temporary = _temporary(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         _publish(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error}") from error
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
     """Move a finished folder to its place; what lay there unfinished is removed. Only rank 0 does it."""
     if not is_main():
         return
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            _flush(file)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    _flush(path.parent)
+    with writing(path):
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        _flush(path.parent)
 
 
 def _temporary(path: Path) -> Path:

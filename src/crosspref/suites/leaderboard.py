@@ -14,6 +14,7 @@ from crosspref.data.rows import parse_json
 from crosspref.errors import DataError, RunError
 from crosspref.languages import is_language
 from crosspref.maths.estimate import UNKNOWN, Estimate
+from crosspref.paths import expanded
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text, printable
 from crosspref.run.layout import RunDirectory
@@ -151,7 +152,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
     Raises:
         RunError: a place is not there or given twice, or none has results that can be read.
     """
-    paths = [Path(place).expanduser().resolve() for place in places]
+    paths = [expanded(place).resolve() for place in places]
     for number, path in enumerate(paths):
         if not path.is_dir():
             raise RunError(f"{places[number]} is no directory. Name runs, or folders that crosspref evaluate wrote.")

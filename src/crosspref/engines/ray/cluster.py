@@ -1,12 +1,16 @@
 """A connection to Ray, what it reserves for each worker, and the nodes that it has."""
 
+import contextlib
 import os
 import socket
+import sys
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from crosspref.errors import RunError
+from crosspref.paths import SAFE_PATH
 from crosspref.recipe.sections import RaySettings
 
 DEATHS = 3
@@ -30,9 +34,12 @@ def connect(settings: RaySettings) -> None:
     if address not in {"auto", "local"}:
         require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= SAFE_PATH
     options = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        # Its workers import from where it is called: not where a person's own random.py may lie.
+        with contextlib.chdir(Path(sys.executable).parent):
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         hint = ""
         if address == "auto":

@@ -24,6 +24,7 @@ from crosspref.engines.ray.cluster import DEATHS, connect, living_nodes, needs_o
 from crosspref.errors import CrossprefError, RunError
 from crosspref.protocols import Advance, Done, Results, Work
 from crosspref.recipe.sections import RaySettings
+from crosspref.run.ranks import forget_launchers
 
 LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
 """Errors that say that a worker or its node is gone, and not that its work is wrong."""
@@ -81,6 +82,7 @@ class Worker:
     """An actor: one process that holds the engine."""
 
     def __init__(self, build: Callable[[], Any], work: Work, folder: str, gpus: float) -> None:
+        forget_launchers()  # of Ray's own node, perhaps
         if gpus == 0:  # a device that Ray did not give belongs to somebody else
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if Path(folder).is_dir():  # the recipe's paths may be relative to it

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from crosspref.errors import RecipeError
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import TrainSettings
-from crosspref.run.ranks import is_main, processes
+from crosspref.run.ranks import is_main, processes, rank
 
 WHOLE = "crosspref_complete"
 """A file in each checkpoint, written last: a checkpoint without it was cut off by a kill."""
@@ -84,9 +84,8 @@ def real_items(batches: int, rows: int, step: int, total: int, per_step: int) ->
     Returns:
         (batches, rows), bool.
     """
-    rank = int(os.environ.get("RANK", "0"))
     numbers = torch.arange(batches)[:, None] + step * per_step
-    return (numbers * processes() + rank) * rows + torch.arange(rows) < total
+    return (numbers * processes() + rank()) * rows + torch.arange(rows) < total
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:

@@ -32,6 +32,7 @@ from crosspref.errors import DataError, ModelError
 from crosspref.models.files import kept_files
 from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
+from crosspref.paths import writing
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 from crosspref.run.ranks import is_main, processes
@@ -94,8 +95,10 @@ class TrlTrainer:
         trainer = self._trainer(items, checkpoints)
         total = len(fitting) * self.settings.epochs
         trainer.add_callback(distributed.Progress(trainer, advance, total, pairs_per_step))
-        trainer.train(resume_from_checkpoint=distributed.last_checkpoint(checkpoints))
-        self._save(trainer, output)
+        with writing(checkpoints):
+            trainer.train(resume_from_checkpoint=distributed.last_checkpoint(checkpoints))
+        with writing(output):
+            self._save(trainer, output)
         trainer.accelerator.wait_for_everyone()  # rank 0 may now remove checkpoints
         figures = {"pairs": len(fitting), "too_long": len(examples) - len(fitting), "steps": trainer.state.global_step}
         return {**figures, "log": [entry for entry in trainer.state.log_history if "loss" in entry]}

@@ -22,6 +22,7 @@ from crosspref.errors import ModelError
 from crosspref.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from crosspref.models.hub import HubModel
 from crosspref.models.locate import ModelFiles, base_of_adapter, require_same_lora
+from crosspref.paths import expanded
 from crosspref.recipe.sections import LoraSettings
 
 POLICY, REFERENCE = "default", "reference"
@@ -222,7 +223,7 @@ def name_of_base(start: ModelFiles, output: Path) -> tuple[str, str | None]:
     named = start.name if start.adapter is None else base_of_adapter(start.adapter)
     if named.startswith(PACKAGE):
         return named, None
-    path = Path(named).expanduser()
+    path = expanded(named)
     if path.exists():
         before = None if start.adapter is None else read_json(start.adapter / ADAPTER_CONFIG)["base_model_name_or_path"]
         in_run = before is not None and not Path(before).is_absolute() and not Path(start.name).exists()

@@ -28,10 +28,11 @@ from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, stop_ids
 from crosspref.engines.transformers.faults import find_device, reading
 from crosspref.errors import ModelError
-from crosspref.models.locate import ModelFiles, cache_directory, locate_model
+from crosspref.models.locate import OTHER_CACHE, ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
+from crosspref.paths import writing
 from crosspref.recipe.sections import AskingSettings, SampleSettings
-from crosspref.run.ranks import processes
+from crosspref.run.ranks import local_rank, processes
 
 transformers.utils.logging.disable_progress_bar()
 modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # there is no setting for its bar
@@ -72,7 +73,7 @@ class Loading:
 def _best_device() -> torch.device:
     if not torch.cuda.is_available():
         return CPU
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if processes() > 1 else torch.device("cuda")
+    return torch.device("cuda", local_rank()) if processes() > 1 else torch.device("cuda")
 
 
 @functools.cache
@@ -103,6 +104,9 @@ def readable_directory(files: ModelFiles) -> Path:
     target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
     if target.is_dir():
         return target
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with writing(temporary, OTHER_CACHE):  # before the minutes that converting takes
+        temporary.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as alone, reading("The GGUF model", files.directory / files.gguf_file):
         # What lies beside the file is no part of the model.
         (Path(alone) / files.gguf_file).symlink_to((files.directory / files.gguf_file).resolve())
@@ -116,9 +120,9 @@ def readable_directory(files: ModelFiles) -> Path:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    with writing(temporary, OTHER_CACHE):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     try:
         temporary.rename(target)
     except OSError:  # another process was first

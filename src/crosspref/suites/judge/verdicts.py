@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from crosspref.data.records import Message
 from crosspref.data.rows import parse_json
 from crosspref.errors import DataError
+from crosspref.paths import writing
 from crosspref.run.store import digest_of
 from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
 
@@ -105,15 +106,16 @@ class VerdictLog:
 
     def append(self, verdict: Verdict) -> None:
         """Add a verdict, and hand it to the operating system at once."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            self._file = self.path.open("ab")
-            # The last line may have been cut off by a kill; it must not swallow this one.
-            self._file.write(b"" if whole else b"\n")
-        self.verdicts.setdefault(verdict.key, verdict)
-        self._file.write(json.dumps(asdict(verdict), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-        self._file.flush()
+        with writing(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+                self._file = self.path.open("ab")
+                # The last line may have been cut off by a kill; it must not swallow this one.
+                self._file.write(b"" if whole else b"\n")
+            self.verdicts.setdefault(verdict.key, verdict)
+            self._file.write(json.dumps(asdict(verdict), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._file.flush()
 
     def judges(self) -> list[str]:
         """Return the names of the judges in the file."""

@@ -16,6 +16,7 @@ from crosspref.data.rows import is_blank, read_id
 from crosspref.data.sources import all_language_files, language_files, match_languages, read_language
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
+from crosspref.paths import expanded
 from crosspref.run.store import digest_of
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
 
@@ -184,10 +185,10 @@ def read_items(
     Raises:
         DataError: a file cannot be read, or has no row that can be used; or there are too few examples.
     """
-    rows = _read(Path(data).expanduser() / task, task, language, problems)
+    rows = _read(expanded(data) / task, task, language, problems)
     if rows is None or task not in SHOTS:
         return None if rows is None else Items(rows, [])
-    folder = Path(data).expanduser() / f"{task}_examples"
+    folder = expanded(data) / f"{task}_examples"
     examples, shots = _read(folder, task, language, problems) or [], SHOTS[task]
     if language == ENGLISH:
         usable = set()
@@ -225,7 +226,7 @@ def _task_of(row: dict[str, Any]) -> str:
 
 def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
     """Return the languages that any task has a file of, English first."""
-    folders = [folder for task in tasks if (folder := Path(data).expanduser() / task).is_dir()]
+    folders = [folder for task in tasks if (folder := expanded(data) / task).is_dir()]
     languages = {language for folder in folders for language in all_language_files(folder, str(folder))}
     return sorted(languages, key=lambda language: (language != ENGLISH, language))
 

@@ -17,6 +17,7 @@ from crosspref.errors import DataError, RunError
 from crosspref.languages import language_name
 from crosspref.maths.statistics import nominal_alpha
 from crosspref.models.locate import ModelFiles
+from crosspref.paths import expanded
 from crosspref.protocols import Advance, RewardModel
 from crosspref.reports.table import csv_text
 from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill
@@ -257,7 +258,7 @@ class Votes:
     """
 
     def __init__(self, source: str) -> None:
-        path = Path(source).expanduser()
+        path = expanded(source)
         self.source, self.problems = source, Counter[str]()
         self.by_pair: dict[str, dict[str, float]] = {}
         if split_name(path)[1] not in READERS or not path.is_file():

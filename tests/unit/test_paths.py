@@ -1,0 +1,134 @@
+"""Paths that people name, and files that cannot be written: said in time, and by one kind of error."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from crosspref.cli import main
+from crosspref.data.records import Dropped
+from crosspref.data.sources import read_source
+from crosspref.data.tables import write_rows
+from crosspref.errors import DataError, FileError, ModelError, RunError
+from crosspref.models.locate import cache_directory, locate_model
+from crosspref.paths import existing, writing
+from crosspref.run.layout import RunDirectory
+from crosspref.run.store import Unit, write_text
+
+
+@pytest.mark.parametrize("place", ["taken.parquet", "file/new.parquet", "/proc/nowhere/new.parquet"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--model", "none", "--prompts", "none", "--languages", "es", "--out"],
+        ["translate", "--model", "none", "--responses", "none", "--out"],
+        ["score", "--prompts", "none", "--responses", "none", "--out"],
+        ["select", "--prompts", "none", "--responses", "none", "--scores", "none", "--out", "new.jsonl", "--dropped"],
+        ["evaluate", "--responses", "none", "--out"],
+        ["leaderboard", "none", "--out"],
+        ["report", "none", "--svg"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
+    arguments: list[str],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.parquet").mkdir()
+    (tmp_path / "file").write_text("")
+    assert main([*arguments, place]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"crosspref: {place} ")
+    assert errors.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.parquet"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["lab"], ["lab", "--study", "rewards"], ["canary", "list"], ["canary", "--measure"]]
+)
+def test_a_lab_that_cannot_write_says_so_at_once(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("")
+    assert main([*arguments, "--out", str(tmp_path / "file" / "lab")]) == 1
+    assert str(tmp_path / "file" / "lab") in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """A limit on the size of files stands in for a full disk: nothing can be written, with another number of error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def save_by_torch(path: Path) -> None:
+    import torch
+
+    with writing(path):
+        torch.save({"weights": torch.zeros(9)}, path)
+
+
+def save_by_safetensors(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with writing(path):
+        save_file({"weights": torch.zeros(9)}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "text"),
+        lambda path: Unit(path).write_rows([Dropped("a", "es", "select", "why")], Dropped),
+        lambda path: write_rows(path.with_suffix(".jsonl"), [Dropped("a", "es", "select", "why")], Dropped),
+        lambda path: RunDirectory(path.parent).log_phase({"phase": "sample"}),
+        save_by_torch,
+        save_by_safetensors,
+    ],
+    ids=["text", "table", "lines", "log", "torch", "safetensors"],
+)
+def test_a_full_disk_is_one_kind_of_error(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / "first")  # libraries are imported
+    with pytest.raises(FileError) as caught, no_room():
+        write(tmp_path / "new")
+    assert Path(caught.value.path).parent == tmp_path
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are_while_something_is_written(tmp_path: Path) -> None:
+    for error in (RuntimeError("CUDA out of memory"), RunError("stale: os error 28")):
+        with pytest.raises(type(error)) as caught, writing(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b", "loop"])
+def test_a_name_that_no_file_has_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    assert existing(name) is None
+    with pytest.raises(ModelError):
+        locate_model(name)
+    with pytest.raises(DataError):
+        read_source(name, ["en"])
+
+
+def test_without_a_home_the_cache_says_how_to_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user whom the system does not know
+    for name in ("CROSSPREF_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(FileError, match="CROSSPREF_CACHE"):
+        cache_directory()
