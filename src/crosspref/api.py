@@ -24,6 +24,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.moved import find_base_again
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
 from crosspref.run.processes import launch_command, run_in_child
 from crosspref.run.progress import Reporter, Schedule
@@ -64,7 +65,8 @@ def align(
     check_models(recipe)
     launch_command(recipe.resources)
     with run.locked():
-        settle_recipe(run, recipe, algorithm.phases)
+        settle_recipe(run, recipe, algorithm.phases, job.reporter.say)
+        find_base_again(run, recipe)
         with job.engines.executor().cluster():
             apart = engines is None and recipe.resources.process_per_phase
             return algorithm.align(job, _executor(job, expected or {}, apart=apart))

@@ -31,7 +31,7 @@ NOT_FREE = {"server.protocol", "resources.shard_prompts"}
 
 
 def settle_recipe(run: RunDirectory, recipe: Recipe) -> None:
-    settle(run, recipe, phases)
+    settle(run, recipe, phases, lambda _: None)
 
 
 def recipe(*changes: str, english: bool = True) -> Recipe:

@@ -129,8 +129,12 @@ def _contents(row: Any) -> list[Any]:
 
 
 def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:
-    """Write rows that came from outside, unless the same ones are there already."""
-    fingerprint = Fingerprint(settings, {"rows": digest_rows(rows)})
+    """Write rows that came from outside, unless the same ones are there already; ``settings`` say where from."""
+    inputs = {"rows": digest_rows(rows)}
+    stored = unit.read_marker()["parts"] if unit.marker.exists() else {}
+    if stored.get("rows") == inputs["rows"]:  # they may have lain elsewhere
+        settings = {name: stored.get(name, value) for name, value in settings.items()}
+    fingerprint = Fingerprint(settings, inputs)
     if not unit.finished(fingerprint):
         unit.write_rows(list(rows), kind)
         unit.finish(fingerprint, len(rows))

@@ -12,6 +12,7 @@ from crosspref.recipe.files import dump_recipe, flatten, load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import SPEED, Job
 from crosspref.run.layout import RunDirectory, Table
+from crosspref.run.moved import holds_the_same
 from crosspref.run.store import Unit, write_text
 
 
@@ -122,8 +123,12 @@ def changed_settings(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def settle_recipe(run: RunDirectory, recipe: Recipe, phases: Callable[[Recipe], Sequence[Phase]]) -> None:
+def settle_recipe(
+    run: RunDirectory, recipe: Recipe, phases: Callable[[Recipe], Sequence[Phase]], say: Callable[[str], None]
+) -> None:
     """Write the resolved recipe into the run, if it fits what was done there already.
+
+    A model or a file that lies elsewhere, but holds the same, fits; ``say`` is told.
 
     Raises:
         RunError: finished work depends on a setting that has changed since.
@@ -135,6 +140,10 @@ def settle_recipe(run: RunDirectory, recipe: Recipe, phases: Callable[[Recipe], 
             return
         before, after = phases(begun_with), phases(recipe)
         lost = {key: _finished(run, [*affected_by(before, key), *affected_by(after, key)]) for key in changed}
+        for key, (old, new) in changed.items():
+            if lost[key] and holds_the_same(run, recipe, key, _units_made_from(run, before, key)):
+                lost[key] = []
+                say(f"{key}: {new} holds the same as {old} did; the run goes on with it")
         lines = [
             f"  - {key}: {old!r} -> {new!r} would invalidate {', '.join(lost[key])}"
             for key, (old, new) in changed.items()
@@ -147,6 +156,12 @@ def settle_recipe(run: RunDirectory, recipe: Recipe, phases: Callable[[Recipe], 
                 f"{run.recipe}). To throw the old results away and begin again: rm -r {run.root}"
             )
     write_text(run.recipe, dump_recipe(recipe))
+
+
+def _units_made_from(run: RunDirectory, phases: Iterable[Phase], setting: str) -> list[Unit]:
+    """Return the stored units of the tables that depend on a setting directly."""
+    outputs = [output for phase in phases for output in phase.outputs if output.depends_on(setting)]
+    return [unit for output in outputs for unit in output.units(run)]
 
 
 def _finished(run: RunDirectory, affected: Iterable[tuple[Phase, Output]]) -> list[str]:

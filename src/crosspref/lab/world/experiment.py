@@ -149,7 +149,7 @@ def run(
     with directory.locked():
         if base is not None and not directory.recipe.exists():
             _copy_results(RunDirectory(base), directory, recipe, scores=given.scoring_dtype is None)
-        settle_recipe(directory, recipe, algorithm.phases)
+        settle_recipe(directory, recipe, algorithm.phases, reporter.say)
         held_out = load_prompts(PromptSettings(source=str(heldout)), LANGUAGES).prompts
         for language in LANGUAGES:
             prompts = [row for row in held_out if row.language == language]
