@@ -40,7 +40,6 @@ from crosspref.recipe.sections import LoraSettings
 OTHER_CACHE = "Set the environment variable CROSSPREF_CACHE to a folder for converted models."
 
 
-
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """Where a model's files are on this machine.

@@ -8,8 +8,8 @@ from crosspref.data.preferences import load_preferences
 from crosspref.data.prompts import load_prompts
 from crosspref.errors import CrossprefError
 from crosspref.languages import ENGLISH
-from crosspref.models.locate import ADAPTER_CONFIG, locate_model
-from crosspref.models.tokenizers import read_json
+from crosspref.models.files import ADAPTER_CONFIG, read_json
+from crosspref.models.locate import locate_model
 from crosspref.paths import existing
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import digest_rows
