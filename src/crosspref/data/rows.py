@@ -26,7 +26,10 @@ from crosspref.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED = (".gz", ".zst")
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""By the bytes that such a file begins with: downloads are unpacked on the way, and keep their name."""
+
 _DELIMITER_LINE = re.compile(r"sep=(?P<delimiter>[,;\t|])\s*")
 _PIECE_BYTES = 2**24
 _UUID_BYTES = 16
@@ -135,14 +138,12 @@ def column_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def split_name(file: PurePath) -> tuple[str, str, str | None]:
-    """Return the stem, the ending, and the compression of a file's name: ``es.jsonl.gz`` is es, .jsonl and gzip."""
-    compression = _COMPRESSIONS.get(file.suffix.lower())
-    inner = PurePath(file.stem) if compression else file
-    ending = inner.suffix.lower()
-    if compression and ending == ".parquet":  # which is compressed inside
-        return file.stem, file.suffix.lower(), None
-    return inner.stem, ending, compression
+def split_name(file: PurePath) -> tuple[str, str]:
+    """Return the stem and the ending of a file's name, without one of compression: ``es.jsonl.gz`` is es and .jsonl."""
+    inner = PurePath(file.stem) if file.suffix.lower() in _COMPRESSED else file
+    if inner.suffix.lower() == ".parquet":  # which is compressed inside
+        return file.stem, file.suffix.lower()
+    return inner.stem, inner.suffix.lower()
 
 
 def read_file(file: Path, name: str) -> list[Row]:
@@ -151,9 +152,9 @@ def read_file(file: Path, name: str) -> list[Row]:
     Raises:
         DataError: the file is of an unknown kind, is too large, or cannot be read as a whole.
     """
-    _, ending, _ = split_name(file)
+    _, ending = split_name(file)
     if ending not in READERS:
-        known = f"Known kinds: {', '.join(READERS)}; those of text also with {' or '.join(_COMPRESSIONS)} after it."
+        known = f"Known kinds: {', '.join(READERS)}; those of text also with {' or '.join(_COMPRESSED)} after it."
         raise DataError(f"{name}: files of kind {ending!r} cannot be read. {known}")
     try:
         return list(READERS[ending](file, name))
@@ -232,7 +233,9 @@ def _text_of(value: bytes) -> str | bytes:
 
 def _content(file: Path, name: str) -> bytes:
     """Return what is in a file, unpacked."""
-    _, _, compression = split_name(file)
+    with file.open("rb") as beginning:
+        first = beginning.read(4)
+    compression = next((codec for magic, codec in _COMPRESSIONS.items() if first.startswith(magic)), None)
     pieces, size = [], 0
     with pa.input_stream(str(file), compression=compression) as stream:
         while piece := stream.read(_PIECE_BYTES):
