@@ -260,7 +260,7 @@ class ImplicitReward:
                 "",
                 language,
                 index,
-                response if isinstance(response, str) else self._scorer.tokenizer.text(list(response)),
+                response if isinstance(response, str) else "",
                 None if isinstance(response, str) else list(response),
                 "stop" if ended else "length",
                 None,
@@ -268,6 +268,7 @@ class ImplicitReward:
             for index, response in enumerate(responses)
         ]
         scored = self._scorer.score(crosslingual_instruction(english, language, prefix), rows)
+        texts = [row.text if row.token_ids is None else self._scorer.tokenizer.text(row.token_ids) for row in rows]
         rewards = [
             implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta)
             for logprobs in scored
@@ -277,8 +278,8 @@ class ImplicitReward:
                 logprobs.policy,
                 logprobs.reference,
                 logprobs.tokens,
-                len(row.text),
+                len(text),
                 finite(value),
             )
-            for row, logprobs, value in zip(rows, scored, rewards, strict=True)
+            for text, logprobs, value in zip(texts, scored, rewards, strict=True)
         ]

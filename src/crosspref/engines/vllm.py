@@ -57,6 +57,9 @@ class VllmSampler:
         require_no_other_weights(described.directory, "vLLM")
         self.temperature = 0.0 if greedy else self.settings.temperature
         self.tokenizer, self.stops = described.tokenizer, described.stops
+        # Ids that only the model has pad its embedding. A bias of -100 leaves them no probability.
+        padding = range(self.tokenizer.size, described.config.get_text_config().vocab_size)
+        self.bias = dict.fromkeys(padding, -100.0) or None
         self.longest_prompt = models.longest_prompt(self.settings, described.config)
         options: dict[str, Any] = {
             "model": str(described.directory),
@@ -129,6 +132,7 @@ class VllmSampler:
             stop_token_ids=self.stops,
             ignore_eos=True,  # only the ids above stop, as with the other engines
             detokenize=False,
+            logit_bias=self.bias,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

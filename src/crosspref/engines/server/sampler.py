@@ -57,7 +57,7 @@ class ServerSampler:
         self.switches = settings.asking.chat_template_kwargs  # which only the server can set where it takes messages
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
         self.ends = sorted({*described.stops, self.tokenizer.tokenizer.eos_token_id} - {None})
-        self.vocabulary = described.config.get_text_config().vocab_size
+        self.vocabulary = min(self.tokenizer.size, described.config.get_text_config().vocab_size)
         self.temperature, self.as_tokens = 0.0 if greedy else self.settings.temperature, server.protocol == "tokens"
         self.client = ServerClient(server)
         try:

@@ -27,7 +27,7 @@ from crosspref.engines.training import distributed
 from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers import adapters, models
-from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer
+from crosspref.engines.transformers.chat import ChatTokenizer, require_ids
 from crosspref.errors import DataError, ModelError
 from crosspref.models.files import kept_files
 from crosspref.models.locate import ModelFiles, require_same_lora
@@ -64,7 +64,9 @@ class TrlTrainer:
                     f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
                     "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
                 )
-        self.policy, self.directory = policy, models.readable_directory(policy)
+        described = models.describe_model(policy, settings.asking)
+        self.policy, self.directory, self.tokenizer = policy, described.directory, described.tokenizer
+        self.vocabulary = described.config.get_text_config().vocab_size
         self.reference: ModelFiles | None = None
         if training.lora:
             require_same_lora(policy, training.lora)
@@ -72,7 +74,6 @@ class TrlTrainer:
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
             require_same_tokenizer(self.directory, models.readable_directory(reference), (policy.name, reference.name))
-        self.tokenizer = load_tokenizer(self.directory, settings.asking)
         loading = models.Loading.of(settings)
         self.dtype, self.device = loading.dtype, loading.device
         # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.
@@ -132,7 +133,14 @@ class TrlTrainer:
         return list(zip(values[: len(examples)], values[len(examples) :], strict=True)), distinct_tokens(rows)
 
     def _examples(self, pairs: Sequence[Pair]) -> list[dict[str, Any] | None]:
-        """Return the pairs as token ids; None for those that are too long."""
+        """Return the pairs as token ids; None for those that are too long.
+
+        Raises:
+            DataError: a pair has token ids that the model does not have.
+        """
+        for pair in pairs:
+            for ids in (pair.chosen_token_ids, pair.rejected_token_ids):
+                require_ids(ids or (), self.vocabulary, f"A response to {pair.prompt_id!r} in {pair.language}")
         examples = [example_of(pair, self.tokenizer) for pair in pairs]
         return [
             example

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from crosspref.data.records import FinishReason, Instruction, Message, as_messages
 from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.templates import ChatTemplate
-from crosspref.errors import ModelError
+from crosspref.errors import DataError, ModelError
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
 
@@ -63,6 +63,8 @@ class ChatTokenizer:
         self.end_of_turn = self._find_end_of_turn(marked)
         self.thinking = self.template.thinking if asking.thinking == "cut" else None
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
+        self.size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+        """From this id on a model's embedding is padding: such ids are in no text, and must not be sampled."""
 
     def prompt_ids(self, instruction: Instruction) -> list[int]:
         """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
@@ -176,6 +178,16 @@ def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
     """Return all token ids that end a response: those of a model's generation configuration and its chat template's."""
     ids = generation_config.eos_token_id
     return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
+
+
+def require_ids(ids: Sequence[int], size: int, what: str) -> None:
+    """Raise DataError if what came as token ids has some that a model with ``size`` of them does not have."""
+    strange = next((token for token in ids if not 0 <= token < size), None)
+    if strange is not None:
+        raise DataError(
+            f"{what} has the token id {strange}, but the model's ids go from 0 to {size - 1}. Use the model that these "
+            "ids were made with, or leave them out, so that the text is encoded."
+        )
 
 
 def _unused_character(text: str) -> str:

@@ -25,17 +25,19 @@ class SeededChoice(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling: leaves only the token that the row's own random number picks.
 
     Each row draws from a counter-based stream of its own seed, so neither the batch nor torch's global generator
-    matters.
+    matters. Ids from ``known`` on are never picked.
     """
 
-    def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float) -> None:
+    def __init__(
+        self, seeds: Sequence[int], steps: int, temperature: float, top_p: float, known: int | None = None
+    ) -> None:
         self.uniforms = np.stack([uniforms_of(seed, steps) for seed in seeds])
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self.known = temperature, top_p, known
         self.step = 0
 
     def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (rows, vocabulary) that are 0 at each row's choice and -inf elsewhere."""
-        choice = draw(scores, self.uniforms[:, self.step], self.temperature, self.top_p)
+        choice = draw(scores[:, : self.known], self.uniforms[:, self.step], self.temperature, self.top_p)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(-1, choice, 0.0)
 
@@ -60,12 +62,16 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: 
     Args:
         logits: (rows, vocabulary), any float dtype.
         uniforms: (rows,), float64, in [0, 1).
-        temperature: what logits are divided by first.
+        temperature: what logits are divided by first; at 0 the likeliest token is taken.
         top_p: only the fewest tokens that have this probability together can be picked.
 
     Raises:
         ModelError: a row has a logit that is NaN or +inf, or none but -inf.
     """
+    if temperature == 0:
+        highest, likeliest = logits.float().max(-1, keepdim=True)
+        require_finite(highest, "sampling")
+        return likeliest
     scores = logits.to(torch.float32, copy=True)  # then in place, since fresh memory of this size is slow
     highest = scores.amax(-1, keepdim=True)
     require_finite(highest, "sampling")
@@ -168,12 +174,8 @@ class TransformersSampler:
         uniforms = {draft: uniforms_of(draft.tag, draft.limit) for draft in drafts}
 
         def choose(logits: torch.Tensor, live: Sequence[Draft]) -> torch.Tensor:
-            if temperature == 0:
-                highest, chosen = logits.float().max(-1)
-                require_finite(highest, "sampling")
-                return chosen
             numbers = np.array([uniforms[draft][len(draft.ids)] for draft in live])
-            return draw(logits, numbers, temperature, settings.top_p)[:, 0]
+            return draw(logits[:, : self.tokenizer.size], numbers, temperature, settings.top_p)[:, 0]
 
         decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
         decoder.run(drafts, choose, lambda draft: advance(1, len(draft.ids)))
@@ -196,9 +198,7 @@ class TransformersSampler:
         mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
         settings = self.settings
         seeds = [draft.tag for draft in drafts]
-        choice = FiniteOnly()
-        if temperature > 0:
-            choice = SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p)
+        choice = SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p, self.tokenizer.size)
         output = self.model.generate(
             input_ids=ids.to(self.model.device),
             attention_mask=mask.to(self.model.device),

@@ -18,7 +18,7 @@ from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, pred
 from crosspref.engines.self_check import SelfCheck, made_up_ids, not_finite, plain_logprobs
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
-from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, stop_ids
+from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, require_ids, stop_ids
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
@@ -138,12 +138,20 @@ class TransformersScorer:
         self.stops = stop_ids(views[0][0].generation_config, self.tokenizer)
         scorers = [ModelScorer(model, settings.reward, use) for model, use in views]
         self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
+        self.vocabulary = min(model.config.get_text_config().vocab_size for model, _ in views)
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
 
     def score(
         self, instruction: Instruction, responses: Sequence[Response], known: Sequence[Known] = ()
     ) -> list[LogProbs]:
-        """Score all responses to one instruction; see ``protocols.Scorer``."""
+        """Score all responses to one instruction; see ``protocols.Scorer``.
+
+        Raises:
+            DataError: a response has token ids that the models do not have.
+        """
+        for response in responses:
+            what = f"Response {response.sample} to {response.prompt_id!r} in {response.language}"
+            require_ids(response.token_ids or (), self.vocabulary, what)
         prompt = self.tokenizer.prompt_ids(instruction)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
         return self.logprobs(prompt, rows, known=known)
