@@ -1,5 +1,7 @@
 """Token ids that only the model has, or that neither has: not sampled, and neither scored nor trained on."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
-from crosspref.errors import DataError
+from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import locate_model
+from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 SIZE = 384
@@ -57,6 +60,27 @@ def test_padding_of_the_embedding_is_not_sampled(
     found = sampled(padded, temperature, packed)
     assert found == sampled(tiny_models["llama"][0], temperature, packed)
     assert max(map(max, found)) < SIZE
+
+
+def test_tokenizers_of_equal_files_that_are_set_up_otherwise(tiny_models: Models, tmp_path: Path) -> None:
+    """A token that only tokenizer_config.json adds is in no file that is compared, and changes the ids of texts."""
+    policy, reference = tiny_models["llama"]
+    other = Path(shutil.copytree(reference, tmp_path / "other"))
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    added = {
+        "content": "Hello",
+        "special": False,
+        "normalized": False,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+    }
+    config["added_tokens_decoder"] = {"384": added}
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    files = [locate_model(str(path)) for path in (policy, other)]
+    require_same_tokenizer(policy, other, ("a", "b"))
+    with pytest.raises(ModelError, match="differ in the tokens that they know, the ids of a prompt"):
+        TransformersScorer(EngineSettings(resources=RESOURCES), *files)
 
 
 @pytest.mark.parametrize("strange", [-1, SIZE, 10**6])

@@ -252,6 +252,7 @@ def test_tokenizers_of_older_libraries_are_equal(tokenizer: Path, tmp_path: Path
         ("tokenizer.json", lambda content: content["added_tokens"][0].update(content="<bos>"), "tokenizer"),
         ("tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}), "tokenizer"),
         ("tokenizer_config.json", lambda content: content.update(eos_token="<|end|>"), "end-of-sequence token"),
+        ("tokenizer_config.json", lambda content: content.update(bos_token="<|end|>"), "beginning-of-sequence token"),
         ("chat_template.jinja", None, "chat template"),
     ],
 )
@@ -271,7 +272,8 @@ def test_what_differs_is_named(
 
 
 def test_all_that_differs_is_named(tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="differ in: tokenizer, end-of-sequence token, chat template"):
+    every = "differ in: tokenizer, end-of-sequence token, beginning-of-sequence token, chat template"
+    with pytest.raises(ModelError, match=every):
         require_same_tokenizer(tokenizer, tmp_path / "nothing", ("a", "b"))
 
 
@@ -280,6 +282,38 @@ def test_sentencepiece_files_count_where_there_is_no_tokenizer_json(tmp_path: Pa
     before = tokenizer_identity(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"two")
     assert tokenizer_identity(tmp_path)["tokenizer"] != before["tokenizer"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "own.tiktoken", "added_tokens.json"])
+def test_every_file_that_an_older_tokenizer_reads_counts(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    before = tokenizer_identity(tmp_path)
+    (tmp_path / name).write_bytes(b"{ }")
+    assert tokenizer_identity(tmp_path)["tokenizer"] != before["tokenizer"]
+
+
+def test_a_tokenizer_with_code_of_its_own_may_read_any_file(tokenizer: Path, tmp_path: Path) -> None:
+    edit(
+        tokenizer / "tokenizer_config.json", lambda content: content.update(auto_map={"AutoTokenizer": ["own.A", None]})
+    )
+    for name in ("own.words", "own.py"):
+        (tokenizer / name).write_text("x")
+        other = Path(shutil.copytree(tokenizer, tmp_path / f"other-{name}"))
+        (other / name).write_text("y")
+        with pytest.raises(ModelError, match="differ in: tokenizer"):
+            require_same_tokenizer(tokenizer, other, ("a", "b"))
+    (other / "own.py").write_text("x")
+    (other / "generation_config.json").write_text("of the model")
+    require_same_tokenizer(tokenizer, other, ("a", "b"))
+
+
+def test_special_tokens_may_be_named_in_a_file_of_their_own(tokenizer: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tokenizer, tmp_path / "other"))
+    edit(other / "tokenizer_config.json", lambda content: content.pop("eos_token"))
+    with pytest.raises(ModelError, match="end-of-sequence"):
+        require_same_tokenizer(tokenizer, other, ("a", "b"))
+    (other / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|eos|>"}}))
+    require_same_tokenizer(tokenizer, other, ("a", "b"))
 
 
 def test_where_converted_models_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

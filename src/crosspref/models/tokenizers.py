@@ -7,37 +7,62 @@ from pathlib import Path
 from typing import Any
 
 from crosspref.errors import ModelError
-from crosspref.models.files import read_json
+from crosspref.models.files import kept_files, read_json
 
-VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 """Files that older tokenizers consist of."""
 
-FILES = ("tokenizer_config.json", "chat_template.jinja", "tokenizer.json", *VOCABULARIES)
+NO_VOCABULARIES = (
+    "tokenizer",
+    "special_tokens_map",
+    "chat_template",
+    "generation",
+    "preprocessor",
+    "processor",
+    "video",
+)
+"""How other small files begin that say nothing of a vocabulary, or are compared by what they say."""
 
 
 def tokenizer_identity(directory: Path) -> dict[str, str]:
     """Return hashes of what decides the token ids of a conversation: the tokenizer, its special tokens, the template.
 
     Only the parts of ``tokenizer.json`` that change an encoding count, so that a file written anew by another version
-    of a library still compares equal.
+    of a library still compares equal. A tokenizer with code of its own may read any file.
     """
     config = read_json(directory / "tokenizer_config.json")
+    tokens = {**read_json(directory / "special_tokens_map.json"), **config}
     template_file = directory / "chat_template.jinja"
     template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template", "")
     if isinstance(template, list):  # several by name, as older files have them; the conversation takes the default one
         template = {part.get("name"): part.get("template") for part in template}.get("default")
     tokenizer = read_json(directory / "tokenizer.json")
+    content: dict[str, Any] = {}
     if tokenizer:
-        content: Any = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        content = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         content["model"] = _settled(content["model"] or {})
-    else:
-        files = [directory / name for name in VOCABULARIES if (directory / name).is_file()]
-        content = {file.name: short_hash(file.read_bytes()) for file in files}
-    return {
-        "tokenizer": short_hash(json.dumps(content, sort_keys=True).encode()),
-        "end-of-sequence token": short_hash(json.dumps(_token_text(config.get("eos_token"))).encode()),
-        "chat template": short_hash(json.dumps(template).encode()),
+    content["files"] = {file.name: short_hash(file.read_bytes()) for file in _files_read(directory, config, tokenizer)}
+    parts = {
+        "tokenizer": content,
+        "end-of-sequence token": _token_text(tokens.get("eos_token")),
+        "beginning-of-sequence token": _token_text(tokens.get("bos_token")),
+        "chat template": template,
     }
+    return {part: short_hash(json.dumps(said, sort_keys=True).encode()) for part, said in parts.items()}
+
+
+def _files_read(directory: Path, config: dict[str, Any], tokenizer: dict[str, Any]) -> list[Path]:
+    """Return the files of a tokenizer whose every byte counts."""
+    files = kept_files(directory)
+    if "AutoTokenizer" in (config.get("auto_map") or {}):
+        return [
+            file
+            for file in files
+            if file.name in VOCABULARIES or not file.name.startswith((*NO_VOCABULARIES, "modeling", "configuration"))
+        ]
+    if tokenizer:
+        return []
+    return [file for file in files if file.name in VOCABULARIES or file.suffix in {".model", ".tiktoken"}]
 
 
 def _settled(model: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +75,7 @@ def _settled(model: dict[str, Any]) -> dict[str, Any]:
 
 def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]) -> None:
     """Raise ModelError unless both directories turn a conversation into the same token ids."""
-    if _same_files(policy, reference):  # as a trained policy's are, which are copied: no need to read what they say
+    if have_same_files(policy, reference):  # as a trained policy's are, which are copied: no need to read what they say
         return
     ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
     differing = [part for part in ours if ours[part] != theirs[part]]
@@ -62,10 +87,12 @@ def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]
         )
 
 
-def _same_files(one: Path, other: Path) -> bool:
-    """Tell whether two directories have the same files of a tokenizer, to the letter, and any at all."""
-    names = [name for name in FILES if (one / name).is_file() or (other / name).is_file()]
-    return bool(names) and filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+def have_same_files(one: Path, other: Path) -> bool:
+    """Tell whether two directories have the same small files beside their weights, to the letter, and any at all."""
+    names = [[str(file.relative_to(folder)) for file in kept_files(folder)] for folder in (one, other)]
+    if names[0] != names[1] or not names[0]:
+        return False
+    return filecmp.cmpfiles(one, other, names[0], shallow=False)[0] == names[0]
 
 
 def _token_text(token: Any) -> Any:

@@ -41,7 +41,7 @@ class ServerScorer:
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
         models = [policy] if reference is None else [policy, reference]
-        directories = comparable_directories(policy, reference)
+        directories = comparable_directories(policy, reference, settings.asking)
         described = describe_model(policy, settings.asking)
         self.tokenizer, self.stops = described.tokenizer, described.stops
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"

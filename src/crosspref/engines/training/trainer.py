@@ -31,7 +31,6 @@ from crosspref.engines.transformers.chat import ChatTokenizer, require_ids
 from crosspref.errors import DataError, ModelError
 from crosspref.models.files import kept_files
 from crosspref.models.locate import ModelFiles, require_same_lora
-from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.paths import writing
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
@@ -73,7 +72,7 @@ class TrlTrainer:
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference
-            require_same_tokenizer(self.directory, models.readable_directory(reference), (policy.name, reference.name))
+            models.comparable_directories(policy, reference, settings.asking)
         loading = models.Loading.of(settings)
         self.dtype, self.device = loading.dtype, loading.device
         # Full training keeps float32 weights: small updates vanish in bfloat16. Frozen ones need no such care.

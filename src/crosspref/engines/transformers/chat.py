@@ -180,6 +180,30 @@ def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
     return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
 
 
+PROBE = "Hello, world!  ¿Qué tal?\n\n\tЗдравствуйте, 你好: 1234 (a_b)."
+"""A text by which two tokenizers show whether they are one."""
+
+
+def require_same_ids(one: ChatTokenizer, other: ChatTokenizer, names: tuple[str, str]) -> None:
+    """Raise ModelError unless two tokenizers give the same ids, whatever their files say."""
+    ours, theirs = _shown(one), _shown(other)
+    differing = [part for part in ours if ours[part] != theirs[part]]
+    if differing:
+        raise ModelError(
+            f"The tokenizers of {names[0]!r} and {names[1]!r} differ in {', '.join(differing)}. The implicit reward "
+            "compares the probabilities of the same token ids. If the models are the right ones, copy the tokenizer "
+            "files and chat_template.jinja of one to the other."
+        )
+
+
+def _shown(tokenizer: ChatTokenizer) -> dict[str, Any]:
+    return {
+        "the tokens that they know": tokenizer.tokenizer.get_vocab(),
+        "the ids of a prompt": tokenizer.prompt_ids(PROBE),
+        "the ids of an answer": tokenizer.response_ids(PROBE, ended=True),
+    }
+
+
 def require_ids(ids: Sequence[int], size: int, what: str) -> None:
     """Raise DataError if what came as token ids has some that a model with ``size`` of them does not have."""
     strange = next((token for token in ids if not 0 <= token < size), None)

@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, stop_ids
+from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, require_same_ids, stop_ids
 from crosspref.engines.transformers.faults import find_device, reading
 from crosspref.errors import ModelError
 from crosspref.models.locate import OTHER_CACHE, ModelFiles, cache_directory, locate_model
-from crosspref.models.tokenizers import require_same_tokenizer, require_tokenizer_of_base
+from crosspref.models.tokenizers import have_same_files, require_same_tokenizer, require_tokenizer_of_base
 from crosspref.paths import writing
 from crosspref.recipe.sections import AskingSettings, SampleSettings
 from crosspref.run.ranks import local_rank, processes
@@ -247,7 +247,7 @@ def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> Mode
     return ModelDescription(directory, tokenizer, config, stop_ids(generation, tokenizer))
 
 
-def comparable_directories(policy: ModelFiles, reference: ModelFiles | None) -> list[Path]:
+def comparable_directories(policy: ModelFiles, reference: ModelFiles | None, asking: AskingSettings) -> list[Path]:
     """Return the models' directories.
 
     Raises:
@@ -255,7 +255,10 @@ def comparable_directories(policy: ModelFiles, reference: ModelFiles | None) -> 
     """
     directories = [readable_directory(files) for files in (policy, reference) if files is not None]
     if reference is not None:
-        require_same_tokenizer(directories[0], directories[1], (policy.name, reference.name))
+        names = policy.name, reference.name
+        require_same_tokenizer(directories[0], directories[1], names)
+        if not have_same_files(directories[0], directories[1]):
+            require_same_ids(load_tokenizer(directories[0], asking), load_tokenizer(directories[1], asking), names)
     return directories
 
 

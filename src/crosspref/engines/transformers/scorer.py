@@ -131,7 +131,7 @@ class TransformersScorer:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        directory, *_ = models.comparable_directories(policy, reference)
+        directory, *_ = models.comparable_directories(policy, reference, settings.asking)
         loading = models.Loading.of(settings)
         self.tokenizer = load_tokenizer(directory, settings.asking)
         views = load_views([policy] if reference is None else [policy, reference], loading)
