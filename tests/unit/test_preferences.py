@@ -92,6 +92,14 @@ def test_without_an_id_column_the_id_is_the_row_number(tmp_path):
     assert [pair.prompt_id for pair in load_preferences(str(tmp_path / "x.jsonl"))] == ["1", "2", "4"]
 
 
+def test_rows_in_other_languages_are_left_out(tmp_path):
+    spanish = {"prompt_id": "b", "prompt": "¿Por qué?", "chosen": "Sí.", "rejected": "No.", "lang": "es"}
+    source = write(tmp_path / "x.jsonl", [PLAIN | {"lang": "en-US"}, spanish])
+    assert [pair.prompt_id for pair in load_preferences(source)] == [PLAIN["prompt_id"]]
+    with pytest.raises(DataError, match="no row in English"):
+        load_preferences(write(tmp_path / "y.jsonl", [spanish]))
+
+
 def test_a_folder_gives_what_its_file_gives(tmp_path):
     rows = [PLAIN, PLAIN | {"prompt_id": "b", "chosen": 'Par"is,\nof course'}]
     source = write(tmp_path / "en.jsonl", rows)

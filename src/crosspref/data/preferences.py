@@ -7,7 +7,7 @@ of chat messages. The answer is the last message; what comes before it is the pr
 from crosspref.data.messages import MessagesError, read_messages
 from crosspref.data.records import Message, Pair
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
-from crosspref.data.sources import ID_COLUMNS, read_source
+from crosspref.data.sources import ID_COLUMNS, other_language, read_source
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 
@@ -19,7 +19,8 @@ class _UnusableError(Exception):
 def load_preferences(source: str) -> list[Pair]:
     """Return the English preference pairs of a source, in file order.
 
-    A row's id is in one of the id columns of the prompts or, where there is no such column, it is the row number.
+    A row's id is in one of the id columns of the prompts or, where there is no such column, it is the row number. Rows
+    that say that they are in another language are left out.
 
     Raises:
         DataError: the source cannot be read, or a column is missing.
@@ -35,7 +36,10 @@ def load_preferences(source: str) -> list[Pair]:
             raise DataError(f"{part.name} has no column {' and '.join(missing)}. Columns there: {', '.join(there)}.")
         id_column = part.find_column(ID_COLUMNS)
         seen: dict[str, int] = {}
-        for row in part.rows:
+        english = [row for row in part.rows if not other_language(row, ENGLISH)]
+        if not english:
+            raise DataError(f"{part.name} has no row in English: all of them say that they are in other languages.")
+        for row in english:
             prompt_id = str(row.number) if id_column is None else read_id(row.values.get(id_column))
             try:
                 pairs.append(_read_pair(row, prompt_id, id_column, seen))

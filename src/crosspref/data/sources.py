@@ -234,12 +234,17 @@ def read_language(file: Path, name: str, language: str) -> list[Row]:
 
 def _of_language(rows: Iterable[Row], language: str) -> Iterator[Row]:
     for row in rows:
-        value = first_of(row, LANGUAGE_COLUMNS)
-        tag = as_tag(value) if isinstance(value, str) else language
-        if is_language(tag) and not f"{tag}-".startswith(f"{language}-") and not f"{language}-".startswith(f"{tag}-"):
-            yield Row(row.file, row.number, {}, f"its language is {value}, and the file is named after {language}")
-        else:
-            yield row
+        other = other_language(row, language)
+        fault = f"its language is {other}, and the file is named after {language}"
+        yield Row(row.file, row.number, {}, fault) if other else row
+
+
+def other_language(row: Row, language: str) -> str | None:
+    """Return the tag of the language that a row says it is in, if that is neither the given one nor a part of it."""
+    value = first_of(row, LANGUAGE_COLUMNS)
+    tag = as_tag(value) if isinstance(value, str) else language
+    is_same = f"{tag}-".startswith(f"{language}-") or f"{language}-".startswith(f"{tag}-")
+    return tag if is_language(tag) and not is_same else None
 
 
 def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str]) -> list[Part]:
