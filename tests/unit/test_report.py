@@ -67,6 +67,15 @@ def test_unequal_numbers_of_prompts_are_said() -> None:
     assert "9 to 12 held-out prompts per language." in measures_report(rows).notes[-1]
 
 
+def test_languages_that_cannot_be_identified_are_said() -> None:
+    def notes(*rows: Measure) -> str:
+        return "\n".join(measures_report(rows).notes)
+
+    told = Measure(0, "es", "right_language", 1.0, 1.0, 1.0, 8, 8)
+    assert "cannot be identified for: bo." in notes(told, Measure(0, "bo", "truncated", 0.0, 0.0, 0.0, 8, 8))
+    assert "cannot be identified" not in notes(told)
+
+
 def test_later_policies_stand_behind_earlier_ones() -> None:
     rows = [row for iteration in (10, 2, 0) for row in measures("es", iteration, truncated=0.0)]
     assert [row[1] for row in measures_report(rows).rows] == ["pi_0", "pi_2", "pi_10"]

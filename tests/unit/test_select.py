@@ -92,6 +92,15 @@ def test_worked_example() -> None:
     assert found.summary() == "2 pairs; alpha 0.312, mean length difference -2.0"
 
 
+@pytest.mark.parametrize("rows", [WORKED, []])
+def test_a_language_that_cannot_be_identified_is_said(rows: list[Row]) -> None:
+    unchecked = chosen(rows, identify=None, wrong_language="drop")
+    assert unchecked.unidentified
+    assert "cannot be identified" in unchecked.summary()
+    assert not chosen(rows, identify=None).unidentified
+    assert not chosen(rows, identify=lambda text: "es", wrong_language="drop").unidentified
+
+
 @pytest.mark.parametrize(
     ("penalty", "pairs"),
     [
