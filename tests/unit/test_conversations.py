@@ -1,5 +1,6 @@
 """Conversations as prompts: how they are read, stored and conditioned on, and that a single turn is what it was."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,24 @@ from crosspref.data.records import (
     Prompt,
     Response,
     Score,
+    Translation,
     as_messages,
     from_table,
     schema_of,
     to_table,
 )
 from crosspref.data.rows import RowError
-from crosspref.errors import DataError
+from crosspref.errors import DataError, RecipeError
 from crosspref.languages import CROSSLINGUAL_PREFIX, Prefix, crosslingual_instruction
+from crosspref.plan.work import Lengths
+from crosspref.recipe.files import check_settings
 from crosspref.recipe.sections import LengthPenaltySettings, PromptSettings, RewardSettings, SelectSettings
 from crosspref.run.job import digest_rows
 from crosspref.stages.score import condition
+from crosspref.stages.select.language_imbalance import Answered, language_imbalance_pairs
 from crosspref.stages.select.select import PairRules, select
+from crosspref.suites.reward_accuracy.judges import ask_about
+from crosspref.suites.reward_accuracy.pairs import compare
 
 
 def system(text: Any) -> Any:
@@ -152,6 +159,17 @@ def test_what_no_model_can_answer_is_a_problem_of_its_row(
     assert [row.language for row in loaded.dropped] == (["en", "es"] if everywhere else ["es"])
     assert {row.reason for row in loaded.dropped} == {f"{reason} in English" if everywhere else reason}
     assert [prompt.prompt_id for prompt in loaded.prompts] == (["good"] * 2 if everywhere else ["good", "bad", "good"])
+
+
+@pytest.mark.parametrize("text", [json.dumps(RIVER["es"]), str(RIVER["es"]), ' [\n{"content": "x"}]'])
+def test_messages_that_were_written_out_as_a_text_are_not_asked(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "en", "es"], ["a", "[Hello]", "[{Hola}]"], ["b", "Hi", text]])
+    with pytest.raises(RowError) as caught:
+        load(str(path))
+    [problem] = caught.value.problems
+    assert (problem.reason, problem.language, problem.prompt_id) == ("messages as text", "es", "b")
 
 
 @pytest.mark.parametrize("spanish", ["¿Y un lago?", RIVER["es"][1:], [RIVER["es"][0], RIVER["es"][3]]])
@@ -293,10 +311,18 @@ def test_the_prefix_stands_before_the_last_english_message(
     assert condition("q", "es", known, "translated", prefix) == english
 
 
-@pytest.mark.parametrize("prefix", [{"en": "x"}, {"xx": "x"}, {"es": 1}, 1])
+@pytest.mark.parametrize("prefix", [{"en": "x"}, {"xx": "x"}, {1: "x"}, {"es": 1}, 1])
 def test_a_prefix_is_a_text_or_texts_by_other_languages(prefix: Any) -> None:
-    with pytest.raises(ValueError, match="prefix"):
-        RewardSettings(prefix=prefix)
+    with pytest.raises(RecipeError) as caught:
+        check_settings(RewardSettings, {"prefix": prefix}, "x")
+    assert caught.value.keys == ("prefix",)
+
+
+@pytest.mark.parametrize("source", [5, [], ["a", 5], ["a", "a"], None])
+def test_sources_are_a_place_or_several(source: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_settings(PromptSettings, {"source": source}, "x")
+    assert caught.value.keys == ("source",)
 
 
 # --- pairs ---
@@ -320,3 +346,31 @@ def test_a_pair_has_the_whole_conversation() -> None:
         (RIVER["es"], "Como"),
     ]
     assert Pair.of(RIVER["es"], *responses[2:]).prompt == RIVER["es"]
+
+
+def test_pairs_by_language_imbalance_have_it_in_each_language() -> None:
+    def answer(language: str) -> Response:
+        return Response("b", language, 0, f"in {language}", None, "stop", None)
+
+    both = [Answered(tag, {"b": TEXTS[tag]["b"]}, [answer(tag)]) for tag in ("es", "en")]
+    translations = [
+        Translation("b", one, 0, other, f"{one} in {other}", None, "stop", None)
+        for one, other in (("en", "es"), ("es", "en"))
+    ]
+    pairs, dropped = language_imbalance_pairs(both[0], both[1], translations, [])
+    assert dropped == []
+    assert [pair.prompt for pair in pairs] == [RIVER["es"], RIVER["en"]]
+
+
+def test_who_judges_a_pair_sees_the_whole_conversation() -> None:
+    whole, alone = (compare("es", asked, "Titicaca", "Como")[0] for asked in (RIVER["es"], "¿Y un lago?"))
+    assert whole.pair_id != alone.pair_id
+    [shown] = [message["content"] for message in ask_about(whole).messages if message["role"] == "user"]
+    assert "system: Sé breve." in shown
+    assert "user: Nombra un río.\n\nassistant: El Nilo.\n\nuser: ¿Y un lago?" in shown
+
+
+def test_a_plan_counts_every_message() -> None:
+    lengths = Lengths(template=5.0, per_byte={"es": 1.0})
+    assert lengths.prompt("Sí", "es") == 5 + 3
+    assert lengths.prompt(RIVER["es"], "es") == 5 + sum(len(turn["content"].encode()) for turn in RIVER["es"])

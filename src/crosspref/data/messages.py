@@ -1,5 +1,6 @@
 """Chat messages as files and callers give them: how they are read, and which of them a model can answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from crosspref.data.rows import text_problem
 from crosspref.errors import DataError
 
 ROLES = ("system", "user", "assistant")
+_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 _OF_TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
@@ -17,6 +19,24 @@ class MessagesError(DataError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def read_instruction(value: object) -> Instruction:
+    """Return a text, or a conversation that a model can answer.
+
+    Raises:
+        MessagesError: it is something else, or holds nothing, or is messages that were written out as a text.
+    """
+    if isinstance(value, list) and any(isinstance(message, dict) for message in value):
+        return read_conversation(value)
+    trouble = text_problem(value)
+    if trouble is not None:
+        raise MessagesError(*trouble)
+    text = str(value)
+    if _WRITTEN_OUT.match(text):  # as a table of texts, such as CSV, gets them
+        detail = f"the text is chat messages, written out: {text[:60]}. Store them as a list (JSONL, Parquet)"
+        raise MessagesError("messages as text", detail)
+    return text
 
 
 def read_conversation(value: Sequence[Any]) -> Instruction:

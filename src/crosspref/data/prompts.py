@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from crosspref.data.messages import MessagesError, read_conversation
+from crosspref.data.messages import MessagesError, read_instruction
 from crosspref.data.records import Dropped, Instruction, Prompt, as_messages
-from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
+from crosspref.data.rows import Problem, Row, RowError, column_names, read_id
 from crosspref.data.sources import (
     ID_COLUMNS,
     LANGUAGE_COLUMNS,
@@ -26,6 +26,7 @@ from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, as_tag, is_language, language_name
 from crosspref.recipe.sections import PromptSettings
 
+_PROMPT_COLUMNS = (*TEXT_COLUMNS, "messages")
 UNDETERMINED = "und"
 """ISO 639-2's tag for an unknown language, which a broken row of a long file has."""
 
@@ -124,7 +125,7 @@ def _with_english(languages: Sequence[str]) -> list[str]:
 def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Layout:
     """Find out which column is what; the names that the person gave come first."""
     there = column_names(part.rows)
-    text = part.find_column((*TEXT_COLUMNS, "messages"), settings.text_column)
+    text = part.find_column(_PROMPT_COLUMNS, settings.text_column)
     language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
     is_long = bool(part.language or (language and text and not _struct_keys(part, text)))
     # "id" is also the tag of Indonesian: where that is wanted as a column, another id column comes first
@@ -147,7 +148,7 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
     if is_long:
         if text is None:
             raise DataError(
-                f"{part.name} has no text column: none of {', '.join(TEXT_COLUMNS)}. {seen}. "
+                f"{part.name} has no text column: none of {', '.join(_PROMPT_COLUMNS)}. {seen}. "
                 "Name it with `prompts.text_column`."
             )
         if part.language:
@@ -242,17 +243,10 @@ def _read_instruction(value: object, language: str) -> tuple[Instruction, tuple[
     if value is None:
         reason = "no English text" if language == ENGLISH else "no translation"
         return "", (reason, f"there is no {language_name(language)} text")
-    trouble = None
-    if isinstance(value, list) and any(isinstance(message, dict) for message in value):
-        try:
-            return read_conversation(value), None
-        except MessagesError as error:
-            trouble = error.reason, str(error)
-    trouble = trouble or text_problem(value)
-    if trouble is None:
-        return str(value), None
-    reason, detail = trouble
-    return "", (f"{reason} in English" if language == ENGLISH else reason, detail)
+    try:
+        return read_instruction(value), None
+    except MessagesError as error:
+        return "", (f"{error.reason} in English" if language == ENGLISH else error.reason, str(error))
 
 
 def _index(cells: Iterable[_Cell], wanted: Sequence[str], problems: list[Problem]) -> _Index:

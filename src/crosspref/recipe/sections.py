@@ -28,7 +28,17 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """The range that numpy accepts."""
 
-Sources = str | Annotated[list[str], Field(min_length=1)]
+
+def _check_sources(value: Any) -> Any:
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(source, str) for source in listed):
+        raise ValueError(f"must be a place or a list of places, but it is {value!r}")
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"names a place twice: {', '.join(listed)}")
+    return value
+
+
+Sources = Annotated[str | list[str], BeforeValidator(_check_sources)]
 """Where prompts are: a file, a folder with one file per language, ``package:NAME/path``, a hub dataset id, or a list of
 these."""
 
@@ -239,15 +249,18 @@ class RewardSettings(Settings):
                 raise ValueError("znlp is not defined for the reward translated: use exact, or another reward")
         return counting
 
-    @field_validator("prefix")
+    @field_validator("prefix", mode="before")
     @classmethod
-    def _prefix_has_known_languages(cls, prefix: Prefix) -> Prefix:
-        if not isinstance(prefix, dict):
+    def _prefix_is_text_by_known_languages(cls, prefix: Any) -> Any:
+        if prefix is None or isinstance(prefix, str):
             return prefix
+        if not isinstance(prefix, dict) or not all(isinstance(text, str) for text in prefix.values()):
+            raise ValueError(f"must be a text, or one per language, but it is {prefix!r}")
         for language in prefix:
-            if language == ENGLISH or not is_language(as_tag(language)):
-                why = "takes no prefix" if language == ENGLISH else "is no known language"
-                raise ValueError(f"{language!r} {why}: give texts by the tags of other languages")
+            if not is_language(as_tag(str(language))):
+                raise ValueError(f"gives a text for {language!r}, which is no known language")
+            if as_tag(str(language)) == ENGLISH:
+                raise ValueError("gives a text for en, but English instructions have no prefix")
         return {as_tag(language): text for language, text in prefix.items()}
 
     @field_validator("reward_model")
