@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from crosspref.data.records import Pair, Prompt
+from crosspref.engines.transformers.asking import describe_template, describe_texts, require_askable
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.recipe.sections import AskingSettings
@@ -268,3 +270,52 @@ def test_switches_are_the_recipes() -> None:
 def test_the_system_prompt_that_a_template_adds(template: str, text: str) -> None:
     names = [*CHATML_TOKENS, *PHI_TOKENS, *HEADERS, *TURNS, "<|bos|>", "<|eos|>"]
     assert with_template(template).template.default_system(names) == text
+
+
+def test_what_a_template_does_of_itself_is_told() -> None:
+    plain, dated = with_template("{{ bos_token }}" + LOOP + SAID), with_template(DATED, date="2024-03-05")
+    assert not list(describe_template(plain))
+    notes = list(describe_template(dated))
+    assert any("2024-03-05" in note and "models.date" in note for note in notes)
+    chatml = finished(byte_level(), CHATML_TOKENS)
+    chatml.chat_template = CHATML
+    assert any("'You are Tiny.'" in note for note in describe_template(ChatTokenizer(chatml, AS_IT_IS, "tiny")))
+
+
+def test_a_template_that_can_think_is_told_unless_the_recipe_sees_to_it() -> None:
+    def told(template: str, **asking: Any) -> bool:
+        return any("models.thinking" in note for note in describe_template(with_template(template, **asking)))
+
+    assert told(QWEN_3)
+    assert not told(QWEN_3, thinking="cut")
+    assert not told(QWEN_3, chat_template_kwargs={"enable_thinking": False})
+    assert not told(PHI_3)
+    assert told(PHI_3, thinking="cut")  # nothing would be cut
+
+
+def test_prompts_that_name_control_tokens_are_counted_by_language() -> None:
+    tokenizer = with_template("{{ bos_token }}" + LOOP + SAID)
+    prompts = [
+        Prompt("a", "en", "What is <|end|>?"),
+        Prompt("b", "en", "What is <|endoftext|>?"),
+        Prompt("a", "es", [turn("system", "<|bos|>"), turn("user", "Hola")]),
+        Prompt("b", "es", "<|end|>"),
+    ]
+    english, spanish = describe_texts(tokenizer, prompts, served_as_text=False)
+    assert "1 prompts in 'en'" in english
+    assert "2 prompts in 'es'" in spanish
+    assert "server" in next(describe_texts(tokenizer, prompts, served_as_text=True))
+
+
+def test_conversations_that_the_template_refuses_are_named_with_their_file() -> None:
+    tokenizer = with_template(GEMMA.replace("start_of_turn", "|user|").replace("end_of_turn", "|end|"))
+    asked = [turn("user", "a")]
+    pairs = [
+        Pair(name, "en", prompt, [turn("assistant", "x")], [turn("assistant", "y")])
+        for name, prompt in (("p", asked), ("q", [turn("system", "Be brief."), *asked]), ("r", asked + asked))
+    ]
+    require_askable(tokenizer, "pairs.jsonl", pairs[:1])
+    with pytest.raises(DataError, match=r"pairs\.jsonl") as caught:
+        require_askable(tokenizer, "pairs.jsonl", pairs)
+    assert all(part in str(caught.value) for part in ("'q'", "System role", "'r'", "alternate"))
+    assert "'p'" not in str(caught.value)

@@ -54,7 +54,7 @@ class ChatTokenizer:
     """
 
     def __init__(self, tokenizer: Any, asking: AskingSettings, name: str) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.asking = tokenizer, asking
         self.template = ChatTemplate(tokenizer, asking, name)
         marked, self.controls = self._control_tokens()
         self._names = re.compile("|".join(map(re.escape, sorted(self.controls))) or "(?!)")
