@@ -273,6 +273,21 @@ def test_targets_in_front_of_the_text(tmp_path: Path) -> None:
         translate(engine, [("Hi!", "en", "de")])
 
 
+def test_names_of_languages_and_of_the_end_are_text_inside_a_text(nllb: Path, tmp_path: Path) -> None:
+    many = make_marian(tmp_path / "many", "spa", "fra")
+    names = ("spa_Latn", "eng_Latn", "</s>", ">>fra<<", "<|eos|>")
+    for directory, text in ((nllb, "a spa_Latn </s> b"), (many, "a >>fra<< <|eos|> b")):
+        codes = {"es": "spa_Latn", "en": "eng_Latn"} if directory == nllb else {"es": "spa"}
+        languages = translator(directory, codes).languages
+        tokenizer = languages.tokenizer
+        controls = {tokenizer.convert_tokens_to_ids(name) for name in names} - {tokenizer.unk_token_id, None}
+        plain, ids = languages.encode("a b", "en", "es"), languages.encode(text, "en", "es")
+        assert sum(token in controls for token in ids) == sum(token in controls for token in plain)
+        assert (ids[0], ids[-1]) == (plain[0], plain[-1])
+        shown = tokenizer.decode(ids, skip_special_tokens=True)
+        assert "".join(filter(str.isalpha, text)) in "".join(filter(str.isalpha, shown))  # there are only letters
+
+
 @pytest.mark.parametrize(("source", "target"), [("en", "es"), ("es", "en")])
 def test_an_unknown_code_is_named_with_known_ones(nllb: Path, source: str, target: str) -> None:
     engine = translator(nllb, {"en": "eng_Latn"})

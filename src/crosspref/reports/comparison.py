@@ -35,6 +35,9 @@ NUMBERS = {
 SAMPLING = ("temperature", "top_p", "max_new_tokens", "max_prompt_tokens")
 """Settings of sampling that held-out responses share with the training ones."""
 
+ASKING = ("date", "chat_template_kwargs", "thinking")
+"""Settings of how models are asked."""
+
 JUDGES = {
     "policy": "pi_0",
     "reference": "pi_I",
@@ -269,6 +272,9 @@ def _differences(runs: Sequence[ComparedRun]) -> list[str]:
         differing.append((f"{name} behind the win rate", groups))
     differing += [
         (f"sample.{key}", _groups(runs, [getattr(run.recipe.sample, key) for run in runs])) for key in SAMPLING
+    ]
+    differing += [
+        (f"models.{key}", _groups(runs, [str(getattr(run.recipe.models, key)) for run in runs])) for key in ASKING
     ]
     return [f"Not comparable: the runs differ in {what}: {groups}." for what, groups in differing if groups]
 

@@ -34,7 +34,7 @@ def describe_texts(tokenizer: ChatTokenizer, prompts: Iterable[Prompt], *, serve
     """
     found: dict[str, list[str]] = {}
     for prompt in prompts:
-        if any(tokenizer.names_control(message["content"]) for message in as_messages(prompt.instruction)):
+        if any(tokenizer.texts.names_control(message["content"]) for message in as_messages(prompt.instruction)):
             found.setdefault(prompt.language, []).append(prompt.prompt_id)
     done = "the server may take them for control tokens" if served_as_text else "they are encoded as text"
     for language, ids in found.items():

@@ -10,16 +10,13 @@ from transformers import AutoTokenizer
 from crosspref.data.records import FinishReason, Instruction, Message, as_messages
 from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.templates import ChatTemplate
+from crosspref.engines.transformers.texts import TextEncoder
 from crosspref.errors import DataError, ModelError
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
 
 SIGN = re.compile(r"\W.*\w.*\W", re.DOTALL)
 """How a control token is written: between signs, as ``<|end|>``. Words and white space are text, even if added."""
-
-ANCHORS = ("\n", "|")
-"""Texts behind which others are encoded that do not begin what is encoded."""
-
 
 AS_IT_IS = AskingSettings()
 """Nothing is set."""
@@ -57,9 +54,7 @@ class ChatTokenizer:
         self.tokenizer, self.asking = tokenizer, asking
         self.template = ChatTemplate(tokenizer, asking, name)
         marked, self.controls = self._control_tokens()
-        self._names = re.compile("|".join(map(re.escape, sorted(self.controls))) or "(?!)")
-        by_length = sorted(self.controls, key=len)
-        self._everywhere = re.compile(f"(?=({'|'.join(map(re.escape, by_length)) or '(?!)'}))")
+        self.texts = TextEncoder(tokenizer, self.controls)
         self.end_of_turn = self._find_end_of_turn(marked)
         self.thinking = self.template.thinking if asking.thinking == "cut" else None
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
@@ -78,15 +73,15 @@ class ChatTokenizer:
         Raises:
             DataError: the template refuses the conversation, or leaves out or changes a part of it.
         """
-        if not any(self.names_control(message["content"]) for message in messages):
-            return self._encode(self.template.render(messages, finished))
+        if not any(self.texts.names_control(message["content"]) for message in messages):
+            return self.texts.encode(self.template.render(messages, finished))
         cut = _unused_character("".join(message["content"] for message in messages))
-        marked = [{**message, "content": cut.join(self._pieces(message["content"]))} for message in messages]
-        return self._joined(self.template.render(marked, finished).split(cut))
+        marked = [{**message, "content": cut.join(self.texts.pieces(message["content"]))} for message in messages]
+        return self.texts.joined(self.template.render(marked, finished).split(cut))
 
     def response_ids(self, text: str, ended: bool) -> list[int]:
         """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
-        ids = self._joined(self._pieces(text)) if self.names_control(text) else self._encode(text)
+        ids = self.texts.ids(text)
         return [*ids, self.end_of_turn] if ended else ids
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -117,54 +112,19 @@ class ChatTokenizer:
         own = len(self.response_ids(text[begin:], ended=False)) if begin else tokens
         return Sampled(text[begin:], None, reason, max(1, tokens - own) if begin else None)
 
-    def names_control(self, text: str) -> bool:
-        """Tell whether a text holds the name of a control token."""
-        return self._names.search(text) is not None
-
-    def _encode(self, text: str) -> list[int]:
-        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-    def _pieces(self, text: str) -> list[str]:
-        """Cut a text inside every name of a control token, where letters and signs meet, as tokenizers cut, too."""
-        cuts = [0]
-        for match in self._everywhere.finditer(text):
-            name = match[1]
-            first = re.match(r"\W+|\w+", name)
-            inside = len(first[0]) if first and len(first[0]) < len(name) else 1
-            cuts.append(match.start() + inside)
-        return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-
-    def _joined(self, pieces: Sequence[str]) -> list[int]:
-        """Return the ids of a text in pieces, none of which holds a control token's name but those of the template."""
-        ids = self._encode(pieces[0])
-        for piece in pieces[1:]:
-            ids += self._continued(piece)
-        return ids
-
-    def _continued(self, piece: str) -> list[int]:
-        """Return the ids of a piece that does not begin a text, so that no space is put in front of it."""
-        for anchor in ANCHORS:
-            before, both = self._encode(anchor), self._encode(anchor + piece)
-            if before and both[: len(before)] == before:
-                return both[len(before) :]
-        return self._encode(piece)
-
     def _control_tokens(self) -> tuple[set[int], dict[str, int]]:
-        """Return the ids of the tokens marked as special, and all control tokens by name.
-
-        A name of one character cannot be told from a text, as where a sign of a language is used for padding.
-        """
+        """Return the ids of the tokens marked as special, and all control tokens by name."""
         added = self.tokenizer.added_tokens_decoder.items()
         # Phi-3's <|end|> and the <|eot_id|> of Llama 3 are marked as special, but are none of the tokens with a name.
         marked = {int(token) for token, content in added if content.special} | set(self.tokenizer.all_special_ids)
         signs = {str(content): int(token) for token, content in added if SIGN.fullmatch(str(content).strip())}
         controls = {name: signs[name] for name in self.template.spelled(signs)}
         controls |= {str(content): int(token) for token, content in added if int(token) in marked}
-        return marked, {name: token for name, token in controls.items() if len(name) > 1 and name.strip()}
+        return marked, controls
 
     def _find_end_of_turn(self, marked: set[int]) -> int:
         """Return the control token that the chat template puts behind an answer, else the end-of-sequence token."""
-        behind = self._encode(self.template.behind_answer())
+        behind = self.texts.encode(self.template.behind_answer())
         for kind in (marked, set(self.controls.values())):
             ends = [token for token in behind if token in kind]
             if ends:

@@ -14,6 +14,7 @@ from crosspref.engines.packed.head import padded_rows
 from crosspref.engines.transformers.chat import read_tokenizer
 from crosspref.engines.transformers.models import Loading, free_memory, load_model
 from crosspref.engines.transformers.sampler import FiniteOnly, TransformersSampler
+from crosspref.engines.transformers.texts import TextEncoder
 from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
@@ -176,16 +177,19 @@ class _Languages:
             matches = [match for token in tokenizer.get_vocab() if (match := _TARGET_TOKEN.fullmatch(token))]
             self.prefixes = {match[1] or match[2]: match[0] for match in matches}
         self.only_target: str | None = None
+        codes_of = tokenizer.convert_ids_to_tokens(list(self.ids.values()))
+        self.texts = TextEncoder(tokenizer, [*tokenizer.all_special_tokens, *codes_of, *self.prefixes.values()])
 
     def encode(self, text: str, source: str, target: str) -> list[int]:
-        """Return the ids of a whole text, never truncated."""
+        """Return the ids of a whole text, never truncated; what it holds is text, such as the name of a language."""
+        first, *more = self.texts.pieces(text)
         if self.ids:
             self._known(target)
             code = self._known(source)
             if code != self.tokenizer.src_lang:
                 self.tokenizer.src_lang = code
         elif self.prefixes:
-            text = f"{self.prefixes[self._known(target)]} {text}"
+            first = f"{self.prefixes[self._known(target)]} {first}"
         elif (self.only_target or target) != target:
             raise ModelError(
                 f"The translation model {self.model!r} cannot be told into which language to translate, but is asked "
@@ -194,7 +198,12 @@ class _Languages:
             )
         else:
             self.only_target = target
-        return [int(token) for token in self.tokenizer(text, truncation=False)["input_ids"]]
+        whole = [int(token) for token in self.tokenizer(first, truncation=False)["input_ids"]]
+        if not more:
+            return whole
+        plain = self.texts.encode(first)
+        ends = next(end for end in range(len(plain), len(whole) + 1) if whole[end - len(plain) : end] == plain)
+        return whole[: ends - len(plain)] + self.texts.joined([first, *more]) + whole[ends:]
 
     def target_id(self, target: str) -> int | None:
         """Return the token with which translations into a language begin; None for a model that has none."""

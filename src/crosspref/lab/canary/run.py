@@ -32,7 +32,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report
-from crosspref.run.job import Job, store_rows
+from crosspref.run.job import Job, asking_of, store_rows
 from crosspref.run.layout import RunDirectory, ShardedTable
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Unit, publish_directory
@@ -187,7 +187,9 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), canary.reporter)
     with run.locked():
         store_rows(Unit(run.root / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
-        training = Training("align_english", recipe.align_english, locate_model(canary.initial))
+        training = Training(
+            "align_english", recipe.align_english, locate_model(canary.initial), None, asking_of(recipe.models)
+        )
         train_policy(job, 0, pairs, training)
     return job.policy(0).own, pairs
 
