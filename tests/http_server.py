@@ -27,7 +27,7 @@ class JsonHandler(BaseHTTPRequestHandler):
     def refuse(self, status: int, message: str) -> None:
         self.send_json(status, {"error": {"message": message}})
 
-    def send_json(self, status: int, content: dict[str, Any]) -> None:
+    def send_json(self, status: int, content: dict[str, Any] | list[Any]) -> None:
         self.send(status, json.dumps(content).encode())
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None, keep: int | None = None) -> None:
