@@ -62,14 +62,14 @@ def align(
         recipe = make_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
     run = RunDirectory(run_dir)
     job = Job(recipe, run, engines or EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
-    check_models(recipe)
+    models = check_models(recipe)
     launch_command(recipe.resources)
     with run.locked():
         settle_recipe(run, recipe, algorithm.phases, job.reporter.say)
         find_base_again(run, recipe)
         with job.engines.executor().cluster():
             apart = engines is None and recipe.resources.process_per_phase
-            return algorithm.align(job, _executor(job, expected or {}, apart=apart))
+            return algorithm.align(job, _executor(job, expected or {}, models, apart=apart))
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
@@ -138,13 +138,27 @@ def _perform(job: Job, phase: Phase) -> None:
         phase.perform(job, phase.iteration)
 
 
-def _executor(job: Job, expected: Mapping[tuple[str, int], float], *, apart: bool) -> Callable[[Phase], None]:
+def _require_unchanged(models: Mapping[str, ModelFiles]) -> None:
+    """Raise ModelError if models are no longer what they were when the command began."""
+    for role, files in models.items():
+        if locate_model(files.name, weights=False).identity != files.identity:
+            raise ModelError(
+                f"The files of the {role} model {files.name!r} have changed since this command began, so what comes "
+                "now would not belong to what is there. Put them back and run the command again, or begin a new run."
+            )
+
+
+def _executor(
+    job: Job, expected: Mapping[tuple[str, int], float], models: Mapping[str, ModelFiles], *, apart: bool
+) -> Callable[[Phase], None]:
     """Return what runs a phase: here, or in a process of its own where memory must be given back."""
     schedule = Schedule(job.reporter, len(algorithm.phases(job.recipe)), expected)
 
     def execute(phase: Phase) -> None:
         started = time.monotonic()
         [before] = phase_status(job.run, [phase], job.recipe.resources.shard_prompts)
+        if not before.is_done:
+            _require_unchanged(models)
         with schedule.phase(phase.name, phase.iteration, done=before.done, is_done=before.is_done):
             if apart:
                 peak = _perform_in_child(job, phase)

@@ -1,15 +1,18 @@
 """What a Python program imports: `ImplicitReward` against naive numbers, and a light package."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import naive
 import pytest
 import torch
+from running import rows, small_recipe
 from transformers import AutoTokenizer
 
 import crosspref
-from crosspref.errors import DataError, RecipeError
+from crosspref.errors import DataError, ModelError, RecipeError
+from crosspref.run.progress import Reporter
 
 INSTRUCTION = "How do I keep bread fresh?"
 G_ES = (
@@ -106,3 +109,29 @@ def test_a_reward_that_does_not_exist_is_refused(
     initial, aligned = map(str, models)
     with pytest.raises(RecipeError):
         crosspref.ImplicitReward(aligned, initial if with_reference else None, **settings)
+
+
+class Meddler(Reporter):
+    """Writes a file beside a model as soon as the run samples."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def say(self, text: str) -> None:
+        if "sample" in text and "loading the model" in text:
+            (self.folder / "added.txt").write_text(text)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["initial", "policy"])
+def test_a_model_whose_files_change_during_a_run_is_noticed(
+    number: int, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    own = [Path(shutil.copytree(model, tmp_path / f"model_{place}")) for place, model in enumerate(models)]
+    recipe = small_recipe(*own)
+    with pytest.raises(ModelError, match=f"model_{number}.*changed"):
+        crosspref.align(recipe, tmp_path / "run", reporter=Meddler(own[number]))
+    assert rows(tmp_path / "run" / "iteration_1" / "responses" / "es")
+    assert not (tmp_path / "run" / "iteration_1" / "pairs").exists()
+    (own[number] / "added.txt").unlink()
+    crosspref.align(recipe, tmp_path / "run")
