@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspref.data import rows as module
@@ -224,6 +224,7 @@ def test_parquet_that_cannot_be_told(tmp_path: Path) -> None:
             read(tmp_path / "x.parquet", content)
 
 
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=200), ending=st.sampled_from([*module.READERS, ".jsonl.gz", ".csv.zst"]))
 def test_whatever_a_file_holds_it_is_rows_or_a_sentence(tmp_path_factory: Any, content: bytes, ending: str) -> None:
     path = tmp_path_factory.mktemp("any") / f"x{ending}"
