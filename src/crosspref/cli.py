@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has enough
         _give_output_up()
     except KeyboardInterrupt:
-        print(f"\nStopped.{_how_to_resume(options)}", file=sys.stderr)  # noqa: T201
+        kept = f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
+        print(f"\nStopped.{kept}", file=sys.stderr)  # noqa: T201
         return 130
     except Exception as error:  # noqa: BLE001 - nobody is shown a traceback who has not asked for it
         _give_output_up()
@@ -75,10 +76,6 @@ def _prepare_process() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _how_to_resume(options: argparse.Namespace) -> str:
-    return f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
-
-
 def _give_output_up() -> None:
     """Throw away what the output still holds, if it cannot be written: Python would try again at its end."""
     try:
@@ -108,7 +105,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 def _sentence(error: Exception, options: argparse.Namespace) -> str:
     """Say what is wrong: in our own words, in the system's, or where to read what a library said."""
     if isinstance(error, CrossprefError):
-        return f"{error}{_how_to_resume(options) if isinstance(error, FileError) else ''}"
+        goes_on = isinstance(error, FileError) and "resume" in options
+        return f"{error} What was finished is kept, and the same command goes on." if goes_on else str(error)
     if isinstance(error, OSError) and error.strerror:
         files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
         where = f" {files}" if files else ""

@@ -1,9 +1,12 @@
 """Language identification by py3langid, whose model ships inside its package."""
 
 import functools
+import tempfile
 from collections.abc import Callable
 
 import py3langid
+
+from crosspref.paths import writing
 
 _WITHIN = {
     "ar": ("ary", "arz"),
@@ -25,7 +28,8 @@ Filipino is the standard form of Tagalog.
 @functools.cache
 def known_languages() -> frozenset[str]:
     """Return the tags that can be identified."""
-    return frozenset(str(tag) for tag, _ in py3langid.rank("a"))
+    with writing(tempfile.gettempdir()):  # where py3langid unpacks its model
+        return frozenset(str(tag) for tag, _ in py3langid.rank("a"))
 
 
 def identify(text: str) -> str:
