@@ -29,7 +29,7 @@ from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs, Sampled
-from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings, ServerSettings
+from crosspref.recipe.sections import AskingSettings, ResourceSettings, RewardSettings, SampleSettings, ServerSettings
 
 pytest.importorskip("openai")
 
@@ -155,6 +155,17 @@ def test_chat_brings_text_alone(models: Pair, server: FakeOpenAIServer, expected
         [(row.text, row.finish_reason) for row in rows] for rows in expected
     ]
     assert {row.token_ids for rows in found for row in rows} == {None}
+
+
+def test_switches_of_the_template_are_the_servers_to_set_where_it_takes_messages(
+    models: Pair, server: FakeOpenAIServer
+) -> None:
+    switches = AskingSettings(chat_template_kwargs={"enable_thinking": False})
+    for protocol, sent in (("chat", {"enable_thinking": False}), ("tokens", None)):
+        server.asked.clear()
+        settings = replace(engine_settings(models, server.url, protocol=protocol), asking=switches)
+        draw(ServerSampler(settings, locate_model(str(models[1]))))
+        assert [body.get("chat_template_kwargs") for body in server.asked] == [sent] * len(server.asked)
 
 
 @pytest.mark.parametrize("end_of_turn", ["if_stopped", "never"])

@@ -1,9 +1,11 @@
 """Chat templates of many shapes: what they do to messages, that text stays text, and that no day is like another."""
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tiny import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
@@ -14,6 +16,7 @@ from crosspref.engines.transformers.asking import describe_template, describe_te
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer
 from crosspref.errors import DataError, ModelError
 from crosspref.recipe.sections import AskingSettings
+from crosspref.run.job import asking_of
 
 LOOP, ANSWERS = "{% for message in messages %}", "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 SAID = "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}" + ANSWERS
@@ -256,11 +259,44 @@ def test_the_date_is_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch) -> N
     assert not with_template("{{ bos_token }}" + LOOP + SAID).template.tells_date
 
 
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% endif %}", "2025-01-01"),
+        ("{%- macro system() -%}{{ strftime_now('%d %b %Y') }}{%- endmacro -%}{{ system() }}", "01 Jan 2025"),
+        ("{% set form = '%A' %}{{ strftime_now(form) | upper }}", "WEDNESDAY"),
+        ("\n  {% set day = strftime_now('%j') -%}{{ day }}", "\n001"),
+    ],
+)
+def test_however_a_template_asks_for_the_date(head: str, told: str) -> None:
+    assert with_template(head + LOOP + SAID).template.render([turn("user", "a")]).startswith(f"{told}<|user|>a")
+
+
 def test_switches_are_the_recipes() -> None:
     template, thought = QWEN_3.replace("im_", ""), "<think>\n\n</think>\n\n"
     assert with_template(template).template.render([turn("user", "a")]).endswith("assistant\n")
     off = with_template(template, chat_template_kwargs={"enable_thinking": False})
     assert off.template.render([turn("user", "a")]).endswith(f"assistant\n{thought}")
+
+
+def test_what_is_at_its_default_is_in_no_fingerprint() -> None:
+    assert asking_of(AskingSettings()) == {}
+    assert asking_of(AskingSettings(trust_remote_code=True, thinking="cut")) == {"models.thinking": "cut"}
+    both = AskingSettings(date="2024-03-05", chat_template_kwargs={"effort": "low"})
+    assert asking_of(both) == {"models.date": "2024-03-05", "models.chat_template_kwargs": {"effort": "low"}}
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "bos_token", "tools", "strftime_now"])
+def test_names_that_are_no_switches_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        AskingSettings(chat_template_kwargs={name: 1})
+
+
+def test_a_date_is_one_of_the_calendar() -> None:
+    assert AskingSettings(date=date(2024, 3, 5)).date == "2024-03-05"  # as YAML reads it
+    for wrong in ("2024-13-05", "yesterday", 2024):
+        with pytest.raises(ValidationError, match="date"):
+            AskingSettings(date=wrong)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 
 from crosspref.errors import RecipeError
 from crosspref.recipe.files import describe_settings, load_settings
+from crosspref.recipe.sections import ModelSettings
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
+from crosspref.suites.work import _answering
 
 
 def test_defaults_are_the_papers_decoding() -> None:
@@ -78,3 +80,14 @@ def test_every_setting_is_listed() -> None:
     ):
         assert line in lines
     assert not any("extends" in line for line in lines)
+
+
+def test_models_of_a_run_are_asked_as_in_the_run_unless_the_settings_say_it() -> None:
+    models = ModelSettings(initial="a", date="2024-03-05", thinking="cut", chat_template_kwargs={"effort": "low"})
+    plain = load_settings(EvaluationSettings, None, [])
+    as_in_run = _answering(plain, models).asking
+    assert (as_in_run.date, as_in_run.thinking) == ("2024-03-05", "cut")
+    assert as_in_run.chat_template_kwargs == {"effort": "low"}
+    own = _answering(load_settings(EvaluationSettings, None, ["answers.thinking=keep"]), models).asking
+    assert (own.date, own.thinking) == ("2024-03-05", "keep")
+    assert _answering(plain).asking.thinking == "keep"
