@@ -1,7 +1,9 @@
 """Chat templates of many shapes: what they do to messages, that text stays text, and that no day is like another."""
 
+import json
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from crosspref.data.records import Pair, Prompt
-from crosspref.engines.transformers.asking import describe_template, describe_texts, require_askable
+from crosspref.engines.transformers.asking import describe_template, describe_texts, examine_asking, require_askable
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer
 from crosspref.errors import DataError, ModelError
+from crosspref.recipe.files import make_recipe
 from crosspref.recipe.sections import AskingSettings
 from crosspref.run.job import asking_of
 
@@ -355,3 +358,25 @@ def test_conversations_that_the_template_refuses_are_named_with_their_file() -> 
         require_askable(tokenizer, "pairs.jsonl", pairs)
     assert all(part in str(caught.value) for part in ("'q'", "System role", "'r'", "alternate"))
     assert "'p'" not in str(caught.value)
+
+
+def test_a_recipes_prompts_and_preferences_are_examined(tmp_path: Path) -> None:
+    prompts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    prompts.write_text('{"prompt_id": "a", "en": "What is <|end|>?", "es": "¿Sí?"}\n', encoding="utf-8")
+    system = [turn("system", "Be brief."), turn("user", "Hi.")]
+    pairs.write_text(json.dumps({"id": "x", "prompt": system, "chosen": "Hello!", "rejected": "No."}) + "\n")
+    recipe = make_recipe(
+        {
+            "models": {"initial": "m"},
+            "languages": ["en", "es"],
+            "prompts": {"source": str(prompts)},
+            "align_english": {"preferences": str(pairs)},
+        }
+    )
+    notes = list(examine_asking(recipe, with_template("{{ bos_token }}" + LOOP + SAID)))
+    assert len(notes) == 1
+    assert "'en'" in notes[0]
+    strict = with_template(GEMMA.replace("start_of_turn", "|user|").replace("end_of_turn", "|end|"))
+    with pytest.raises(DataError, match=r"pairs\.jsonl") as caught:
+        list(examine_asking(recipe, strict))
+    assert "'x'" in str(caught.value)

@@ -2,12 +2,33 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from crosspref.data.preferences import load_preferences
+from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Instruction, Pair, Prompt, as_messages
 from crosspref.engines.transformers.chat import ChatTokenizer
 from crosspref.errors import DataError
+from crosspref.recipe.schema import Recipe
 
 SHOWN = 3
 """How many refused conversations are shown."""
+
+
+def examine_asking(recipe: Recipe, tokenizer: ChatTokenizer) -> Iterator[str]:
+    """Yield notes on how a recipe's policy will be asked; ``tokenizer`` is the policy's.
+
+    Raises:
+        DataError: prompts or preferences cannot be read, or the chat template refuses some of them.
+    """
+    yield from describe_template(tokenizer)
+    served_as_text = recipe.sample.engine == "server" and recipe.server.protocol == "chat"
+    for settings in (recipe.prompts, recipe.held_out):
+        if settings is not None:
+            prompts = load_prompts(settings, recipe.languages).prompts
+            yield from describe_texts(tokenizer, prompts, served_as_text=served_as_text)
+            require_askable(tokenizer, str(settings.source), prompts)
+    if recipe.align_english is not None:
+        preferences = recipe.align_english.preferences
+        require_askable(tokenizer, preferences, load_preferences(preferences))
 
 
 def describe_template(tokenizer: ChatTokenizer) -> Iterator[str]:
