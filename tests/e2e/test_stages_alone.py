@@ -64,7 +64,7 @@ def test_the_stages_one_by_one_make_what_a_run_makes(
     stage("train", "--model", policy, "--pairs", place["pairs"], "--out", trained, sections=("train",))
     ours, theirs = (load_file(path / "model.safetensors") for path in (trained, first / "policy"))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "trained"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "trained", "trained.training.json"]
 
 
 def test_translating_and_the_reward_of_it_alone(
