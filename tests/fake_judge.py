@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from http_server import JsonHandler, LocalServer
@@ -22,8 +22,9 @@ class FakeJudge(LocalServer):
 
     Args:
         logprobs: whether it gives log-probabilities; ``refuses`` says that it answers 400 when it is asked for them.
-        odd: what it says where a text stands in the question, in the place of a label or a grade.
-        usage: whether it reports tokens.
+        odd: what it says where a text stands in the question, in the place of a label or a grade; or what is laid over
+            the choice there.
+        usage: whether it reports tokens, or what it reports.
         delay: seconds that every answer takes.
         known_as: the name that its answers bear, if it is another one than it was asked by.
         says: what it says of messages, in the place of a label.
@@ -35,8 +36,8 @@ class FakeJudge(LocalServer):
         *,
         logprobs: bool = True,
         refuses: bool = False,
-        odd: dict[str, str] | None = None,
-        usage: bool = True,
+        odd: Mapping[str, str | dict[str, Any]] | None = None,
+        usage: bool | dict[str, Any] = True,
         delay: float = 0.0,
         known_as: str | None = None,
         says: Callable[[list[dict[str, str]]], str] | None = None,
@@ -61,15 +62,19 @@ class FakeJudge(LocalServer):
             label = f"It could be shorter. Grade: [[{grade(body['messages'])}]]"
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": label if odd is None else odd},
+            "message": {"role": "assistant", "content": odd if isinstance(odd, str) else label},
             "finish_reason": "stop",
         }
         if body.get("logprobs") and self.logprobs:
             chances = {"m": first, "M": 1 - first, "Both": 1e-6} if odd is None else {"I": 0.9, "The": 0.05}
             tokens = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]
             choice["logprobs"] = {"content": [{**tokens[0], "top_logprobs": tokens}]}
+        if isinstance(odd, dict):
+            choice |= odd
         answer = {"id": "fake", "object": "chat.completion", "model": self.known_as or body["model"]}
         usage = {"prompt_tokens": TOKENS_IN, "completion_tokens": TOKENS_OUT, "total_tokens": TOKENS_IN + TOKENS_OUT}
+        if isinstance(self.usage, dict):
+            usage |= self.usage
         return {**answer, "choices": [choice], **({"usage": usage} if self.usage else {})}
 
 

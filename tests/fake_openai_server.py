@@ -5,6 +5,7 @@ full forward pass per token. It draws as the sampler of transformers does, so th
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class FakeOpenAIServer(LocalServer):
     """Serves models by name until it is closed; ``key`` is what it asks for, ``asked`` every body that it was sent.
 
-    ``changes`` is laid over every choice of every completion, as a server that errs would have it.
+    ``changes`` is laid over every choice of every completion, as a server that errs would have it, or over those whose
+    request ``errs`` picks; ``around`` is laid over the answer that holds the choice.
     """
 
     def __init__(self, models: dict[str, Path], key: str | None = None, **changes: Any) -> None:
         self.models = {name: AutoModelForCausalLM.from_pretrained(path).eval() for name, path in models.items()}
         self.tokenizers = {name: AutoTokenizer.from_pretrained(path) for name, path in models.items()}
         self.key, self.changes, self.asked = key, changes, list[dict[str, Any]]()
+        self.around: dict[str, Any] = {}
+        self.errs: Callable[[dict[str, Any]], bool] = lambda body: True
         self.context = 1024
         super().__init__(_Handler)
 
@@ -66,9 +70,17 @@ class FakeOpenAIServer(LocalServer):
         return self._answer(body, {"index": 0, "message": message, "finish_reason": reason}, len(prompt), len(ids))
 
     def _answer(self, body: dict[str, Any], choice: dict[str, Any], prompt: int, tokens: int) -> dict[str, Any]:
-        choices = [{**choice, **self.changes}]
         usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
-        return {"id": "fake", "object": "text_completion", "model": body["model"], "choices": choices, "usage": usage}
+        answer = {
+            "id": "fake",
+            "object": "text_completion",
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
+        if self.errs(body):
+            answer |= {"choices": [{**choice, **self.changes}], **self.around}
+        return answer
 
     def _draw(self, body: dict[str, Any], prompt: list[int], ends: set[int]) -> tuple[list[int], str]:
         """Invert the cumulative probabilities of one row, token by token."""

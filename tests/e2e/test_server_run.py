@@ -71,12 +71,20 @@ def test_a_whole_run_is_that_of_transformers(
 def test_text_alone_can_be_scored_and_trained_on(
     server: FakeOpenAIServer, models: Models, command: Run, tmp_path: Path
 ) -> None:
+    """Some answers are all thinking: they are stored as empty ones, and asked for once."""
+    server.changes = {"message": {"role": "assistant", "content": None, "reasoning_content": "Well ..."}}
+    server.errs = lambda body: body["seed"] % 4 == 0
     asked = small_recipe(*models, iterations=1, **served(server.url, protocol="chat"))
     run = tmp_path / "run"
     succeeded(command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run))
     responses = rows(run / "iteration_1" / "responses")
     assert {row.token_ids for row in responses} == {None}
     assert {row.finish_reason for row in responses} == {"stop", "length"}
+    thoughts = [row for row in responses if row.seed % 4 == 0]
+    assert thoughts
+    assert {row.text for row in thoughts} == {""}
+    seeds = [body["seed"] for body in server.asked if body["seed"] in {row.seed for row in responses}]
+    assert len(seeds) == len(responses)
     scores = {(row.prompt_id, row.language, row.sample): row for row in rows(run / "iteration_1" / "scores")}
     for row in responses:
         score = scores[row.prompt_id, row.language, row.sample]

@@ -146,6 +146,43 @@ def test_what_cannot_be_read_is_kept_counted_and_not_asked_again(path: Path, pro
     assert {line["text"] for line in stored} >= {said for said in ODD.values() if said}
 
 
+def message(content: Any, finish_reason: str = "stop", **more: Any) -> dict[str, Any]:
+    return {"message": {"content": content, **more}, "finish_reason": finish_reason, "logprobs": None}
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "failure"),
+    [
+        (message(None), None, "empty"),
+        (message(None, "length", reasoning_content="First I compare"), None, "cut off"),
+        (message([]), None, "empty"),
+        (message(None, "tool_calls", tool_calls=[]), None, "empty"),
+        (message(None, "content_filter"), None, "refusal"),
+        (message(None, refusal="I would rather not."), None, "refusal"),
+        (message([{"type": "thinking", "thinking": "M is longer"}, {"type": "text", "text": "M"}]), 0.0, None),
+        (message("m", "an unknown reason"), 1.0, None),
+        ({"message": {}, "logprobs": {"content": []}}, None, "empty"),
+    ],
+)
+def test_a_verdict_of_nothing_has_failed_and_is_not_asked_for_again(
+    path: Path, said: dict[str, Any], verdict: float | None, failure: str | None
+) -> None:
+    with FakeJudge(odd={"theirs 0\\n": said}) as server:
+        found = make_judge(path, server.url, protocol="text").ask(QUESTIONS[:2])
+        assert make_judge(path, server.url, protocol="text").ask(QUESTIONS[:2]) == found
+        assert len(server.asked) == 2
+    assert found[0] is not None
+    assert (found[0].verdict, found[0].failure) == (verdict, failure)
+    assert found[1] is not None
+    assert found[1].failure is None
+
+
+def test_log_probabilities_without_rivals(path: Path) -> None:
+    alone = {"logprobs": {"content": [{"token": "M", "logprob": -0.1, "top_logprobs": None}]}}
+    with FakeJudge(odd={"theirs 0\\n": alone}) as server:
+        assert values(make_judge(path, server.url).ask(QUESTIONS[:1])) == [0.0]
+
+
 def test_a_server_in_trouble_is_asked_again_and_every_verdict_comes(path: Path) -> None:
     with FakeJudge() as server, FaultProxy(server.url, share=0.6, seed=3, most=2, delay=0.05) as proxy:
         judge = make_judge(path, proxy.url, retries=6)
@@ -199,8 +236,9 @@ def test_the_price_is_estimated_before_anything_is_asked(path: Path) -> None:
     assert f"about {money:,.2f}" in said(judge)
 
 
-def test_tokens_that_are_not_reported_are_counted_as_expected(path: Path) -> None:
-    with FakeJudge(usage=False) as server:
+@pytest.mark.parametrize("usage", [False, {"prompt_tokens": None}, {"prompt_tokens": None, "completion_tokens": None}])
+def test_tokens_that_are_not_reported_are_counted_as_expected(path: Path, usage: Any) -> None:
+    with FakeJudge(usage=usage) as server:
         judge = make_judge(path, server.url, **PRICES)
         judge.ask(QUESTIONS[:2])
     assert judge.costs.spent > 0

@@ -22,6 +22,7 @@ from fault_proxy import FAULTS, RETRY_AFTER, FaultProxy
 
 from crosspref.data.records import Response, derive_seed
 from crosspref.engines import EngineSettings
+from crosspref.engines.server.client import KEPT
 from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.server.scorer import ServerScorer
 from crosspref.engines.transformers.sampler import TransformersSampler
@@ -58,7 +59,7 @@ def server(models: Pair) -> Iterator[FakeOpenAIServer]:
 def _fresh(server: FakeOpenAIServer) -> Iterator[None]:
     """What a test changed about the server is set back."""
     yield
-    server.changes, server.key, server.context = {}, None, 1024
+    server.changes, server.around, server.key, server.context = {}, {}, None, 1024
 
 
 def engine_settings(pair: Pair, url: str, **settings: Any) -> EngineSettings:
@@ -265,9 +266,15 @@ def test_answers_of_another_model_stop_at_once(models: Pair, server: FakeOpenAIS
         ("tokens", {"token_ids": [7, END, 8], "finish_reason": "stop"}, "has token 2 at place 1"),
         ("tokens", {"token_ids": [7], "finish_reason": "abort"}, "by 'abort'"),
         ("tokens", {"finish_reason": None}, "choices.0.finish_reason"),
-        ("chat", {"message": {"role": "assistant", "content": None}}, "choices.0.message.content"),
-        ("chat", {"finish_reason": "content_filter"}, "by 'content_filter'"),
-        ("chat", {"finish_reason": "tool_calls"}, "by 'tool_calls'"),
+        ("chat", {"message": {"role": "assistant", "content": 7}}, "choices.0.message.content"),
+        ("chat", {"message": {"content": [{"type": "image_url"}]}}, "part of the kind 'image_url'"),
+        ("chat", {"message": {"content": ["Hola."]}}, "choices.0.message.content"),
+        ("chat", {"message": None}, "choices.0.message"),
+        ("chat", {"finish_reason": None}, "choices.0.finish_reason"),
+        ("chat", {"finish_reason": "content_filter"}, "by 'content_filter'.*'Hi!'"),
+        ("chat", {"finish_reason": "tool_calls", "message": {"content": None}}, "by 'tool_calls'"),
+        ("chat", {"finish_reason": "eos_token"}, "by 'eos_token'"),
+        ("tokens", {"token_ids": [], "finish_reason": "stop"}, "after 0 of 12 tokens by 'stop'"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_no_response(
@@ -275,8 +282,63 @@ def test_an_answer_that_makes_no_sense_is_no_response(
 ) -> None:
     sampler = make_sampler(models, server.url, retries=0, protocol=protocol)
     server.changes = changes
-    with pytest.raises(ServerError, match=said):
+    with pytest.raises(ServerError, match=said) as caught:
         draw(sampler, [(INSTRUCTIONS[0], [1])])
+    assert str(caught.value).endswith(KEPT) or "vocabulary" in said
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize("around", [{"choices": []}, {"choices": None}, {"choices": [{}, {}]}])
+@pytest.mark.parametrize("protocol", ["tokens", "chat"])
+def test_an_answer_without_its_one_choice_is_asked_for_again_and_then_an_error(
+    protocol: str, around: dict[str, Any], models: Pair, server: FakeOpenAIServer
+) -> None:
+    sampler = make_sampler(models, server.url, retries=1, protocol=protocol)
+    server.around = around
+    server.asked.clear()
+    with pytest.raises(ServerError, match=r"in 2 attempts; the last one: choices.*Finished shards are kept"):
+        draw(sampler, [(INSTRUCTIONS[0], [1])])
+    assert len(server.asked) == 2
+
+
+THOUGHT = "The person greets me, so ..."
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "reasoning_content": THOUGHT}, ""),
+        ({"content": "", "reasoning": THOUGHT}, ""),
+        ({"role": "assistant"}, ""),
+        ({"content": []}, ""),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}]}, ""),
+        ({"content": [{"type": "text", "text": "Hola, "}, {"type": "text", "text": "¿qué tal?"}]}, "Hola, ¿qué tal?"),
+        ({"content": "Hola.", "reasoning_content": THOUGHT}, "Hola."),
+        ({"content": None, "refusal": "No puedo."}, "No puedo."),
+    ],
+)
+def test_an_answer_may_be_empty_or_in_parts(
+    message: dict[str, Any], text: str, finish_reason: Any, models: Pair, server: FakeOpenAIServer
+) -> None:
+    """The same seed would bring the same again: it is stored, and asked for once."""
+    sampler = make_sampler(models, server.url, protocol="chat")
+    server.changes = {"message": message, "finish_reason": finish_reason}
+    server.asked.clear()
+    assert draw(sampler, [(INSTRUCTIONS[0], [1])]) == [[Sampled(text, None, finish_reason)]]
+    assert len(server.asked) == 1
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": None, "prompt_tokens": None}])
+@pytest.mark.parametrize("protocol", ["tokens", "chat"])
+def test_tokens_need_not_be_counted(
+    protocol: str, usage: Any, models: Pair, server: FakeOpenAIServer, expected: Answers
+) -> None:
+    sampler = make_sampler(models, server.url, retries=0, protocol=protocol)
+    server.around = {"usage": usage}
+    assert [row.text for rows in draw(sampler) for row in rows] == [row.text for rows in expected for row in rows]
 
 
 @pytest.mark.usefixtures("_fresh")

@@ -1,12 +1,14 @@
 """Sampling from a server that speaks OpenAI's protocol: as token ids, or as chat messages and text."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, StrictInt
 
 from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
+from crosspref.engines.server.chat import Message, Usage
 from crosspref.engines.server.client import ServerClient
 from crosspref.engines.transformers.models import describe_model, longest_prompt
 from crosspref.errors import ServerError
@@ -23,22 +25,14 @@ class _Completion(BaseModel):
     choices: tuple[_Continuation]
 
 
-class _Message(BaseModel):
-    content: str
-
-
 class _Turn(BaseModel):
-    message: _Message
+    message: Message
     finish_reason: str
-
-
-class _Usage(BaseModel):
-    completion_tokens: int = 0
 
 
 class _Chat(BaseModel):
     choices: tuple[_Turn]
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class ServerSampler:
@@ -103,7 +97,9 @@ class ServerSampler:
         if self.as_tokens:
             answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **body)
         else:
-            answer = self.client.complete(self.model, self._read_text, messages=as_messages(instruction), **body)
+            messages = as_messages(instruction)
+            read = partial(self._read_text, messages[-1]["content"])
+            answer = self.client.complete(self.model, read, messages=messages, **body)
         sampled, tokens = await answer
         advance(1, tokens)
         return sampled
@@ -115,7 +111,7 @@ class ServerSampler:
         if ids is None:
             raise ServerError(
                 f"{self.model} returns no token ids: it does not know return_token_ids, as vLLM does. Set "
-                "server.protocol: chat, which takes text."
+                f"server.protocol: chat, which takes text. {self.client.kept}"
             )
         strange = [token for token in ids if not 0 <= token < self.vocabulary]
         if strange:
@@ -129,18 +125,21 @@ class ServerSampler:
             f"{self.model} ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens by {reason!r}, "
             f"which {'does not end' if end is None else f'has token {ids[end]} at place {end}, which ends'} a turn. A "
             "response ends at one of the tokens that end a turn "
-            f"({', '.join(map(str, self.ends))}) or at the limit. vLLM does so with --generation-config vllm."
+            f"({', '.join(map(str, self.ends))}) or at the limit. vLLM does so with --generation-config vllm. "
+            f"{self.client.kept}"
         )
 
-    def _read_text(self, content: bytes) -> tuple[Sampled, int]:
+    def _read_text(self, asked: str, content: bytes) -> tuple[Sampled, int]:
+        """Return a response from text. An empty one is a response, too: asked again, the model would say it again."""
         chat = _Chat.model_validate_json(content)
         [turn] = chat.choices
-        tokens = chat.usage.completion_tokens if chat.usage else 0
+        tokens = (chat.usage and chat.usage.completion_tokens) or 0
         if turn.finish_reason == "stop":
-            return self.tokenizer.text_answer(turn.message.content, "stop", tokens), tokens
+            return self.tokenizer.text_answer(turn.message.text, "stop", tokens), tokens
         if turn.finish_reason == "length":
-            return self.tokenizer.text_answer(turn.message.content, "length", tokens), tokens
+            return self.tokenizer.text_answer(turn.message.text, "length", tokens), tokens
         raise ServerError(
             f"{self.model} ended a response by {turn.finish_reason!r}, and not by itself or at the limit, so it is not "
-            "stored. Switch filters, tools and reasoning parsers of the server off, or leave that prompt out."
+            f"stored. Its prompt begins {asked[:60]!r}. Switch filters, tools and reasoning parsers of the server off, "
+            f"or leave that prompt out. {self.client.kept}"
         )

@@ -85,7 +85,8 @@ class ServerScorer:
             if choice.prompt_logprobs is None:
                 raise ServerError(
                     f"{model} returns no log-probabilities of a prompt: it does not know prompt_logprobs, as vLLM "
-                    "does. Set reward.engine: transformers, or serve policy and reference with vLLM."
+                    "does. Set reward.engine: transformers, or serve policy and reference with vLLM. "
+                    f"{self.client.kept}"
                 )
             if len(choice.prompt_logprobs) != len(ids):
                 raise ValueError(f"{len(choice.prompt_logprobs)} log-probabilities of {len(ids)} tokens")
@@ -100,7 +101,7 @@ class ServerScorer:
             if max(values) > ROUNDING:
                 raise ServerError(
                     f"{model} returns {max(values):.4g} as a log-probability, which is above 0. vLLM does so when it "
-                    "is started with another --logprobs-mode than raw_logprobs."
+                    f"is started with another --logprobs-mode than raw_logprobs. {self.client.kept}"
                 )
             return math.fsum(values)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from crosspref.engines.server.chat import Message, Usage
 from crosspref.errors import BudgetError, RecipeError, RefusedError, ServerError
 from crosspref.run.progress import Meter, Reporter
 from crosspref.suites.judge.questions import NO_LOGPROBS, REFUSAL, REFUSED, Decoding, Question
@@ -202,33 +203,23 @@ class Costs:
 class _Token(BaseModel):
     token: str
     logprob: float
-    top_logprobs: list["_Token"] = []
+    top_logprobs: list["_Token"] | None = None
 
 
 class _Logprobs(BaseModel):
     content: list[_Token] | None = None
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
 class _Choice(BaseModel):
-    message: _Message
+    message: Message
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class _Reply(BaseModel):
     model: str | None = None
     choices: tuple[_Choice]
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Round:
@@ -360,15 +351,16 @@ class _Round:
         finally:
             costs.reserved -= cost
         read = round(question.size * costs.tokens_per_byte)
-        expected = {"prompt_tokens": read, "completion_tokens": most_written, "estimated": 1}
-        usage: dict[str, int] = reply.usage.model_dump() if reply.usage else expected
+        usage: dict[str, int] = reply.usage.model_dump(exclude_none=True) if reply.usage else {}
+        if len(usage) < len(Usage.model_fields):
+            usage = {"prompt_tokens": read, "completion_tokens": most_written, **usage, "estimated": 1}
         costs.count(usage)
         costs.tokens_per_byte = max(costs.tokens_per_byte, usage["prompt_tokens"] / max(question.size, 1))
         [choice] = reply.choices
         logprobs, failure = None, None
         if way == "logprobs":
             first = next(iter((choice.logprobs and choice.logprobs.content) or []), None)
-            logprobs = first and {place.token: place.logprob for place in [first, *first.top_logprobs]}
+            logprobs = first and {place.token: place.logprob for place in [first, *(first.top_logprobs or ())]}
             failure = None if first else NO_LOGPROBS
         if choice.message.refusal or choice.finish_reason == "content_filter":
             failure = REFUSAL
@@ -377,7 +369,7 @@ class _Round:
             way,
             usage,
             failure=failure,
-            text=choice.message.content or choice.message.refusal,
+            text=choice.message.text or None,
             logprobs=logprobs,
             answered_as=reply.model,
             finish_reason=choice.finish_reason,
@@ -389,7 +381,7 @@ class _Round:
             return _Reply.model_validate_json(body)
         except ValidationError:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                self.judge.costs.count(_Usage.model_validate(from_json(body)["usage"]).model_dump())
+                self.judge.costs.count(Usage.model_validate(from_json(body)["usage"]).model_dump(exclude_none=True))
             raise
 
     def _verdict(self, question: Question, way: Way, usage: Mapping[str, int], **answer: Any) -> Verdict:
