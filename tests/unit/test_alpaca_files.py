@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from crosspref.data.items import Item, Problems, join
+from crosspref.data.items import Item, Problems, join, read_items
 from crosspref.data.rows import Row, RowError
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
-from crosspref.suites.xalpaca.files import OUTPUTS, read_items, read_preference, write_json
+from crosspref.suites.xalpaca.files import OUTPUTS, read_preference, write_json
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:
@@ -55,6 +55,7 @@ def test_duplicated_ids_are_counted_and_ambiguous_ones_left_out() -> None:
             {"id": 4.0, "instruction": "e"},
         ),
         problems,
+        "items",
     )
     assert [(item.item_id, item.place) for item in found] == [("1", 0), ("4", 6)]
     assert problems == {"duplicated ids": 2, "items without id or text": 2}
@@ -119,7 +120,8 @@ def test_a_broken_row_keeps_the_place_of_those_behind_it(tmp_path: Path) -> None
     for asked in (None, ["en"]):
         problems = Problems()
         found = read_languages(str(file), "items", asked, OUTPUTS)
-        assert [(item.item_id, item.place) for item in read_items(found["en"], problems)] == [("0", 0), ("2", 2)]
+        items = read_items(found["en"], problems, "items")
+        assert [(item.item_id, item.place) for item in items] == [("0", 0), ("2", 2)]
         assert problems["items without id or text"] == 1
     file.write_text("\n".join([*lines[:2], lines[2][:-9], lines[3]]))
     with pytest.raises(RowError, match="it is en before it and es after it") as caught:
@@ -144,5 +146,5 @@ def test_two_files_of_one_language_are_refused(tmp_path: Path) -> None:
 
 def test_half_a_character_is_no_text() -> None:
     problems = Problems()
-    assert read_items(rows({"id": 1, "instruction": "a \ud83d"}), problems) == []
+    assert read_items(rows({"id": 1, "instruction": "a \ud83d"}), problems, "items") == []
     assert problems["items without id or text"] == 1

@@ -19,12 +19,12 @@ from crosspref.run.progress import Reporter
 from crosspref.stages.evaluate import Bootstrap, compare, measure
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
-from crosspref.suites.work import Evaluation, find_target
+from crosspref.suites.work import Evaluation, find_target, without_models
 
 FILES = ("responses", "scores", "baseline_scores")
 """Options of the stage alone, which takes files and no target."""
 OF_SUITES = ("suite", "file", "judge", "annotations", "languages")
-"""Options of suites, which need a target."""
+"""Options of suites, which need a target, or answers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     suites.add_argument("--languages", help="only these languages, for example en,es,fr; all if left out")
     suites.add_argument("--annotations", metavar="FILE", help="verdicts made elsewhere, in alpaca_eval's format")
+    suites.add_argument(
+        "--answers",
+        metavar="PATH",
+        help="a file or directory of answers that exist already, in the place of RUN_OR_MODEL; with --out",
+    )
 
 
 def execute(options: argparse.Namespace) -> None:
     """Evaluate a target by a suite, or files without one."""
-    if options.target is None:
+    if options.target is None and options.answers is None:
         _check_alone(options)
         _evaluate_files(options)
     else:
@@ -96,11 +101,14 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     for language in languages or ():
         language_name(language)
     reporter = Reporter()
-    replay, annotations = judge[1] if len(judge) == 2 else None, options.annotations
-    target = find_target(options.target, options.out, settings, reporter)
-    evaluation = Evaluation(
-        settings, target, reporter, languages, replay and Path(replay), annotations and Path(annotations)
-    )
+    replay = judge[1] if len(judge) == 2 else None
+    if options.answers is not None:
+        target = without_models(options.target, options.out, settings)
+    else:
+        target = find_target(options.target, options.out, settings, reporter)
+    files = {"replay": replay, "annotations": options.annotations, "given": options.answers}
+    places = {name: Path(file).expanduser() for name, file in files.items() if file is not None}
+    evaluation = Evaluation(settings, target, reporter, languages, **places)
     print_reports(evaluation.run(options.suite))
     print(f"Written: {target.folder}")
 

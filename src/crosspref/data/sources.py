@@ -193,8 +193,7 @@ def language_files(folder: Path, name: str, inside: str | None = None) -> dict[s
     files: dict[str, tuple[str, Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and inside is not None:
-            within = [file for file in _data_files(entry) if split_name(file)[0] == inside]
-            within += _data_files(entry / inside) if (entry / inside).is_dir() else []
+            within = _files_inside(entry, inside)
             files |= {str(file.relative_to(folder)): (as_tag(entry.name), file) for file in within}
     files |= {file.name: (as_tag(split_name(file)[0]), file) for file in _data_files(folder)}
     by_tag: dict[str, str] = {}
@@ -219,6 +218,12 @@ def all_language_files(folder: Path, name: str, inside: str | None = None) -> di
                 f"{file.name} so that it begins with {tags[stem]}, or put it elsewhere."
             )
     return language_files(folder, name, inside)
+
+
+def _files_inside(folder: Path, inside: str) -> list[Path]:
+    """Return ``INSIDE.json`` in a folder, and the files in its folder ``INSIDE``."""
+    files = [file for file in _data_files(folder) if split_name(file)[0] == inside]
+    return files + (_data_files(folder / inside) if (folder / inside).is_dir() else [])
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -280,7 +285,8 @@ def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside:
     """Return the rows of each language: of ``DIR/es.json``, of ``DIR/es/INSIDE.json``, or by a file's column language.
 
     ``what`` is the setting that names the source. A file without such a column is taken for the one language that is
-    asked for; of a broken row the rows around it tell the language.
+    asked for; of a broken row the rows around it tell the language. In a directory without languages the file is
+    ``DIR/INSIDE.json``, or the only one in ``DIR/INSIDE``.
 
     Raises:
         DataError: there is nothing to read, or a file cannot be read.
@@ -290,11 +296,18 @@ def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside:
         raise DataError(f"{what}: there is no file or directory {source}.")
     if path.is_dir():
         files = (all_language_files if wanted is None else language_files)(path, source, inside)
-        if not files:
-            raise DataError(f"{what}: the directory {source} has no file of a language, such as es.json.")
         tags = match_languages(f"{what}: the directory {source}", files, list(files) if wanted is None else wanted)
-        return {language: read_language(files[tag], str(files[tag]), tag) for language, tag in tags.items()}
-    rows = _by_column(read_file(path, f"{what} {source}"), wanted)
+        if files:
+            return {language: read_language(files[tag], str(files[tag]), tag) for language, tag in tags.items()}
+        within = _files_inside(path, inside)
+        if len(within) != 1:
+            there = ", ".join(sorted(entry.name for entry in path.iterdir())[:20]) or "nothing"
+            raise DataError(
+                f"{what}: the directory {source} has no file of a language, such as es.json or es/{inside}.json, and "
+                f"{len(within) or 'no'} files {inside}.json or {inside}/NAME.json. It has: {there}. Name one file."
+            )
+        path = within[0]
+    rows = _by_column(read_file(path, f"{what} {path}"), wanted)
     tags = match_languages(f"{what} {source}", rows, list(rows) if wanted is None else wanted)
     return {language: rows[tag] for language, tag in tags.items()}
 

@@ -14,7 +14,8 @@ a field of ``settings.EvaluationSettings``. It finds in ``work`` (``suites.work.
   before, for whichever model or suite, is asked again; an answer that cannot be read is a verdict with a ``failure``;
 - ``work.reporter``: says lines and shows progress.
 
-``work.answers`` answers prompts with a candidate, in shards that are resumed; a prompt may be a conversation. Touch
+``work.answers`` answers prompts with a candidate, in shards that are resumed; a prompt may be a conversation. Where
+``work.given`` is set, no model answers: ``work.given_answers`` returns answers that exist already, by model. Touch
 ``work.judge`` before models answer, so that a judge without a name shows early. ``results`` has what suites share:
 ``write_results`` writes their tables, ``changes_of`` and ``changes_reports`` say what differs between models. A suite
 returns reports: they are printed, and their Markdown is written to ``target.folder / "NAME.md"``. Names of judges,

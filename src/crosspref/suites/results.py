@@ -127,7 +127,7 @@ def describe(
         "suite": suite,
         "judge": work.judge.describe() if work.annotations is None else {"annotations": str(work.annotations)},
         **prompts,
-        "answers": settings.answers.model_dump(mode="json"),
+        "answers": settings.answers.model_dump(mode="json") if work.given is None else {"files": work.sources},
         "settings": getattr(settings, suite).model_dump(mode="json"),
         "seed": settings.seed,
         "resamples": settings.resamples,
@@ -158,10 +158,16 @@ def about_notes(about: Mapping[str, Any]) -> list[str]:
     notes, judge = [], about["judge"]
     if "decoding" in judge:
         notes.append(f"Judge: {how_judged(judge['judge'], ', ', judge)}.")
+    notes += answers_notes(about["answers"].get("files", {}))
     for by_place in (about["failures"], about["problems"]):
         for where, counts in by_place.items():
             notes.append(f"{where}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items() if count))
     return notes
+
+
+def answers_notes(sources: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the note on the files that models' answers were read from; none where models answered."""
+    return [f"The answers of {model} were not sampled here: {', '.join(files)}." for model, files in sources.items()]
 
 
 def changes_reports(title: str, changes: Sequence[ModelChange], note: str, digits: int = 1) -> list[Report]:

@@ -84,8 +84,8 @@ class XAlpacaSettings(Settings):
 
     items: str | None = Field(
         None,
-        description="The instructions (columns id and instruction): a directory with one file per language, such as "
-        "es.json, or one file with a column language.",
+        description="The instructions (columns instruction and, if there are ids, id): a directory with one file per "
+        "language, such as es.json, or one file with a column language.",
     )
     baseline: str | None = Field(
         None, description="The baseline's answers, in the same layout and alpaca_eval's format (instruction, output)."

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.sample import Drawing, sample, thinking_cut
 from crosspref.suites import find_suite
+from crosspref.suites.given import Given, read_given
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.settings import EvaluationSettings
@@ -74,6 +75,8 @@ class Evaluation:
 
     ``languages`` are the only ones to measure, or None for all that the suite's files have. ``replay`` is a file of
     verdicts with which nobody is asked; ``annotations`` are verdicts made elsewhere, for the suites that read them.
+    ``given`` is where answers are that exist already; then no model answers. ``sources`` are the files of each model
+    whose answers were read from there.
     """
 
     settings: EvaluationSettings
@@ -82,6 +85,8 @@ class Evaluation:
     languages: Sequence[str] | None = None
     replay: Path | None = None
     annotations: Path | None = None
+    given: Path | None = None
+    sources: dict[str, list[str]] = field(default_factory=dict, init=False)
 
     def run(self, suite: str) -> list[Report]:
         """Measure by a suite, write its report as Markdown, and return it.
@@ -93,6 +98,8 @@ class Evaluation:
         evaluate = find_suite(suite)
         if self.replay is not None and self.annotations is not None:
             raise RecipeError("--judge replay and --annotations contradict each other: both give the verdicts.")
+        if self.given is not None and self.annotations is not None:
+            raise RecipeError("--answers and --annotations contradict each other: both give the answers.")
         with RunDirectory(self.target.folder).locked():
             reports = evaluate(self)
             write_text(self.target.folder / f"{suite}.md", "\n".join(report.markdown() for report in reports))
@@ -104,6 +111,14 @@ class Evaluation:
         replayed = self.replay is not None
         log = VerdictLog.open(self.replay or self.target.folder / "verdicts.jsonl", writable=not replayed)
         return Judge(self.settings.judge, log, self.reporter, replayed=replayed)
+
+    def given_answers(self, languages: Sequence[str] | None) -> list[Given]:
+        """Return the answers that exist already, by model; none if models are to answer."""
+        if self.given is None:
+            return []
+        found = read_given(self.given, languages, next((model.name for model in self.target.models), None))
+        self.sources.update({given.model: given.files for given in found})
+        return found
 
     def answers(
         self,
@@ -196,6 +211,17 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
     except ModelError as error:  # its answers may be stored, or judged elsewhere
         models = [Candidate(name, None, str(error))]
     return Target(Path(out), models, _answering(settings))
+
+
+def without_models(name: str | None, out: str | None, settings: EvaluationSettings) -> Target:
+    """Return the target of answers that exist already; ``name`` is their model's, where they name none.
+
+    Raises:
+        RecipeError: there is no ``out``.
+    """
+    if out is None:
+        raise RecipeError("--answers: the results need a place. Name one with --out DIR.")
+    return Target(Path(out), [Candidate(name, None)] if name else [], _answering(settings))
 
 
 def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:

@@ -8,7 +8,7 @@ from crosspref.data.records import Prompt, as_messages
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report, write_table
-from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_questions
+from crosspref.suites.mtbench.files import QUESTIONS, REFERENCES, TwoTurns, read_answers, read_questions
 from crosspref.suites.mtbench.results import NAME, Judgement, Turn, write
 from crosspref.suites.work import Candidate, Evaluation
 
@@ -28,7 +28,10 @@ def evaluate(work: Evaluation) -> list[Report]:
     problems: dict[str, Problems] = {}
     questions = _questions(work, problems)
     judge = work.judge
-    turns = [turn for candidate in work.target.models for turn in _answer(work, candidate, questions)]
+    if work.given is not None:
+        turns = _given(work, questions, problems)
+    else:
+        turns = [turn for candidate in work.target.models for turn in _answer(work, candidate, questions)]
     for turn in turns:
         turn.prepare(without_reference=work.settings.mtbench.without_reference == "judge")
     # Ask about every model and language at once, so that the price estimate covers everything.
@@ -82,6 +85,22 @@ def _say_missing(work: Evaluation, language: str, questions: Sequence[TwoTurns],
         f"mtbench {language}: {missing} of {2 * len(needed)} turns of math, reasoning and coding have no reference "
         f"answer, and are {fate}{advice}."
     )
+
+
+def _given(work: Evaluation, questions: Questions, problems: Mapping[str, Problems]) -> list[Turn]:
+    """Return both turns of every question, with answers that exist already."""
+    turns = []
+    for given in work.given_answers(list(questions)):
+        for language, every in questions.items():
+            ids = [question.question_id for question in every]
+            rows = given.known(language, ids, problems[language], work.reporter)
+            answers = read_answers(rows, every, problems[language])
+            turns += [
+                Turn(given.model, language, question, number, answers.get(question.question_id, ())[:number])
+                for question in every
+                for number in (1, 2)
+            ]
+    return turns
 
 
 Asked = tuple[str, TwoTurns]

@@ -3,11 +3,14 @@
 What cannot be used is counted, and the rest is used. References are joined by id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
 
-from crosspref.data.items import Item, Problems, id_of, join, unique
-from crosspref.data.rows import Row, text_problem
+from crosspref.data.items import Item, Problems, columns_error, id_of, join, unique
+from crosspref.data.rows import Row, column_names, is_unicode, text_problem
+from crosspref.data.sources import ID_COLUMNS, TEXT_COLUMNS
 
 QUESTIONS, REFERENCES = "question", "reference_answer"
 """Names of a language's files where each language has a folder."""
@@ -65,17 +68,46 @@ def read_questions(rows: Sequence[Row], references: Sequence[Row], problems: Pro
             question = TwoTurns(question_id, category, (turns[0], turns[1]), given)
             read.append((question_id, (category, turns), question))
     questions = unique(read, problems).values()
-    items = [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
-    joined = join(references, items, "choices", problems)
+    joined = join(references, _items(questions), "choices", problems)
     return [_with_references(question, joined.get(question.question_id)) for question in questions]
+
+
+def read_answers(rows: Sequence[Row], questions: Sequence[TwoTurns], problems: Problems) -> dict[str, tuple[str, ...]]:
+    """Return a model's answers by question: the turns of the first choice, up to the first that is no text.
+
+    Raises:
+        DataError: no row has choices, or ids or questions.
+    """
+    there = column_names(rows)
+    for which, columns in (("no choices", ("choices",)), ("no ids of questions", (*ID_COLUMNS, *TEXT_COLUMNS))):
+        if there and not {*there} & {*columns}:
+            raise columns_error("--answers", rows, which, columns)
+    answers = {}
+    for question_id, row in join(rows, _items(questions), "choices", problems).items():
+        turns = _first_choice(row)
+        texts = takewhile(lambda turn: isinstance(turn, str) and is_unicode(turn), turns)
+        answers[question_id] = tuple(texts)
+        problems["answers that are not two texts"] += len(answers[question_id]) != len(turns) or len(turns) != 2
+    return answers
+
+
+def _items(questions: Iterable[TwoTurns]) -> list[Item]:
+    return [Item(question.question_id, place, question.turns[0]) for place, question in enumerate(questions)]
+
+
+def _first_choice(row: Row) -> list[Any]:
+    """Return the turns of a row's first choice."""
+    match row.values.get("choices"):
+        case [{"turns": [*turns]}, *_]:
+            return turns
+    return []
 
 
 def _with_references(question: TwoTurns, row: Row | None) -> TwoTurns:
     """Return a question with the references in a row's first choice; without these it keeps its own."""
-    choices = None if row is None else row.values.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+    if row is None:
         return question
-    first, second = _references(choices[0].get("turns"))
+    first, second = _references(_first_choice(row))
     return replace(question, references=(first or question.references[0], second or question.references[1]))
 
 

@@ -281,7 +281,7 @@ def _about(work: Evaluation, turns: Sequence[Turn], problems: Mapping[str, Probl
             failures.setdefault(f"{turn.model} {turn.language}", Counter())[f"turns: {turn.failure}"] += 1
     prompts = {"prompts": describe_prompts(), "temperatures": TEMPERATURES, "with_reference": list(WITH_REFERENCE)}
     about = describe(work, NAME, prompts, failures, problems)
-    del about["answers"]["temperature"]  # each category has its own
+    about["answers"].pop("temperature", None)  # each category has its own
     return about
 
 

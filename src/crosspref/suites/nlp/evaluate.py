@@ -46,8 +46,8 @@ def evaluate(work: Evaluation) -> list[Report]:
         DataError: nothing could be measured.
         RunError: stored results were made otherwise.
     """
-    if work.replay is not None or work.annotations is not None:
-        raise RecipeError("The suite nlp asks no judge: leave out --judge and --annotations.")
+    if any(path is not None for path in (work.replay, work.annotations, work.given)):
+        raise RecipeError("The suite nlp asks no judge: leave out --judge, --annotations and --answers.")
     languages = _languages(work)
     harness = find_engine("harness", "lm_eval")()
     measured = Measured(harness.version, languages)

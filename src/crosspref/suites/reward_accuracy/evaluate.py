@@ -26,7 +26,7 @@ from crosspref.suites.reward_accuracy.judges import (
     ask_reward_model,
     write_sheet,
 )
-from crosspref.suites.reward_accuracy.pairs import IMBALANCE, Sample, draw_samples
+from crosspref.suites.reward_accuracy.pairs import IMBALANCE, Sample, draw_samples, given_samples
 from crosspref.suites.reward_accuracy.rates import (
     ALL,
     Accuracy,
@@ -76,7 +76,7 @@ def evaluate(work: Evaluation) -> list[Report]:
     named = work.settings.judge.model is not None or work.replay is not None
     # A judge whose address alone is given is meant to be asked, and its missing name an error.
     judge = work.judge if named or "url" in work.settings.judge.model_fields_set else None
-    samples = draw_samples(work)
+    samples = draw_samples(work) if work.given is None else given_samples(work)
     pairs = list({row.comparison.pair_id: row.comparison for sample in samples for row in sample.sampled}.values())
     sheet = work.target.folder / NAME / "sheet.csv"
     if not write_sheet(sheet, pairs):
@@ -138,6 +138,7 @@ def _about(
         "prompt_sha256": hashlib.sha256(json.dumps(template.messages).encode()).hexdigest(),
         "settings": work.settings.reward_accuracy.model_dump(mode="json"),
         "seed": work.settings.seed,
+        "files": work.sources,
         "reward_model_of_the_run": None if run is None else load_recipe(run.recipe).reward.reward_model,
         "failures": failures,
         "alike": {
@@ -148,7 +149,9 @@ def _about(
 
 
 def _symbol(reward: str, iteration: int) -> str:
-    """Return what stands for a reward in a table: its symbol, and the policy that it comes from."""
+    """Return what stands for a reward in a table: its symbol, and the policy that it comes from, if it is a run's."""
+    if not iteration:
+        return reward
     return f"{'LIDR' if reward == IMBALANCE else SYMBOLS.get(reward, reward)}, pi_{iteration - 1}"
 
 
@@ -167,6 +170,7 @@ def _accuracy_report(rows: Sequence[Accuracy], about: Mapping[str, Any]) -> Repo
 
 def _notes(rows: Sequence[Accuracy], about: Mapping[str, Any]) -> list[str]:
     notes = [_described(name, judge) for name, judge in about["judges"].items()]
+    notes += results.answers_notes(about["files"])
     contradicted = sum(row.contradicted for row in rows if row.kind == JUDGE and row.language != ALL)
     ties = sum(row.ties for row in rows if row.kind == JUDGE and row.language != ALL)
     if ties:

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from crosspref.data.items import MODEL_COLUMNS, Problems, columns_error, join_answers, read_items
 from crosspref.data.records import Instruction, Pair, as_instruction, derive_seed
+from crosspref.data.rows import Row, column_names
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
 from crosspref.recipe.files import load_recipe
 from crosspref.run.job import Job
 from crosspref.run.store import digest_of
 from crosspref.stages.select.phase import pairs_by
+from crosspref.suites.given import WHAT, Given
+from crosspref.suites.settings import EvaluationSettings
 from crosspref.suites.work import Evaluation
+
+REWARD_COLUMNS = ("reward", "implicit_reward", "score")
+"""Where rows of answers have what a reward says of them."""
 
 IMBALANCE = "language_imbalance"
 """Stands in the place of the reward for pairs by language imbalance, which have none (A.5)."""
@@ -32,6 +39,17 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a reward chose of two answers to a prompt, and by which gap, if a reward did."""
+
+    prompt_id: str
+    instruction: Instruction
+    chosen: str
+    rejected: str
+    gap: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """One pair of a sample; ``gap`` is chosen_reward - rejected_reward, None where no reward made the pair."""
 
@@ -43,7 +61,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The sample of one reward in one iteration and language.
+    """The sample of one reward in one iteration and language; the iteration is 0 where answers were given.
 
     ``pairs`` counts those to draw from; it leaves out the ``alike`` ones, whose two answers are the same text.
     """
@@ -105,9 +123,8 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     if not languages:
         raise RecipeError(f"--languages: {run.root} has pairs in {', '.join(recipe.languages)}.")
     names = {candidate.name for candidate in work.target.models}
-    size, seed = work.settings.reward_accuracy.pairs, work.settings.seed
     samples = [
-        _sample(reward, iteration, language, pairs, size, seed)
+        _sample(reward, iteration, language, [_of_pair(pair) for pair in pairs], work.settings)
         for iteration in range(1, recipe.iterations + 1)
         if f"pi_{iteration - 1}" in names
         for reward, by_language in _pairs_by_reward(job, iteration, languages).items()
@@ -119,6 +136,63 @@ def draw_samples(work: Evaluation) -> list[Sample]:
             "made by select."
         )
     return samples
+
+
+def given_samples(work: Evaluation) -> list[Sample]:
+    """Return the samples of a reward that has rated two sets of answers, one per language.
+
+    Of two answers to an item the one with the higher reward is chosen. Rows name the reward in a column, and the item
+    by an id or by the instruction, which the first set needs to have.
+
+    Raises:
+        DataError: there are not two sets, a column is missing, or a reward is no number.
+    """
+    sets = work.given_answers(work.languages)
+    if len(sets) != 2:
+        names = ", ".join(one.model for one in sets)
+        raise DataError(
+            f"--answers: reward_accuracy needs answers of two models, and {work.given} has those of {names}. Their "
+            f"names are taken from a column ({', '.join(MODEL_COLUMNS)}), or from the files in a directory."
+        )
+    first, second = sets
+    samples = [_given_sample(work, first, second, language) for language in first.rows if language in second.rows]
+    if not any(sample.sampled for sample in samples):
+        raise DataError(
+            f"--answers: {work.given} has no item with two different answers and two different rewards, one of "
+            f"{first.model} and one of {second.model}."
+        )
+    return samples
+
+
+def _given_sample(work: Evaluation, first: Given, second: Given, language: str) -> Sample:
+    problems = Problems()
+    items = read_items(first.rows[language], problems, WHAT)
+    column, rated = "", list[dict[str, tuple[str, float]]]()
+    for given in (first, second):
+        texts, rows = join_answers(given.rows[language], items, WHAT, problems)
+        column = _reward_column(given.rows[language])
+        rated.append({item_id: (text, rows[item_id].number_in(column)) for item_id, text in texts.items()})
+    choices = []
+    for item in items:
+        both = [one[item.item_id] for one in rated if item.item_id in one]
+        if len(both) < 2:
+            problems["items without two answers"] += 1
+        elif both[0][1] == both[1][1]:
+            problems["pairs with equal rewards"] += 1
+        else:
+            (rejected, lower), (chosen, higher) = sorted(both, key=lambda answer: answer[1])
+            choices.append(_Choice(item.item_id, item.instruction, chosen, rejected, higher - lower))
+    if str(problems):
+        work.reporter.say(f"reward_accuracy {language}: {problems}, which are left out.")
+    name = f"{column}: {first.model} or {second.model}"
+    return _sample(name, 0, language, choices, work.settings)
+
+
+def _reward_column(rows: Sequence[Row]) -> str:
+    column = next((column for column in REWARD_COLUMNS if column in column_names(rows)), None)
+    if column is None:
+        raise columns_error(WHAT, rows, "no column with rewards", REWARD_COLUMNS)
+    return column
 
 
 def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict[str, dict[str, list[Pair]]]:
@@ -138,16 +212,23 @@ def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict
     return by_reward
 
 
-def _sample(reward: str, iteration: int, language: str, pairs: Sequence[Pair], size: int, seed: int) -> Sample:
+def _of_pair(pair: Pair) -> _Choice:
+    chosen, rejected = (chat[-1]["content"] for chat in (pair.chosen, pair.rejected))
+    rewards = pair.chosen_reward, pair.rejected_reward
+    gap = None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1]
+    return _Choice(pair.prompt_id, as_instruction(pair.prompt), chosen, rejected, gap)
+
+
+def _sample(
+    reward: str, iteration: int, language: str, choices: Sequence[_Choice], settings: EvaluationSettings
+) -> Sample:
     by_id: dict[str, Sampled] = {}
     alike = 0
-    for pair in sorted(pairs, key=lambda pair: pair.prompt_id):
-        chosen, rejected = (chat[-1]["content"] for chat in (pair.chosen, pair.rejected))
-        if chosen == rejected:
+    for choice in sorted(choices, key=lambda choice: choice.prompt_id):
+        if choice.chosen == choice.rejected:
             alike += 1
             continue
-        comparison, is_a = compare(language, as_instruction(pair.prompt), chosen, rejected)
-        rewards = pair.chosen_reward, pair.rejected_reward
-        gap = None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1]
-        by_id.setdefault(comparison.pair_id, Sampled(comparison, pair.prompt_id, is_a, gap))
-    return Sample(reward, iteration, language, len(by_id), alike, stratified_sample([*by_id.values()], size, seed))
+        comparison, is_a = compare(language, choice.instruction, choice.chosen, choice.rejected)
+        by_id.setdefault(comparison.pair_id, Sampled(comparison, choice.prompt_id, is_a, choice.gap))
+    drawn = stratified_sample([*by_id.values()], settings.reward_accuracy.pairs, settings.seed)
+    return Sample(reward, iteration, language, len(by_id), alike, drawn)

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from crosspref.data.items import Item, Problems, join
+from crosspref.data.items import MODEL_COLUMNS, Item, Problems, join, join_answers, read_items
 from crosspref.data.records import Prompt
 from crosspref.data.rows import Row, is_unicode
-from crosspref.data.sources import read_languages
+from crosspref.data.sources import first_of, read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import LACKING, Template
 from crosspref.suites.work import Candidate, Evaluation
-from crosspref.suites.xalpaca.files import ANNOTATIONS, OUTPUTS, read_controls, read_items, read_preference, write_json
+from crosspref.suites.xalpaca.files import ANNOTATIONS, OUTPUTS, read_controls, read_preference, write_json
 from crosspref.suites.xalpaca.prompt import OWN, ask_about, preference
 from crosspref.suites.xalpaca.results import NAME, Baseline, Contest, write
 
@@ -36,9 +36,12 @@ def evaluate(work: Evaluation) -> list[Report]:
         contests = _from_annotations(work, items, wanted, problems)
     else:
         judge, baselines = work.judge, _baselines(work, items, wanted, problems)
-        contests = [
-            contest for candidate in work.target.models for contest in _answer(work, candidate, wanted, baselines)
-        ]
+        if work.given is not None:
+            contests = _given(work, items, wanted, baselines, problems)
+        else:
+            contests = [
+                contest for candidate in work.target.models for contest in _answer(work, candidate, wanted, baselines)
+            ]
         _ask(judge, contests, template)
     if not any(contest.preferences for contest in contests):
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
@@ -53,7 +56,9 @@ def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[It
         raise RecipeError("The suite xalpaca needs its instructions: set xalpaca.items to their file or directory.")
     items = {}
     for language, rows in read_languages(settings.items, "xalpaca.items", work.languages, OUTPUTS).items():
-        items[language] = read_items(rows, problems.setdefault(language, Problems()))
+        items[language] = read_items(rows, problems.setdefault(language, Problems()), "xalpaca.items")
+        if items[language] and not items[language][0].named:
+            work.reporter.say(f"xalpaca {language}: the items have no ids, so their positions are taken, from 1.")
     for language in work.languages or ():
         if not items.get(language):
             problems.setdefault(language, Problems())["language without items"] = 1
@@ -71,26 +76,26 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
     rows = read_languages(source, "xalpaca.baseline", list(items), OUTPUTS)
     baselines = {}
     for language, every in items.items():
-        joined = join(rows.get(language, []), every, "output", problems[language])
-        outputs = {key: row.values["output"] for key, row in joined.items()}
-        texts = {key: text for key, text in outputs.items() if isinstance(text, str) and is_unicode(text)}
-        problems[language]["answers of the baseline that are not text"] += len(outputs) - len(texts)
+        own = rows.get(language, [])
+        texts, joined = join_answers(own, every, "xalpaca.baseline", problems[language])
+        problems[language]["answers of the baseline that are not text"] += len(joined) - len(texts)
         if not texts:
             problems[language]["language without baseline"] = 1
+            why = f"none of its {len(own)} rows answers an item" if own else "it has no rows"
             work.reporter.say(
-                f"xalpaca {language}: the baseline has no answers, so nothing is judged in this language."
+                f"xalpaca {language}: the baseline has no answers ({why}), so nothing is judged in this language."
             )
             continue
         there, total = sum(item.item_id in texts for item in wanted[language]), len(wanted[language])
         if there < total:
             work.reporter.say(f"xalpaca {language}: the baseline answers {there} of {total} items.")
-        baselines[language] = Baseline(_generator(joined.values(), "generator"), texts)
+        baselines[language] = Baseline(_generator(joined.values(), *MODEL_COLUMNS), texts)
     return baselines
 
 
-def _generator(rows: Iterable[Row], column: str) -> str:
-    names = list(dict.fromkeys(str(row.values[column]) for row in rows if row.values.get(column)))
-    return ", ".join(names) or "baseline"
+def _generator(rows: Iterable[Row], *columns: str) -> str:
+    names = dict.fromkeys(str(first_of(row, columns) or "") for row in rows)
+    return ", ".join(filter(None, names)) or "baseline"
 
 
 def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Mapping[str, Baseline]) -> list[Contest]:
@@ -102,6 +107,18 @@ def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Map
         Contest(candidate.name, language, items[language], baseline, answers[language], work.judge.name)
         for language, baseline in baselines.items()
     ]
+
+
+def _given(
+    work: Evaluation, items: Items, wanted: Items, baselines: Mapping[str, Baseline], problems: Mapping[str, Problems]
+) -> list[Contest]:
+    """Return the contests of answers that exist already, of one model or of several."""
+    contests = []
+    for given in work.given_answers(list(baselines)):
+        for language, baseline in baselines.items():
+            texts = given.answers(language, items[language], problems[language], work.reporter)
+            contests.append(Contest(given.model, language, wanted[language], baseline, texts, work.judge.name))
+    return contests
 
 
 def _ask(judge: Judge, contests: Sequence[Contest], template: Template) -> None:

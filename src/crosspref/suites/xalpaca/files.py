@@ -2,16 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crosspref.data.items import Item, Problems, id_of, unique
-from crosspref.data.rows import Row, read_file, read_id, text_problem
-from crosspref.data.sources import TEXT_COLUMNS, first_of
+from crosspref.data.rows import Row, read_file, read_id
 from crosspref.errors import DataError
 from crosspref.maths.alpaca import Gamed
 from crosspref.run.store import write_text
@@ -24,20 +22,6 @@ DIFFICULTY = "instruction_difficulty"
 GAMED_COLUMNS = ("index", "preference", "std_delta_len", DIFFICULTY)
 """What is read of alpaca_eval's gamed table: ``index`` is an item's place from 0, ``preference`` is in [0, 1]."""
 ADVICE = "Correct the file and give the same command again; no verdict is lost."
-
-
-def read_items(rows: Sequence[Row], problems: Problems) -> list[Item]:
-    """Return the instructions of one language, without those whose id has two different instructions."""
-
-    def items() -> Iterator[tuple[str, str, Item]]:
-        for place, row in enumerate(rows):
-            item_id, text = id_of(row), first_of(row, TEXT_COLUMNS)
-            if item_id is None or not isinstance(text, str) or text_problem(text):
-                problems["items without id or text"] += 1
-            else:
-                yield item_id, text, Item(item_id, place, text)
-
-    return list(unique(items(), problems).values())
 
 
 def read_preference(value: object) -> float | None:
