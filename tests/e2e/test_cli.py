@@ -1,6 +1,7 @@
 """The command as a person meets it: checking, watching, stopping, going on, and being told what is wrong."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from running import (
 )
 
 from crosspref.commands import command_line
+from crosspref.engines.langid import identify
 
 
 def test_check_of_a_good_recipe_says_what_it_found(command: Run, recipe_file: Path, models: Models) -> None:
@@ -188,3 +190,33 @@ def test_ctrl_c_in_a_terminal_ends_the_phase_in_its_own_process_too(
         os.killpg(parent.pid, 0)
     forks.run(*arguments, log=tmp_path / "log")
     assert_same_run(run, done)
+
+
+def test_a_full_disk_is_one_message_and_costs_nothing(
+    command: Run, recipe_file: Path, done: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands in for a disk: first tables find no room, then weights and checkpoints."""
+    run = tmp_path / "run"
+    identify("It unpacks its own model into the temporary folder at first.")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (1000, 30_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            answer = command("run", recipe_file, "--out", run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert_stopped(answer, str(run), "cannot be written")
+    assert command("run", recipe_file, "--out", run)[0] == 0
+    assert_same_run(run, done)
+
+
+def test_ranks_that_something_left_in_the_environment_change_nothing(
+    command: Run, recipe_file: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_over = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**left_over, "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = command("run", recipe_file, "--out", tmp_path / "run")
+    assert code == 0
+    assert "Phase 1 of" in errors
+    assert_same_run(tmp_path / "run", done)

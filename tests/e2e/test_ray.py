@@ -205,6 +205,24 @@ def mapped(
     return found, said, counted
 
 
+def test_workers_know_nothing_of_the_working_directory_and_of_other_launchers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wave.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def look(engine: Any, shard: Any, advance: Any) -> tuple[bool, str | None]:
+        import wave  # none that Ray itself has imported
+
+        return Path(wave.__file__).parent == tmp_path, os.environ.get("WORLD_SIZE")
+
+    settings = ray_settings()
+    with RayExecutor(settings).cluster():
+        found, _, _ = mapped(settings, look, 1)
+    assert found == [("00000000.parquet", (False, None))]
+
+
 def test_results_beyond_the_object_stores_memory_pass_through_it(small_store: None) -> None:
     def work(engine: Any, shard: Any, advance: Any) -> pa.Table:
         advance(1, 10)
