@@ -10,8 +10,9 @@ import naive
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_adapter
+from tiny import CONFIGS, SHAPE, make_adapter, make_model
 from training import LORA, PAIRS, Models, make_trainer, train, train_until
+from transformers import LlamaConfig
 
 from crosspref.engines.training.trainer import TrlTrainer
 from crosspref.engines.transformers import adapters
@@ -212,3 +213,14 @@ def test_how_a_trained_adapter_names_its_base(tiny_models: Models, adapter: Path
     assert adapters.name_of_base(hub, output) == ("owner/base", "v2")
     package = replace(hub, name="package:some_weights/tiny.gguf")
     assert adapters.name_of_base(package, output) == ("package:some_weights/tiny.gguf", None)
+
+
+def test_an_adapter_on_a_tied_embedding_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tied = LlamaConfig(vocab_size=384, tie_word_embeddings=True, **SHAPE)
+    monkeypatch.setitem(CONFIGS, "tied", lambda _: tied)
+    start = make_model(tmp_path / "start", "tied")
+    lora = LORA.model_copy(update={"target_modules": ".*embed_tokens"})
+    with pytest.raises(ModelError, match="which are one weight in its base"):
+        train(make_trainer(start, lora=lora), tmp_path)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_adapter
+from tiny import CONFIGS, SHAPE, make_adapter, make_model
+from transformers import LlamaConfig
 
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.adapters import load_files
+from crosspref.engines.transformers.adapters import load_files, load_views
 from crosspref.engines.transformers.models import Loading
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import ReleasedScorer, TransformersScorer
@@ -197,3 +198,19 @@ def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, t
     (adapter / "adapter_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ModelError, match=r"The adapter in .* cannot be loaded: .*SafetensorError"):
         load(adapter, base)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_one_of_two_tied_layers_is_refused(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged it would change both layers, and apart only one of them: two models by one name."""
+    tied = LlamaConfig(vocab_size=384, tie_word_embeddings=True, **SHAPE)
+    monkeypatch.setitem(CONFIGS, "tied", lambda _: tied)
+    base = make_model(tmp_path / "base", "tied")
+    adapter = locate_model(str(make_adapter(base, tmp_path / "adapter", modules=[module], with_base=False)))
+    for load in (lambda: load_files(adapter, Loading()), lambda: load_views([adapter], Loading())):
+        with pytest.raises(ModelError, match="which are one weight in its base"):
+            load()
+    other = locate_model(str(make_adapter(base, tmp_path / "other", modules=["q_proj"])))
+    load_files(other, Loading())

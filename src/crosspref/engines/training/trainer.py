@@ -182,6 +182,8 @@ class TrlTrainer:
             settings=settings,
             tolerance=tolerance,
         )
+        if settings.lora:
+            adapters.require_untied(trainer.accelerator.unwrap_model(trainer.model), "The adapter of train.lora")
         if lora is None and settings.lora and reference is None:
             trainer.model.delete_adapter("ref")  # TRL's copy of the start, which is the reference or is not needed
         trainer.remove_callback(transformers.PrinterCallback)

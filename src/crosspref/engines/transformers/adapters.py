@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -126,6 +127,7 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
             model.load_adapter(str(adapter), name, peft_config=config, **options)
         else:
             model = peft.PeftModel.from_pretrained(model, str(adapter), adapter_name=name, config=config, **options)
+    require_untied(model, f"The adapter in {adapter}")
     wanted = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if wanted != kept:  # peft would leave what is missing random or zero, and only warn
         raise ModelError(
@@ -134,6 +136,21 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
             f"base_model_name_or_path in {adapter / ADAPTER_CONFIG}."
         )
     return model
+
+
+def require_untied(model: peft.PeftModel, what: str) -> None:
+    """Raise ModelError if an adapter is on one of two layers that are a single weight.
+
+    Merged it changes both, and apart from the weight only one: sampling and scoring would be of two models.
+    """
+    base = model.get_base_model()
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    if base.config.get_text_config().tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in layers):
+        raise ModelError(
+            f"{what} changes the embedding or the output layer, which are one weight in its base, so "
+            "that it means one model merged and another apart. Merge it into a base with tie_word_embeddings: false, "
+            "or train one without embed_tokens and lm_head among its target_modules."
+        )
 
 
 def _is_of_base(key: str, stored: Any, model: Any) -> bool:
