@@ -1,6 +1,6 @@
 """What the stages need of an engine: small protocols with one method each, and ``close``, which frees memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from crosspref.models.locate import ModelFiles
 from crosspref.recipe.sections import TrainSettings
 
 Advance = Callable[[int, int], None]
-"""Called with finished units and the tokens they took, to show progress."""
+"""Called with finished units and the tokens they took, to show progress. A phase's own also keeps what engines tell it
+to keep, so that a kill does not cost a whole shard: see ``run.kept``. An engine need not know of that."""
 
 Work = Callable[[Any, Any, Advance], Any]
 """Makes one shard's result from an engine and the shard, and advances."""
@@ -116,8 +117,13 @@ class Scorer(Engine, Protocol):
 class ReleasedScorer(Scorer, Protocol):
     """Also computes what the paper's released scripts count, which depends on what stands beside a response."""
 
-    def score_all(self, requests: Sequence[tuple[Instruction, Sequence[Response]]]) -> list[list[LogProbs]]:
-        """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
+    def score_each(
+        self, requests: Sequence[tuple[Instruction, Sequence[Response]]], without: Collection[int] = ()
+    ) -> Iterator[list[LogProbs]]:
+        """Score the responses to each (instruction, responses) in batches of 3 in the order given.
+
+        The requests of the numbers ``without`` stand in their batches, but are left out of what is returned.
+        """
 
 
 class RewardModel(Engine, Protocol):

@@ -31,6 +31,8 @@ from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs, Sampled
 from crosspref.recipe.sections import AskingSettings, ResourceSettings, RewardSettings, SampleSettings, ServerSettings
+from crosspref.run.kept import keeping
+from crosspref.run.store import Fingerprint, Unit
 
 pytest.importorskip("openai")
 
@@ -469,3 +471,25 @@ def test_inside_a_running_event_loop(models: Pair, server: FakeOpenAIServer, exp
         return draw(make_sampler(models, server.url))
 
     assert asyncio.run(notebook()) == expected
+
+
+def test_an_answer_that_came_is_not_asked_for_again(
+    models: Pair, server: FakeOpenAIServer, expected: Answers, tmp_path: Path
+) -> None:
+    unit, fingerprint = Unit(tmp_path / "00000000.parquet"), Fingerprint({})
+    left = 5
+
+    def advance(units: int, tokens: int) -> None:
+        nonlocal left
+        left -= units
+        if left < 0:
+            raise ServerError("stopped")
+
+    with closing(make_sampler(models, server.url, concurrency=1)) as sampler:
+        with pytest.raises(ServerError, match="stopped"), keeping(advance, unit, fingerprint) as kept:
+            sampler.sample(REQUESTS, kept)
+        assert len(kept.items) == 6
+        asked = len(server.asked)
+        with keeping(lambda *_: None, unit, fingerprint) as kept:
+            assert sampler.sample(REQUESTS, kept) == expected
+    assert len(server.asked) - asked == 12 - 6

@@ -107,6 +107,22 @@ def test_no_checkpoint_is_written_only_since_training_ends(
     assert {path.name for path in tmp_path.glob("checkpoints/checkpoint-*")} == kept
 
 
+def test_an_old_checkpoint_is_followed_by_another(
+    tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = train(make_trainer(tiny_models["llama"][1]), tmp_path / "usual")
+    monkeypatch.setattr(distributed, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "SAVING_SHARE", float("inf"))
+    found = train(make_trainer(tiny_models["llama"][1]), tmp_path / "often")
+    assert found == usual
+    assert [path.name for path in sorted(tmp_path.glob("*/checkpoints/checkpoint-*"))] == [
+        "checkpoint-2",
+        "checkpoint-3",
+    ]
+    before, after = (weights_of(tmp_path / name / "out") for name in ("usual", "often"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_checkpoint_that_was_cut_off_is_removed_and_not_used(
     tiny_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,11 @@
 """The scoring stage around an engine: on what a response is conditioned, beta, joins and progress."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,8 @@ from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
+from crosspref.run.kept import keeping
+from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.score import condition, content_of, rate, score
 
 INSTRUCTIONS = {
@@ -66,8 +71,10 @@ def test_conditioned_on_the_english_instruction_behind_the_prefix() -> None:
 
 
 class FakeReleasedScorer(FakeScorer):
-    def score_all(self, requests: Sequence[tuple[str, Sequence[Response]]]) -> list[list[LogProbs]]:
-        return [self.score(*request) for request in requests]
+    def score_each(
+        self, requests: Sequence[tuple[str, Sequence[Response]]], without: Collection[int] = ()
+    ) -> Iterator[list[LogProbs]]:
+        return (self.score(*request) for number, request in enumerate(requests) if number not in without)
 
 
 @pytest.mark.parametrize(("counting", "characters"), [("exact", 9), ("znlp", 4)])
@@ -232,3 +239,49 @@ def test_what_was_computed_before_is_handed_to_the_scorer() -> None:
 
     scored(SPANISH, Asking(), before={content_of(replace(SPANISH[1], sample=9)): (None, -3.0)})
     assert handed == [(None, None), (None, -3.0), (None, None)]
+
+
+class StoppingScorer(FakeReleasedScorer):
+    """Is stopped at the so-manieth instruction."""
+
+    def __init__(self, stop: int) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def score(self, instruction: str, responses: Sequence[Response], known: Sequence[Known] = ()) -> list[LogProbs]:
+        if len(self.calls) == self.stop:
+            raise KeyboardInterrupt
+        return super().score(instruction, responses, known)
+
+    def rate(self, instruction: str, responses: Sequence[str]) -> list[float]:
+        rows = [answer("q1", "es", number, text) for number, text in enumerate(responses)]
+        return [math.inf, *(value.policy / 3 for value in self.score(instruction, rows)[1:])]
+
+
+def by_reward_model(responses: Sequence[Response], scorer: StoppingScorer, advance: Any) -> list[Score]:
+    return rate(responses, PROMPTS, scorer, advance=advance)
+
+
+def by_models(responses: Sequence[Response], scorer: StoppingScorer, advance: Any) -> list[Score]:
+    return scored(responses, scorer, advance=advance)
+
+
+def by_released_scripts(responses: Sequence[Response], scorer: StoppingScorer, advance: Any) -> list[Score]:
+    settings = RewardSettings(counting="znlp")
+    return score(responses, PROMPTS, scorer, settings=settings, reward="crosslingual", advance=advance)
+
+
+@pytest.mark.parametrize("work", [by_models, by_released_scripts, by_reward_model])
+def test_no_prompt_is_scored_again_after_a_stop(work: Any, tmp_path: Path) -> None:
+    responses = [*SPANISH, answer("q1", "en", 0, "Thames"), answer("q2", "en", 0, "So.")]
+    expected = work(responses, StoppingScorer(9), lambda *_: None)
+    unit, fingerprint = Unit(tmp_path / "00000000.parquet"), Fingerprint({})
+    asked, counts = [], []
+    for stop in (1, 2, 9):
+        scorer = StoppingScorer(stop)
+        with suppress(KeyboardInterrupt), keeping(lambda *count: counts.append(count), unit, fingerprint) as kept:
+            found = work(responses, scorer, kept)
+        asked += scorer.calls
+    assert found == expected
+    assert len(asked) == 4
+    assert sum(units for units, _ in counts) == 1 + (1 + 2) + (3 + 1)

@@ -274,3 +274,15 @@ def test_an_evaluation_under_way_keeps_its_temporary_files_when_the_run_goes_on(
         assert (ours.exists(), left.exists()) == (True, False)
     with RunDirectory(tmp_path / "evaluation").locked():
         assert not ours.exists()
+
+
+def test_what_was_kept_goes_with_the_unit_that_is_done(tmp_path: Path) -> None:
+    units = [Unit(tmp_path / "responses" / f"0000000{number}.parquet") for number in range(3)]
+    for unit in units:
+        write_text(unit.part, "{}")
+    finish(units[0])
+    assert not units[0].part.exists()
+    write_text(units[0].part, "{}")  # as a kill between the marker and the removal leaves it
+    units[1].write_rows(ROWS, Prompt)
+    with RunDirectory(tmp_path).locked():
+        assert [unit.part.exists() for unit in units] == [False, True, True]

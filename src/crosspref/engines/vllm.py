@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 # vLLM reads its environment when it is imported. Nothing may leave the machine; and its engine runs in this process,
@@ -23,6 +24,7 @@ from crosspref.errors import ModelError, RecipeError
 from crosspref.models.files import require_no_other_weights
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
+from crosspref.run.kept import Kept
 
 CPU_CACHE_BYTES = 4 << 30
 """How much memory the keys and values of all responses may take on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB) changes it."""
@@ -91,11 +93,12 @@ class VllmSampler:
     ) -> list[list[Sampled]]:
         """Answer each request; see ``protocols.Sampler``."""
         chosen = self.temperature if temperature is None else temperature
-        answers: list[list[Sampled]] = [[] for _ in requests]
+        kept = Kept.of(advance)
+        answers = [[Sampled(*answer) for answer in kept.items.get(str(index), ())] for index in range(len(requests))]
         left_out = 0
         for index, (instruction, seeds) in enumerate(requests):
             prompt = self.tokenizer.prompt_ids(instruction)
-            if not seeds or len(prompt) > self.longest_prompt:
+            if not seeds or len(prompt) > self.longest_prompt or answers[index]:
                 left_out += len(seeds)
                 continue
             self.llm.llm_engine.add_request(
@@ -104,13 +107,14 @@ class VllmSampler:
                 self._parameters(seeds, chosen),
                 lora_request=self.adapter,
             )
-        advance(left_out, 0)
+        kept(left_out, 0)
         while self.llm is not None and self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
                 index, sampled = int(output.request_id), [self._answer(answer) for answer in output.outputs]
                 seeds = requests[index][1]
                 answers[index] = sampled * len(seeds) if chosen == 0 else sampled
-                advance(len(seeds), sum(len(answer.token_ids or ()) for answer in sampled))
+                kept.keep({str(index): [astuple(answer) for answer in answers[index]]})
+                kept(len(seeds), sum(len(answer.token_ids or ()) for answer in sampled))
         return answers
 
     def close(self) -> None:

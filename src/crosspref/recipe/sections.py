@@ -422,7 +422,7 @@ class ResourceSettings(Settings):
         "auto", description="Number format for sampling, scoring and training. auto: bfloat16 where it is fast."
     )
     threads: Positive | None = Field(None, description="CPU threads for torch. Default: all cores.")
-    shard_prompts: Positive = Field(64, description="Prompts per shard, the unit of work and of resuming.")
+    shard_prompts: Positive = Field(64, description="Prompts per shard, the unit of work and of distribution.")
     process_per_phase: bool = Field(True, description="Run each phase in its own process, which frees its memory.")
     executor: Literal["local", "ray"] = Field(
         "local", description="local: work on this machine. ray: distribute the shards over Ray workers (section `ray`)."

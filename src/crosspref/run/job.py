@@ -11,6 +11,7 @@ from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Engines
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import AskingSettings, Settings
+from crosspref.run.kept import keeping
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, digest_of
@@ -82,7 +83,7 @@ def find_policy(recipe: Recipe, run: RunDirectory, iteration: int) -> ModelFiles
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work and of resuming: some prompts of one language, and where their result belongs."""
+    """The unit of work: some prompts of one language, and where their result belongs."""
 
     unit: Unit
     fingerprint: Fingerprint
@@ -165,7 +166,8 @@ def fill(job: Job | Workers, shards: Sequence[Shard], filling: Filling) -> None:
     job.reporter.say(f"{label}: loading the model")
 
     def tabulate(engine: Any, shard: Shard, advance: Advance) -> Any:
-        return to_table(work(engine, shard, advance), kind)
+        with keeping(advance, shard.unit, shard.fingerprint) as kept:
+            return to_table(work(engine, shard, kept), kind)
 
     total = filling.per_prompt * sum(len(shard.prompts) for shard in todo)
     with (
@@ -173,7 +175,7 @@ def fill(job: Job | Workers, shards: Sequence[Shard], filling: Filling) -> None:
         job.reporter.step(label, total) as meter,
     ):
         for done in results(meter.advance):
-            # Only this process writes, so that what is done twice by workers is stored once.
+            # Only this process writes tables, so that what is done twice by workers is stored once.
             done.shard.unit.write_table(done.result)
             done.shard.unit.finish(
                 done.shard.fingerprint, done.result.num_rows, seconds=done.seconds, tokens=done.tokens

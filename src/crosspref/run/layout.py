@@ -27,7 +27,7 @@ from crosspref.paths import writing
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.run.ranks import is_main
-from crosspref.run.store import Fingerprint, Unit, digest_of
+from crosspref.run.store import PART, Fingerprint, Unit, digest_of
 
 DROPPED = "dropped"
 """The file beside the prompts that says which rows were dropped and why."""
@@ -316,6 +316,9 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+        for part in self.root.rglob(f"*{PART}"):
+            if Unit(part.with_name(part.name.removesuffix(PART))).marker.exists():
+                part.unlink(missing_ok=True)  # a kill may have come between the marker and this
 
 
 def open_run(root: str | Path) -> tuple[RunDirectory, Recipe]:

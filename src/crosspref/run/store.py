@@ -26,6 +26,8 @@ from crosspref.run.ranks import is_main
 
 _DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
+PART = ".part.json"
+"""How the name of what is kept of an unfinished unit ends."""
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -63,6 +65,11 @@ class Unit:
     def marker(self) -> Path:
         """The done-marker's path."""
         return self.path.with_name(self.path.name + ".done.json")
+
+    @property
+    def part(self) -> Path:
+        """The path of what is kept of the unit until it is done; see ``run.kept``."""
+        return self.path.with_name(self.path.name + PART)
 
     def finished(self, fingerprint: Fingerprint) -> bool:
         """Tell whether the unit is done, with this fingerprint.
@@ -141,6 +148,7 @@ class Unit:
         """Mark the unit as done. Call this after all its files are written."""
         content = {"digest": fingerprint.digest, "parts": fingerprint.parts, "rows": rows, "figures": figures}
         write_text(self.marker, json.dumps(content, indent=1, ensure_ascii=False))
+        self.part.unlink(missing_ok=True)
 
     def temporary(self) -> Path:
         """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""

@@ -1,7 +1,7 @@
 """Scoring: every reward of the paper, of every response (Eq. 8, 9, 12, 13, 14, 17), without the length penalty."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import cast
@@ -15,6 +15,7 @@ from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, Reward
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
 from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
+from crosspref.run.kept import Kept
 from crosspref.run.layout import Iteration, ShardedTable
 from crosspref.run.phases import Output, Phase
 from crosspref.run.store import Fingerprint, Unit
@@ -305,21 +306,30 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     requests = [
         (group.instruction, [row for row in rows if row is not None]) for group, rows in zip(groups, texts, strict=True)
     ]
+    kept = Kept.of(advance)
+    finished = {int(number): [LogProbs(*values) for values in rows] for number, rows in kept.items.items()}
+    if finished:
+        kept(len(finished), 0)
     if settings.counting == "znlp":
-        logprobs_of_groups = iter(cast("ReleasedScorer", scorer).score_all(requests))
+        computed = iter(cast("ReleasedScorer", scorer).score_each(requests, finished))
     else:
-        logprobs_of_groups = (
+        computed = (
             scorer.score(instruction, rows, [before.get(content_of(row), (None, None)) for row in rows])
-            for instruction, rows in requests
+            for number, (instruction, rows) in enumerate(requests)
+            if number not in finished
         )
     scores = []
-    for group, rows, logprobs in zip(groups, texts, logprobs_of_groups, strict=True):
+    for number, (group, rows) in enumerate(zip(groups, texts, strict=True)):
+        logprobs = finished.get(number)
+        if logprobs is None:
+            logprobs = next(computed)
+            kept.keep({str(number): [astuple(value) for value in logprobs]})
+            kept(1, sum(value.tokens for value in logprobs))
         places = [index for index, row in enumerate(rows) if row is not None]
         values = dict(zip(places, logprobs, strict=True))
         scores += [
             _scored(response, values.get(index), reward, settings) for index, response in enumerate(group.responses)
         ]
-        advance(1, sum(value.tokens for value in logprobs))
     return scores
 
 
@@ -334,9 +344,16 @@ def rate(
     responses: Sequence[Response], prompts: Iterable[Prompt], model: RewardModel, *, advance: Advance
 ) -> list[Score]:
     """Return what a reward model says of each response to the prompt in its own language (R_n of section 4.2)."""
+    kept = Kept.of(advance)
+    if kept.items:
+        kept(len(kept.items), 0)
     scores = []
-    for group in _groups(responses, prompts, "reward_model"):
-        values = model.rate(group.instruction, [response.text for response in group.responses])
+    for number, group in enumerate(_groups(responses, prompts, "reward_model")):
+        values = kept.items.get(str(number))
+        if values is None:
+            values = model.rate(group.instruction, [response.text for response in group.responses])
+            kept.keep({str(number): values})
+            kept(1, sum(_own_tokens(response) or 0 for response in group.responses))
         scores += [
             Score(
                 response.prompt_id,
@@ -351,7 +368,6 @@ def rate(
             )
             for response, value in zip(group.responses, values, strict=True)
         ]
-        advance(1, sum(_own_tokens(response) or 0 for response in group.responses))
     return scores
 
 

@@ -13,6 +13,7 @@ from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
 from crosspref.run.job import Job, asking_of, digest_rows, settings_of
+from crosspref.run.kept import keeping
 from crosspref.run.phases import Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
@@ -171,7 +172,8 @@ def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair
     try:
         with job.reporter.step(label, sum(len(rows) for _, _, rows in todo)) as meter:
             for unit, fingerprint, rows in todo:
-                logprobs = trainer.reference_logprobs(rows, meter.advance)
+                with keeping(meter.advance, unit, fingerprint) as kept:
+                    logprobs = trainer.reference_logprobs(rows, kept)
                 unit.write_rows([carrying(*both) for both in zip(rows, logprobs, strict=True)], Pair)
                 unit.finish(fingerprint, len(rows))
     finally:

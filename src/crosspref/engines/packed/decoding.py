@@ -4,9 +4,15 @@ A step is one packed row of one token per response. Each prompt is computed once
 values are kept once, and those that each response adds lie in a cache. Attention is told by the ``packed`` argument
 where a token's keys and values are to go and which of them it sees, so the model itself keeps no cache, and nothing is
 padded.
+
+What a row's numbers are depends, by rounding, on the rows beside it. So that work can go on after a kill and come to
+the very same responses, a long run is cut into legs. The tokens alone say where a leg ends. The next one begins with
+what the rows beside each other have written, and computes their keys and values once more, so nothing but token ids
+needs to be kept.
 """
 
 import functools
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +21,7 @@ from typing import Any
 
 import torch
 
-from crosspref.engines.packed.rows import Group, RowAttention, packed_attention
+from crosspref.engines.packed.rows import Group, RowAttention, cut_rows, pack, packed_attention
 from crosspref.engines.self_check import SelfCheck, made_up_ids, plain_logprobs
 from crosspref.engines.transformers.models import free_bytes
 from crosspref.maths.logprobs import token_logprobs
@@ -33,6 +39,16 @@ WEIGHTS_SHARE = 0.25
 """Of the free memory, that weights may take once more when they are laid out for the processor."""
 WEIGHTS_ROWS = 32
 """How many rows that layout is chosen for; it serves any number of them."""
+LEG = 1280
+"""How many tokens a leg has for each row that may be written, and for ``LEG_ROWS`` at least. So a leg takes less than
+eight minutes where 32 rows come to 89 tokens per second together, as those of SmolLM2-135M do on two slow cores."""
+LEG_ROWS = 32
+STEP_ROWS = 8
+"""As how many rows a step counts at least in a leg: fewer hardly take less time."""
+READ_FASTER = 4
+"""How many tokens of prompts are read in the time of one that is written, at least."""
+TAKEN_UP_TOKENS = 8192
+"""Tokens of one prompt and of what its rows have written that are computed once more at a time, at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,18 +65,24 @@ class SharedPrompt:
     values: list[torch.Tensor] = field(default_factory=list)
     logits: torch.Tensor | None = None
 
+    def forget(self) -> None:
+        """Give back what its responses share, since nobody is writing any."""
+        self.left, self.keys, self.values, self.logits = 0, [], [], None
+
 
 class Reading(RowAttention):
-    """The attention of a prompt's own pass, in which its keys and values are kept."""
+    """The attention of a packed row's own pass, in which its keys and values are kept.
 
-    def __init__(self, prompt: SharedPrompt, function: str) -> None:
-        super().__init__(function, [Group(0, len(prompt.ids), [])])
-        self.prompt = prompt
+    ``keep`` takes them for each layer in turn, both (heads, tokens, width).
+    """
+
+    def __init__(self, function: str, groups: list[Group], keep: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+        super().__init__(function, groups)
+        self.keep = keep
 
     def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
         """Return (1, tokens, heads, width), as the model's own attention does it."""
-        self.prompt.keys.append(key[0].transpose(1, 2).contiguous())  # products are fastest in this order
-        self.prompt.values.append(value[0].contiguous())
+        self.keep(key[0], value[0])
         return super().attend(module, query, key, value, **options)
 
 
@@ -72,7 +94,12 @@ def read(model: Any, prompt: SharedPrompt, function: str) -> torch.Tensor:
     Raises:
         NotImplementedError: not all layers attend in a way that is known here.
     """
-    reading = Reading(prompt, function)
+
+    def keep(key: torch.Tensor, value: torch.Tensor) -> None:
+        prompt.keys.append(key.transpose(1, 2).contiguous())  # products are fastest in this order
+        prompt.values.append(value.contiguous())
+
+    reading = Reading(function, [Group(0, len(prompt.ids), [])], keep)
     ids = torch.tensor([prompt.ids], device=model.device)
     places = torch.arange(ids.shape[1], device=model.device)[None]
     output = model(input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=1, packed=reading)
@@ -101,17 +128,28 @@ class Cache:
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, longest: int) -> None:
         """Store a key and a value (rows, heads, width) of each row at its own place; the last is ``longest`` - 1."""
-        if layer == len(self.keys):
-            self.keys.append(key.new_zeros(self.rows, *key.shape[1:], 0))
-            self.values.append(value.new_zeros(self.rows, value.shape[1], 0, value.shape[2]))
-        have = self.keys[layer].shape[3]
-        if longest > have:
-            more = min(max(longest, have + BLOCK), self.tokens) - have
-            self.keys[layer] = torch.nn.functional.pad(self.keys[layer], (0, more))
-            self.values[layer] = torch.nn.functional.pad(self.values[layer], (0, 0, 0, more))
+        self._make_room(layer, key[0], value[0], longest)
         rows = torch.arange(len(key), device=key.device)
         self.keys[layer][rows, :, :, places] = key
         self.values[layer][rows, :, places] = value
+
+    def restore(self, layer: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store the keys and values (heads, tokens, width) of the first tokens of one row."""
+        tokens = key.shape[1]
+        self._make_room(layer, key[:, 0], value[:, 0], tokens)
+        self.keys[layer][row, ..., :tokens] = key.transpose(1, 2)
+        self.values[layer][row, :, :tokens] = value
+
+    def _make_room(self, layer: int, key: torch.Tensor, value: torch.Tensor, tokens: int) -> None:
+        """See to it that each row has room for so many tokens, each like a key and a value (heads, width)."""
+        if layer == len(self.keys):
+            self.keys.append(key.new_zeros(self.rows, *key.shape, 0))
+            self.values.append(value.new_zeros(self.rows, value.shape[0], 0, value.shape[1]))
+        have = self.keys[layer].shape[3]
+        if tokens > have:
+            more = min(max(tokens, have + BLOCK), self.tokens) - have
+            self.keys[layer] = torch.nn.functional.pad(self.keys[layer], (0, more))
+            self.values[layer] = torch.nn.functional.pad(self.values[layer], (0, 0, 0, more))
 
 
 class Step:
@@ -195,6 +233,10 @@ class Draft:
     tag: Any = None
     ids: list[int] = field(default_factory=list)
 
+    def has_ended(self, stops: Collection[int]) -> bool:
+        """Tell whether nothing is to be written any more."""
+        return bool(self.ids) and (self.ids[-1] in stops or len(self.ids) >= self.limit)
+
 
 Choose = Callable[[torch.Tensor, Sequence[Draft]], torch.Tensor]
 """Returns the next token (drafts,) of each draft from its logits (drafts, vocabulary)."""
@@ -214,38 +256,93 @@ class Decoder:
             stops: the tokens that end a draft.
         """
         self.model, self.most_rows, self.most_tokens, self.stops = model, rows, tokens, stops
+        self.leg = LEG * max(LEG_ROWS, rows)
         self.live: list[Draft] = []
         """In their order in the cache: those of a prompt are beside each other."""
 
+    def run(
+        self,
+        drafts: Sequence[Draft],
+        choose: Choose,
+        ended: Callable[[Draft], None],
+        after_leg: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write drafts to their ends; each is handed over when it has ended. Those of a prompt must be neighbours.
+
+        ``after_leg`` is called when a leg is over. A run of the same drafts, with the ids that they have then, goes on
+        as this one does.
+        """
+        while drafts := [draft for draft in drafts if not draft.has_ended(self.stops)]:
+            self._run_leg(drafts, choose, ended)
+            after_leg()
+
     @torch.inference_mode()
-    def run(self, drafts: Sequence[Draft], choose: Choose, ended: Callable[[Draft], None]) -> None:
-        """Write drafts to their ends; each is handed over when it has ended. Those of a prompt must be neighbours."""
+    def _run_leg(self, drafts: Sequence[Draft], choose: Choose, ended: Callable[[Draft], None]) -> None:
         waiting = deque(drafts)
         for draft in waiting:
             draft.prompt.left += 1
-        longest = max((draft.limit for draft in drafts), default=1)
+        longest = max(draft.limit for draft in drafts)
         self.cache = Cache(min(self.most_rows, len(drafts), max(1, self.most_tokens // longest)), longest)
+        self.budget = float(self.leg)
         try:
             with packed_attention(self.model) as function:
-                while waiting or self.live:
+                while (waiting or self.live) and self.budget > 0:
                     self._admit(waiting, function, choose, ended)
                     if self.live:
+                        self.budget -= max(STEP_ROWS, len(self.live))
                         self._append(0, choose(self._step(), self.live), ended)
         finally:
             del self.cache
             self.live.clear()
+            for draft in drafts:
+                draft.prompt.forget()
 
     def _admit(self, waiting: deque[Draft], function: str, choose: Choose, ended: Callable[[Draft], None]) -> None:
-        """Let drafts in while there is room, and choose their first tokens, all from their prompts' passes."""
+        """Let drafts in while there is room, and choose the first tokens of new ones from their prompts' passes."""
         while waiting and self._has_room(waiting[0]):  # once more where some ended with their first token
             first, logits = len(self.live), []
-            while waiting and self._has_room(waiting[0]):
+            while waiting and waiting[0].ids and self._has_room(waiting[0]):
+                self.live.append(waiting.popleft())
+            self._take_up(first, function)
+            first = len(self.live)
+            while waiting and not waiting[0].ids and self._has_room(waiting[0]):
                 draft = waiting.popleft()
                 self.live.append(draft)
-                if draft.prompt.logits is None:
-                    draft.prompt.logits = read(self.model, draft.prompt, function)
-                logits.append(draft.prompt.logits)
-            self._append(first, choose(torch.cat(logits), self.live[first:]), ended)
+                logits.append(self._read(draft.prompt, function))
+            if logits:
+                self._append(first, choose(torch.cat(logits), self.live[first:]), ended)
+
+    def _read(self, prompt: SharedPrompt, function: str) -> torch.Tensor:
+        """Return the logits (1, vocabulary) of the token behind a prompt, which is read once for all its drafts."""
+        if prompt.logits is None:
+            prompt.logits = read(self.model, prompt, function)
+            self.budget -= len(prompt.ids) / READ_FASTER
+        return prompt.logits
+
+    def _take_up(self, first: int, function: str) -> None:
+        """Compute the keys and values of what the drafts from ``first`` on have written in an earlier leg."""
+        places: dict[SharedPrompt, list[int]] = {}
+        for place, draft in enumerate(self.live[first:], first):
+            self._read(draft.prompt, function)
+            if len(draft.ids) > 1:  # the last one's are computed by the next step
+                places.setdefault(draft.prompt, []).append(place)
+        for prompt, of_prompt in places.items():
+            rows = iter(of_prompt)
+            for part in cut_rows(len(prompt.ids), [self.live[place].ids for place in of_prompt], TAKEN_UP_TOKENS):
+                self._restore(prompt, [next(rows) for _ in part], part, function)
+
+    def _restore(self, prompt: SharedPrompt, places: list[int], responses: list[list[int]], function: str) -> None:
+        row = pack([(prompt.ids, responses)], self.model.device)
+        layers = itertools.count()
+
+        def keep(key: torch.Tensor, value: torch.Tensor) -> None:
+            layer = next(layers)
+            for place, (start, size) in zip(places, row.groups[0].responses, strict=True):
+                self.cache.restore(layer, place, key[:, start : start + size], value[:, start : start + size])
+
+        reading = Reading(function, row.groups, keep)
+        self.model.base_model(input_ids=row.ids, position_ids=row.positions, use_cache=False, packed=reading)
+        reading.require_all_layers(self.model)
 
     def _has_room(self, draft: Draft) -> bool:
         drafts = [*self.live, draft]
@@ -268,11 +365,11 @@ class Decoder:
             draft.ids.append(token)
         for place in reversed(range(first, len(self.live))):  # from the back, so that places before it stay
             draft = self.live[place]
-            if draft.ids[-1] in self.stops or len(draft.ids) >= draft.limit:
+            if draft.has_ended(self.stops):
                 self._leave(place)
                 draft.prompt.left -= 1
                 if not draft.prompt.left:  # nobody needs the memory any more
-                    draft.prompt.keys, draft.prompt.values, draft.prompt.logits = [], [], None
+                    draft.prompt.forget()
                 ended(draft)
 
     def _leave(self, place: int) -> None:
@@ -306,7 +403,9 @@ def can_decode(model: Any) -> bool:
         return chosen
 
     def decoded() -> list[float]:
-        Decoder(model, rows=3, tokens=1 << 20, stops=()).run(drafts, choose, lambda _: None)
+        decoder = Decoder(model, rows=3, tokens=1 << 20, stops=())
+        decoder.leg = 4 * STEP_ROWS  # so that rows are also taken up again
+        decoder.run(drafts, choose, lambda _: None)
         return [sum(draft.tag[1]) for draft in drafts]
 
     return SelfCheck(model, "is sampled by its own generate, batch by batch").passes(

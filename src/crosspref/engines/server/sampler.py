@@ -1,6 +1,7 @@
 """Sampling from a server that speaks OpenAI's protocol: as token ids, or as chat messages and text."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from crosspref.engines.transformers.models import describe_model, longest_prompt
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
+from crosspref.run.kept import Kept
 
 
 class _Continuation(BaseModel):
@@ -65,16 +67,21 @@ class ServerSampler:
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each request; with the protocol ``chat`` responses have no token ids. See ``protocols.Sampler``."""
-        body = self._body(self.temperature if temperature is None else temperature)
-        counts, answering = [], []
-        for instruction, seeds in requests:
+        body, kept = self._body(self.temperature if temperature is None else temperature), Kept.of(advance)
+        names: list[list[str]] = []
+        answering = []
+        for number, (instruction, seeds) in enumerate(requests):
             prompt = self.tokenizer.prompt_ids(instruction)
             fitting = seeds if len(prompt) <= self.longest_prompt else ()
-            answering += [self._answer(instruction, prompt, {**body, "seed": seed}, advance) for seed in fitting]
-            counts.append(len(fitting))
-        advance(sum(len(seeds) for _, seeds in requests) - sum(counts), 0)
-        answers = iter(self.client.gather(answering))
-        return [[next(answers) for _ in range(count)] for count in counts]
+            names.append([f"{number}.{sample}" for sample in range(len(fitting))])
+            answering += [
+                self._answer(name, instruction, prompt, {**body, "seed": seed}, kept)
+                for name, seed in zip(names[-1], fitting, strict=True)
+                if name not in kept.items
+            ]
+        kept(sum(len(seeds) for _, seeds in requests) - len(answering), 0)
+        self.client.gather(answering)
+        return [[Sampled(*kept.items[name]) for name in of_request] for of_request in names]
 
     def close(self) -> None:
         """Close the connections."""
@@ -92,8 +99,8 @@ class ServerSampler:
         return body
 
     async def _answer(
-        self, instruction: Instruction, prompt: list[int], body: dict[str, Any], advance: Advance
-    ) -> Sampled:
+        self, name: str, instruction: Instruction, prompt: list[int], body: dict[str, Any], kept: Kept
+    ) -> None:
         if self.as_tokens:
             answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **body)
         else:
@@ -101,8 +108,8 @@ class ServerSampler:
             read = partial(self._read_text, messages[-1]["content"])
             answer = self.client.complete(self.model, read, messages=messages, **body)
         sampled, tokens = await answer
-        advance(1, tokens)
-        return sampled
+        kept.keep({name: astuple(sampled)})
+        kept(1, tokens)
 
     def _read_tokens(self, content: bytes) -> tuple[Sampled, int]:
         """Return a response from token ids, if it ended as it should: at the first token that ends a turn, or cut."""

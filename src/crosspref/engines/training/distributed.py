@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -16,8 +17,16 @@ from crosspref.protocols import Advance
 from crosspref.recipe.sections import TrainSettings
 from crosspref.run.ranks import is_main, processes, rank
 
+T = TypeVar("T")
+
 WHOLE = "crosspref_complete"
 """A file in each checkpoint, written last: a checkpoint without it was cut off by a kill."""
+
+CHECKPOINT_SECONDS = 480.0
+"""A checkpoint is also written when the last one is so old, so that a kill costs less than ten minutes."""
+
+SAVING_SHARE = 0.1
+"""The share of the time that such checkpoints may take; those of a large model take long to write."""
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -101,10 +110,15 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
 
 def last_checkpoint(checkpoints: Path) -> str | None:
     """Return the newest whole checkpoint and remove those that a kill cut off; rank 0 decides for all."""
-    newest = [_last_whole(checkpoints) if is_main() else None]
+    return _agree(_last_whole(checkpoints) if is_main() else None)
+
+
+def _agree(value: T) -> T:
+    """Return rank 0's value in every process."""
+    values = [value]
     if processes() > 1:
-        broadcast_object_list(newest)
-    return newest[0]
+        broadcast_object_list(values)
+    return values[0]
 
 
 def _last_whole(checkpoints: Path) -> str | None:
@@ -118,14 +132,19 @@ def _last_whole(checkpoints: Path) -> str | None:
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Shows progress, and marks checkpoints that were written whole."""
+    """Shows progress, asks for checkpoints when the last one is old, and marks those that were written whole."""
 
     def __init__(self, trainer: Any, advance: Advance, pairs: int, pairs_per_step: float) -> None:
         self.trainer, self.advance, self.total, self.pairs_per_step = trainer, advance, pairs, pairs_per_step
         self.done, self.tokens = 0, 0
+        self.saved = self.stepped = time.monotonic()
+        self.saving = 0.0
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the pairs and tokens of a step; the last step alone is no reason to save a checkpoint."""
+        self.stepped = time.monotonic()
+        if _agree(self.stepped - self.saved >= max(CHECKPOINT_SECONDS, self.saving / SAVING_SHARE)):
+            control.should_save = True
         done = min(int(state.global_step * self.pairs_per_step), self.total)
         if state.global_step >= state.max_steps:
             done = self.total
@@ -139,3 +158,5 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.trainer.accelerator.wait_for_everyone()
         if is_main():
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        self.saved = time.monotonic()
+        self.saving = self.saved - self.stepped

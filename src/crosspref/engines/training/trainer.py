@@ -34,6 +34,7 @@ from crosspref.models.locate import ModelFiles, require_same_lora
 from crosspref.paths import writing
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
+from crosspref.run.kept import Kept
 from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -109,13 +110,16 @@ class TrlTrainer:
         add_response_head(model)
         examples, size = self._examples(pairs), self.settings.micro_batch_size
         logprobs: list[tuple[float, float] | None] = []
+        kept = Kept.of(advance)
         for start in range(0, len(examples), size):
-            part = examples[start : start + size]
+            part, name, tokens = examples[start : start + size], f"{start}+{size}", 0
             fitting = [example for example in part if example is not None]
-            values, tokens = self._pair_logprobs(model, fitting) if fitting else ([], 0)
-            advance(len(part), tokens)
-            in_order = iter(values)
-            logprobs += [None if example is None else next(in_order) for example in part]
+            if name not in kept.items:
+                values, tokens = self._pair_logprobs(model, fitting) if fitting else ([], 0)
+                kept.keep({name: values})
+            kept(len(part), tokens)
+            in_order = iter(kept.items[name])
+            logprobs += [None if example is None else tuple(next(in_order)) for example in part]
         del model
         models.free_memory()
         return logprobs

@@ -1,7 +1,7 @@
 """Sampling through ``transformers``, with one random stream per response."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.chat import load_tokenizer, stop_ids
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
+from crosspref.run.kept import Kept
 
 NUCLEUS = (512, 4096)
 """How many of the likeliest tokens are looked at for a nucleus before all are sorted."""
@@ -130,6 +131,13 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.searchsorted(ends, target.contiguous(), right=True), last)
 
 
+class Tag(NamedTuple):
+    """The seed of a response, and under which name it is kept."""
+
+    seed: int
+    name: str
+
+
 class TransformersSampler:
     """Samples from one policy that transformers holds."""
 
@@ -150,18 +158,20 @@ class TransformersSampler:
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each request; see ``protocols.Sampler``."""
-        temperature = self.temperature if temperature is None else temperature
+        kept, temperature = Kept.of(advance), self.temperature if temperature is None else temperature
         steps, drafts = self.settings.max_new_tokens, []
-        for instruction, seeds in requests:
+        for request, (instruction, seeds) in enumerate(requests):
             prompt = SharedPrompt(self.tokenizer.prompt_ids(instruction))
             fits = len(prompt.ids) <= self.longest_prompt
-            drafts.append([Draft(prompt, steps, seed) for seed in seeds if fits])
+            tags = [Tag(seed, f"{request}.{number}") for number, seed in enumerate(seeds) if fits]
+            drafts.append([Draft(prompt, steps, tag, list(kept.items.get(tag.name, ()))) for tag in tags])
         # Longest first, so that too little memory shows at once; then answers to one prompt beside each other.
         ordered = sorted((one for row in drafts for one in row), key=lambda one: len(one.prompt.ids), reverse=True)
-        advance(sum(len(seeds) for _, seeds in requests) - len(ordered), 0)
+        left = [draft for draft in ordered if not draft.has_ended(self.stops)]
+        kept(sum(len(seeds) for _, seeds in requests) - len(left), 0)
         longest = self.decodable - steps
-        self._decode([draft for draft in ordered if len(draft.prompt.ids) <= longest], temperature, advance)
-        self._generate_all([draft for draft in ordered if len(draft.prompt.ids) > longest], temperature, advance)
+        self._decode([draft for draft in left if len(draft.prompt.ids) <= longest], temperature, kept)
+        self._generate_all([draft for draft in left if len(draft.prompt.ids) > longest], temperature, kept)
         return [[self._sampled(draft.ids) for draft in row] for row in drafts]
 
     def close(self) -> None:
@@ -169,18 +179,23 @@ class TransformersSampler:
         self.model = None
         models.free_memory()
 
-    def _decode(self, drafts: Sequence[Draft], temperature: float, advance: Advance) -> None:
+    def _decode(self, drafts: Sequence[Draft], temperature: float, kept: Kept) -> None:
         settings = self.settings
-        uniforms = {draft: uniforms_of(draft.tag, draft.limit) for draft in drafts}
+        uniforms = {draft: uniforms_of(draft.tag.seed, draft.limit) for draft in drafts}
 
         def choose(logits: torch.Tensor, live: Sequence[Draft]) -> torch.Tensor:
             numbers = np.array([uniforms[draft][len(draft.ids)] for draft in live])
             return draw(logits[:, : self.tokenizer.size], numbers, temperature, settings.top_p)[:, 0]
 
         decoder = Decoder(self.model, settings.batch_size, settings.batch_tokens, self.stops)
-        decoder.run(drafts, choose, lambda draft: advance(1, len(draft.ids)))
+        decoder.run(
+            drafts,
+            choose,
+            lambda draft: kept(1, len(draft.ids)),
+            lambda: kept.keep({draft.tag.name: list(draft.ids) for draft in drafts if draft.ids}),
+        )
 
-    def _generate_all(self, drafts: Sequence[Draft], temperature: float, advance: Advance) -> None:
+    def _generate_all(self, drafts: Sequence[Draft], temperature: float, kept: Kept) -> None:
         """Do the same with the model's own generate, batch by batch; each runs until its longest response ends."""
         while drafts:
             width = len(drafts[0].prompt.ids) + drafts[0].limit
@@ -189,7 +204,8 @@ class TransformersSampler:
             for draft, ids in zip(batch, self._generate(batch, temperature), strict=True):
                 end = next((place for place, token in enumerate(ids) if token in self.stops), len(ids))
                 draft.ids = ids[: end + 1]  # what follows is padding
-                advance(1, len(draft.ids))
+                kept(1, len(draft.ids))
+            kept.keep({draft.tag.name: draft.ids for draft in batch})
 
     @torch.inference_mode()
     def _generate(self, drafts: Sequence[Draft], temperature: float) -> list[list[int]]:
@@ -197,7 +213,7 @@ class TransformersSampler:
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.tokenizer.pad, padding_side="left")
         mask = pad_sequence(list(map(torch.ones_like, prompts)), batch_first=True, padding_side="left")
         settings = self.settings
-        seeds = [draft.tag for draft in drafts]
+        seeds = [draft.tag.seed for draft in drafts]
         choice = SeededChoice(seeds, settings.max_new_tokens, temperature, settings.top_p, self.tokenizer.size)
         output = self.model.generate(
             input_ids=ids.to(self.model.device),

@@ -5,7 +5,7 @@ A batch only ever holds responses to one prompt, so a score cannot depend on whi
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -211,6 +211,12 @@ class ReleasedScorer(TransformersScorer):
 
     def score_all(self, requests: Sequence[tuple[Instruction, Sequence[Response]]]) -> list[list[LogProbs]]:
         """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
+        return list(self.score_each(requests))
+
+    def score_each(
+        self, requests: Sequence[tuple[Instruction, Sequence[Response]]], without: Collection[int] = ()
+    ) -> Iterator[list[LogProbs]]:
+        """Do the same one by one; see ``protocols.ReleasedScorer``."""
         tokenizer, padding = self.tokenizer, self._padding()
         prompts = [tokenizer.prompt_ids(instruction) for instruction, _ in requests]
         rows = [
@@ -229,7 +235,9 @@ class ReleasedScorer(TransformersScorer):
         def counting(ids: list[int]) -> list[bool]:
             return [number > 0 and ids[number - 1] != padding for number in range(len(ids))]
 
-        return [self.logprobs(prompt, ids, counting=counting) for prompt, ids in zip(prompts, padded_rows, strict=True)]
+        for number, (prompt, ids) in enumerate(zip(prompts, padded_rows, strict=True)):
+            if number not in without:
+                yield self.logprobs(prompt, ids, counting=counting)
 
     def _padding(self) -> int:
         """Return what the scripts pad with: the tokenizer's padding token, else its end of sequence."""

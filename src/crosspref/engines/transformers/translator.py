@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
 from crosspref.protocols import Advance, Sampled
+from crosspref.run.kept import Kept
 
 BATCH_ROWS = 32
 """Texts that a translation model translates side by side, at most."""
@@ -110,9 +111,12 @@ class TranslationModel:
             ModelError: the model has no token for a language, or cannot be told which of several targets is wanted.
         """
         sources = [self.languages.encode(*request) for request in requests]
+        kept = Kept.of(advance)
         answers: list[Sampled | None] = [None] * len(requests)
-        fitting = [index for index, ids in enumerate(sources) if len(ids) <= self.longest]
-        advance(len(requests) - len(fitting), 0)
+        for name, answer in kept.items.items():
+            answers[int(name)] = Sampled(*answer)
+        fitting = [index for index, ids in enumerate(sources) if len(ids) <= self.longest and answers[index] is None]
+        kept(len(requests) - len(fitting), 0)
         # A batch has one target, whose token is forced in all rows. Longest first: too little memory shows early.
         jobs = sorted(fitting, key=lambda index: (requests[index][2], -len(sources[index])))
         while jobs:
@@ -124,7 +128,8 @@ class TranslationModel:
             translations = self._generate([sources[index] for index in batch], target)
             for index, (answer, _) in zip(batch, translations, strict=True):
                 answers[index] = answer
-            advance(len(batch), sum(tokens for _, tokens in translations))
+            kept.keep({str(index): astuple(answer) for index, (answer, _) in zip(batch, translations, strict=True)})
+            kept(len(batch), sum(tokens for _, tokens in translations))
         return answers
 
     def close(self) -> None:

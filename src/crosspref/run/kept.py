@@ -1,0 +1,82 @@
+"""What is kept of an unfinished unit, so that a kill costs minutes of work and not a whole unit.
+
+It lies beside the unit as ``NAME.part.json``, with the digest of the unit's fingerprint: what was made from other
+settings or inputs is not used. The file is replaced as a whole, so it is always one state of the work, and it is
+removed when the unit is done. What a unit holds in the end must not depend on when a kill came. So each engine keeps
+only states from which it goes on just as it does when nobody disturbs it.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from crosspref.protocols import Advance
+from crosspref.run.store import Fingerprint, Unit, write_text
+
+SECONDS = 60.0
+"""How long what is finished may wait to be written."""
+
+
+class Kept:
+    """Counts what is finished of a unit, as an ``Advance``, and keeps it.
+
+    ``items`` holds what is kept, as JSON values, under names that the work chooses. Without a unit nothing is written.
+    """
+
+    def __init__(self, advance: Advance, unit: Unit | None = None, fingerprint: Fingerprint | None = None) -> None:
+        self.advance, self.unit = advance, unit
+        self.digest = fingerprint.digest if fingerprint is not None else ""
+        self.items: dict[str, Any] = self._read()
+        self.saved, self.written = time.monotonic(), True
+        self.lock = threading.Lock()
+
+    @classmethod
+    def of(cls, advance: Advance) -> "Kept":
+        """Return what an engine was given to count with, if that keeps; else what keeps nothing on disk."""
+        return advance if isinstance(advance, Kept) else cls(advance)
+
+    def __call__(self, units: int, tokens: int) -> None:
+        """Count finished units and the tokens that they took."""
+        self.advance(units, tokens)
+
+    def keep(self, items: Mapping[str, Any]) -> None:
+        """Keep JSON values by name; together with those before they must be a state from which work can go on."""
+        self.items.update(items)
+        self.written = False
+        if time.monotonic() - self.saved >= SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        with self.lock:  # answers of a server come in a thread of their own, also while Ctrl-C is dealt with
+            if self.unit is not None and not self.written:
+                self.saved, self.written = time.monotonic(), True
+                write_text(self.unit.part, json.dumps({"digest": self.digest, "items": self.items.copy()}))
+
+    def _read(self) -> dict[str, Any]:
+        if self.unit is None:
+            return {}
+        try:
+            content = json.loads(self.unit.part.read_text(encoding="utf-8"))
+            items: dict[str, Any] = content["items"]
+            return items if content["digest"] == self.digest else {}
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged: the work is done again
+            return {}
+
+
+@contextlib.contextmanager
+def keeping(advance: Advance, unit: Unit, fingerprint: Fingerprint) -> Iterator[Kept]:
+    """Work on a unit and keep what is finished, also where an error or Ctrl-C ends the work."""
+    kept = Kept(advance, unit, fingerprint)
+    try:
+        yield kept
+    except BaseException:
+        kept.save()
+        raise
