@@ -15,6 +15,7 @@ from crosspref.maths.resampling import (
     difference,
     mean_over,
     percentile_interval,
+    rate_interval,
     resample,
     resample_means,
     shared_items,
@@ -92,8 +93,23 @@ def test_interval_of_a_win_rate() -> None:
     spread = np.std([1, 0, 0.5, 0.9, 0.2] * 20)
     assert (found.value, found.n) == (pytest.approx(52.0), 100)
     assert found.high - found.low == pytest.approx(2 * 1.96 * 100 * spread / 10, rel=0.05)
-    assert win_rate_interval(np.ones(4)) == Estimate(100.0, 100.0, 100.0, 4)
+    every = win_rate_interval(np.ones(4))  # n / (n + z^2), by Wilson
+    assert every == Estimate(100.0, pytest.approx(100 * 4 / 7.841459), 100.0, 4)
     assert math.isnan(win_rate_interval(np.array([0.5, math.nan])).low)
+
+
+def test_a_rate_of_0_or_100_has_wilsons_interval() -> None:
+    """z^2 / (n + z^2) of 10 items; two languages share their items, so that their mean is of no more."""
+    draws = resample_means({tag: dict.fromkeys(range(10), 100.0) for tag in ("en", "es")}, 50)
+    mean = rate_interval(mean_over(draws.values()), 10)
+    assert (mean.value, mean.high, mean.n) == (100.0, 100.0, 20)
+    assert mean.low == pytest.approx(100 - 100 * 3.841459 / 13.841459, abs=1e-5)
+    assert rate_interval(draws["es"], 10).low == mean.low
+    assert win_rate_interval(np.zeros(10)).high == pytest.approx(100 - mean.low)
+    others = resample_means({"en": {1: 0.0, 2: 100.0, 3: 0.0}, "es": dict.fromkeys(range(3), 50.0)}, 50)
+    for one in others.values():
+        assert rate_interval(one, 3) == percentile_interval(one)
+    assert math.isnan(rate_interval(resample_means({"en": {1: 0.0}}, 50)["en"], 1).low)
 
 
 def test_bad_input_is_named() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from crosspref.maths import statistics
 from crosspref.maths.estimate import Estimate
-from crosspref.maths.statistics import kendall_tau, mean_interval, win_rate
+from crosspref.maths.statistics import kendall_tau, mean_interval, share_interval, win_rate
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -90,6 +90,19 @@ def test_win_rate(tolerance: float, outcomes: list[float]) -> None:
 
 def test_win_rate_needs_no_tolerance() -> None:
     assert win_rate([1, 2], [1, 1]).tolist() == [0.5, 1.0]
+
+
+def test_a_share_of_none_or_all_has_wilsons_interval() -> None:
+    """0 of 12: z^2 / (n + z^2) = 3.8415 / 15.8415 by hand; four prompts with three responses each count as four."""
+    none, every = share_interval([0.0] * 12), share_interval([1.0] * 12)
+    assert (none.value, none.low, none.n) == (0.0, 0.0, 12)
+    assert none.high == pytest.approx(0.242493, abs=1e-5)
+    assert (every.low, every.high) == pytest.approx((1 - none.high, 1.0))
+    clustered = share_interval([0.0] * 12, [*"abcd"] * 3)
+    assert clustered.high == pytest.approx(3.841459 / (4 + 3.841459), abs=1e-6)
+    assert math.isnan(share_interval([0.0]).low)
+    some = [0.0, 1.0, 1.0, 0.5, 1.0]
+    assert share_interval(some, seed=3, method="BCa") == mean_interval(some, seed=3, method="BCa")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,16 @@ def test_a_narrow_screen_cuts_nothing_and_folds_the_first_column() -> None:
     assert max(map(len, text.getvalue().splitlines())) <= 30 + 60 + 6
 
 
+def test_nothing_is_cut_on_a_terminal_that_is_called_dumb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of such a terminal nothing is known but that it is 80 columns wide, or so the library says."""
+    monkeypatch.setenv("TERM", "dumb")
+    text = io.StringIO()
+    monkeypatch.setattr(text, "isatty", lambda: True, raising=False)
+    names = [f"category {number}" for number in range(12)]
+    Report("title", ["language", *names], [["es Spanish", *["5.25"] * 12]], []).show(Console(file=text))
+    assert all(name in text.getvalue() for name in ["es Spanish", *names])
+
+
 def test_estimates_as_texts() -> None:
     assert Estimate(0.5, 0.25, 0.75, 8).text(".0%") == "50% [25%, 75%]"
     assert Estimate(0.5, math.nan, math.nan, 1).text("+.1f") == "+0.5"

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from crosspref.commands import TABLE, add_set, languages_of, output_table
 from crosspref.data.records import Measure, Response, Score
 from crosspref.data.tables import read_rows, write_rows
@@ -133,4 +131,4 @@ def _evaluate_files(options: argparse.Namespace) -> None:
         win_rate = compare(policy, baseline, language, 1, bootstrap, per_token=per_token)
         measures += [win_rate] if win_rate else []
     write_rows(options.out, measures, Measure)
-    Console().print(measures_report(measures).table())
+    print_reports([measures_report(measures)])

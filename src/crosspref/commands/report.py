@@ -49,7 +49,8 @@ def show_report(run: RunDirectory, svg: Path | None) -> bool:
     print_reports(reports)
     write_if_possible(run.report, reports)
     if svg:
-        canvas = Console(record=True, width=80, file=io.StringIO())
+        width = max(80, *(report.width for report in reports))
+        canvas = Console(record=True, width=width, height=25, file=io.StringIO())
         if answers is not None:
             canvas.print(answers)
         for report in reports:

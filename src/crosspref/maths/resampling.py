@@ -16,7 +16,7 @@ import numpy as np
 
 from crosspref.maths.alpaca import Comparisons, Floats, WinRates, length_controlled_rates
 from crosspref.maths.estimate import CONFIDENCE, Estimate
-from crosspref.maths.statistics import mean_interval
+from crosspref.maths.statistics import share_interval, wilson_interval
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item", bound=Hashable)
@@ -134,13 +134,26 @@ def percentile_interval(draws: Draws) -> Estimate:
     return Estimate(draws.point, float(low), float(high), draws.n)
 
 
-def win_rate_interval(outcomes: Floats, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Return 100 mean(outcome) and its BCa bootstrap interval, in percent, for one model in one language.
+def rate_interval(draws: Draws, items: int) -> Estimate:
+    """Return a rate in percent and its percentile interval, or Wilson's if the rate is 0 or 100 in all draws.
 
-    ``outcomes`` (n,) are in [0, 1], or nan without a verdict, as ``preference_outcomes`` returns them. The ends are nan
-    for a single verdict. Raises ValueError when there is none.
+    ``items`` is the largest number of different items behind it, which for a mean over languages is less than ``n``.
     """
-    share = mean_interval(outcomes[~np.isnan(outcomes)], resamples=resamples, seed=seed, method="BCa")
+    found = percentile_interval(draws)
+    if found.low != found.high or found.value not in (0.0, 100.0):
+        return found
+    share = wilson_interval(np.full(min(items, draws.n), draws.point / 100))
+    return Estimate(found.value, 100 * share.low, 100 * share.high, found.n)
+
+
+def win_rate_interval(outcomes: Floats, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Return 100 mean(outcome) and its interval, in percent, for one model in one language.
+
+    It is the BCa bootstrap interval, or Wilson's if all outcomes are 0 or all are 1. ``outcomes`` (n,) are in [0, 1],
+    or nan without a verdict, as ``preference_outcomes`` returns them. The ends are nan for a single verdict. Raises
+    ValueError when there is none.
+    """
+    share = share_interval(outcomes[~np.isnan(outcomes)], resamples=resamples, seed=seed, method="BCa")
     return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n)
 
 

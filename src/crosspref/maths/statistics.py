@@ -225,7 +225,26 @@ def wilson_interval(outcomes: ArrayLike, clusters: Iterable[Hashable] | None = N
     shrink = 1 + quantile**2 / size
     middle = (mean + quantile**2 / (2 * size)) / shrink
     reach = quantile / shrink * math.sqrt(mean * (1 - mean) / size + quantile**2 / (4 * size**2))
-    return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), values.size)
+    # Rounding must not put an end on the wrong side of the mean.
+    return Estimate(mean, max(0.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach)), values.size)
+
+
+def share_interval(
+    outcomes: ArrayLike,
+    clusters: Iterable[Hashable] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    method: Literal["percentile", "BCa"] = "percentile",
+) -> Estimate:
+    """Return the mean of outcomes (n,) in [0, 1] with its bootstrap interval, or Wilson's if all are 0 or all are 1.
+
+    Resamples of equal outcomes are all equal: by the bootstrap, 0 of 12 would be known exactly. A single cluster has no
+    interval. Arguments and errors are those of `mean_interval`.
+    """
+    names = None if clusters is None else list(clusters)
+    found = mean_interval(outcomes, names, resamples=resamples, seed=seed, method=method)
+    is_certain = found.low == found.high and found.value in (0.0, 1.0)
+    return wilson_interval(outcomes, names) if is_certain else found
 
 
 def newcombe_interval(left: Estimate, right: Estimate) -> Estimate:

@@ -94,12 +94,18 @@ class Report:
             table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
         return table
 
+    @property
+    def width(self) -> int:
+        """The columns of a screen that the table needs so that nothing is cut."""
+        longest = max((cell_len(line) for row in self._marked() for line in row[0].split("\n")), default=0)
+        measured = Console(width=10_000, height=25).measure(self.table())
+        return measured.maximum - max(0, longest - FOLDED)
+
     def show(self, console: Console) -> None:
         """Print the table and the notes; nothing is cut, even if the table is wider than the screen."""
-        table = self.table()
-        longest = max((cell_len(line) for row in self._marked() for line in row[0].split("\n")), default=0)
-        needed = Console(width=10_000).measure(table).maximum - max(0, longest - FOLDED)
-        Console(file=console.file, width=max(console.width, needed)).print(table)
+        # Without a height, rich takes any width for 80 where the terminal is called dumb.
+        wide = Console(file=console.file, width=max(console.width, self.width), height=console.height)
+        wide.print(self.table())
         for note in self.notes:
             console.print(printable(note), markup=False, highlight=False)
 

@@ -10,7 +10,7 @@ from itertools import product
 
 from crosspref.data.records import Measure, Response, Score
 from crosspref.maths.reward import PER_TOKEN
-from crosspref.maths.statistics import mean_interval, win_rate
+from crosspref.maths.statistics import mean_interval, share_interval, win_rate
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import Job
 from crosspref.run.phases import Output, Phase
@@ -38,6 +38,8 @@ MEASURES = {
     ),
 }
 """The measures and what each is; all are means over responses, with prompts as clusters."""
+SHARES = ("right_language", "truncated", WIN_RATE)
+"""Those whose values are 0 or 1, or one half for a tie."""
 
 
 def phase(recipe: Recipe, iteration: int) -> Phase:
@@ -185,5 +187,6 @@ def _per_token(scores: Sequence[Score], already: bool) -> dict[str, list[float]]
 def _summary(
     values: Sequence[float], prompts: Sequence[str], language: str, iteration: int, name: str, bootstrap: Bootstrap
 ) -> Measure:
-    mean = mean_interval(values, prompts, **asdict(bootstrap))
+    interval = share_interval if name in SHARES else mean_interval
+    mean = interval(values, prompts, **asdict(bootstrap))
     return Measure(iteration, language, name, mean.value, mean.low, mean.high, mean.n, len(set(prompts)))

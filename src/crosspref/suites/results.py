@@ -24,6 +24,7 @@ INTERVALS = (
     "Ranges are 95% bootstrap intervals over the items. They do not cover the judge, whose verdicts may be biased or "
     "come out otherwise another time, nor the sampling of the answers, nor the seed of a training."
 )
+AT_THE_ENDS = "A rate of 0 or 100 has Wilson's interval, since resamples of equal outcomes are all equal."
 CHANGES = (
     "Differences in points, over the items that both were judged on, with 95% bootstrap intervals that resample items "
     "jointly for both models and all languages. p: two-sided, for {flipped} of a language by sign flips and else "

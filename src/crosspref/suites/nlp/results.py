@@ -8,12 +8,12 @@ from typing import Any
 
 from crosspref.data.items import Problems
 from crosspref.maths.estimate import Estimate
-from crosspref.maths.resampling import mean_over, percentile_interval, resample_means
+from crosspref.maths.resampling import mean_over, rate_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, columns, label, without_repeats
 from crosspref.suites import results
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
-from crosspref.suites.results import MEAN, ModelChange, changes_of, changes_reports
+from crosspref.suites.results import AT_THE_ENDS, MEAN, ModelChange, changes_of, changes_reports
 from crosspref.suites.settings import EvaluationSettings
 from crosspref.suites.work import Evaluation
 
@@ -137,9 +137,10 @@ def _compute(name: TaskName, measured: Measured, models: Sequence[str], settings
     for model in models:
         for measure in MEASURES:
             known = {at: draws[model, at, measure] for at in languages if (model, at, measure) in values}
+            items = max((one.n for one in known.values()), default=0)
             if len(known) == len(languages) > 1:
                 known[MEAN] = mean_over(known.values())
-            scores += [TaskScore(model, at, name, measure, percentile_interval(one)) for at, one in known.items()]
+            scores += [TaskScore(model, at, name, measure, rate_interval(one, items)) for at, one in known.items()]
     for model, other in pairs:
         for measure in MEASURES:
             keys = {at: (model, other, at, measure) for at in languages if (model, other, at, measure) in gaps}
@@ -180,7 +181,8 @@ def _report(task: _TaskResults, models: Sequence[str]) -> Report:
 def _notes(measured: Measured, rows: Iterable[TaskScore]) -> list[str]:
     measures = dict.fromkeys(row.measure for row in rows)
     meant = "; ".join(meaning for measure, meaning in MEASURES.items() if measure in measures)
-    notes = [f"Share of items, by lm-evaluation-harness {measured.version}. {meant}. n: items.", INTERVALS]
+    by = f"Share of items, by lm-evaluation-harness {measured.version}. {meant}. n: items."
+    notes = [by, f"{INTERVALS} {AT_THE_ENDS}"]
     notes += [f"Not measured: {line}" for line in measured.lines()]
     return notes + [f"{where}: {problems}" for where, problems in measured.problems.items() if str(problems)]
 

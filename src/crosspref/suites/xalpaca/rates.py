@@ -15,6 +15,7 @@ from crosspref.maths.resampling import (
     difference,
     mean_over,
     percentile_interval,
+    rate_interval,
     resample,
     shared_items,
     win_rate_interval,
@@ -126,7 +127,9 @@ def _mean(languages: Sequence[tuple[RateDraws, Rates]]) -> Rates:
     """Return the plain mean over languages, with LC only if every language has one of the same kind."""
     if not languages:
         return Rates()
-    wr = percentile_interval(mean_over(draws.win_rate for draws, _ in languages))
+    wr = rate_interval(
+        mean_over(draws.win_rate for draws, _ in languages), max(draws.win_rate.n for draws, _ in languages)
+    )
     kinds = {rates.lc_kind for _, rates in languages}
     if len(kinds) != 1 or kinds == {"none"}:
         return Rates(wr)

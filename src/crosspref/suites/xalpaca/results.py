@@ -12,6 +12,7 @@ from crosspref.reports.table import Report, label, without_repeats
 from crosspref.suites.judge.questions import LACKING, Template
 from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.results import (
+    AT_THE_ENDS,
     CHANGES,
     INTERVALS,
     MEAN,
@@ -213,4 +214,6 @@ def rates_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
         "length: mean characters of the model's and of the baseline's answers. n: items with a verdict; left out: "
         "items without a readable verdict, or without an answer of either. The mean is the plain mean of languages.",
     ]
-    return Report(title, header, without_repeats(cells), [" ".join(sentences), INTERVALS, *about_notes(about)])
+    return Report(
+        title, header, without_repeats(cells), [" ".join(sentences), f"{INTERVALS} {AT_THE_ENDS}", *about_notes(about)]
+    )
