@@ -76,6 +76,24 @@ def test_published_outputs_without_ids_and_nothing_is_asked_twice(command: Run, 
     assert about["problems"]["en"]["rows without item or output"] == 1
 
 
+def test_what_of_a_file_cannot_be_used_is_named_by_row(command: Run, tmp_path: Path) -> None:
+    """Of five rows one is broken, one is of no item, and two contradict each other: one answer is left."""
+    items = [{"id": place, "instruction": text} for place, text in enumerate(TEXTS, 1)]
+    lines = [json.dumps({"id": name, "output": text}) for name, text in ((1, "a"), (7, "b"), (2, "c"), (2, "d"))]
+    (tmp_path / "mine.jsonl").write_text("\n".join([lines[0], lines[1][:-4], *lines[1:]]), encoding="utf-8")
+    named = sets(f"xalpaca.items={write_json(tmp_path / 'items.json', items)}")
+    settings = alpaca(tmp_path, *named, "--languages", "en", "--answers", tmp_path / "mine.jsonl")
+    with FakeJudge() as judge:
+        _, errors = succeeded(command(*evaluate(tmp_path, judge, "xalpaca", *settings)))
+        assert len(judge.asked) == 1
+    [row] = table(tmp_path / "out", "xalpaca/win_rates")
+    assert (row.model, row.items, row.n, row.no_answer) == ("mine", 5, 1, 4)
+    for said in ("mine.jsonl, row 2: the line is not", "mine.jsonl, row 3: id 7", "mine.jsonl, row 4: id 2"):
+        assert said in errors
+    shown, _ = succeeded(command("leaderboard", tmp_path / "out"))
+    assert "mine" in shown
+
+
 def test_what_this_project_wrote_is_read_again(command: Run, tmp_path: Path) -> None:
     """MODEL/LANGUAGE/model_outputs.json, with ids."""
     write_json(tmp_path / "mine.json", published("mine"))
@@ -137,6 +155,10 @@ def test_two_files_of_one_model_and_a_layout_of_another_suite(command: Run, tmp_
         twice = evaluate(tmp_path, judge, "xalpaca", *settings, "--answers", tmp_path / "given")
         assert_stopped(command(*twice), "two files have answers of same in en")
         bench = (*settings, "--set", f"xalpaca.baseline={tmp_path / 'bench'}")
+        write_json(tmp_path / "both.json", [*published("turbo"), *published("other")])
+        both = (*settings, *sets(f"xalpaca.baseline={tmp_path / 'both.json'}"))
+        several = evaluate(tmp_path, judge, "xalpaca", *both, "--answers", tmp_path / "given" / "a.json")
+        assert_stopped(command(*several), "both.json, row 6", "an answer of other", "that turbo has answered, too")
         layout = evaluate(tmp_path, judge, "xalpaca", *bench, "--answers", tmp_path / "given" / "a.json")
         assert_stopped(command(*layout), "no files model_outputs.json", "It has: question.jsonl")
 
@@ -193,7 +215,7 @@ def test_fastchats_directory(command: Run, tmp_path: Path) -> None:
     assert {name: (row.n_1, row.n_2, row.no_answer) for name, row in rows.items()} == {
         "vicuna": (2, 2, 0), "koala": (2, 1, 1),
     }  # fmt: skip
-    assert "koala.jsonl, row 3, id 999" in " ".join(errors.split())
+    assert "koala.jsonl, row 3: id 999" in " ".join(errors.split())
     assert str(place / "model_answer" / "vicuna.jsonl") in " ".join(output.split())
 
 

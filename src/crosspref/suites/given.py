@@ -1,5 +1,6 @@
 """Answers that exist already (``--answers``): whose they are, and which answers which item."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +43,28 @@ class Given:
         return texts
 
     def known(self, language: str, ids: Sequence[str], problems: Problems, reporter: Reporter) -> list[Row]:
-        """Return the rows in one language without those whose id is not among ``ids``; the first of these is said."""
+        """Return the rows in one language without those whose id is not among ``ids``; without ids, all.
+
+        Of what cannot be used, or is there twice, the first row is said.
+        """
         rows, known = self.rows.get(language, ()), set(ids)
+        counts = Counter(id_of(row) for row in rows)
         unknown = [row for row in rows if known and id_of(row) not in {None, *known}]
-        if unknown:
-            problems[f"answers of {self.model} to unknown items"] += len(unknown)
-            first = unknown[0]
-            reporter.say(
-                f"{WHAT} {language}: {len(unknown)} answers of {self.model} are to items that are not known; the first "
-                f"is {first.file.removeprefix(f'{WHAT} ')}, row {first.number}, id {id_of(first)}."
-            )
+        problems[f"answers of {self.model} to unknown items"] += len(unknown)
+        self._say(language, "cannot be read", [row for row in rows if row.broken], reporter)
+        self._say(language, "are to items that are not known", unknown, reporter)
+        repeated = [row for row in rows if id_of(row) is not None and counts[id_of(row)] > 1]
+        self._say(language, "are to the same item as another", repeated, reporter)
         return [row for row in rows if not known or id_of(row) in {None, *known}]
+
+    def _say(self, language: str, what: str, rows: Sequence[Row], reporter: Reporter) -> None:
+        if rows:
+            first = rows[0]
+            named = first.broken or f"id {id_of(first)}"
+            reporter.say(
+                f"{WHAT} {language}: {len(rows)} answers of {self.model} {what}; the first is "
+                f"{first.file.removeprefix(f'{WHAT} ')}, row {first.number}: {named}."
+            )
 
 
 def read_given(source: Path, wanted: Sequence[str] | None, name: str | None) -> list[Given]:

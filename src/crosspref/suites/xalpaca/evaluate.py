@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from crosspref.data.items import MODEL_COLUMNS, Item, Problems, join, join_answers, read_items
+from crosspref.data.items import MODEL_COLUMNS, Item, Problems, id_of, join, join_answers, read_items
 from crosspref.data.records import Prompt
 from crosspref.data.rows import Row, is_unicode
-from crosspref.data.sources import first_of, read_languages
+from crosspref.data.sources import TEXT_COLUMNS, first_of, read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
 from crosspref.suites.judge.judge import Judge
@@ -77,6 +77,7 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
     baselines = {}
     for language, every in items.items():
         own = rows.get(language, [])
+        _require_one_model(own)
         texts, joined = join_answers(own, every, "xalpaca.baseline", problems[language])
         problems[language]["answers of the baseline that are not text"] += len(joined) - len(texts)
         if not texts:
@@ -91,6 +92,16 @@ def _baselines(work: Evaluation, items: Items, wanted: Items, problems: Mapping[
             work.reporter.say(f"xalpaca {language}: the baseline answers {there} of {total} items.")
         baselines[language] = Baseline(_generator(joined.values(), *MODEL_COLUMNS), texts)
     return baselines
+
+
+def _require_one_model(rows: Sequence[Row]) -> None:
+    """Raise a DataError if two models have an answer to the same item: no baseline is meant then."""
+    models: dict[object, str] = {}
+    for row in rows:
+        model, item = first_of(row, MODEL_COLUMNS), id_of(row) or first_of(row, TEXT_COLUMNS)
+        if model is not None and models.setdefault(item, str(model)) != str(model):
+            wrong = f"it is an answer of {model} to an item that {models[item]} has answered, too"
+            raise row.error(wrong, "Give the answers of one model as xalpaca.baseline.")
 
 
 def _generator(rows: Iterable[Row], *columns: str) -> str:
