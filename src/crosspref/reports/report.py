@@ -62,7 +62,7 @@ def measures_report(measures: Sequence[Measure]) -> Report:
         f"right language: {MEASURES['right_language']}. repeats: mean {MEASURES['repetition']}. "
         f"cut off: {MEASURES['truncated']}. length: {MEASURES['characters']}.",
         f"{' to '.join(str(count) for count in dict.fromkeys([prompts[0], prompts[-1]]))} held-out prompts per "
-        f"language. {INTERVALS}",
+        f"language. {INTERVALS} A share of 0% or 100% has Wilson's interval.",
     ]
     identified = {row.language for row in measures if row.measure == "right_language"}
     others = [language for language in dict.fromkeys(row.language for row in measures) if language not in identified]
