@@ -103,6 +103,27 @@ def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:
     assert problems == {"duplicated rows": 2, "rows without item or output": 1}
 
 
+def test_ids_that_count_from_0_are_not_taken_for_those_that_count_from_1() -> None:
+    """Only a text that is another item's contradicts an id: a translated or a shortened one does not."""
+    problems = Problems()
+    given = rows(
+        {"id": 0, "instruction": "a", "output": "A"},
+        {"id": 1, "instruction": "same", "output": "B"},
+        {"id": 3, "instruction": "b", "output": "C"},
+        {"id": 4, "instruction": "b, in other words", "output": "D"},
+    )
+    assert outputs(join(given, ITEMS, "output", problems)) == {"4": "D"}
+    assert problems == {"rows whose id is of one item and whose instruction is of another": 2}
+
+
+def test_items_without_ids_take_their_positions_and_are_joined_by_instruction() -> None:
+    problems = Problems()
+    items = read_items(rows({"instruction": "a"}, {"instruction": " "}, {"instruction": "b"}), problems, "items")
+    assert [(item.item_id, item.place, item.named) for item in items] == [("1", 0, False), ("3", 2, False)]
+    given = rows({"id": 1, "instruction": "b", "output": "B"}, {"id": 1, "output": "A"})
+    assert outputs(join(given, items, "output", problems)) == {"3": "B", "1": "A"}
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(1, 1.0), (2.0, 2.0), (1.25, 1.25), (0, 1.5), (1.5, 1.5), (None, None), (float("nan"), None), ("m", None),

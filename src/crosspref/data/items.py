@@ -86,7 +86,7 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
     """Return the row of each item id: by id where rows have one, else by instruction, the k-th for the k-th.
 
     Where items have no ids of their own, a row that has an instruction is joined by that. There is none for an item
-    that has two rows with different values in ``column``.
+    that has two rows with different values in ``column``. A row whose id and instruction are of two items is left out.
     """
     ids, named = {item.item_id for item in items}, all(item.named for item in items)
     by_text: dict[str, list[str]] = {}
@@ -101,6 +101,8 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
             met[text] += len(same) > 1
         if item_id is None or column not in row.values:
             problems[f"rows without item or {column}"] += 1
+        elif item_id in ids and same and item_id not in same:  # as where one file counts from 0, and the other from 1
+            problems["rows whose id is of one item and whose instruction is of another"] += 1
         elif item_id in ids:
             given.append((item_id, row.values[column], row))
     return unique(given, problems, "duplicated rows")
