@@ -1,5 +1,6 @@
 """What crosspref offers to Python: ``align`` and ``ImplicitReward``."""
 
+import json
 import resource
 import sys
 import time
@@ -9,24 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosspref import algorithm
+from crosspref import algorithm, errors
 from crosspref.data.messages import read_conversation
 from crosspref.data.records import Instruction, Response
-from crosspref.engines import EngineFactory, EngineSettings
-from crosspref.errors import ModelError, RecipeError, RunError
+from crosspref.engines import EngineFactory, EngineSettings, find_engine
+from crosspref.errors import CrossprefError, ModelError, RecipeError, RunError, raise_all
 from crosspref.languages import Prefix, crosslingual_instruction
 from crosspref.maths.reward import finite, implicit_reward
 from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
-from crosspref.recipe.files import check_settings, load_recipe, make_recipe
+from crosspref.recipe.files import check_settings, dump_recipe, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.moved import find_base_again
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
-from crosspref.run.processes import launch_command, run_in_child
+from crosspref.run.processes import ask_child, launch_command, run_in_child
 from crosspref.run.progress import Reporter, Schedule
 from crosspref.run.ranks import alone, is_launched
 
@@ -67,9 +68,45 @@ def align(
     with run.locked():
         settle_recipe(run, recipe, algorithm.phases, job.reporter.say)
         find_base_again(run, recipe)
+        apart = engines is None and recipe.resources.process_per_phase
+        if engines is None and not _is_done(job):
+            lines, faults = examine(recipe, apart=apart, convert=True)
+            raise_all(faults)
+            for line in lines:
+                if line.startswith("note"):
+                    job.reporter.say(line)
         with job.engines.executor().cluster():
-            apart = engines is None and recipe.resources.process_per_phase
             return algorithm.align(job, _executor(job, expected or {}, models, apart=apart))
+
+
+def _is_done(job: Job) -> bool:
+    phases = algorithm.phases(job.recipe)
+    return all(status.is_done for status in phase_status(job.run, phases, job.recipe.resources.shard_prompts))
+
+
+def examine(recipe: Recipe, *, apart: bool, convert: bool = False) -> tuple[list[str], list[CrossprefError]]:
+    """Look for what would stop a run later, with the libraries that it will use.
+
+    Args:
+        recipe: the recipe.
+        apart: whether to do it in a child process, so that this one imports no heavy library.
+        convert: whether GGUF files are converted into the cache, as a run begins; else they are not examined.
+
+    Returns:
+        Lines of what was found, and the errors.
+    """
+    if not apart:
+        files: dict[str, ModelFiles] = {}
+        faults: list[CrossprefError] = []
+        try:
+            files = check_models(recipe)
+        except CrossprefError as fault:
+            faults.append(fault)
+        examination = find_engine("examination", "transformers")(recipe, files, convert=convert)
+        return examination.lines, faults + examination.faults
+    options = ["--convert"] if convert else []
+    found, told = json.loads(ask_child(["examine", *options], dump_recipe(recipe)))
+    return found, [getattr(errors, kind)(*arguments) for kind, arguments in told]
 
 
 def check_models(recipe: Recipe) -> dict[str, ModelFiles]:

@@ -3,6 +3,8 @@
 Each message says what is wrong, where, and what to do next. The command line prints it without a traceback.
 """
 
+from collections.abc import Sequence
+
 
 class CrossprefError(Exception):
     """Base class of all errors that crosspref raises on purpose."""
@@ -67,3 +69,13 @@ class MissingLibraryError(CrossprefError):
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         """Make it picklable: by default, an exception is rebuilt from its message alone."""
         return type(self), self.given
+
+
+def raise_all(faults: Sequence[CrossprefError]) -> None:
+    """Raise the error if there is one, and one error for several; what was found twice is said once."""
+    faults = list({str(fault): fault for fault in faults}.values())
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        listed = "\n".join(f"- {fault}" for fault in faults)
+        raise CrossprefError(f"{len(faults)} things would stop this run:\n{listed}")

@@ -2,14 +2,19 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from http_server import JsonHandler, LocalServer
-from test_plan import write_header
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from crosspref.api import align, examine
 from crosspref.commands.check import check_recipe
 from crosspref.errors import CrossprefError, MissingLibraryError, ModelError, RecipeError, ServerError
 from crosspref.recipe.files import load_recipe
@@ -38,13 +43,14 @@ def recipe_file(tiny_models: Models, tmp_path: Path) -> str:
         "models": {"initial": str(initial), "policy": str(policy)},
         "languages": ["en", "es"],
         "prompts": {"source": str(tmp_path / "prompts.jsonl")},
+        "sample": {"max_new_tokens": 64},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(content), encoding="utf-8")
     return str(tmp_path / "recipe.yaml")
 
 
 def check(recipe: str, *overrides: str) -> list[str]:
-    return list(check_recipe(load_recipe(recipe, list(overrides))))
+    return list(check_recipe(load_recipe(recipe, list(overrides)), apart=False))
 
 
 def test_a_recipe_without_faults_is_ready(recipe_file: str) -> None:
@@ -110,13 +116,8 @@ def test_a_device_that_is_not_there(recipe_file: str, device: str) -> None:
 
 
 def test_a_model_whose_weights_do_not_fit(recipe_file: str, tiny_models: Models, tmp_path: Path) -> None:
-    """Sixteen million gigabytes, of which only the header is here."""
-    large = tmp_path / "large"
-    large.mkdir()
-    for file in tiny_models["llama"][1].iterdir():
-        if file.suffix != ".safetensors":
-            (large / file.name).write_bytes(file.read_bytes())
-    write_header(large / "model.safetensors", {"model.embed_tokens.weight": [1 << 22, 1 << 31]})
+    """A terabyte of weights, which take no room on the disk."""
+    large = write_sparse(tiny_models["llama"][1], tmp_path / "large", hidden_size=1 << 22, num_hidden_layers=100)
     with pytest.raises(ModelError, match="weights alone"):
         check(recipe_file, f"models.policy={large}", "resources.device=cpu")
     served = ("sample.engine=server", "reward.engine=server", "resources.launch=torchrun")
@@ -124,8 +125,132 @@ def test_a_model_whose_weights_do_not_fit(recipe_file: str, tiny_models: Models,
         check(recipe_file, f"models.policy={large}", *served, "server.url=http://127.0.0.1:9/v1")
 
 
+def write_sparse(source: Path, target: Path, **changes: int) -> Path:
+    """Copy a model whose configuration is another, with the headers of its weights and nothing behind them."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target), dtype=torch.float32)
+    (target / "model.safetensors").unlink()
+    files = {name: f"model-{number}.safetensors" for number, name in enumerate(model.state_dict())}
+    index = json.dumps({"metadata": {}, "weight_map": files})
+    (target / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    for name, weight in model.state_dict().items():
+        entry = {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [0, weight.nbytes]}
+        text = json.dumps({name: entry}).encode()
+        with (target / files[name]).open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            stream.truncate(8 + len(text) + weight.nbytes)
+    return target
+
+
 def test_several_faults_are_reported_together(recipe_file: str) -> None:
     with pytest.raises(CrossprefError) as caught:
         check(recipe_file, "resources.device=nonsense", "prompts.source=nowhere.jsonl", "sample.engine=vllm")
     message = str(caught.value)
     assert all(part in message for part in ("resources.device", "nowhere.jsonl", "'vllm'"))
+
+
+def faults_of(recipe: str, *overrides: str) -> tuple[list[str], list[CrossprefError]]:
+    return examine(load_recipe(recipe, list(overrides)), apart=False)
+
+
+@pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "all-linear", r"'.*\.(q|v)_proj'"])
+def test_modules_that_are_there(recipe_file: str, modules: str) -> None:
+    assert faults_of(recipe_file, f"train.lora={{target_modules: {modules}}}")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ("q_proj", r"\[q_proj\]"),
+        ("'q_proj, v_proj'", r"\[q_proj, v_proj\]"),
+        ("[q_proj, c_attn]", "no module c_attn"),
+        (r"'.*\.c_attn'", "down_proj, gate_proj"),
+        ("[input_layernorm]", "down_proj, gate_proj"),
+        ("[q_proj, lm_head]", "output layer"),
+    ],
+)
+def test_modules_that_get_no_adapter_are_told_with_those_that_could(recipe_file: str, modules: str, said: str) -> None:
+    _, faults = faults_of(recipe_file, f"train.lora={{target_modules: {modules}}}")
+    assert len(faults) == 1
+    assert isinstance(faults[0], RecipeError)
+    assert faults[0].keys == ("train.lora.target_modules",)
+    assert re.search(said, str(faults[0]))
+
+
+def test_no_modules_at_all_are_refused(recipe_file: str) -> None:
+    with pytest.raises(RecipeError, match="target_modules"):
+        load_recipe(recipe_file, ["train.lora={target_modules: []}"])
+
+
+def test_a_token_without_an_embedding(recipe_file: str, tiny_models: Models, tmp_path: Path) -> None:
+    """One that every conversation has; an added token that none has is no fault."""
+    directories = [tmp_path / "initial", tmp_path / "policy"]
+    template = (tiny_models["llama"][0] / "chat_template.jinja").read_text(encoding="utf-8")
+    for source, target in zip(tiny_models["llama"], directories, strict=True):
+        shutil.copytree(source, target)
+        tokenizer = AutoTokenizer.from_pretrained(target)
+        rows = len(tokenizer)
+        tokenizer.add_tokens(["<|begin|>"], special_tokens=True)
+        tokenizer.save_pretrained(target)
+        (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    models = (f"models.initial={directories[0]}", f"models.policy={directories[1]}")
+    assert faults_of(recipe_file, *models)[1] == []
+    for target in directories:
+        (target / "chat_template.jinja").write_text("<|begin|>" + template, encoding="utf-8")
+    _, faults = faults_of(recipe_file, *models)
+    assert [type(fault) for fault in faults] == [ModelError, ModelError]
+    for directory, fault in zip(directories, faults, strict=True):
+        assert all(part in str(fault) for part in (str(directory), "<|begin|>", f"id {rows},", f"for {rows} tokens"))
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("sample.max_new_tokens=1024", ("sample.max_new_tokens",)),
+        ("sample.max_prompt_tokens=2", ("sample.max_new_tokens", "sample.max_prompt_tokens")),
+        ("reward={name: translated}", ("translate.max_new_tokens",)),
+    ],
+)
+def test_a_context_without_room_for_a_prompt(recipe_file: str, override: str, keys: tuple[str, ...]) -> None:
+    _, faults = faults_of(recipe_file, override)
+    assert [fault.keys for fault in faults if isinstance(fault, RecipeError)] == [keys]
+
+
+def test_prompts_that_are_too_long_are_counted(recipe_file: str, tmp_path: Path) -> None:
+    rows = [{"prompt_id": f"p{count}", "en": "Why?", "es": "no " * count} for count in (1, 900, 2000)]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    lines, faults = faults_of(recipe_file)
+    assert faults == []
+    assert [line for line in lines if line.startswith("note")] == [
+        "note  2 of 3 prompts in 'es' are longer than the 960 tokens that a prompt may have, and will be dropped"
+    ]
+
+
+def test_quantised_weights_are_not_trained(recipe_file: str, tiny_models: Models, tmp_path: Path) -> None:
+    policy = shutil.copytree(tiny_models["llama"][1], tmp_path / "policy")
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config = json.loads((policy / "config.json").read_text(encoding="utf-8"))
+    (policy / "config.json").write_text(json.dumps({**config, "quantization_config": stored}), encoding="utf-8")
+    _, faults = faults_of(recipe_file, f"models.policy={policy}")
+    assert [type(fault) for fault in faults] == [ModelError]
+    assert "original weights" in str(faults[0])
+
+
+@pytest.mark.slow
+def test_what_a_child_finds_is_the_same(recipe_file: str) -> None:
+    overrides = ["resources.device=nonsense", "train.lora={target_modules: q_proj}", "sample.engine=vllm"]
+    recipe = load_recipe(recipe_file, overrides)
+    here, there = examine(recipe, apart=False), examine(recipe, apart=True)
+    assert here[0] == there[0]
+    assert [(type(fault), str(fault)) for fault in here[1]] == [(type(fault), str(fault)) for fault in there[1]]
+    assert len(here[1]) == 3
+
+
+def test_a_run_hears_of_faults_of_training_before_anything_is_sampled(recipe_file: str, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.lora={target_modules: q_proj}", "resources.process_per_phase=false"])
+    with pytest.raises(RecipeError, match=r"train\.lora\.target_modules"):
+        align(recipe, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.parquet"))

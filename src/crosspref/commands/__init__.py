@@ -37,8 +37,9 @@ COMMANDS = {
     "lab": "align a tiny model in a world whose true reward is known",
     "canary": "teach a real model a verifiable trait in English, and see whether it carries over",
     "phase": None,
+    "examine": None,
 }
-"""What ``crosspref --help`` says of each command, a module of this package; nobody types ``phase``."""
+"""What ``crosspref --help`` says of each command, a module of this package; nobody types ``phase`` and ``examine``."""
 
 TABLE = "(.parquet or .jsonl)"
 PROMPTS = "parallel prompts: files, folders, package:NAME/path or hub ids"

@@ -7,6 +7,7 @@ from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Response
 from crosspref.data.tables import write_rows
 from crosspref.engines import EngineFactory, EngineSettings
+from crosspref.errors import DataError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import SampleStage
@@ -35,4 +36,11 @@ def execute(options: argparse.Namespace) -> None:
         rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), meter.advance)
     if settings.models.thinking == "cut":
         reporter.say(f"sample: {thinking_cut(rows)}")
+    left_out = len(prompts) - len({(row.prompt_id, row.language) for row in rows})
+    if left_out:
+        text = f"{left_out} of {len(prompts)} prompts are too long and have no responses."
+        advice = "A smaller sample.max_new_tokens or a larger sample.max_prompt_tokens leaves more room for a prompt."
+        if left_out == len(prompts):
+            raise DataError(f"{text} {advice}")
+        reporter.say(f"{text} {advice}")
     write_rows(options.out, rows, Response)

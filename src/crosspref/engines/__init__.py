@@ -58,6 +58,7 @@ ENGINES: dict[str, dict[str, str]] = {
         "ray": "crosspref.engines.ray.executor:RayExecutor",
     },
     "pretrainer": {"tiny_llama": "crosspref.engines.tiny_llama:pretrain"},
+    "examination": {"transformers": "crosspref.engines.examination:Examination"},
     "figures": {"curves": "crosspref.engines.figures:draw_curves", "dots": "crosspref.engines.figures:draw_dots"},
 }
 EXTRAS = {

@@ -84,9 +84,7 @@ class VllmSampler:
             rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(rank, policy.name)}
             self.adapter = LoRARequest("policy", 1, str(adapter))
-        self.llm: Any = None
-        if self.longest_prompt > 0:
-            self.llm = _load(policy.name, options)
+        self.llm: Any = _load(policy.name, options)
 
     def sample(
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
@@ -108,7 +106,7 @@ class VllmSampler:
                 lora_request=self.adapter,
             )
         kept(left_out, 0)
-        while self.llm is not None and self.llm.llm_engine.has_unfinished_requests():
+        while self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
                 index, sampled = int(output.request_id), [self._answer(answer) for answer in output.outputs]
                 seeds = requests[index][1]

@@ -330,7 +330,11 @@ class LoraSettings(Settings):
 
     rank: Positive = Field(16, description="Rank of the adapters.")
     alpha: AboveZero = Field(32.0, description="Scale: the adapter is multiplied by alpha / rank.")
-    target_modules: str = Field("all-linear", description="The modules that get an adapter, in peft's syntax.")
+    target_modules: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "all-linear",
+        description="The modules that get an adapter: names as [q_proj, v_proj], a regular expression of whole names, "
+        "or all-linear.",
+    )
     save: Literal["merged", "adapter"] = Field(
         "merged", description="What to store: merged weights, or the adapter alone, which shares its base's weights."
     )

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crosspref.errors import MissingLibraryError, RecipeError
+from crosspref.errors import MissingLibraryError, RecipeError, RunError
 from crosspref.paths import SAFE_PATH
 from crosspref.recipe.files import FOLDER
 from crosspref.recipe.sections import ResourceSettings
@@ -49,6 +49,21 @@ def run_in_child(command: Sequence[str]) -> tuple[int, int]:
             raise
         child.returncode = os.waitstatus_to_exitcode(status)
     return child.returncode, usage.ru_maxrss
+
+
+def ask_child(arguments: Sequence[str], text: str) -> str:
+    """Run a crosspref command in a child process, with a text as its input, and return the last line that it prints.
+
+    Raises:
+        RunError: it failed.
+    """
+    command = [sys.executable, "-m", "crosspref", *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", check=False)  # noqa: S603
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, without a word"]
+        raise RunError(said[-1].removeprefix("crosspref: "))
+    return lines[-1]
 
 
 def end_with_parent() -> None:

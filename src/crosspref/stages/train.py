@@ -116,7 +116,8 @@ def train_policy(job: Job, iteration: int, pairs: Sequence[Pair], training: Trai
     if not pairs:
         raise DataError(
             f"Iteration {iteration} has no pairs to train on. {places.dropped.folder} says why each prompt was "
-            "dropped; select.truncated: keep or a larger sample.max_new_tokens often helps."
+            "dropped. Where responses are cut, select.truncated: keep or a larger sample.max_new_tokens helps; where "
+            "prompts are too long, a smaller one."
         )
     label = f"iteration {iteration} {training.section}"
     job.reporter.say(f"{label}: loading the model")

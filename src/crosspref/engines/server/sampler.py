@@ -11,7 +11,7 @@ from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
 from crosspref.engines.server.chat import Message, Usage
 from crosspref.engines.server.client import ServerClient
-from crosspref.engines.transformers.models import describe_model, longest_prompt
+from crosspref.engines.transformers.models import describe_model, longest_prompt, vocabulary_of
 from crosspref.errors import ServerError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
@@ -53,7 +53,7 @@ class ServerSampler:
         self.switches = settings.asking.chat_template_kwargs  # which only the server can set where it takes messages
         # Servers stop at the tokenizer's own end of sequence, too, whatever they are asked.
         self.ends = sorted({*described.stops, self.tokenizer.tokenizer.eos_token_id} - {None})
-        self.vocabulary = min(self.tokenizer.size, described.config.get_text_config().vocab_size)
+        self.vocabulary = min(self.tokenizer.size, vocabulary_of(described.config))
         self.temperature, self.as_tokens = 0.0 if greedy else self.settings.temperature, server.protocol == "tokens"
         self.client = ServerClient(server)
         try:

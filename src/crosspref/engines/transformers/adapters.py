@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from crosspref.data.sources import PACKAGE
-from crosspref.engines.transformers.faults import reading
+from crosspref.engines.transformers.faults import reading, reason_of
 from crosspref.engines.transformers.models import Loading, load_model, load_quantized, readable_directory
-from crosspref.errors import ModelError
+from crosspref.errors import ModelError, RecipeError
 from crosspref.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from crosspref.models.hub import HubModel
 from crosspref.models.locate import ModelFiles, base_of_adapter, require_same_lora
@@ -116,7 +117,8 @@ def add_adapter(model: Any, adapter: Path, name: str, *, trainable: bool = False
         ModelError: it cannot be read, or is not of this model.
     """
     device = next(model.parameters()).device
-    options = {"is_trainable": trainable, "torch_device": str(device)}
+    # safetensors reads nothing to the device meta, where values that are copied get lost.
+    options = {"is_trainable": trainable, "torch_device": "cpu" if device.type == "meta" else str(device)}
     with reading("The adapter", adapter):
         config = peft.LoraConfig.from_pretrained(str(adapter))
         config.lora_dropout = 0.0  # policy and reference must be one model before the first step
@@ -160,6 +162,8 @@ def _is_of_base(key: str, stored: Any, model: Any) -> bool:
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     weights = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items()}
     weight = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
+    if weight is not None and weight.is_meta:
+        return bool(list(weight.shape) == stored.get_slice(key).get_shape())
     return weight is not None and torch.equal(stored.get_tensor(key).to(weight), weight)
 
 
@@ -172,6 +176,66 @@ def lora_config(settings: LoraSettings) -> peft.LoraConfig:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
+
+
+def require_targets(model: Any, settings: LoraSettings, setting: str) -> None:
+    """Put adapters as the settings ask for into a model, which may lie on the device meta, and keep nothing else of it.
+
+    Args:
+        model: a causal language model without adapters.
+        settings: the adapters.
+        setting: the dotted key of ``target_modules``, for messages.
+
+    Raises:
+        RecipeError: a name matches no module, or a module cannot have an adapter that is trained.
+    """
+    wanted = settings.target_modules
+    try:
+        adapted = peft.get_peft_model(model, lora_config(settings))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else []
+        is_meant = names and all(re.fullmatch(r"[\w.]+", name) for name in names)
+        hint = f" A text is a regular expression of whole names; as names they are a list: [{', '.join(names)}]."
+        raise RecipeError(
+            f"{setting}: {wanted} cannot be used with a {type(model).__name__}: {reason_of(error)}"
+            f"{hint if is_meant else ''} Its modules are called: {', '.join(_kinds_of_layers(model))}.",
+            (setting,),
+        ) from error
+    found = adapted.targeted_module_names
+    unmatched = [
+        name
+        for name in (wanted if isinstance(wanted, list) else [])
+        if not any(module == name or module.endswith(f".{name}") for module in found)
+    ]
+    if unmatched:
+        raise RecipeError(
+            f"{setting}: a {type(model).__name__} has no module {', '.join(unmatched)}. Its modules are called: "
+            f"{', '.join(_kinds_of_layers(model))}.",
+            (setting,),
+        )
+    _require_trainable_tables(model, setting)
+
+
+def _require_trainable_tables(model: Any, setting: str) -> None:
+    """Raise RecipeError if an adapter is where training or merging would lose it.
+
+    TRL computes log-probabilities from the output layer's weight alone, and merging an adapter into an embedding that
+    is the output layer, too, changes both.
+    """
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if isinstance(model.get_output_embeddings(), LoraLayer):
+        reason = "the output layer, whose adapter would not be trained"
+    elif is_tied and isinstance(model.get_input_embeddings(), LoraLayer):
+        reason = "the embedding, which is the output layer, too, so that merging would make another model"
+    else:
+        return
+    raise RecipeError(f"{setting} names {reason}. Leave it out, as all-linear does.", (setting,))
+
+
+def _kinds_of_layers(model: Any) -> list[str]:
+    """Return what a model calls its linear layers, without their numbers."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | LoraLayer)]
+    return sorted({name.removesuffix(".base_layer").rpartition(".")[2] for name in layers})
 
 
 def is_continued(policy: ModelFiles, settings: LoraSettings | None) -> bool:

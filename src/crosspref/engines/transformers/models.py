@@ -24,10 +24,11 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
+from crosspref.data.records import Message
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.chat import AS_IT_IS, ChatTokenizer, load_tokenizer, require_same_ids, stop_ids
 from crosspref.engines.transformers.faults import find_device, reading
-from crosspref.errors import ModelError
+from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import OTHER_CACHE, ModelFiles, cache_directory, locate_model
 from crosspref.models.tokenizers import have_same_files, require_same_tokenizer, require_tokenizer_of_base
 from crosspref.paths import writing
@@ -101,7 +102,7 @@ def readable_directory(files: ModelFiles) -> Path:
         directory = readable_directory(locate_model(str(files.directory / files.gguf_file)))
         require_tokenizer_of_base(files.name, files.adapter, directory)
         return directory
-    target = cache_directory() / "models" / f"{Path(files.gguf_file).stem}-{files.identity[:16]}"
+    target = _converted(files)
     if target.is_dir():
         return target
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -130,6 +131,18 @@ def readable_directory(files: ModelFiles) -> Path:
     return target
 
 
+def is_readable(files: ModelFiles) -> bool:
+    """Tell whether ``readable_directory`` has nothing to convert."""
+    if files.gguf_file is None:
+        return True
+    base = files if files.adapter is None else locate_model(str(files.directory / files.gguf_file))
+    return _converted(base).is_dir()
+
+
+def _converted(files: ModelFiles) -> Path:
+    return cache_directory() / "models" / f"{Path(files.gguf_file or '').stem}-{files.identity[:16]}"
+
+
 def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
     """Load a model for inference, by default a causal language model; only safetensors are read.
 
@@ -139,6 +152,8 @@ def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausal
         ModelError: transformers cannot read it, or the files lack some of its weights or hold others.
         MissingLibraryError: a library is needed that one of crosspref's extras installs.
     """
+    if loading.device.type == "meta":
+        options["device_map"] = "meta"  # only the names and shapes of weights are read
     with reading("The model", directory):
         model, loaded = kind.from_pretrained(
             directory,
@@ -196,12 +211,53 @@ def context_length(config: Any) -> float:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
-def longest_prompt(settings: SampleSettings, config: Any, context: int | None = None) -> float:
+def require_embeddings(tokenizer: ChatTokenizer, config: Any, name: str) -> None:
+    """Raise ModelError if a model has no embedding for a token that every conversation has, or that a text may have.
+
+    Added tokens that no conversation has, such as one for images, may be without.
+    """
+    rows = vocabulary_of(config)
+    chat: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    needed = [
+        *tokenizer.chat_ids(chat, finished=True),
+        *tokenizer.prompt_ids("a"),
+        tokenizer.end_of_turn,
+        tokenizer.pad,
+    ]
+    added = tokenizer.tokenizer.added_tokens_decoder
+    needed += [token for token in tokenizer.tokenizer.get_vocab().values() if token not in added]
+    without = max(needed)
+    if without >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has the token {tokenizer.tokenizer.convert_ids_to_tokens(without)!r} with the id "
+            f"{without}, but the model has embeddings for {rows} tokens, 0 to {rows - 1}. Use the tokenizer that "
+            "the model was trained with, or resize the model's embeddings and train them."
+        )
+
+
+def vocabulary_of(config: Any) -> int:
+    """Return for how many tokens a model has embeddings."""
+    return int(config.get_text_config().vocab_size)
+
+
+def longest_prompt(
+    settings: SampleSettings, config: Any, context: int | None = None, setting: str = "max_new_tokens"
+) -> float:
     """Return how many tokens a prompt may have: what the settings allow, if a response then fits into the context.
 
-    ``context`` is the context length where the model is served, if that is known.
+    ``context`` is the context length where the model is served, if that is known; ``setting`` is what a message calls
+    the limit of a response.
+
+    Raises:
+        RecipeError: a response may be as long as the context, so that no prompt has room beside it.
     """
     context_tokens = min(context_length(config), context or math.inf)
+    if settings.max_new_tokens >= context_tokens:
+        raise RecipeError(
+            f"{setting} ({settings.max_new_tokens}) leaves no room for a prompt in the model's context of "
+            f"{context_tokens} tokens. Set a smaller {setting}.",
+            (setting,),
+        )
     return min(settings.max_prompt_tokens, context_tokens - settings.max_new_tokens)
 
 
@@ -216,6 +272,12 @@ def even_length(config: Any) -> float:
         return math.inf
     limits = [kind.get("original_max_position_embeddings") for kind in kinds]
     return min(limit for limit in (*limits, getattr(config, "max_position_embeddings", None), math.inf) if limit)
+
+
+def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
+    """Return a model's configuration, or raise ModelError."""
+    with reading("The configuration", directory):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +298,8 @@ def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> Mode
     """
     directory = readable_directory(files)
     tokenizer = load_tokenizer(directory, asking)
-    with reading("The configuration", directory):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=asking.trust_remote_code)
+    config = read_config(directory, asking.trust_remote_code)
+    require_embeddings(tokenizer, config, files.name)
     try:
         generation = GenerationConfig.from_pretrained(directory)
     except OSError:  # there is none, and then a model takes it from its configuration

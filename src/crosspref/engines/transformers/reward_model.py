@@ -28,6 +28,7 @@ class TransformersRewardModel:
         require_one_output(model)
         self.tokenizer = load_tokenizer(model.directory, settings.asking)
         self.model: Any = models.load_model(model.directory, loading, AutoModelForSequenceClassification)
+        models.require_embeddings(self.tokenizer, self.model.config, model.name)
         self.longest = min(models.context_length(self.model.config), self.tokenizer.tokenizer.model_max_length)
         head = getattr(self.model, "score", None)
         if isinstance(head, torch.nn.Linear):

@@ -147,6 +147,7 @@ class TransformersSampler:
         self.model: Any = load_files(policy, models.Loading.of(settings))
         self.tokenizer = load_tokenizer(models.readable_directory(policy), settings.asking)
         self.stops = stop_ids(self.model.generation_config, self.tokenizer)
+        models.require_embeddings(self.tokenizer, self.model.config, policy.name)
         self.longest_prompt = models.longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()

@@ -135,7 +135,9 @@ class TransformersScorer:
         loading = models.Loading.of(settings)
         self.tokenizer = load_tokenizer(directory, settings.asking)
         views = load_views([policy] if reference is None else [policy, reference], loading)
-        self.stops = stop_ids(views[0][0].generation_config, self.tokenizer)
+        model = views[0][0]
+        models.require_embeddings(self.tokenizer, model.config, policy.name)
+        self.stops = stop_ids(model.generation_config, self.tokenizer)
         scorers = [ModelScorer(model, settings.reward, use) for model, use in views]
         self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
         self.vocabulary = min(model.config.get_text_config().vocab_size for model, _ in views)
