@@ -9,24 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import naive
+import peft
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     CohereConfig,
     GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     Phi3Config,
+    Qwen2_5_VLConfig,
 )
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import adapters
+from crosspref.engines.transformers.adapters import POLICY, lora_config, require_untied
+from crosspref.engines.transformers.models import Loading, load_model
 from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import ResourceSettings, RewardSettings
+from crosspref.recipe.sections import LoraSettings, ResourceSettings, RewardSettings
 
 KINDS = ["llama", "qwen", "gemma"]
 NATS = 1e-4
@@ -70,6 +75,22 @@ def tiny(config: type, **settings: Any) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(4)
     return model.eval()
+
+
+def test_a_model_that_also_sees_images_is_a_language_model_like_any_other(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    text = {**shape, "num_hidden_layers": 2, "vocab_size": 384, "rope_parameters": rotary}
+    image = {"hidden_size": 16, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=image, bos_token_id=0, eos_token_id=1)
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, Loading())
+    assert ModelScorer(model, RewardSettings()).logprobs(PROMPT, RESPONSES) == pytest.approx(
+        naive_values(model), abs=NATS
+    )
+    adapted = peft.get_peft_model(model, lora_config(LoraSettings()), adapter_name=POLICY)
+    require_untied(adapted, "It")  # which the configuration of its text does not say
 
 
 class BiasedHead(LlamaForCausalLM):

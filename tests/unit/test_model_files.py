@@ -195,3 +195,14 @@ def test_the_identity_of_an_ordinary_directory_is_what_it_was(tmp_path: Path) ->
 def test_an_error_is_a_model_error() -> None:
     with pytest.raises(ModelError):
         weight_names(Path("none"), {"model.safetensors.index.json"})
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "adapter_config.json"])
+def test_files_that_git_did_not_fetch_are_named(name: str, folder: Path) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 17\n")
+    assert all(word in error_of(str(folder)) for word in (name, "git lfs pull"))
+
+
+def test_a_folder_around_models_shows_what_it_holds(folder: Path) -> None:
+    (folder.parent / "checkpoint-500").mkdir()
+    assert "checkpoint-500/, model/" in error_of(str(folder.parent))

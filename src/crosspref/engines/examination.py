@@ -10,11 +10,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Prompt, as_messages
@@ -98,7 +94,7 @@ class Examination:
             self.models[role] = self._on_meta(files, AutoModelForSeq2SeqLM)
         else:
             self.tokenizers[role] = load_tokenizer(models.readable_directory(files), asking)
-            kind = AutoModelForSequenceClassification if role == "reward model" else AutoModelForCausalLM
+            kind = AutoModelForSequenceClassification if role == "reward model" else None
             self.models[role] = self._on_meta(files, kind)
             models.require_embeddings(self.tokenizers[role], self.models[role].config, files.name)
         model = self.models[role]
@@ -109,7 +105,7 @@ class Examination:
         if role == "policy" and "initial" in self.files:
             self.lines.append("ok    policy and initial model have the same tokenizer and chat template")
 
-    def _on_meta(self, files: ModelFiles, kind: Any = AutoModelForCausalLM) -> Any:
+    def _on_meta(self, files: ModelFiles, kind: Any = None) -> Any:
         """Return a model without its values, with its adapter."""
         trusted, directory = self.settings.trust_remote_code, models.readable_directory(files)
         if any(directory.glob("*.safetensors")):
@@ -117,7 +113,7 @@ class Examination:
         else:  # the weights are not fetched from the hub yet
             config = models.read_config(directory, trusted)
             with reading("The configuration", directory), META:
-                model = kind.from_config(config, trust_remote_code=trusted)
+                model = (kind or models.language_model(config)).from_config(config, trust_remote_code=trusted)
         if files.adapter is not None and (files.adapter / ADAPTER_WEIGHTS).is_file():
             adapters.add_adapter(model, files.adapter, adapters.POLICY)
         return model

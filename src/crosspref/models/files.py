@@ -38,12 +38,29 @@ _SMALL_BYTES = 256 << 20
 
 _WHOLE_FILE_BYTES = 32 << 20
 _EDGE_BYTES = 1 << 20
+_POINTER = b"version https://git-lfs.github.com/"
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 def file_names(directory: Path) -> set[str]:
     """Return the names of the files that lie in a directory."""
     return {entry.name for entry in directory.iterdir() if entry.is_file()} if directory.is_dir() else set()
+
+
+def folder_names(directory: Path) -> set[str]:
+    """Return the names of a directory's folders, with a slash: often a model lies in one of them."""
+    return {f"{entry.name}/" for entry in directory.iterdir() if entry.is_dir()} if directory.is_dir() else set()
+
+
+def require_fetched(what: str, directory: Path, names: Collection[str]) -> None:
+    """Raise ModelError if files of a model are what git leaves in the place of large files that it did not fetch."""
+    for name in sorted(names):
+        with (directory / name).open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise ModelError(
+                    f"{what} is not whole: {name} is a pointer of Git LFS and not the file itself. Run `git lfs pull` "
+                    "in the directory, or fetch the model again."
+                )
 
 
 def weight_names(directory: Path, names: Collection[str]) -> list[str]:

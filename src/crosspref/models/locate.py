@@ -22,12 +22,14 @@ from crosspref.models.files import (
     WEIGHTS,
     chosen_gguf,
     file_names,
+    folder_names,
     hash_files,
     identity_of,
     is_adapter,
     is_kept,
     listed,
     read_json,
+    require_fetched,
     require_one_part,
     require_weights,
     weight_names,
@@ -100,6 +102,7 @@ def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
 
 def _from_directory(name: str, path: Path) -> ModelFiles:
     names, what = file_names(path), f"The directory {name!r}"
+    require_fetched(what, path, names)
     if is_adapter(path, names):
         content = hash_files([path / ADAPTER_WEIGHTS]) if ADAPTER_WEIGHTS in names else ""
         return _over_base(name, path, content, names)
@@ -107,7 +110,7 @@ def _from_directory(name: str, path: Path) -> ModelFiles:
     if not weights and (file := chosen_gguf(what, f"{name.rstrip('/')}/", names)):
         require_one_part(name, file)
         return ModelFiles(name, path, file, hash_files([path / file]))
-    _require_config(what, names)
+    _require_config(what, names | folder_names(path))
     require_weights(what, path, names)
     return ModelFiles(name, path, None, identity_of(path, weights))
 

@@ -147,7 +147,8 @@ def require_untied(model: peft.PeftModel, what: str) -> None:
     """
     base = model.get_base_model()
     layers = base.get_input_embeddings(), base.get_output_embeddings()
-    if base.config.get_text_config().tie_word_embeddings and any(isinstance(layer, LoraLayer) for layer in layers):
+    are_one = None not in layers and layers[0].weight is layers[1].weight  # configurations say so in several places
+    if are_one and any(isinstance(layer, LoraLayer) for layer in layers):
         raise ModelError(
             f"{what} changes the embedding or the output layer, which are one weight in its base, so "
             "that it means one model merged and another apart. Merge it into a base with tie_word_embeddings: false, "

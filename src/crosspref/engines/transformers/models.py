@@ -16,8 +16,11 @@ import torch
 import transformers
 from tqdm import tqdm
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -143,10 +146,14 @@ def _converted(files: ModelFiles) -> Path:
     return cache_directory() / "models" / f"{Path(files.gguf_file or '').stem}-{files.identity[:16]}"
 
 
-def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
-    """Load a model for inference, by default a causal language model; only safetensors are read.
+def load_model(directory: Path, loading: Loading, kind: Any = None, **options: Any) -> Any:
+    """Load a model for inference; only safetensors are read.
 
-    ``options`` are further arguments of ``from_pretrained``.
+    Args:
+        directory: the model's.
+        loading: how it is loaded.
+        kind: a class of transformers that chooses the model's; by default that of causal language models.
+        options: further arguments of ``from_pretrained``.
 
     Raises:
         ModelError: transformers cannot read it, or the files lack some of its weights or hold others.
@@ -154,6 +161,7 @@ def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausal
     """
     if loading.device.type == "meta":
         options["device_map"] = "meta"  # only the names and shapes of weights are read
+    kind = kind or language_model(read_config(directory, loading.trust_remote_code))
     with reading("The model", directory):
         model, loaded = kind.from_pretrained(
             directory,
@@ -182,6 +190,12 @@ def load_model(directory: Path, loading: Loading, kind: Any = AutoModelForCausal
             "which would be random. Name a model of this kind whose files are complete."
         )
     return model
+
+
+def language_model(config: Any) -> Any:
+    """Return what chooses a language model's class. Some also see images, and transformers lists them elsewhere."""
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def load_quantized(directory: Path, loading: Loading) -> Any:
