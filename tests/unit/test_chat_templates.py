@@ -249,6 +249,37 @@ def test_thinking_of_earlier_answers_may_be_left_out() -> None:
     assert "hm" not in tokenizer.tokenizer.decode(tokenizer.chat_ids(chat))
 
 
+@pytest.mark.parametrize("thought", ["<think>\nhm\n</think>\n\n", "hm</think>", "<think></think>"])
+def test_thinking_of_earlier_answers_is_left_to_the_template_where_its_marks_are_tokens(thought: str) -> None:
+    make, template, _ = SHAPES["qwen 3"]
+    tokenizer = make()
+    tokenizer.chat_template = template
+    chat = ChatTokenizer(tokenizer, AS_IT_IS, "tiny")
+    assert {"<think>", "</think>"} & set(chat.controls)
+
+    def ids(answer: str) -> list[int]:
+        return chat.chat_ids([turn("user", "a"), turn("assistant", answer), turn("user", "c")])
+
+    assert ids(f"{thought}b") == ids("b")
+    assert ids(f"{thought}b <|im_end|>") == ids("b <|im_end|>")
+    tokenizer.chat_template = CHATML  # which leaves thinking in
+    shown = ChatTokenizer(tokenizer, AS_IT_IS, "tiny").chat_ids([turn("assistant", thought), turn("user", "c")])
+    marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert [token for token in shown if token in marks] == [marks[0]] * ("<think>" in thought) + [marks[1]]
+
+
+def test_switches_in_a_system_message_may_be_shown_in_another_place() -> None:
+    turns = "{% for message in messages if message['role'] != 'system' %}" + SAID
+    system = (
+        "{% if messages[0]['role'] == 'system' %}{{ '/no_think' if '/no_think' in messages[0]['content'] else '' }}"
+        "{{ messages[0]['content'].replace('/no_think', '') }}{% endif %}"
+    )
+    chat = [turn("system", "Be brief. /no_think"), turn("user", "a")]
+    assert with_template(system + turns).chat_ids(chat)
+    with pytest.raises(DataError, match="leaves out or changes"):
+        with_template(turns).chat_ids(chat)
+
+
 DATED = "{{ bos_token }}{{ strftime_now('%d %b %Y, %-d %H:%M %y') }}\n" + LOOP + SAID
 
 

@@ -76,8 +76,20 @@ class ChatTokenizer:
         if not any(self.texts.names_control(message["content"]) for message in messages):
             return self.texts.encode(self.template.render(messages, finished))
         cut = _unused_character("".join(message["content"] for message in messages))
-        marked = [{**message, "content": cut.join(self.texts.pieces(message["content"]))} for message in messages]
+        marked = [{**message, "content": self._marked(message, cut)} for message in messages]
         return self.texts.joined(self.template.render(marked, finished).split(cut))
+
+    def _marked(self, message: Message, cut: str) -> str:
+        """Return what a message says, with ``cut`` inside the names of control tokens.
+
+        The marks around the thinking of an earlier answer stay whole: the template decides what is shown of it.
+        """
+        thinking, said, thought = self.template.thinking, message["content"], ""
+        if thinking is not None and message["role"] == "assistant" and thinking.closes in said:
+            thought, _, said = said.rpartition(thinking.closes)
+            parts = thought.split(thinking.opens)
+            thought = thinking.opens.join(cut.join(self.texts.pieces(part)) for part in parts) + thinking.closes
+        return thought + cut.join(self.texts.pieces(said))
 
     def response_ids(self, text: str, ended: bool) -> list[int]:
         """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""

@@ -1,5 +1,6 @@
 """Chat templates: conversations as text, the same on every day, or an error that says what the template did."""
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import takewhile
@@ -23,6 +24,9 @@ DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBc
 
 THINKING_ENDS = "</think>"
 """Behind it is the answer. Many templates leave out what earlier answers have before it."""
+
+SWITCHES = re.compile(r"/(no_)?think\b")
+"""What a system message may say to a model that can think aloud. SmolLM3's template shows it in another place."""
 
 
 class ChatTemplate:
@@ -172,10 +176,12 @@ def _dated(source: str, day: str) -> str:
 
 
 def _shows(text: str, message: Message) -> bool:
-    """Tell whether a message is in a text, but for white space, and for the thinking in front of an answer."""
+    """Tell whether a message is in a text, but for white space, thinking in front of an answer, and switches."""
     said = message["content"]
     if message["role"] == "assistant":
         said = said.rpartition(THINKING_ENDS)[2]
+    elif message["role"] == "system" and all(switch[0] in text for switch in SWITCHES.finditer(said)):
+        said, text = SWITCHES.sub("", said), SWITCHES.sub("", text)
     return said.strip() in text or "".join(said.split()) in "".join(text.split())
 
 
