@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import naive
 import pytest
+import torch
 from thinkers import CLOSES, thinker
+from tiny import nudge
 
 from crosspref.data.records import Prompt, Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.chat import load_tokenizer
 from crosspref.engines.transformers.sampler import TransformersSampler
+from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.engines.transformers.thinking import Thinking, find_thinking
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
@@ -99,6 +103,48 @@ def test_where_the_answer_begins(template: str, prompt: str, text: str, answer: 
     # The same where every character is a token.
     count = thinking.thinking_tokens([ord(character) for character in text], lambda ids: "".join(map(chr, ids)))
     assert count == begin
+
+
+def test_a_cut_answer_is_scored_behind_the_end_of_the_thinking_that_the_prompt_begins(
+    directory: Path, tmp_path: Path
+) -> None:
+    policy, cut = nudge(directory, tmp_path / "policy"), AskingSettings(thinking="cut")
+    tokenizer = load_tokenizer(directory, cut)
+    prompt, answer = tokenizer.prompt_ids("Saluda."), tokenizer.response_ids("Hola.", ended=True)
+    assert tokenizer.prompt_ids("Saluda.", answered=True) == [*prompt, CLOSES]
+    assert load_tokenizer(directory).prompt_ids("Saluda.", answered=True) == prompt
+    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"), asking=cut)
+    scorer = TransformersScorer(settings, locate_model(str(policy)), locate_model(str(directory)))
+    [score] = scorer.score("Saluda.", [Response("p", "es", 0, "Hola.", answer, "stop", None)])
+    with torch.no_grad():
+        expected = [naive.sequence_logprob(naive.load(each), [*prompt, CLOSES], answer) for each in (policy, directory)]
+    assert (score.policy, score.reference) == pytest.approx(list(map(float, expected)), abs=1e-3)
+
+
+def test_an_answer_as_text_keeps_the_marks_around_its_thinking_or_loses_it(directory: Path) -> None:
+    text, tokens = "<think>hm <|end|> </think>\n\nSí </think>", load_tokenizer(directory).tokenizer
+    kept, cut = (load_tokenizer(directory, AskingSettings(thinking=rule)) for rule in ("keep", "cut"))
+    ids = kept.response_ids(text, ended=True)
+    assert [token for token in ids if token < 6] == [CLOSES, 2]  # the first mark is no token of this tokenizer
+    assert tokens.decode(ids) == f"{text}<|end|>"
+    assert cut.response_ids(text, ended=True) == kept.response_ids("Sí </think>", ended=True)
+    assert CLOSES not in kept.response_ids("The mark </think> ends it.", ended=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "between"),
+    [
+        ("</think>", "<|assistant|><think>\n", "\n</think>\n\n"),
+        ("</think>", "<|assistant|><think>", "</think>"),
+        ("</think>", "<|assistant|><think>\n\n</think>\n\n", ""),
+        ("</think>", "<|assistant|>\n", ""),
+        ("<|channel|>final<|message|>", "<|start|>assistant", "<|channel|>final<|message|>"),
+    ],
+)
+def test_what_stands_before_a_cut_answer(template: str, prompt: str, between: str) -> None:
+    thinking = find_thinking(template, prompt)
+    assert thinking is not None
+    assert thinking.before_answer(prompt) == between
 
 
 def test_a_model_that_does_not_think() -> None:

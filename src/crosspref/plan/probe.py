@@ -209,7 +209,7 @@ class Probe:
                 len(ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], True))
                 for messages, ids in sides
             ]
-            total = add_pair(total, len(tokenizer.chat_ids(pair.prompt)), answers, settings)
+            total = add_pair(total, len(tokenizer.chat_ids(pair.prompt, answered=True)), answers, settings)
         return total
 
     def _prompt_lengths(self) -> Lengths:

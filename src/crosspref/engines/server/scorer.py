@@ -58,7 +58,7 @@ class ServerScorer:
         self, instruction: Instruction, responses: Sequence[Response], known: Sequence[Known] = ()
     ) -> list[LogProbs]:
         """Score all responses to one instruction; see ``protocols.Scorer``."""
-        prompt = self.tokenizer.prompt_ids(instruction)
+        prompt = self.tokenizer.prompt_ids(instruction, answered=True)
         rows = [counted_ids(row, self.tokenizer, self.stops, self.count_end_of_turn) for row in responses]
         sums: list[list[Any]] = [[*pair[: len(self.models)]] for pair in known or [(None, None)] * len(rows)]
         missing = [(row, model) for row, pair in enumerate(sums) for model, value in enumerate(pair) if value is None]

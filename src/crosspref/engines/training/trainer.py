@@ -308,7 +308,7 @@ def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
         return ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], ended=True)
 
     try:
-        prompt = tokenizer.chat_ids(pair.prompt)
+        prompt = tokenizer.chat_ids(pair.prompt, answered=True)
     except DataError as error:
         raise DataError(f"The pair {pair.prompt_id!r} in {pair.language!r} cannot be asked. {error}") from error
     return {

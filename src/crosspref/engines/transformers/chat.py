@@ -61,23 +61,27 @@ class ChatTokenizer:
         self.size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         """From this id on a model's embedding is padding: such ids are in no text, and must not be sampled."""
 
-    def prompt_ids(self, instruction: Instruction) -> list[int]:
-        """Return the ids of one user turn, or of a conversation, up to where the answer begins."""
-        return self.chat_ids(as_messages(instruction))
+    def prompt_ids(self, instruction: Instruction, answered: bool = False) -> list[int]:
+        """Return the ids of one user turn, or of a conversation, up to where the answer begins; see ``chat_ids``."""
+        return self.chat_ids(as_messages(instruction), answered=answered)
 
-    def chat_ids(self, messages: Sequence[Message], finished: bool = False) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message], finished: bool = False, answered: bool = False) -> list[int]:
         """Return the ids of a conversation up to where the next answer begins; the template puts the one BOS.
 
-        A finished one stops behind its last message.
+        A finished one stops behind its last message. Behind an answered one comes an answer as it is scored and
+        trained: where its thinking was cut, the thinking that the prompt begins is ended.
 
         Raises:
             DataError: the template refuses the conversation, or leaves out or changes a part of it.
         """
-        if not any(self.texts.names_control(message["content"]) for message in messages):
-            return self.texts.encode(self.template.render(messages, finished))
-        cut = _unused_character("".join(message["content"] for message in messages))
-        marked = [{**message, "content": self._marked(message, cut)} for message in messages]
-        return self.texts.joined(self.template.render(marked, finished).split(cut))
+        cut = ""
+        if any(self.texts.names_control(message["content"]) for message in messages):
+            cut = _unused_character("".join(message["content"] for message in messages))
+            messages = [{**message, "content": self._marked(message, cut)} for message in messages]
+        text = self.template.render(messages, finished)
+        if answered and self.thinking is not None:
+            text += self.thinking.before_answer(text)
+        return self.texts.joined(text.split(cut) if cut else [text])
 
     def _marked(self, message: Message, cut: str) -> str:
         """Return what a message says, with ``cut`` inside the names of control tokens.
@@ -92,8 +96,17 @@ class ChatTokenizer:
         return thought + cut.join(self.texts.pieces(said))
 
     def response_ids(self, text: str, ended: bool) -> list[int]:
-        """Return the ids of an answer that came as text, with the end-of-turn token if it ended."""
-        ids = self.texts.ids(text)
+        """Return the ids of an answer that came as text, with the end-of-turn token if it ended.
+
+        The thinking that it begins with keeps its marks as tokens, or is left out where thinking is cut.
+        """
+        thinking, ids = self.template.thinking, self.texts.ids(text)
+        if thinking is not None and thinking.closes in text and text.lstrip().startswith(thinking.opens):
+            if self.thinking is not None:
+                ids = self.texts.ids(text[thinking.answer_begins(text) :])
+            else:
+                cut = _unused_character(text)
+                ids = self.texts.joined(self._marked({"role": "assistant", "content": text}, cut).split(cut))
         return [*ids, self.end_of_turn] if ended else ids
 
     def text(self, token_ids: Sequence[int]) -> str:

@@ -154,7 +154,7 @@ class TransformersScorer:
         for response in responses:
             what = f"Response {response.sample} to {response.prompt_id!r} in {response.language}"
             require_ids(response.token_ids or (), self.vocabulary, what)
-        prompt = self.tokenizer.prompt_ids(instruction)
+        prompt = self.tokenizer.prompt_ids(instruction, answered=True)
         rows = [counted_ids(response, self.tokenizer, self.stops, self.count_end_of_turn) for response in responses]
         return self.logprobs(prompt, rows, known=known)
 
@@ -220,7 +220,7 @@ class ReleasedScorer(TransformersScorer):
     ) -> Iterator[list[LogProbs]]:
         """Do the same one by one; see ``protocols.ReleasedScorer``."""
         tokenizer, padding = self.tokenizer, self._padding()
-        prompts = [tokenizer.prompt_ids(instruction) for instruction, _ in requests]
+        prompts = [tokenizer.prompt_ids(instruction, answered=True) for instruction, _ in requests]
         rows = [
             [tokenizer.response_ids(response.text.strip(), ended=True) for response in responses]
             for _, responses in requests

@@ -31,6 +31,17 @@ class Thinking:
             return len(text) - len(rest.lstrip())
         return None if self.begun or text.lstrip().startswith(self.opens) else 0
 
+    def before_answer(self, prompt: str) -> str:
+        """Return what stands between a prompt and an answer whose thinking was cut, so that it stands behind thinking.
+
+        gpt-oss begins every answer with the mark behind thinking.
+        """
+        if self.closes == MARKS[0][1]:
+            return self.closes
+        if not self.begun:
+            return ""
+        return f"\n{self.closes}\n\n" if prompt.endswith("\n") else self.closes
+
     def thinking_tokens(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int | None:
         """Return how many ids stand before the answer, white space included; None if the ids end inside the thinking.
 
