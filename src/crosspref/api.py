@@ -17,7 +17,7 @@ from crosspref.engines import EngineFactory, EngineSettings, find_engine
 from crosspref.errors import CrossprefError, ModelError, RecipeError, RunError, raise_all
 from crosspref.languages import Prefix, crosslingual_instruction
 from crosspref.maths.reward import finite, implicit_reward
-from crosspref.models.locate import ModelFiles, locate_model, require_one_output, require_same_lora
+from crosspref.models.locate import ModelFiles, locate_model, require_fitting_lora, require_one_output
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
 from crosspref.recipe.files import check_settings, dump_recipe, load_recipe, make_recipe
@@ -132,7 +132,7 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
             require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
     for role, training in (("initial", recipe.align_english), ("policy", recipe.train)):
         if role in models and training is not None and training.lora is not None:
-            require_same_lora(models[role], training.lora)
+            require_fitting_lora(models[role], training.lora)
     if "reward model" in models:
         require_one_output(models["reward model"])
     return models

@@ -174,6 +174,9 @@ def test_a_recipe_that_asks_for_another_adapter_than_its_model_has(
         check(alpha=8, save="adapter")
     with pytest.raises(ModelError, match=r"has alpha 8, but lora\.alpha is 32\.0\."):
         check(rank=4, save="adapter")
+    check(rank=4, alpha=8, save="adapter", bits=4)
+    with pytest.raises(ModelError, match=r"lora\.bits: 4"):  # an adapter is merged into whole weights
+        check(bits=4)
 
 
 def test_both_trainings_of_one_adapter_must_ask_for_the_same() -> None:

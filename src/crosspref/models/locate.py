@@ -223,12 +223,19 @@ def base_of_adapter(adapter: Path) -> str:
     return named
 
 
-def require_same_lora(policy: ModelFiles, lora: LoraSettings) -> None:
-    """Raise ModelError if training continues with the policy's adapter, but the settings have another rank or scale.
+def require_fitting_lora(policy: ModelFiles, lora: LoraSettings) -> None:
+    """Raise ModelError if the settings do not fit the policy's adapter, where it has one.
 
-    A policy without an adapter, or one that is stored merged, may have any settings.
+    If training continues with it, rank and scale must be its own. If it is merged, its base cannot be held in 4 bits.
     """
-    if policy.adapter is None or lora.save != "adapter":
+    if policy.adapter is None:
+        return
+    if lora.save == "merged":
+        if lora.bits:
+            raise ModelError(
+                f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
+                "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
+            )
         return
     config = read_json(policy.adapter / ADAPTER_CONFIG)
     for setting, key, wanted in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha)):

@@ -30,7 +30,7 @@ from crosspref.engines.transformers import adapters, models
 from crosspref.engines.transformers.chat import ChatTokenizer, require_ids
 from crosspref.errors import DataError, ModelError
 from crosspref.models.files import kept_files
-from crosspref.models.locate import ModelFiles, require_same_lora
+from crosspref.models.locate import ModelFiles, require_fitting_lora
 from crosspref.paths import writing
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
@@ -59,17 +59,12 @@ class TrlTrainer:
         distributed.accumulation_steps(training)  # before anything is read
         if training.lora and training.lora.bits:
             require_library("bitsandbytes", "train.lora.bits: 4 (QLoRA)")
-            if policy.adapter is not None and not adapters.is_continued(policy, training.lora):
-                raise ModelError(
-                    f"{policy.name} is an adapter, which lora.save: merged merges into whole weights; lora.bits: 4 "
-                    "holds them in 4 bits and cannot. Set lora.save: adapter, or leave lora.bits out."
-                )
         described = models.describe_model(policy, settings.asking)
         self.policy, self.directory, self.tokenizer = policy, described.directory, described.tokenizer
         self.vocabulary = described.config.get_text_config().vocab_size
         self.reference: ModelFiles | None = None
         if training.lora:
-            require_same_lora(policy, training.lora)
+            require_fitting_lora(policy, training.lora)
         # A reference that is the policy itself needs no second model beside adapters, and can be checked at the start.
         if reference is not None and training.method not in REFERENCE_FREE and reference.identity != policy.identity:
             self.reference = reference

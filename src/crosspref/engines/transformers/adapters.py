@@ -23,7 +23,7 @@ from crosspref.engines.transformers.models import Loading, load_model, load_quan
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from crosspref.models.hub import HubModel
-from crosspref.models.locate import ModelFiles, base_of_adapter, require_same_lora
+from crosspref.models.locate import ModelFiles, base_of_adapter, require_fitting_lora
 from crosspref.paths import expanded
 from crosspref.recipe.sections import LoraSettings
 
@@ -251,7 +251,7 @@ def load_trainable(policy: ModelFiles, settings: LoraSettings, loading: Loading)
         ModelError: as ``load_files``, or the settings ask for other adapters than the policy has.
     """
     assert policy.adapter is not None  # noqa: S101 - see is_continued
-    require_same_lora(policy, settings)
+    require_fitting_lora(policy, settings)
     base = (load_quantized if settings.bits else load_model)(readable_directory(policy), loading)
     model = add_adapter(base, policy.adapter, POLICY, trainable=True)
     model.add_adapter("probe", lora_config(settings))
