@@ -273,8 +273,7 @@ def test_answers_of_another_model_stop_at_once(models: Pair, server: FakeOpenAIS
         ("chat", {"message": {"content": ["Hola."]}}, "choices.0.message.content"),
         ("chat", {"message": None}, "choices.0.message"),
         ("chat", {"finish_reason": None}, "choices.0.finish_reason"),
-        ("chat", {"finish_reason": "content_filter"}, "by 'content_filter'.*'Hi!'"),
-        ("chat", {"finish_reason": "tool_calls", "message": {"content": None}}, "by 'tool_calls'"),
+        ("chat", {"finish_reason": "tool_calls", "message": {"content": None}}, "by 'tool_calls'.*'Hi!'"),
         ("chat", {"finish_reason": "eos_token"}, "by 'eos_token'"),
         ("tokens", {"token_ids": [], "finish_reason": "stop"}, "after 0 of 12 tokens by 'stop'"),
     ],
@@ -287,6 +286,13 @@ def test_an_answer_that_makes_no_sense_is_no_response(
     with pytest.raises(ServerError, match=said) as caught:
         draw(sampler, [(INSTRUCTIONS[0], [1])])
     assert str(caught.value).endswith(KEPT) or "vocabulary" in said
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_an_answer_that_the_server_filters_is_empty_and_stops_nothing(models: Pair, server: FakeOpenAIServer) -> None:
+    server.changes = {"finish_reason": "content_filter"}
+    [[answer]] = draw(make_sampler(models, server.url, retries=0, protocol="chat"), [(INSTRUCTIONS[0], [1])])
+    assert (answer.text, answer.finish_reason) == ("", "length")
 
 
 @pytest.mark.usefixtures("_fresh")

@@ -145,8 +145,10 @@ class ServerSampler:
             return self.tokenizer.text_answer(turn.message.text, "stop", tokens), tokens
         if turn.finish_reason == "length":
             return self.tokenizer.text_answer(turn.message.text, "length", tokens), tokens
+        if turn.finish_reason == "content_filter":  # it would filter it again, and what is left is no answer to judge
+            return Sampled("", None, "length"), tokens
         raise ServerError(
             f"{self.model} ended a response by {turn.finish_reason!r}, and not by itself or at the limit, so it is not "
-            f"stored. Its prompt begins {asked[:60]!r}. Switch filters, tools and reasoning parsers of the server off, "
+            f"stored. Its prompt begins {asked[:60]!r}. Switch tools and reasoning parsers of the server off, "
             f"or leave that prompt out. {self.client.kept}"
         )
