@@ -48,6 +48,7 @@ MISTRAL = (
     "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}"
     "{% endfor %}"
 )
+LLAMA_2 = MISTRAL.replace("+ eos_token", "+ ' ' + eos_token")
 PHI_3 = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -108,6 +109,8 @@ SHAPES: dict[str, tuple[Any, str, str]] = {
     "gemma": (lambda: finished(pieces(unigram=False, legacy=False), TURNS), GEMMA, "<end_of_turn>"),
     "unigram": (lambda: finished(pieces(unigram=True, legacy=False), TURNS), GEMMA, "<end_of_turn>"),
     "mistral": (lambda: finished(pieces(unigram=False, legacy=True), ["[INST]", "[/INST]"]), MISTRAL, "</s>"),
+    "llama 2": (lambda: pieces(unigram=False, legacy=False), LLAMA_2, "</s>"),
+    "llama 2, legacy": (lambda: pieces(unigram=False, legacy=True), LLAMA_2, "</s>"),
     "phi 3": (lambda: finished(pieces(unigram=True, legacy=True), PHI_TOKENS), PHI_3, "<|end|>"),
     "qwen 3": (lambda: finished(byte_level(), CHATML_TOKENS, ["<think>", "</think>"]), QWEN_3, "<|im_end|>"),
     "slow": (lambda: finished(ByT5Tokenizer(extra_ids=0), CHATML_TOKENS), CHATML, "<|im_end|>"),
@@ -143,7 +146,45 @@ def test_what_names_no_control_token_is_encoded_as_ever(shape: tuple[ChatTokeniz
     own, chat = tokenizer.tokenizer, [turn("user", "what is < the end? "), turn("assistant", " no"), turn("user", "?")]
     if not tokenizer.template.tells_date:
         assert tokenizer.chat_ids(chat) == own.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    assert tokenizer.response_ids(" so <|", False) == own(" so <|", add_special_tokens=False)["input_ids"]
+    if own.convert_tokens_to_ids("\u2581") is None or own.convert_tokens_to_ids("\u2581") == own.unk_token_id:
+        assert tokenizer.response_ids(" so <|", False) == own(" so <|", add_special_tokens=False)["input_ids"]
+
+
+def test_an_answers_text_gets_the_ids_that_stand_behind_a_prompt(shape: tuple[ChatTokenizer, str]) -> None:
+    """Those of a whole conversation without those of its prompt; and from sampled ids to a text and back."""
+    tokenizer, _ = shape
+    own, question = tokenizer.tokenizer, turn("user", "what is <it> then?")
+    for text in ("the end", "what is <the> end", "is\n the", "what"):
+        prompt = tokenizer.prompt_ids(question["content"])
+        rendered = tokenizer.template.render([question, turn("assistant", text)], finished=True)
+        whole = own(rendered[: rendered.rindex(text) + len(text)], add_special_tokens=False)["input_ids"]
+        assert whole[: len(prompt)] == prompt
+        sampled = whole[len(prompt) :]
+        if tokenizer.template.name == "mistral":  # both the template and the tokenizer put a space there, and one shows
+            assert tokenizer.text(sampled) == " " + text
+            sampled = sampled[1:]
+        assert tokenizer.response_ids(text, ended=False) == sampled
+        assert tokenizer.text(sampled) == text
+    assert tokenizer.response_ids("", ended=True) == [tokenizer.end_of_turn]
+
+
+def test_bytes_are_encoded_alike_wherever_they_stand(shape: tuple[ChatTokenizer, str]) -> None:
+    tokenizer, _ = shape
+    is_spaced = "\u2581" in tokenizer.tokenizer.get_vocab()
+    assert bool(tokenizer.opening) == is_spaced
+    if not is_spaced:
+        for text in ("\n\nthe end ", " the", "é 你"):
+            assert (
+                tokenizer.response_ids(text, False) == tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
+            )
+
+
+def test_a_servers_text_begins_as_that_of_token_ids(shape: tuple[ChatTokenizer, str]) -> None:
+    """Servers show the space between prompt and answer, which is in no text of token ids alone."""
+    tokenizer, _ = shape
+    hides = {"llama 2", "llama 2, legacy"} & {tokenizer.template.name}
+    assert tokenizer.text_answer(" the end", "stop", 3).text == ("the end" if hides else " the end")
+    assert tokenizer.text_answer("the end \n", "stop", 3).text == "the end \n"
 
 
 def test_the_name_of_a_control_token_is_text(shape: tuple[ChatTokenizer, str]) -> None:

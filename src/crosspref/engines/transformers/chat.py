@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Instruction, Message, as_messages
 from crosspref.engines.transformers.faults import reading
-from crosspref.engines.transformers.templates import ChatTemplate
-from crosspref.engines.transformers.texts import TextEncoder
+from crosspref.engines.transformers.templates import PROBES, ChatTemplate
+from crosspref.engines.transformers.texts import ANCHORS, TextEncoder
 from crosspref.errors import DataError, ModelError
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
@@ -56,6 +56,7 @@ class ChatTokenizer:
         marked, self.controls = self._control_tokens()
         self.texts = TextEncoder(tokenizer, self.controls)
         self.end_of_turn = self._find_end_of_turn(marked)
+        self.opening, self.lead = self._find_opening()
         self.thinking = self.template.thinking if asking.thinking == "cut" else None
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_of_turn
         self.size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
@@ -95,18 +96,26 @@ class ChatTokenizer:
             thought = thinking.opens.join(cut.join(self.texts.pieces(part)) for part in parts) + thinking.closes
         return thought + cut.join(self.texts.pieces(said))
 
-    def response_ids(self, text: str, ended: bool) -> list[int]:
-        """Return the ids of an answer that came as text, with the end-of-turn token if it ended.
+    def response_ids(self, text: str, ended: bool, alone: bool = False) -> list[int]:
+        """Return the ids of an answer that came as text, as they stand behind a prompt; an end of turn if it ended.
 
-        The thinking that it begins with keeps its marks as tokens, or is left out where thinking is cut.
+        The thinking that it begins with keeps its marks as tokens, or is left out where thinking is cut. Decoded by
+        ``text`` the ids are the same text, but for a space at its beginning that some tokenizers leave out.
+
+        Args:
+            text: the answer.
+            ended: whether the model ended its turn.
+            alone: whether the text is encoded by itself instead, as the released scripts do.
         """
-        thinking, ids = self.template.thinking, self.texts.ids(text)
+        thinking, pieces = self.template.thinking, self.texts.pieces(text)
         if thinking is not None and thinking.closes in text and text.lstrip().startswith(thinking.opens):
             if self.thinking is not None:
-                ids = self.texts.ids(text[thinking.answer_begins(text) :])
+                pieces = self.texts.pieces(text[thinking.answer_begins(text) :])
             else:
                 cut = _unused_character(text)
-                ids = self.texts.joined(self._marked({"role": "assistant", "content": text}, cut).split(cut))
+                pieces = self._marked({"role": "assistant", "content": text}, cut).split(cut)
+        opening, lead = ("", "") if alone or pieces == [""] else (self.opening, self.lead)
+        ids = self.texts.joined([lead + pieces[0], *pieces[1:]], opening)
         return [*ids, self.end_of_turn] if ended else ids
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -130,7 +139,11 @@ class ChatTokenizer:
         return Sampled(self.text(rest[:-1] if reason == "stop" else rest), rest, reason, count or None)
 
     def text_answer(self, text: str, reason: FinishReason, tokens: int) -> Sampled:
-        """Return the same for what came as text, of as many tokens in all."""
+        """Return the same for what came as text, of as many tokens in all.
+
+        A space at its beginning that is not in the text of ids is removed.
+        """
+        text = text.removeprefix(self.lead)
         begin = self.thinking.answer_begins(text) if self.thinking else 0
         if begin is None:
             return Sampled("", None, "length", tokens)
@@ -146,6 +159,19 @@ class ChatTokenizer:
         controls = {name: signs[name] for name in self.template.spelled(signs)}
         controls |= {str(content): int(token) for token, content in added if int(token) in marked}
         return marked, controls
+
+    def _find_opening(self) -> tuple[str, str]:
+        """Return what stands in front of an answer, and a space with which it begins that ``text`` does not show.
+
+        Both are empty for a tokenizer that encodes a text alike wherever it stands. Those made from sentencepiece put a
+        space in front of a text, but not of one that stands behind another.
+        """
+        word = PROBES[0]
+        if self.texts.ids(word) == self.texts.ids(word, ANCHORS[0]):
+            return "", ""
+        opening, lead = self.template.before_answer()
+        shown = [self.text(self.texts.ids(text, opening)) for text in (word, lead + word)]
+        return opening, lead if shown[0] == shown[1] else ""
 
     def _find_end_of_turn(self, marked: set[int]) -> int:
         """Return the control token that the chat template puts behind an answer, else the end-of-sequence token."""

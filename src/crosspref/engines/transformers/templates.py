@@ -85,6 +85,21 @@ class ChatTemplate:
         shown = "\n".join((self.source, *self._conversations()))
         return {token for token in tokens if token in shown}
 
+    def before_answer(self) -> tuple[str, str]:
+        """Return the text from a user's last words to where an answer begins, and what stands in front of an answer.
+
+        The latter is a space in the templates of Llama 2 and Mistral, and nothing in most others.
+        """
+        question, answer = PROBES
+        asked = [{"role": "user", "content": question}]
+        prompt = self._apply(asked, False)
+        try:
+            whole = self._apply([*asked, {"role": "assistant", "content": answer}], True)
+        except FAULTS:
+            whole = prompt
+        lead = whole.removeprefix(prompt).partition(answer)[0] if whole.startswith(prompt) else ""
+        return prompt[prompt.rfind(question) :], lead
+
     def behind_answer(self) -> str:
         """Return the text that the template puts behind an answer; empty if it takes no answers."""
         question = {"role": "user", "content": PROBES[0]}

@@ -27,9 +27,9 @@ class TextEncoder:
         """Tell whether a text holds the name of a control token."""
         return self._first.search(text) is not None
 
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, none of which is a control token."""
-        return self.joined(self.pieces(text))
+    def ids(self, text: str, opening: str = "") -> list[int]:
+        """Return the ids of a text, none of which is a control token; behind an ``opening``, which may hold some."""
+        return self.joined(self.pieces(text), opening)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text whose names of control tokens mean these tokens."""
@@ -45,16 +45,16 @@ class TextEncoder:
             cuts.append(match.start() + inside)
         return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
-    def joined(self, pieces: Sequence[str]) -> list[int]:
-        """Return the ids of a text in pieces, each of which is encoded by itself."""
-        ids = self.encode(pieces[0])
+    def joined(self, pieces: Sequence[str], opening: str = "") -> list[int]:
+        """Return the ids of a text in pieces, each of which is encoded by itself; the first behind an opening."""
+        ids = self._continued(pieces[0], (opening, *ANCHORS)) if opening else self.encode(pieces[0])
         for piece in pieces[1:]:
             ids += self._continued(piece)
         return ids
 
-    def _continued(self, piece: str) -> list[int]:
+    def _continued(self, piece: str, anchors: Sequence[str] = ANCHORS) -> list[int]:
         """Return the ids of a piece that does not begin a text, so that no space is put in front of it."""
-        for anchor in ANCHORS:
+        for anchor in anchors:
             before, both = self.encode(anchor), self.encode(anchor + piece)
             if before and both[: len(before)] == before:
                 return both[len(before) :]
