@@ -22,7 +22,7 @@ from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
 from crosspref.recipe.files import check_settings, dump_recipe, load_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import REFERENCE_FREE, ResourceSettings, RewardSettings
+from crosspref.recipe.sections import REFERENCE_FREE, AskingSettings, ResourceSettings, RewardSettings
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.moved import find_base_again
@@ -251,10 +251,13 @@ class ImplicitReward:
         algorithm: by which algorithm it was aligned: dpo, kto, ipo, simpo or orpo.
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: ``auto``, ``float32`` or ``bfloat16``.
+        asking: how the models are asked, as in the section ``models`` of a recipe: chat_template_kwargs, date,
+            thinking, trust_remote_code.
 
     Raises:
         ModelError: a model cannot be read, or they differ in tokenizer or chat template.
-        RecipeError: the algorithm is unknown, or needs a reference where there is none, or the other way round.
+        RecipeError: a setting or the algorithm is unknown, or the algorithm needs a reference where there is none, or
+            the other way round.
     """
 
     def __init__(
@@ -266,18 +269,19 @@ class ImplicitReward:
         algorithm: str = "dpo",
         device: str = "auto",
         dtype: str = "auto",
+        **asking: Any,
     ) -> None:
         where = "ImplicitReward"
         reward = check_settings(RewardSettings, {"beta": beta, "algorithm": algorithm}, where)
         resources = check_settings(ResourceSettings, {"device": device, "dtype": dtype}, where)
+        how_asked = check_settings(AskingSettings, asking, where)
         if (reference is None) != (reward.algorithm in REFERENCE_FREE):
             advice = "give the model it was aligned from" if reference is None else "leave it out"
             has = "has no" if reward.algorithm in REFERENCE_FREE else "needs a"
             raise RecipeError(f"The reward that {algorithm} leaves {has} reference: {advice}.")
         self.beta, self.algorithm = beta, algorithm
-        self._scorer: Any = EngineFactory(EngineSettings(reward=reward, resources=resources)).scorer(
-            locate_model(policy), None if reference is None else locate_model(reference)
-        )
+        engines = EngineFactory(EngineSettings(reward=reward, resources=resources, asking=how_asked))
+        self._scorer: Any = engines.scorer(locate_model(policy), None if reference is None else locate_model(reference))
 
     def score(
         self,
@@ -319,7 +323,6 @@ class ImplicitReward:
             for index, response in enumerate(responses)
         ]
         scored = self._scorer.score(crosslingual_instruction(english, language, prefix), rows)
-        texts = [row.text if row.token_ids is None else self._scorer.tokenizer.text(row.token_ids) for row in rows]
         rewards = [
             implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta)
             for logprobs in scored
@@ -329,8 +332,15 @@ class ImplicitReward:
                 logprobs.policy,
                 logprobs.reference,
                 logprobs.tokens,
-                len(text),
+                len(self._text(response)),
                 finite(value),
             )
-            for text, logprobs, value in zip(texts, scored, rewards, strict=True)
+            for response, logprobs, value in zip(responses, scored, rewards, strict=True)
         ]
+
+    def _text(self, response: str | Sequence[int]) -> str:
+        """Return the text of a response, without what ended it."""
+        if isinstance(response, str):
+            return response
+        ids = list(response)
+        return str(self._scorer.tokenizer.text(ids[:-1] if ids and ids[-1] in self._scorer.stops else ids))

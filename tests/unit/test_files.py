@@ -151,6 +151,15 @@ def test_a_column_that_only_later_rows_have_is_not_lost(tmp_path: Path) -> None:
     assert (first.token_ids, first.seed, second.token_ids, second.seed) == (None, None, [4, 5], 9)
 
 
+def test_an_empty_list_of_ids_beside_a_text_is_none(tmp_path: Path) -> None:
+    rows = [{**ANSWER, "token_ids": []}, {**ANSWER, "token_ids": [4]}, {**ANSWER, "text": "", "token_ids": []}]
+    assert [row.token_ids for row in read_rows(write(tmp_path, rows), Response)] == [None, [4], []]
+    sides = {"prompt": USER, "chosen": GOOD, "rejected": BAD}
+    row = {"prompt_id": "a", **sides, "chosen_token_ids": [], "rejected_token_ids": [3], "chosen_ended": False}
+    [pair] = read_rows(write(tmp_path, [row]), Pair)
+    assert (pair.chosen_token_ids, pair.rejected_token_ids, pair.chosen_ended) == (None, [3], False)
+
+
 def test_other_types_that_say_the_same(tmp_path: Path) -> None:
     [row] = read_rows(write(tmp_path, [{**ANSWER, "prompt_id": 7, "sample": 3.0}]), Response)
     assert (row.prompt_id, row.sample) == ("7", 3)

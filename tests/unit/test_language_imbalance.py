@@ -79,6 +79,16 @@ def test_english_is_preferred_in_both_languages() -> None:
     assert pairs[3].rejected == assistant("q by es in en")
 
 
+def test_texts_that_were_cut_do_not_end() -> None:
+    cut: dict[str, Any] = {"token_ids": None, "finish_reason": "length"}
+    pairs, _ = make(
+        answers=[replace(OWN[0], **cut), replace(OWN[1], finish_reason="length")],
+        translations=[TRANSLATIONS[0], replace(TRANSLATIONS[1], **cut), *TRANSLATIONS[2:]],
+        truncated="keep",
+    )
+    assert [(pair.chosen_ended, pair.rejected_ended) for pair in pairs] == [(False, False), *[(None, None)] * 3]
+
+
 def test_rows_are_joined_by_id() -> None:
     expected = make()
     rng = random.Random(0)

@@ -181,6 +181,11 @@ def test_each_fault_names_key_value_and_what_is_allowed(sections: dict[str, Any]
     assert line.startswith(said)
 
 
+BY_TOKENS = {
+    "sample": {"engine": "server"},
+    "server": {"protocol": "chat"},
+    "length_penalty": {"unit": "tokens"},
+}
 FREE = {"models": {"policy": "aligned"}, "reward": {"algorithm": "simpo"}}
 """A policy that was aligned without a reference."""
 
@@ -217,6 +222,7 @@ STAGE_0 = {"models": {"initial": "base"}, "align_english": {"preferences": "p"}}
         ({"preset": "znlp", "resources": {"shard_prompts": 50}}, "resources"),
         # Model servers.
         ({"reward": {"engine": "server"}, "server": {"protocol": "chat"}}, "server"),
+        ({"reward": {"also": ["translated"]}, **BY_TOKENS}, "server"),
         ({"reward": {"engine": "server", "counting": "znlp"}, "resources": {"shard_prompts": 3}}, "reward.counting"),
         ({"server": {"url": "localhost:8000/v1"}}, "server.url"),
         ({"server": {"urls": {"pi_I": "http://me:secret@localhost/v1"}}}, "server.urls.pi_I"),

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosspref.data.records import Response, Score
+from crosspref.data.records import Response, Score, to_table
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
 from crosspref.run.job import settings_of
-from crosspref.stages.select.select import PairRules, Selection, select
+from crosspref.stages.select.select import PairRules, Part, Selection, select, select_parts
 
 Row = tuple[Response, Score]
 
@@ -90,6 +90,35 @@ def test_worked_example() -> None:
     assert found.length_differences == [-8, 4]
     assert found.figures() == {"alpha": 5 / 16, "mean_length_difference": -2.0, "dropped": {}}
     assert found.summary() == "2 pairs; alpha 0.312, mean length difference -2.0"
+
+
+CUT = {"finish_reason": "length", "token_ids": None}
+
+
+def ends(rows: list[Row], always_ended: bool = False, **settings: Any) -> list[tuple[bool | None, bool | None]]:
+    tables: list[Any] = []
+    rules = PairRules(
+        "es",
+        dict.fromkeys("pq", "?"),
+        LengthPenaltySettings(mode="none"),
+        SelectSettings(**settings),
+        always_ended=always_ended,
+    )
+    responses, scores = ([both[side] for both in rows] for side in (0, 1))
+    part = Part(to_table(responses, Response).select, to_table(scores, Score).select)
+    select_parts([part], rules, tables.append)
+    [table] = tables
+    names = [name for name in ("chosen_ended", "rejected_ended") if name in table.column_names]
+    return [tuple(row[name] for name in names) for row in table.to_pylist()]
+
+
+def test_pairs_say_which_texts_were_cut() -> None:
+    texts = [row("p", 0, 2.0, 5, **CUT), row("p", 1, 1.0, 2, token_ids=None), row("q", 0, 1.0, 3, **CUT)]
+    texts.append(row("q", 1, 3.0, 3, finish_reason="length"))
+    assert ends(texts, truncated="keep") == [(False, None), (None, False)]
+    assert ends(texts, truncated="keep", always_ended=True) == [(), ()]
+    assert ends([row("p", 0, 2.0, 5, finish_reason="length"), row("p", 1, 1.0, 2)], truncated="keep") == [()]
+    assert ends([row("p", 0, 2.0, 5, token_ids=None), row("p", 1, 1.0, 2, token_ids=None)], truncated="drop") == [()]
 
 
 @pytest.mark.parametrize("rows", [WORKED, []])

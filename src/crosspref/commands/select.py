@@ -51,5 +51,6 @@ def rules_by_language(settings: SelectStage, prompts: Sequence[Prompt], noise: f
     identifier = EngineFactory(EngineSettings.of(settings)).identifier
     for language in settings.languages:
         instructions = {prompt.prompt_id: prompt.instruction for prompt in prompts if prompt.language == language}
-        penalty, rules = settings.length_penalty, settings.select
-        yield PairRules(language, instructions, penalty, rules, identifier(language), noise)
+        penalty, rules, identify = settings.length_penalty, settings.select, identifier(language)
+        always_ended = settings.reward.counting == "znlp"
+        yield PairRules(language, instructions, penalty, rules, identify, noise, always_ended)

@@ -29,6 +29,7 @@ the last is the user's."""
 _COLUMN_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int32(),
+    bool: pa.bool_(),
     float: pa.float64(),
     FinishReason: pa.string(),
     list[int]: pa.list_(pa.int32()),
@@ -123,7 +124,9 @@ class Pair:
     """One preference (Eq. 10) in TRL's conversational format.
 
     ``chosen_reward`` and ``rejected_reward`` are penalised: ``implicit_reward - alpha * length``. The token ids are the
-    sampled ones, so that training sees exactly what was scored; they are None for pairs made elsewhere.
+    sampled ones, so that training sees exactly what was scored; they are None for answers that came as text.
+    ``chosen_ended`` and ``rejected_ended`` are False for such an answer that was cut, so that no end of turn follows
+    it, and else None.
     ``reference_chosen_logprob`` and ``reference_rejected_logprob`` are the training reference's, summed over tokens, in
     nats; None where they have not been computed beforehand.
     """
@@ -142,6 +145,8 @@ class Pair:
     alpha: float | None = None
     reference_chosen_logprob: float | None = None
     reference_rejected_logprob: float | None = None
+    chosen_ended: bool | None = None
+    rejected_ended: bool | None = None
 
     @classmethod
     def of(cls, instruction: Instruction, chosen: Response, rejected: Response) -> "Pair":
@@ -156,7 +161,14 @@ class Pair:
             rejected.sample,
             chosen.token_ids,
             rejected.token_ids,
+            chosen_ended=ended(chosen),
+            rejected_ended=ended(rejected),
         )
+
+
+def ended(answer: Response | Translation) -> bool | None:
+    """Return False for an answer that came as text and was cut, else None: token ids have their own end of turn."""
+    return False if answer.token_ids is None and answer.finish_reason == "length" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +223,7 @@ class Agreement:
     pairs: int
 
 
-LATER = ("thinking_tokens",)
+LATER = ("thinking_tokens", "chosen_ended", "rejected_ended")
 """Columns that came later, and that most tables have no use for."""
 
 SCHEMAS: dict[type, pa.Schema] = {

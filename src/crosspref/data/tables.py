@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -56,7 +56,7 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
         columns[name] = _tags(columns[name])
     if kind is Response and "sample" not in table.column_names:
         columns["sample"] = _numbered(columns)
-    rows = from_table(pa.table(columns), kind)
+    rows = [_with_ids_or_none(row) for row in from_table(pa.table(columns), kind)]
     _check_keys(rows, path, numbers)
     return rows
 
@@ -126,6 +126,18 @@ def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[An
         number = numbers[column.is_null().index(True).as_py()]
         raise Row(str(path), number, {}).error(f"the column {field.name!r} must not be empty")
     return column
+
+
+def _with_ids_or_none(row: Any) -> Any:
+    """Return a row in which an empty list of ids beside a text is None: the text came without ids."""
+    if isinstance(row, Response | Translation):
+        texts = {"token_ids": row.text}
+    elif isinstance(row, Pair):
+        texts = {"chosen_token_ids": row.chosen[-1]["content"], "rejected_token_ids": row.rejected[-1]["content"]}
+    else:
+        return row
+    without = {name: None for name, text in texts.items() if text and getattr(row, name) == []}
+    return replace(row, **without) if without else row
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:

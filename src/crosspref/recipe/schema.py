@@ -192,3 +192,17 @@ class Recipe(Settings):
         return train
 
     _can_score = field_validator("server")(require_scoring_protocol)
+
+    @field_validator("server")
+    @classmethod
+    def _tells_lengths(cls, server: ServerSettings, info: ValidationInfo) -> ServerSettings:
+        sample, reward, penalty = (info.data.get(name) for name in ("sample", "reward", "length_penalty"))
+        if sample is None or reward is None or penalty is None or info.data.get("language_imbalance") is not None:
+            return server
+        others = [name for name in reward.names if name in ("translated", "reward_model")]
+        if others and sample.engine == "server" and server.protocol == "chat" and penalty.unit == "tokens":
+            raise ValueError(
+                f"protocol chat returns no token ids, and the reward {others[0]} does not count the tokens of a "
+                "response: set length_penalty.unit to characters"
+            )
+        return server

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crosspref.data.records import LATER as LATER_COLUMNS
 from crosspref.data.records import Prompt, to_table
 from crosspref.errors import DataError
 from crosspref.models.files import file_names, is_adapter
@@ -126,7 +127,8 @@ def _contents(row: Any) -> list[Any]:
         # In this order since MT-Bench's second turns, so that evaluations that were begun then resume.
         *before, last = row.instruction
         return [row.prompt_id, row.language, last["content"], before]
-    return [getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED]
+    values = {name: getattr(row, name) for name in row.__dataclass_fields__ if name not in CARRIED}
+    return [value for name, value in values.items() if name not in LATER_COLUMNS or value is not None]
 
 
 def store_rows(unit: Unit, rows: Sequence[Any], kind: type, settings: dict[str, Any]) -> None:

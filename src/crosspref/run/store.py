@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosspref.data.records import SCHEMA_VERSION, SCHEMAS, from_table, to_table
+from crosspref.data.records import SCHEMA_VERSION, from_table, to_table
 from crosspref.errors import RunError
 from crosspref.paths import writing
 from crosspref.run.ranks import is_main
@@ -128,20 +128,32 @@ class Unit:
 
     @contextlib.contextmanager
     def writer(self, kind: type) -> Iterator[Callable[[pa.Table], None]]:
-        """Write tables of one kind one after another, without marking the unit as done; the file appears at the end."""
+        """Write tables of one kind one after another, without marking the unit as done; the file appears at the end.
+
+        All have the columns of the first one.
+        """
         temporary, waiting = _temporary(self.path), list[pa.Table]()
-        with writing(self.path):
+        with writing(self.path), contextlib.ExitStack() as stack:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with pq.ParquetWriter(temporary, SCHEMAS[kind], compression="zstd") as file:
+            file: pq.ParquetWriter | None = None
 
-                def write(table: pa.Table | None) -> None:
-                    waiting.extend([] if table is None else [table])
-                    if waiting and (table is None or sum(map(len, waiting)) >= ROW_GROUP):
-                        file.write_table(pa.concat_tables(waiting))
-                        waiting.clear()
+            def flush() -> None:
+                nonlocal file
+                table = pa.concat_tables(waiting) if waiting else to_table([], kind)
+                file = file or stack.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
+                if waiting:
+                    file.write_table(table)
+                    waiting.clear()
 
-                yield write
-                write(None)
+            def write(table: pa.Table) -> None:
+                waiting.append(table)
+                if sum(map(len, waiting)) >= ROW_GROUP:
+                    flush()
+
+            yield write
+            if waiting or file is None:
+                flush()
+            stack.close()
             _publish(temporary, self.path)
 
     def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:

@@ -293,14 +293,14 @@ class TrlTrainer:
 
 
 def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
-    """Return a pair as the token ids that TRL's collator takes; sampled ids are used as they are.
+    """Return a pair as the token ids that TRL's collator takes: those that were scored.
 
     Raises:
         DataError: the chat template refuses its prompt.
     """
 
-    def answer(messages: list[Message], ids: list[int] | None) -> list[int]:
-        return ids if ids is not None else tokenizer.response_ids(messages[-1]["content"], ended=True)
+    def answer(messages: list[Message], ids: list[int] | None, ended: bool | None) -> list[int]:
+        return tokenizer.response_ids(messages[-1]["content"], ended is not False) if ids is None else ids
 
     try:
         prompt = tokenizer.chat_ids(pair.prompt, answered=True)
@@ -308,6 +308,6 @@ def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
         raise DataError(f"The pair {pair.prompt_id!r} in {pair.language!r} cannot be asked. {error}") from error
     return {
         "prompt_ids": prompt,
-        "chosen_ids": answer(pair.chosen, pair.chosen_token_ids),
-        "rejected_ids": answer(pair.rejected, pair.rejected_token_ids),
+        "chosen_ids": answer(pair.chosen, pair.chosen_token_ids, pair.chosen_ended),
+        "rejected_ids": answer(pair.rejected, pair.rejected_token_ids, pair.rejected_ended),
     }

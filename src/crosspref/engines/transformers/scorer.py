@@ -222,7 +222,7 @@ class ReleasedScorer(TransformersScorer):
         tokenizer, padding = self.tokenizer, self._padding()
         prompts = [tokenizer.prompt_ids(instruction, answered=True) for instruction, _ in requests]
         rows = [
-            [tokenizer.response_ids(response.text.strip(), ended=True) for response in responses]
+            [tokenizer.response_ids(response.text.strip(), ended=True, alone=True) for response in responses]
             for _, responses in requests
         ]
         lengths = [

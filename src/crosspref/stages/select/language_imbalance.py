@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from crosspref.data.records import Dropped, Instruction, Pair, Response, Translation, as_messages
+from crosspref.data.records import Dropped, Instruction, Pair, Response, Translation, as_messages, ended
 from crosspref.data.rows import is_blank
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
@@ -71,6 +71,7 @@ class _Side(NamedTuple):
     text: str
     token_ids: list[int] | None
     sample: int | None
+    ended: bool | None
 
 
 _Why = str
@@ -181,7 +182,7 @@ def _answer(answer: Response | None, whose: str, truncated: str) -> _Side | _Why
         return f"{whose} is empty"
     if truncated == "drop" and answer.finish_reason == "length":
         return f"{whose} is truncated"
-    return _Side(answer.text, answer.token_ids or None, answer.sample)
+    return _Side(answer.text, answer.token_ids or None, answer.sample, ended(answer))
 
 
 def _translation(translation: Translation | None, source: _Side | _Why, whose: str) -> _Side | _Why:
@@ -192,7 +193,7 @@ def _translation(translation: Translation | None, source: _Side | _Why, whose: s
     failure = translation.failure or ("empty" if is_blank(translation.text) else None)
     if failure:
         return f"translation of {whose} failed ({failure})"
-    return _Side(translation.text, translation.token_ids or None, None)
+    return _Side(translation.text, translation.token_ids or None, None, ended(translation))
 
 
 def _pair(
@@ -214,4 +215,6 @@ def _pair(
         rejected.sample,
         chosen.token_ids,
         rejected.token_ids,
+        chosen_ended=chosen.ended,
+        rejected_ended=rejected.ended,
     )

@@ -95,6 +95,7 @@ def _select(
         job.recipe.select,
         job.engines.identifier(language),
         noise=0.0 if reward == "reward_model" else noise_gap(settings.algorithm, settings.beta),
+        always_ended=settings.counting == "znlp",
     )
     return select_parts(_parts(places, language, reward), rules, write)
 

@@ -47,6 +47,8 @@ class PairRules:
         identify: tells a text's language, where wrong languages are dropped; None for a language that it does not
             know, of which every response is kept.
         noise: the reward gap that a pair must exceed where ``settings.min_gap`` is None.
+        always_ended: whether answers that came as text end their turn in training even if they were cut, as in the
+            released scripts.
     """
 
     language: str
@@ -55,6 +57,7 @@ class PairRules:
     settings: SelectSettings
     identify: Identify | None = None
     noise: float = 0.0
+    always_ended: bool = False
 
     @property
     def unidentified(self) -> bool:

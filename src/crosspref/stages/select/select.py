@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from crosspref.data.records import SCHEMAS, Dropped, Pair, Response, Score, as_messages, from_table, to_table
+from crosspref.data.records import LATER, SCHEMAS, Dropped, Pair, Response, Score, as_messages, from_table, to_table
 from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
+from crosspref.recipe.sections import SelectSettings
 from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
 
 __all__ = ["Identify", "PairRules", "Part", "Selection", "select", "select_parts"]
@@ -120,6 +122,7 @@ def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Ta
             for number in kept[~is_pair].tolist()
         ]
         best, worst, kept = best[is_pair], worst[is_pair], kept[is_pair]
+    rules = replace(rules, always_ended=rules.always_ended or not any(_has_cut_texts(part, settings) for part in parts))
     differences = (rows.length[best] - rows.length[worst]).astype(np.int64).tolist()
     for number, part in enumerate(parts):
         low, high = screening.starts[number : number + 2]
@@ -187,19 +190,36 @@ class _Screening:
         return f"{short} ({counted_reasons})" if counted_reasons else "only one response"
 
 
+def _has_cut_texts(part: Part, settings: SelectSettings) -> bool:
+    """Tell whether a pair may hold an answer that came as text and was cut."""
+    if settings.truncated == "drop":
+        return False
+    return bool(_are_cut_texts(part.responses(["token_ids", "finish_reason"])).true_count)
+
+
+def _are_cut_texts(answers: pa.Table) -> pa.Array:
+    """Tell of which answers ``records.ended`` is False."""
+    return _one(pc.and_(pc.is_null(answers.column("token_ids")), pc.equal(answers.column("finish_reason"), "length")))
+
+
 def _pair_table(
     rules: PairRules, prompt_ids: list[str], part: Part, best: tuple[Indices, Floats], worst: tuple[Indices, Floats],
     alpha: float,
 ) -> pa.Table:  # fmt: skip
     """Return pairs as a table; ``best`` and ``worst`` are rows of the part with their penalised rewards."""
     instructions = [rules.instructions[prompt_id] for prompt_id in prompt_ids]
-    answers = part.responses(["sample", "text", "token_ids"])
+    answers = part.responses(["sample", "text", "token_ids", "finish_reason"])
     chosen, rejected = answers.take(best[0]), answers.take(worst[0])
     count, schema = len(prompt_ids), SCHEMAS[Pair]
+    if rules.always_ended:
+        schema = pa.schema([field for field in schema if field.name not in LATER])
 
     def answer(text: pa.Array) -> pa.Array:
         messages = pa.StructArray.from_arrays([pa.repeat("assistant", count), _one(text)], ["role", "content"])
         return pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), messages)
+
+    def ended(side: pa.Table) -> pa.Array:
+        return pc.if_else(_are_cut_texts(side), pa.scalar(False), pa.scalar(None, pa.bool_()))
 
     columns = {
         "prompt_id": pa.array(prompt_ids, pa.string()),
@@ -214,6 +234,8 @@ def _pair_table(
         "chosen_reward": pa.array(best[1], pa.float64()),
         "rejected_reward": pa.array(worst[1], pa.float64()),
         "alpha": pa.repeat(alpha, count),
+        "chosen_ended": ended(chosen),
+        "rejected_ended": ended(rejected),
     }
     return pa.Table.from_arrays(
         # What training adds to pairs is not known yet.
