@@ -11,6 +11,8 @@ from crosspref.errors import DataError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import SampleStage
+from crosspref.run.job import digest_rows, fingerprint_alone
+from crosspref.run.kept import Parts
 from crosspref.run.progress import Reporter
 from crosspref.stages.sample import Drawing, sample, thinking_cut
 
@@ -30,10 +32,12 @@ def execute(options: argparse.Namespace) -> None:
     loaded = load_prompts(settings.prompts, settings.languages)  # English too, which may not be asked for
     prompts = [prompt for prompt in loaded.prompts if prompt.language in settings.languages]
     n = settings.sample.n
-    sampler = EngineFactory(EngineSettings.of(settings)).sampler(locate_model(options.model))
-    reporter = Reporter()
-    with reporter.step("sample", len(prompts) * n) as meter:
-        rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), meter.advance)
+    policy, reporter = locate_model(options.model), Reporter()
+    inputs = {"policy": policy.identity, "prompts": digest_rows(prompts), "protocol": settings.server.protocol}
+    parts = Parts(options.out, fingerprint_alone(settings, "sample", **inputs))
+    sampler = EngineFactory(EngineSettings.of(settings)).sampler(policy)
+    with reporter.step("sample", len(prompts) * n) as meter, parts.keeping(meter.advance) as kept:
+        rows = sample(prompts, sampler, Drawing(n, settings.seed, iteration=1), kept)
     if settings.models.thinking == "cut":
         reporter.say(f"sample: {thinking_cut(rows)}")
     left_out = len(prompts) - len({(row.prompt_id, row.language) for row in rows})
@@ -44,3 +48,4 @@ def execute(options: argparse.Namespace) -> None:
             raise DataError(f"{text} {advice}")
         reporter.say(f"{text} {advice}")
     write_rows(options.out, rows, Response)
+    parts.remove()

@@ -15,11 +15,14 @@ from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RecipeError
 from crosspref.maths.reward import noise_gap
-from crosspref.models.locate import locate_model
+from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.recipe.files import PRESETS, stage_settings
 from crosspref.recipe.sections import REFERENCE_FREE
 from crosspref.recipe.stages import ScoreStage
+from crosspref.run.job import digest_rows, fingerprint_alone
+from crosspref.run.kept import Parts
 from crosspref.run.progress import Reporter
+from crosspref.run.store import digest_of
 from crosspref.stages.score import rate, score
 from crosspref.stages.select.flips import Flips, flips, flips_table
 
@@ -56,13 +59,20 @@ def execute(options: argparse.Namespace) -> None:
     compared = _settings(options, languages, _with_other_counting(settings, options)) if options.compare else None
     prompts = load_prompts(settings.prompts, settings.languages).prompts
     translations = read_rows(options.translations, Translation) if options.translations else []
-    models = options.policy, options.reference
-    scores = score_table(settings, models, responses, prompts, translations)
+    is_implicit = settings.reward.name != "reward_model"
+    names = [options.policy, options.reference] if is_implicit else [settings.reward.reward_model]
+    models = [locate_model(name) for name in names if name is not None]
+    tables = {"responses": responses, "prompts": prompts, "translations": translations}
+    inputs = {name: digest_rows(rows) for name, rows in tables.items()}
+    inputs["models"] = digest_of([model.identity for model in models])
+    parts = Parts(options.out, fingerprint_alone(settings, "reward", **inputs))
+    scores = score_table(settings, models, responses, prompts, parts, translations)
     write_rows(options.out, scores, Score)
     if compared is not None:
-        results = (settings, scores), (compared, score_table(compared, models, responses, prompts))
+        results = (settings, scores), (compared, score_table(compared, models, responses, prompts, parts))
         (exact, exact_scores), (_, znlp_scores) = sorted(results, key=lambda result: result[0].reward.counting)
         Console().print(flips_table(_count_flips(exact, responses, prompts, exact_scores, znlp_scores)))
+    parts.remove()
 
 
 def _settings(options: argparse.Namespace, languages: list[str], overrides: Sequence[str]) -> ScoreStage:
@@ -96,9 +106,10 @@ def _with_other_counting(settings: ScoreStage, options: argparse.Namespace) -> l
 
 def score_table(
     settings: ScoreStage,
-    models: tuple[str | None, str | None],
+    models: Sequence[ModelFiles],
     responses: Sequence[Response],
     prompts: Sequence[Prompt],
+    parts: Parts,
     translations: Sequence[Translation] = (),
 ) -> list[Score]:
     """Score a table of responses.
@@ -108,38 +119,41 @@ def score_table(
 
     Args:
         settings: which reward, and how it is computed.
-        models: names of the policy and of the reference, where the reward has them.
+        models: the policy and, where the reward has one, its reference; or the reward model.
         responses: the responses; the prompts of a language are taken in the order of their first response.
         prompts: their prompts, in the languages that the reward needs.
+        parts: where finished scores are kept until the table is written.
         translations: of the responses into English, for the reward ``translated``.
     """
     reward = settings.reward
-    engine = _engine(settings, *models)
+    engine = _engine(settings, models)
     prompt_count = len({(row.prompt_id, row.language) for row in responses})
     scores: list[Score] = []
     with closing(engine), Reporter().step(f"score {reward.name}, {reward.counting}", prompt_count) as meter:
         for language in dict.fromkeys(row.language for row in responses):
             in_language = [row for row in responses if row.language == language]
-            if reward.name == "reward_model":
-                scores += rate(in_language, prompts, engine, advance=meter.advance)
-            else:
-                scores += score(
-                    in_language,
-                    prompts,
-                    engine,
-                    settings=reward,
-                    reward=reward.name,
-                    advance=meter.advance,
-                    translations=translations,
-                )
+            with parts.keeping(meter.advance, reward.counting, language) as kept:
+                if reward.name == "reward_model":
+                    scores += rate(in_language, prompts, engine, advance=kept)
+                else:
+                    scores += score(
+                        in_language,
+                        prompts,
+                        engine,
+                        settings=reward,
+                        reward=reward.name,
+                        advance=kept,
+                        translations=translations,
+                    )
     return scores
 
 
-def _engine(settings: ScoreStage, policy: str | None, reference: str | None) -> Any:
-    engines, reward = EngineFactory(EngineSettings.of(settings, pi_0=policy, pi_I=reference)), settings.reward
-    if reward.name == "reward_model":
-        return engines.reward_model(locate_model(reward.reward_model or ""))
-    return engines.scorer(locate_model(policy or ""), None if reference is None else locate_model(reference))
+def _engine(settings: ScoreStage, models: Sequence[ModelFiles]) -> Any:
+    if settings.reward.name == "reward_model":
+        return EngineFactory(EngineSettings.of(settings)).reward_model(*models)
+    roles = dict(zip(("pi_0", "pi_I"), (model.name for model in models), strict=False))
+    reference = models[1] if len(models) > 1 else None
+    return EngineFactory(EngineSettings.of(settings, **roles)).scorer(models[0], reference)
 
 
 def _count_flips(

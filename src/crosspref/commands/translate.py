@@ -11,6 +11,8 @@ from crosspref.languages import ENGLISH
 from crosspref.models.locate import locate_model
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TranslateStage
+from crosspref.run.job import digest_rows, fingerprint_alone
+from crosspref.run.kept import Parts
 from crosspref.run.progress import Reporter
 from crosspref.stages.translate import UNIDENTIFIED, translate
 
@@ -31,17 +33,23 @@ def execute(options: argparse.Namespace) -> None:
     settings = stage_settings(TranslateStage, given, options.overrides)
     engines, foreign = EngineFactory(EngineSettings.of(settings)), [row for row in responses if row.language != ENGLISH]
     # The model's token ids are taken for the policy's, unless it is a translation model.
-    translator = engines.translator(locate_model(options.model))
+    policy = locate_model(options.model)
+    model = policy if settings.translate.model is None else locate_model(settings.translate.model)
+    inputs = {"translator": model.identity, "policy": policy.identity, "responses": digest_rows(foreign)}
+    parts = Parts(options.out, fingerprint_alone(settings, "translate", "sample", **inputs))
+    translator = engines.translator(policy)
     translations: list[Translation] = []
     with closing(translator), Reporter().step("translate", len(foreign)) as meter:
         for language in dict.fromkeys(row.language for row in foreign):
             if engines.identifier(language) is None:
                 Reporter().say(f"translate {language}{UNIDENTIFIED}")
-            translations += translate(
-                [(row, ENGLISH) for row in foreign if row.language == language],
-                translator,
-                settings=settings.translate,
-                identify=engines.identifier(language),
-                advance=meter.advance,
-            )
+            with parts.keeping(meter.advance, language) as kept:
+                translations += translate(
+                    [(row, ENGLISH) for row in foreign if row.language == language],
+                    translator,
+                    settings=settings.translate,
+                    identify=engines.identifier(language),
+                    advance=kept,
+                )
     write_rows(options.out, translations, Translation)
+    parts.remove()

@@ -25,9 +25,11 @@ from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.chat import read_tokenizer
 from crosspref.engines.transformers.models import Loading, free_memory, readable_directory
-from crosspref.errors import DataError, ModelError
+from crosspref.errors import DataError, FileError, ModelError
 from crosspref.models.locate import ModelFiles
+from crosspref.run.kept import Kept
 from crosspref.run.progress import Meter, Reporter
+from crosspref.run.store import digest_of
 
 FOLDERS = ("okapi", "arc", "hellaswag", "truthfulqa", "mmlu/default")
 """Where the tasks lie among the harness's; to read the thousands of others takes seconds."""
@@ -115,7 +117,7 @@ class Harness:
         return HarnessModel(model, tokenizer, batch_size, reporter)
 
     def measure(
-        self, model: "HarnessModel", tasks: Sequence[Any], limit: int | None, label: str
+        self, model: "HarnessModel", tasks: Sequence[Any], limit: int | None
     ) -> tuple[dict[str, dict[str, float]], int]:
         """Return what each item of the tasks counts by each metric, from 0 to 1: metric -> item -> value.
 
@@ -123,23 +125,24 @@ class Harness:
         cuts on the left.
 
         Args:
-            model: the model.
+            model: the model, with the work that this is a part of.
             tasks: one task, or those of a group.
             limit: only the first so many items of each.
-            label: what the progress bar says.
 
         Raises:
             DataError: an item is not as the task expects it.
             ModelError: the memory does not suffice.
+            FileError: what is finished cannot be kept.
         """
-        model.label = label
-        named = {task.task_name: task for task in tasks}
+        named, label = {task.task_name: task for task in tasks}, model.label
         try:
             samples = evaluate(model, {"tasks": named}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{label}: the memory does not suffice. Set a smaller nlp.batch_size ({model.batch_size} now)."
             ) from error
+        except FileError:  # what is finished cannot be kept
+            raise
         except Exception as error:  # likewise
             raise DataError(f"{label} cannot be measured: {_said(error)}") from error
         values: dict[str, dict[str, float]] = {}
@@ -169,24 +172,44 @@ def _said(error: Exception) -> str:
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """A loaded model as the harness asks it; shows its progress as everything here does."""
+    """A loaded model as the harness asks it; shows its progress and keeps what is finished, as everything here does."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, reporter: Reporter) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        self.reporter, self.label, self.cut = reporter, "", 0
+        self.reporter, self.cut = reporter, 0
+        self.label, self.kept = "", Kept(lambda *_: None)
+
+    def begin(self, label: str, kept: Kept) -> None:
+        """Say what the next work is called, and what keeps its answers."""
+        self.label, self.kept = label, kept
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return the log-probability (nats) of each continuation, and whether it is the likeliest one."""
         with self.reporter.step(self.label, len(requests)) as meter:
-            self.set_cache_hook(_Progress(meter))
+            self._answers = _Answers(meter)
+            self.set_cache_hook(self._answers)
             answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            self.kept.keep(self._answers.take())
         return answers
 
     def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **named: Any) -> list[tuple[float, bool]]:
-        """Count what is too long, of which the harness would only log a line."""
+        """Leave out what was answered before, and count what is too long, of which the harness only logs a line."""
         self.cut = sum(len(prompt) + len(choice) > self.max_length + 1 for _, prompt, choice in requests)
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *given, **named)
-        return answers
+        names = [digest_of(request) for request, _, _ in requests]
+        before = {name: (value, is_likeliest) for name, (value, is_likeliest) in self.kept.items.items()}
+        left = [request for name, request in zip(names, requests, strict=True) if name not in before]
+        self._answers.meter.advance(len(requests) - len(left))
+        answers = iter(super()._loglikelihood_tokens(left, *given, **named) if left else ())
+        return [before[name] if name in before else next(answers) for name in names]
+
+    def _model_call(self, *given: Any, **named: Any) -> Any:
+        """Keep the batches before this one.
+
+        Rows change with what stands beside them, by rounding. The harness cuts the requests, longest first, into
+        batches, so without those of the first batches it makes the same further ones.
+        """
+        self.kept.keep(self._answers.take())
+        return super()._model_call(*given, **named)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -194,12 +217,19 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         free_memory()
 
 
-class _Progress:
-    """Stands where the harness tells a cache of each answer."""
+class _Answers:
+    """Stands where the harness tells a cache of each answer: counts them, and holds those that are not kept yet."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
+        self._new: dict[str, tuple[float, bool]] = {}
 
-    def add_partial(self, *answer: Any) -> None:  # noqa: ARG002
-        """Count one."""
+    def add_partial(self, _kind: str, request: tuple[str, str], answer: tuple[float, bool]) -> None:
+        """Take the answer to a request: its prompt and its choice."""
         self.meter.advance(1)
+        self._new[digest_of(request)] = answer
+
+    def take(self) -> dict[str, tuple[float, bool]]:
+        """Return what was answered since the last time."""
+        taken, self._new = self._new, {}
+        return taken

@@ -4,9 +4,10 @@ For the exact scores, responses are scored again in float32, one at a time.
 """
 
 import math
+import os
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report, label
-from crosspref.run.job import Job
+from crosspref.run.job import Job, asking_of, settings_of
+from crosspref.run.kept import Parts
 from crosspref.run.layout import Iteration, RunDirectory, open_run
 from crosspref.run.progress import Reporter
+from crosspref.run.store import Fingerprint, digest_of
 from crosspref.stages import score as scoring
 from crosspref.stages.score import reward_reference
 
@@ -99,27 +102,31 @@ def audit_run(
     # A reward of kto or orpo has no beta in it, so it is in nats as it is.
     scale = recipe.reward.beta if recipe.reward.algorithm in HAS_BETA else 1.0
     chosen = {language: _draw(places, name, language, prompts, seed) for language in recipe.languages}
+    models = job.policy(number - 1), reward_reference(job, number)
+    parts = _parts(job, places, models, chosen)
     reporter.say(f"audit of iteration {number}: loading the models in float32")
-    scorer = job.engines.scorer(job.policy(number - 1), reward_reference(job, number))
+    scorer = job.engines.scorer(*models)
     audited = []
     try:
         with reporter.step(f"audit of iteration {number}", sum(map(len, chosen.values()))) as meter:
             for language, ids in chosen.items():
                 translated = name == "translated" and language != ENGLISH
-                exact = scoring.score(
-                    _about(places.responses.rows(language), ids),
-                    [row for tag in {language, ENGLISH} for row in run.prompts.rows(tag)],
-                    scorer,
-                    settings=exact_recipe.reward,
-                    reward=name,
-                    advance=meter.advance,
-                    translations=_about(places.translations.rows(language), ids) if translated else [],
-                )
+                with parts.keeping(meter.advance, language) as kept:
+                    exact = scoring.score(
+                        _about(places.responses.rows(language), ids),
+                        [row for tag in {language, ENGLISH} for row in run.prompts.rows(tag)],
+                        scorer,
+                        settings=exact_recipe.reward,
+                        reward=name,
+                        advance=kept,
+                        translations=_about(places.translations.rows(language), ids) if translated else [],
+                    )
                 stored, pairs = _about(places.scores(name).rows(language), ids), _pairs(places, language)
                 row = audit(language, stored, exact, pairs, unit=recipe.length_penalty.unit, scale=scale)
                 audited += [row] if row else []
     finally:
         scorer.close()
+    parts.remove()
     return _report(audited, number, name, scale), audited, number
 
 
@@ -212,6 +219,18 @@ def _auditable(run: RunDirectory, recipe: Recipe, number: int | None) -> Iterati
     if recipe.reward.counting == "znlp":
         raise RunError("What the released scripts count (znlp) depends on batches: it cannot be scored one at a time.")
     return places
+
+
+def _parts(job: Job, places: Iteration, models: scoring.Models, chosen: Mapping[str, set[str]]) -> Parts:
+    """Return where exact scores are kept until all are there: beside the report, if one may write there."""
+    tables = [places.responses, *([places.translations] if job.recipe.reward.name == "translated" else [])]
+    inputs = {
+        "models": digest_of([model.identity for model in models if model is not None]),
+        "rows": digest_of([unit.digest for table in tables for unit in table.stored()]),
+        "prompts": digest_of({language: sorted(ids) for language, ids in chosen.items()}),
+    }
+    settings = {**settings_of("reward", job.recipe.reward), **asking_of(job.recipe.models)}
+    return Parts(places.audit if os.access(places.folder, os.W_OK) else None, Fingerprint(settings, inputs))
 
 
 def _pairs(places: Iteration, language: str) -> list[Pair]:

@@ -12,6 +12,7 @@ from crosspref.models.locate import ModelFiles, locate_model
 from crosspref.protocols import Advance, Engines
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import AskingSettings, Settings
+from crosspref.recipe.stages import StageSettings
 from crosspref.run.kept import keeping
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
@@ -108,6 +109,14 @@ def settings_of(section: str, values: Settings, *, without: Sequence[str] = ()) 
         off = {"save": "merged", "bits": None}
         settings[f"{section}.lora"] = {name: value for name, value in lora.items() if (name, value) not in off.items()}
     return settings
+
+
+def fingerprint_alone(settings: StageSettings, *sections: str, **inputs: str) -> Fingerprint:
+    """Return what determines the table of a stage that runs alone: some sections of its settings, and its inputs."""
+    values: dict[str, Any] = {"seed": settings.seed, **asking_of(settings.models)}
+    for section in sections:
+        values |= settings_of(section, getattr(settings, section))
+    return Fingerprint(values, inputs)
 
 
 def asking_of(models: AskingSettings) -> dict[str, Any]:

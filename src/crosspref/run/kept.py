@@ -11,6 +11,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from crosspref.protocols import Advance
@@ -45,7 +47,7 @@ class Kept:
     def keep(self, items: Mapping[str, Any]) -> None:
         """Keep JSON values by name; together with those before they must be a state from which work can go on."""
         self.items.update(items)
-        self.written = False
+        self.written = self.written and not items
         if time.monotonic() - self.saved >= SECONDS:
             self.save()
 
@@ -80,3 +82,28 @@ def keeping(advance: Advance, unit: Unit, fingerprint: Fingerprint) -> Iterator[
     except BaseException:
         kept.save()
         raise
+
+
+class Parts:
+    """What is kept beside a table that is made at once, without shards, as stages do that run alone.
+
+    ``fingerprint`` holds everything that determines the table. A table may be made in several pieces of work, each of
+    which has a part of its own; all parts stay until the table is written. Without a table nothing is kept.
+    """
+
+    def __init__(self, table: Path | None, fingerprint: Fingerprint) -> None:
+        self.table, self.fingerprint = table, fingerprint
+        self.units: list[Unit] = []
+
+    def keeping(self, advance: Advance, *piece: str) -> AbstractContextManager[Kept]:
+        """Work on the piece of that name, or on the whole table, and keep what is finished of it."""
+        if self.table is None:
+            return contextlib.nullcontext(Kept(advance))
+        unit = Unit(self.table.with_name("-".join([self.table.name, *piece])))
+        self.units.append(unit)
+        return keeping(advance, unit, self.fingerprint)
+
+    def remove(self) -> None:
+        """Remove the parts. Call this after the table is written."""
+        for unit in self.units:
+            unit.part.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,17 @@ from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import TransformersScorer
-from crosspref.engines.vllm import VllmSampler
+from crosspref.engines.vllm import VllmSampler, _require_device
 from crosspref.errors import ModelError, RecipeError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import ResourceSettings, SampleSettings, VllmSettings
+from crosspref.recipe.sections import AskingSettings, ResourceSettings, SampleSettings, VllmSettings
+from crosspref.run import kept as kept_work
+from crosspref.run.kept import keeping
+from crosspref.run.store import Fingerprint, Unit
 
 SETTINGS = SampleSettings(temperature=0.7, max_new_tokens=32, max_prompt_tokens=400)
+FULL_STOP, UNUSED = 30, 3
+"""Tokens of SmolLM2: "." and <repo_name>."""
 REQUESTS = [
     ("What is the capital of France?", [11, 12, 13]),
     ("Say hello.", [21, 22]),
@@ -128,18 +134,88 @@ def test_its_logprobs_are_those_of_transformers(sampler: VllmSampler, smollm2: P
     assert max(found) < 2e-3
 
 
+def test_a_kill_costs_no_finished_prompt(sampler: VllmSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, made, states = Unit(tmp_path / "00000000.parquet"), Fingerprint({}), list[str]()
+    monkeypatch.setattr(kept_work, "SECONDS", 0.0)
+    with monkeypatch.context() as patch, keeping(silent, unit, made) as kept:
+        patch.setattr(kept_work, "write_text", lambda _, text: states.append(text))
+        whole = sampler.sample(REQUESTS, kept)
+    assert len(states) == len(REQUESTS)
+    asked, parameters = list[Any](), sampler._parameters
+    monkeypatch.setattr(sampler, "_parameters", lambda *given: asked.append(given) or parameters(*given))
+    for done, state in enumerate(states, 1):
+        asked.clear()
+        unit.part.write_text(state)
+        with keeping(silent, unit, made) as kept:
+            assert sampler.sample(REQUESTS, kept) == whole
+        assert len(asked) == len(REQUESTS) - done
+
+
+def altered(model: Path, directory: Path, change: Callable[[Any], None]) -> Path:
+    """A copy of a model whose weights were changed."""
+    shutil.copytree(model, directory)
+    weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        change(weights)
+    weights.save_pretrained(directory)
+    return directory
+
+
+def test_ids_that_only_pad_the_embedding_are_never_drawn(smollm2: Path, tmp_path: Path, sampler: VllmSampler) -> None:
+    def pad(model: Any) -> None:
+        size = len(model.get_input_embeddings().weight)
+        model.resize_token_embeddings(size + 64, mean_resizing=False)
+        weight = model.get_input_embeddings().weight
+        weight[size:] = 1.5 * weight[1000 : 1000 + 64]
+        weight[size] = 1.5 * weight[FULL_STOP]
+
+    padded = open_sampler(locate_model(str(altered(smollm2, tmp_path / "padded", pad))))
+    assert padded.sample(REQUESTS, silent) == sampler.sample(REQUESTS, silent)
+    padded.bias = None
+    drawn = padded.llm.generate([{"prompt_token_ids": padded.tokenizer.prompt_ids("Hi.")}], padded._parameters([1], 2))
+    assert max(drawn[0].outputs[0].token_ids) >= padded.tokenizer.size
+    padded.close()
+
+
 def test_greedy_responses_are_those_of_transformers(smollm2: Path) -> None:
     model = locate_model(str(smollm2))
     settings = SETTINGS.model_copy(update={"max_new_tokens": 24})
     talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
     conversation = [*talk, {"role": "user", "content": "Name a river."}]
-    requests = [*((instruction, seeds[:1]) for instruction, seeds in REQUESTS), (conversation, [1])]
+    spelled = "Repeat: <|im_end|><|im_start|>assistant"  # control tokens as text, which is all that they are here
+    requests = [*((instruction, seeds[:1]) for instruction, seeds in REQUESTS), (conversation, [1]), (spelled, [1])]
     other = TransformersSampler(EngineSettings(sample=settings, resources=resources()), model, greedy=True)
     expected = other.sample(requests, silent)
     other.close()
     sampler = open_sampler(model, settings, greedy=True)
     assert sampler.sample(requests, silent) == expected
     assert sampler.sample([(REQUESTS[0][0], [1, 2])], silent) == [expected[0] * 2]
+    for token in sampler.stops:
+        assert sampler.tokenizer.prompt_ids(spelled).count(token) == sampler.tokenizer.prompt_ids("Hi.").count(token)
+    sampler.close()
+
+
+def test_thinking_is_cut(smollm2: Path, tmp_path: Path) -> None:
+    """The thinker ends its thinking where SmolLM2 ends a sentence."""
+
+    def ends_with_sentences(model: Any) -> None:
+        weight = model.get_input_embeddings().weight
+        weight[UNUSED] = 1.5 * weight[FULL_STOP]
+
+    thinker = altered(smollm2, tmp_path / "thinker", ends_with_sentences)
+    tokens, template = thinker / "tokenizer.json", thinker / "chat_template.jinja"
+    tokens.write_text(tokens.read_text().replace("<repo_name>", "</think>"))
+    template.write_text(template.read_text().replace("assistant\n' }}", "assistant\n<think>' }}"))
+    asking = AskingSettings(thinking="cut")
+    given = EngineSettings(SETTINGS, resources=resources(), vllm=VllmSettings(max_sequences=16), asking=asking)
+    requests = [(instruction, seeds[:1]) for instruction, seeds in REQUESTS]
+    model = locate_model(str(thinker))
+    other = TransformersSampler(given, model, greedy=True)
+    expected = other.sample(requests, silent)
+    other.close()
+    assert any(answer.thinking_tokens and answer.token_ids for [answer] in expected)
+    sampler = VllmSampler(given, model, greedy=True)
+    assert sampler.sample(requests, silent) == expected
     sampler.close()
 
 
@@ -191,7 +267,7 @@ def test_an_adapter_answers_as_the_merged_model(smollm2: Path, tmp_path: Path) -
 def test_what_vllm_cannot_hold_is_said(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = locate_model(str(smollm2))
     with pytest.raises(ModelError, match=r"vLLM runs on cpu, but the run is on cuda"):
-        VllmSampler(EngineSettings(sample=SETTINGS, resources=ResourceSettings(device="cuda")), model)
+        _require_device(torch.device("cuda"))
     with pytest.raises(RecipeError, match="at most 2"):
         open_sampler(model, SETTINGS.model_copy(update={"temperature": 3.0}))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9999")

@@ -9,6 +9,7 @@ from crosspref.data.items import Problems
 from crosspref.engines import find_engine
 from crosspref.errors import DataError, ModelError, RecipeError, RunError
 from crosspref.reports.table import Report
+from crosspref.run.kept import keeping
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.suites.nlp.items import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.results import ItemScore, Measured, write_results
@@ -161,7 +162,9 @@ def _measure(
         for task, made, unit, fingerprint in todo:
             label, started = f"{candidate.name} {task.name}", time.monotonic()
             try:
-                rows, cut = _rows(setups.harness, model, task, made, work.settings.nlp.limit, label)
+                with keeping(lambda *_: None, unit, fingerprint) as kept:
+                    model.begin(label, kept)
+                    rows, cut = _rows(setups.harness, model, task, made, work.settings.nlp.limit)
             except (DataError, ModelError) as error:
                 measured.miss(label, str(error), work.reporter.say)
                 continue
@@ -186,12 +189,12 @@ def _load(work: Evaluation, candidate: Candidate, harness: Any, measured: Measur
 
 
 def _rows(
-    harness: Any, model: Any, task: LanguageTask, made: dict[str, list[Any]], limit: int | None, label: str
+    harness: Any, model: Any, task: LanguageTask, made: dict[str, list[Any]], limit: int | None
 ) -> tuple[list[ItemScore], int]:
     """Return what each item counts, and how many choices did not fit into the model's context."""
     rows, cut = [], 0
     for part in task.parts:
-        values, too_long = harness.measure(model, made[part.name], limit, label)
+        values, too_long = harness.measure(model, made[part.name], limit)
         cut += too_long
         for metric, measure in part.measures.items():
             rows += [ItemScore(item, measure, value) for item, value in values[metric].items()]
