@@ -1,6 +1,7 @@
 """What crosspref offers to Python: ``align`` and ``ImplicitReward``."""
 
 import json
+import operator
 import resource
 import sys
 import time
@@ -11,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from crosspref import algorithm, errors
-from crosspref.data.messages import read_conversation
+from crosspref.data.messages import read_instruction
 from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineFactory, EngineSettings, find_engine
-from crosspref.errors import CrossprefError, ModelError, RecipeError, RunError, raise_all
+from crosspref.errors import CrossprefError, DataError, ModelError, RecipeError, RunError, raise_all
 from crosspref.languages import Prefix, crosslingual_instruction
 from crosspref.maths.reward import finite, implicit_reward
-from crosspref.models.locate import ModelFiles, locate_model, require_fitting_lora, require_one_output
+from crosspref.models.locate import (
+    ModelFiles,
+    locate_model,
+    require_different,
+    require_fitting_lora,
+    require_one_output,
+)
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
 from crosspref.recipe.files import check_settings, dump_recipe, load_recipe, make_recipe
@@ -123,11 +130,7 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
     models = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
     if "policy" in models and "initial" in models:
         policy, initial = models["policy"], models["initial"]
-        if policy.identity == initial.identity:
-            raise ModelError(
-                f"models.policy ({policy.name}) and models.initial ({initial.name}) are the same model, so that every "
-                "implicit reward would be 0. Name the aligned model and the one that it was aligned from."
-            )
+        require_different(policy, initial)
         if not (policy.gguf_file or initial.gguf_file):
             require_same_tokenizer(policy.directory, initial.directory, (policy.name, initial.name))
     for role, training in (("initial", recipe.align_english), ("policy", recipe.train)):
@@ -255,7 +258,7 @@ class ImplicitReward:
             thinking, trust_remote_code.
 
     Raises:
-        ModelError: a model cannot be read, or they differ in tokenizer or chat template.
+        ModelError: a model cannot be read, or they differ in tokenizer or chat template, or are one model.
         RecipeError: a setting or the algorithm is unknown, or the algorithm needs a reference where there is none, or
             the other way round.
     """
@@ -281,7 +284,9 @@ class ImplicitReward:
             raise RecipeError(f"The reward that {algorithm} leaves {has} reference: {advice}.")
         self.beta, self.algorithm = beta, algorithm
         engines = EngineFactory(EngineSettings(reward=reward, resources=resources, asking=how_asked))
-        self._scorer: Any = engines.scorer(locate_model(policy), None if reference is None else locate_model(reference))
+        models = locate_model(policy), None if reference is None else locate_model(reference)
+        require_different(*models)
+        self._scorer: Any = engines.scorer(*models)
 
     def score(
         self,
@@ -307,21 +312,11 @@ class ImplicitReward:
             One result per response, in order.
 
         Raises:
-            DataError: the language is unknown, or the messages are no conversation that a user may begin or continue.
+            DataError: the language is unknown, the messages are no conversation that a user may begin or continue, or
+                a response is neither a text nor token ids.
         """
-        english = read_conversation(instruction) if isinstance(instruction, list) else instruction
-        rows = [
-            Response(
-                "",
-                language,
-                index,
-                response if isinstance(response, str) else "",
-                None if isinstance(response, str) else list(response),
-                "stop" if ended else "length",
-                None,
-            )
-            for index, response in enumerate(responses)
-        ]
+        english = instruction if isinstance(instruction, str) else read_instruction(instruction)
+        rows = _given_responses(responses, language, ended)
         scored = self._scorer.score(crosslingual_instruction(english, language, prefix), rows)
         rewards = [
             implicit_reward(self.algorithm, logprobs.policy, logprobs.reference, logprobs.tokens, self.beta)
@@ -332,15 +327,37 @@ class ImplicitReward:
                 logprobs.policy,
                 logprobs.reference,
                 logprobs.tokens,
-                len(self._text(response)),
+                len(self._text(row)),
                 finite(value),
             )
-            for response, logprobs, value in zip(responses, scored, rewards, strict=True)
+            for row, logprobs, value in zip(rows, scored, rewards, strict=True)
         ]
 
-    def _text(self, response: str | Sequence[int]) -> str:
+    def _text(self, response: Response) -> str:
         """Return the text of a response, without what ended it."""
-        if isinstance(response, str):
-            return response
-        ids = list(response)
-        return str(self._scorer.tokenizer.text(ids[:-1] if ids and ids[-1] in self._scorer.stops else ids))
+        ids = response.token_ids
+        if ids is None:
+            return response.text
+        return str(self._scorer.tokenizer.text(ids[:-1] if ids[-1:] and ids[-1] in self._scorer.stops else ids))
+
+
+def _given_responses(responses: Sequence[str | Sequence[int]], language: str, ended: bool) -> list[Response]:
+    """Return what Python code gave to be scored as responses to one prompt."""
+    if isinstance(responses, str | bytes):
+        raise DataError("The responses must be a list of texts or of token ids, not one text: put it into a list.")
+    rows = []
+    for index, response in enumerate(responses):
+        text, ids = (response, None) if isinstance(response, str) else ("", _token_ids(response, index))
+        rows.append(Response("", language, index, text, ids, "stop" if ended else "length", None))
+    return rows
+
+
+def _token_ids(response: Any, index: int) -> list[int]:
+    try:
+        if isinstance(response, bytes):
+            raise TypeError
+        return [operator.index(token) for token in response]
+    except TypeError as error:
+        raise DataError(
+            f"Response {index} is neither a text nor a list of token ids (whole numbers): {response!r:.80}"
+        ) from error

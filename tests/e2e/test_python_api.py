@@ -93,6 +93,43 @@ def test_a_conversation_keeps_its_turns_and_takes_another_prefix(
         reward.score([*turns, {"role": "assistant", "content": "x"}], ["a"], language="es")
 
 
+@pytest.mark.parametrize(
+    "responses", ["one text", b"one text", [None], [b"a"], [[1.5]], [["a"]], [7]], ids=lambda given: f"{given!r}"
+)
+def test_what_is_no_list_of_responses_is_an_error(reward: crosspref.ImplicitReward, responses: Any) -> None:
+    with pytest.raises(DataError):
+        reward.score(INSTRUCTION, responses, language="es")
+
+
+@pytest.mark.parametrize("instruction", [None, 7, [], {"role": "user", "content": "Hi"}])
+def test_what_is_no_instruction_is_an_error(reward: crosspref.ImplicitReward, instruction: Any) -> None:
+    with pytest.raises(DataError):
+        reward.score(instruction, ["a"], language="es")
+
+
+def test_a_policy_that_is_its_own_reference_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    copied = shutil.copytree(models[1], tmp_path / "copy")
+    with pytest.raises(ModelError, match="same model"):
+        crosspref.ImplicitReward(str(models[1]), str(copied), device="cpu")
+
+
+def test_models_are_asked_as_a_recipe_says(models: tuple[Path, Path], tmp_path: Path) -> None:
+    folders = [shutil.copytree(model, tmp_path / model.name) for model in models]
+    for folder in folders:
+        template = folder / "chat_template.jinja"
+        template.write_text("{{ '!' if loud is defined and loud else '' }}" + template.read_text())
+    initial, aligned = map(str, folders)
+    rewards = [
+        crosspref.ImplicitReward(aligned, initial, device="cpu", dtype="float32", **asking)
+        .score(INSTRUCTION, ["a"], language="es")[0]
+        .reward
+        for asking in ({}, {"chat_template_kwargs": {"loud": False}}, {"chat_template_kwargs": {"loud": True}})
+    ]
+    assert rewards[0] == rewards[1] != rewards[2]
+    with pytest.raises(RecipeError):
+        crosspref.ImplicitReward(aligned, initial, temper=1)
+
+
 @pytest.mark.parametrize("language", ["es-419x", "xx"])
 def test_an_unknown_language_is_an_error(reward: crosspref.ImplicitReward, language: str) -> None:
     with pytest.raises(DataError, match=language):

@@ -215,6 +215,13 @@ def test_how_a_trained_adapter_names_its_base(tiny_models: Models, adapter: Path
     assert adapters.name_of_base(package, output) == ("package:some_weights/tiny.gguf", None)
 
 
+def test_modules_that_a_model_has_not_are_named(tiny_models: Models, tmp_path: Path) -> None:
+    lora = LORA.model_copy(update={"target_modules": ["nothing"]})
+    trainer = make_trainer(tiny_models["llama"][1], lora=lora)
+    with pytest.raises(ModelError, match="'nothing'"):
+        train(trainer, tmp_path)
+
+
 def test_an_adapter_on_a_tied_embedding_is_refused_before_it_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CohereConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -29,7 +31,7 @@ from crosspref.engines.transformers import adapters
 from crosspref.engines.transformers.adapters import POLICY, lora_config, require_untied
 from crosspref.engines.transformers.models import Loading, load_model
 from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
-from crosspref.errors import ModelError
+from crosspref.errors import DataError, ModelError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import LoraSettings, ResourceSettings, RewardSettings
 
@@ -91,6 +93,15 @@ def test_a_model_that_also_sees_images_is_a_language_model_like_any_other(tmp_pa
     )
     adapted = peft.get_peft_model(model, lora_config(LoraSettings()), adapter_name=POLICY)
     require_untied(adapted, "It")  # which the configuration of its text does not say
+
+
+def test_more_tokens_than_a_model_has_positions_for_is_an_error() -> None:
+    config = GPT2Config(vocab_size=64, n_positions=48, n_embd=16, n_layer=2, n_head=2)
+    scorer = ModelScorer(GPT2LMHeadModel(config).eval(), RewardSettings())
+    [value] = scorer.logprobs([1] * 20, [[2] * 28])
+    assert value < 0
+    with pytest.raises(DataError, match=r"50 tokens together.*48"):
+        scorer.logprobs([1] * 20, [[2] * 30])
 
 
 class BiasedHead(LlamaForCausalLM):

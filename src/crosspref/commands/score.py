@@ -15,7 +15,7 @@ from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import RecipeError
 from crosspref.maths.reward import noise_gap
-from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.models.locate import ModelFiles, locate_model, require_different
 from crosspref.recipe.files import PRESETS, stage_settings
 from crosspref.recipe.sections import REFERENCE_FREE
 from crosspref.recipe.stages import ScoreStage
@@ -153,6 +153,7 @@ def _engine(settings: ScoreStage, models: Sequence[ModelFiles]) -> Any:
         return EngineFactory(EngineSettings.of(settings)).reward_model(*models)
     roles = dict(zip(("pi_0", "pi_I"), (model.name for model in models), strict=False))
     reference = models[1] if len(models) > 1 else None
+    require_different(models[0], reference)
     return EngineFactory(EngineSettings.of(settings, **roles)).scorer(models[0], reference)
 
 

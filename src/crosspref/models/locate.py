@@ -223,6 +223,15 @@ def base_of_adapter(adapter: Path) -> str:
     return named
 
 
+def require_different(policy: ModelFiles, reference: ModelFiles | None) -> None:
+    """Raise ModelError if a policy is its own reference."""
+    if reference is not None and policy.identity == reference.identity:
+        raise ModelError(
+            f"The policy {policy.name} and its reference {reference.name} are the same model, so that every implicit "
+            "reward would be 0. Name the aligned model, and the one that it was aligned from (models.initial)."
+        )
+
+
 def require_fitting_lora(policy: ModelFiles, lora: LoraSettings) -> None:
     """Raise ModelError if the settings do not fit the policy's adapter, where it has one.
 

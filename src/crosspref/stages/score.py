@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import cast
 
 from crosspref.data.records import Instruction, Prompt, Response, Score, Translation
-from crosspref.errors import DataError, ModelError
+from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, Prefix, crosslingual_instruction, crosslingual_prefix
 from crosspref.maths.reward import finite, implicit_reward
-from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.models.locate import ModelFiles, locate_model, require_different
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
@@ -119,11 +119,7 @@ def fill_scores(job: Job, label: str, scorings: Sequence[Scoring], models: Model
         ModelError: policy and reference are the same model.
     """
     policy, reference = models
-    if reference is not None and reference.identity == policy.identity:
-        raise ModelError(
-            f"The policy {policy.name} and the reward's reference {reference.name} are the same model, so that every "
-            "reward would be 0. models.policy must be the aligned model and models.initial the one it was aligned from."
-        )
+    require_different(policy, reference)
 
     def work(scorer: Scorer, shard: ScoreShard, advance: Advance) -> list[Score]:
         translated = shard.translations is not None

@@ -28,6 +28,7 @@ from crosspref.engines.training.kto import KtoTrainer, kto_batch, kto_examples
 from crosspref.engines.training.pairs import PairTrainer
 from crosspref.engines.transformers import adapters, models
 from crosspref.engines.transformers.chat import ChatTokenizer, require_ids
+from crosspref.engines.transformers.faults import reading
 from crosspref.errors import DataError, ModelError
 from crosspref.models.files import kept_files
 from crosspref.models.locate import ModelFiles, require_fitting_lora
@@ -170,17 +171,18 @@ class TrlTrainer:
             tolerance = LOG_RATIO_TOLERANCE[self.dtype] if self.reference is None else None
             if not settings.precompute_reference:
                 reference = self._load_reference(model)
-        trainer = (KtoTrainer if kto else PairTrainer)(
-            model=model,
-            ref_model=reference,
-            args=self._arguments(checkpoints, math.ceil(len(items) / settings.batch_size) * settings.epochs),
-            data_collator=partial(kto_batch, pad=self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
-            train_dataset=datasets.Dataset.from_list(items),
-            processing_class=self.tokenizer.tokenizer,
-            peft_config=lora,
-            settings=settings,
-            tolerance=tolerance,
-        )
+        with reading("The model to train", self.directory):  # it gets its adapters now
+            trainer = (KtoTrainer if kto else PairTrainer)(
+                model=model,
+                ref_model=reference,
+                args=self._arguments(checkpoints, math.ceil(len(items) / settings.batch_size) * settings.epochs),
+                data_collator=partial(kto_batch, pad=self.tokenizer.pad) if kto else None,  # None: TRL's, for pairs
+                train_dataset=datasets.Dataset.from_list(items),
+                processing_class=self.tokenizer.tokenizer,
+                peft_config=lora,
+                settings=settings,
+                tolerance=tolerance,
+            )
         if settings.lora:
             adapters.require_untied(trainer.accelerator.unwrap_model(trainer.model), "The adapter of train.lora")
         if lora is None and settings.lora and reference is None:

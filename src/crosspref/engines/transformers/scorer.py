@@ -19,6 +19,7 @@ from crosspref.engines.self_check import SelfCheck, made_up_ids, not_finite, pla
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
 from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, require_ids, stop_ids
+from crosspref.errors import DataError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
@@ -60,12 +61,20 @@ class ModelScorer:
 
         Raises:
             ModelError: one is NaN or +inf.
+            DataError: the model has no positions for so many tokens.
         """
         distinct = [list(ids) for ids in dict.fromkeys(map(tuple, responses)) if ids]  # equal ones are computed once
         longest = len(prompt) + max(map(len, distinct), default=0)
         path = self._pack if self.packed and longest <= self.even_length else self._plain
-        with self.use():
-            values = path(prompt, distinct) if distinct else []
+        try:
+            with self.use():
+                values = path(prompt, distinct) if distinct else []
+        except IndexError as error:  # positions that are embedded end somewhere; others go on
+            raise DataError(
+                f"A prompt and a response have {longest:,} tokens together, and {type(self.model).__name__} takes "
+                f"{models.context_length(self.model.config):,}. Leave such responses out, or sample shorter ones "
+                "(sample.max_new_tokens, sample.max_prompt_tokens)."
+            ) from error
         sums = {
             tuple(ids): float(value[torch.tensor(counting(ids), device=value.device)].sum(dtype=torch.float64))
             for ids, value in zip(distinct, values, strict=True)
