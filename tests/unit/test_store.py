@@ -5,12 +5,13 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from crosspref.data.records import Prompt, Response, to_table
+from crosspref.data.records import Pair, Prompt, Response, to_table
 from crosspref.errors import FileError, RunError
 from crosspref.run import store
 from crosspref.run.layout import RunDirectory
@@ -286,3 +287,17 @@ def test_what_was_kept_goes_with_the_unit_that_is_done(tmp_path: Path) -> None:
     units[1].write_rows(ROWS, Prompt)
     with RunDirectory(tmp_path).locked():
         assert [unit.part.exists() for unit in units] == [False, True, True]
+
+
+def test_tables_are_written_with_the_columns_of_the_first_one(unit: Unit) -> None:
+    said = [{"role": "assistant", "content": "sí"}]
+    pairs = [Pair(f"p{number}", "es", said, said, said, chosen_ended=number % 2 == 0 or None) for number in range(3)]
+    for rows, names in ((pairs, {"chosen_ended"}), ([replace(pair, chosen_ended=None) for pair in pairs], set())):
+        with unit.writer(Pair) as write:
+            for start in (0, 2):
+                write(to_table(rows, Pair).slice(start, 2))
+        assert unit.rows(Pair) == rows
+        assert {"chosen_ended", "rejected_ended"} & set(unit.table().column_names) == names
+    with unit.writer(Pair) as write:
+        pass
+    assert unit.rows(Pair) == []
