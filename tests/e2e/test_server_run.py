@@ -91,6 +91,13 @@ def test_text_alone_can_be_scored_and_trained_on(
         assert score.tokens is not None
         assert (score.tokens > 0) == bool(row.text or row.finish_reason == "stop")
     assert (run / "iteration_1" / "policy" / "model.safetensors").is_file()
+    reasons = {(row.prompt_id, row.language, row.sample): row.finish_reason for row in responses}
+    ends = [
+        (reasons[pair.prompt_id, pair.language, sample], ended)
+        for pair in rows(run / "iteration_1" / "pairs")
+        for sample, ended in ((pair.chosen_sample, pair.chosen_ended), (pair.rejected_sample, pair.rejected_ended))
+    ]
+    assert set(ends) == {("stop", None), ("length", False)}
     # Text is no continuation of a run that holds token ids, and the other way round.
     asked["server"]["protocol"] = "tokens"
     answer = command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run)
