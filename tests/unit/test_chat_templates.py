@@ -404,6 +404,13 @@ def test_a_template_that_can_think_is_told_unless_the_recipe_sees_to_it() -> Non
     assert told(PHI_3, thinking="cut")  # nothing would be cut
 
 
+def test_a_switch_that_the_template_does_not_know_is_said() -> None:
+    for name, is_known in (("enable_thinking", True), ("enable_thinkin", False)):
+        tokenizer = with_template(QWEN_3.replace("im_", ""), chat_template_kwargs={name: False})
+        assert any(f"knows no switch {name}," in note for note in describe_template(tokenizer)) != is_known
+        assert any("can think aloud" in note for note in describe_template(tokenizer)) != is_known
+
+
 def test_prompts_that_name_control_tokens_are_counted_by_language() -> None:
     tokenizer = with_template("{{ bos_token }}" + LOOP + SAID)
     prompts = [

@@ -1,5 +1,6 @@
 """What is worth knowing of how a model will be asked, before a run: its template, and the texts that it will get."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from crosspref.data.preferences import load_preferences
@@ -39,9 +40,13 @@ def describe_template(tokenizer: ChatTokenizer) -> Iterator[str]:
         yield f"note  the chat template of {template.name} adds a system prompt of its own: {system!r}"
     if template.tells_date:
         yield f"note  the chat template of {template.name} is told {asking.date} for today, on every day (models.date)"
+    words = set(re.findall(r"\w+", template.source))
+    unknown = [name for name in asking.chat_template_kwargs if name not in words]
+    for name in unknown:
+        yield f"note  the chat template of {template.name} knows no switch {name}, as in models.chat_template_kwargs"
     if asking.thinking == "cut" and template.thinking is None:
         yield f"note  models.thinking is cut, but {template.name} has no marks around its thinking: nothing will be cut"
-    if asking.thinking == "keep" and template.thinking is not None and not asking.chat_template_kwargs:
+    if asking.thinking == "keep" and template.thinking is not None and len(unknown) == len(asking.chat_template_kwargs):
         yield (
             f"note  {template.name} can think aloud, which would count as a part of its answers: switch that off with "
             "models.chat_template_kwargs, as {enable_thinking: false}, or set models.thinking: cut"
