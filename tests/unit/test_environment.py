@@ -1,6 +1,7 @@
 """Whatever the environment holds: left-over ranks, a person's own modules, an output that is full or closed."""
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from crosspref.cli import main
 from crosspref.errors import RunError
 from crosspref.run import ranks
-from crosspref.run.processes import run_in_child
+from crosspref.run.processes import ask_child, run_in_child
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -78,6 +79,19 @@ def test_modules_of_the_working_directory_are_not_run(
     monkeypatch.chdir(tmp_path)
     assert run_in_child([sys.executable, *start])[0] == 0
     assert not list(tmp_path.glob("*.was_run"))
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_child_is_asked_in_any_language_and_from_any_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    recipe = {"models": {"initial": "modèle", "policy": "blåbær"}, "languages": ["en"], "prompts": {"source": "p"}}
+    _, faults = json.loads(ask_child(["examine"], json.dumps(recipe, ensure_ascii=False)))
+    assert "modèle" in str(faults)  # which is not there
 
 
 def test_what_an_output_cannot_hold_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

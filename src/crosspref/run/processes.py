@@ -58,7 +58,10 @@ def ask_child(arguments: Sequence[str], text: str) -> str:
         RunError: it failed.
     """
     command = [sys.executable, "-m", "crosspref", *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", check=False)  # noqa: S603
+    environment = {**os.environ, **SAFE_PATH, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        command, input=text, capture_output=True, text=True, encoding="utf-8", check=False, env=environment
+    )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, without a word"]
