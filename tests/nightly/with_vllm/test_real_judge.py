@@ -55,6 +55,7 @@ def place(tmp_path: Path) -> Path:
         "prompts": {"limit": 6},
         "align_english": {"preferences": str(tmp_path / "english.jsonl")},
         "sample": {"n": 2, "max_new_tokens": 12},
+        "select": {"min_gap": 0},
         "evaluate": {"prompts": None},
         "resources": {"dtype": "float32", "threads": 1},
     }

@@ -42,6 +42,7 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> N
         "align_english": {"preferences": first_lines("english_preferences.jsonl", tmp_path / "english.jsonl", 2)},
         "sample": {"engine": "vllm", "n": 2, "max_new_tokens": 12, "max_prompt_tokens": 256},
         "vllm": {"max_sequences": 8},
+        "select": {"min_gap": 0},
         "evaluate": {"prompts": None},
         "resources": {"shard_prompts": 1, "dtype": "float32", "threads": 1},
     }
