@@ -1,6 +1,7 @@
 """`executor: ray` on real clusters of Ray on this machine: same tables, whatever dies; clear errors, bounded memory."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -265,6 +266,7 @@ def test_workers_without_a_place_are_told_of(small_store: None, monkeypatch: pyt
 
     found, said, _ = mapped(ray_settings(workers=3), work, 12)
     assert len(found) == 12
-    assert any("1 of 3 workers have no place" in line and "go on without" in line for line in said), said
+    # The third has none for good; on a busy machine the second may have none yet.
+    assert any(re.match(r"[12] of 3 workers have no place.* go on without", line) for line in said), said
     with pytest.raises(RunError, match=r"each needs 1 CPUs and 1 GPUs .* its 1 nodes have 2 CPUs and 0 GPUs"):
         mapped(ray_settings(gpus_per_worker=1.0), work, 2)
