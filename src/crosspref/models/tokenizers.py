@@ -3,6 +3,7 @@
 import filecmp
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]
     if have_same_files(policy, reference):  # as a trained policy's are, which are copied: no need to read what they say
         return
     ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
+    require_no_difference(ours, theirs, names)
+
+
+def require_no_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Raise ModelError unless two tokenizers are equal in each part of what is known of them."""
     differing = [part for part in ours if ours[part] != theirs[part]]
     if differing:
         raise ModelError(

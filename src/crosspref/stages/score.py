@@ -1,6 +1,6 @@
 """Scoring: every reward of the paper, of every response (Eq. 8, 9, 12, 13, 14, 17), without the length penalty."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -302,11 +302,29 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     requests = [
         (group.instruction, [row for row in rows if row is not None]) for group, rows in zip(groups, texts, strict=True)
     ]
-    kept = Kept.of(advance)
+    scores = []
+    each = _logprobs(requests, scorer, settings.counting, before, Kept.of(advance))
+    for group, rows, logprobs in zip(groups, texts, each, strict=True):
+        places = [index for index, row in enumerate(rows) if row is not None]
+        values = dict(zip(places, logprobs, strict=True))
+        scores += [
+            _scored(response, values.get(index), reward, settings) for index, response in enumerate(group.responses)
+        ]
+    return scores
+
+
+def _logprobs(
+    requests: Sequence[tuple[Instruction, Sequence[Response]]],
+    scorer: Scorer,
+    counting: str,
+    before: Mapping[Hashable, Known],
+    kept: Kept,
+) -> Iterator[list[LogProbs]]:
+    """Yield the log-probabilities of each request's responses, and keep them; what was kept is not computed again."""
     finished = {int(number): [LogProbs(*values) for values in rows] for number, rows in kept.items.items()}
     if finished:
         kept(len(finished), 0)
-    if settings.counting == "znlp":
+    if counting == "znlp":
         computed = iter(cast("ReleasedScorer", scorer).score_each(requests, finished))
     else:
         computed = (
@@ -314,19 +332,13 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
             for number, (instruction, rows) in enumerate(requests)
             if number not in finished
         )
-    scores = []
-    for number, (group, rows) in enumerate(zip(groups, texts, strict=True)):
+    for number in range(len(requests)):
         logprobs = finished.get(number)
         if logprobs is None:
             logprobs = next(computed)
             kept.keep({str(number): [astuple(value) for value in logprobs]})
             kept(1, sum(value.tokens for value in logprobs))
-        places = [index for index, row in enumerate(rows) if row is not None]
-        values = dict(zip(places, logprobs, strict=True))
-        scores += [
-            _scored(response, values.get(index), reward, settings) for index, response in enumerate(group.responses)
-        ]
-    return scores
+        yield logprobs
 
 
 def content_of(response: Response) -> Hashable:

@@ -12,6 +12,7 @@ from crosspref.engines.transformers.faults import reading
 from crosspref.engines.transformers.templates import PROBES, ChatTemplate
 from crosspref.engines.transformers.texts import ANCHORS, TextEncoder
 from crosspref.errors import DataError, ModelError
+from crosspref.models.tokenizers import require_no_difference
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
 
@@ -197,14 +198,7 @@ PROBE = "Hello, world!  ¿Qué tal?\n\n\tЗдравствуйте, 你好: 1234 
 
 def require_same_ids(one: ChatTokenizer, other: ChatTokenizer, names: tuple[str, str]) -> None:
     """Raise ModelError unless two tokenizers give the same ids, whatever their files say."""
-    ours, theirs = _shown(one), _shown(other)
-    differing = [part for part in ours if ours[part] != theirs[part]]
-    if differing:
-        raise ModelError(
-            f"The tokenizers of {names[0]!r} and {names[1]!r} differ in {', '.join(differing)}. The implicit reward "
-            "compares the probabilities of the same token ids. If the models are the right ones, copy the tokenizer "
-            "files and chat_template.jinja of one to the other."
-        )
+    require_no_difference(_shown(one), _shown(other), names)
 
 
 def _shown(tokenizer: ChatTokenizer) -> dict[str, Any]:
