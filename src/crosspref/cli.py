@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -12,11 +13,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from crosspref import __version__
 from crosspref.commands import COMMANDS
 from crosspref.errors import CrossprefError, FileError
+from crosspref.escape import one_line, printable_lines
 from crosspref.paths import SAFE_PATH
 from crosspref.run.ranks import alone, is_launched
 
@@ -37,15 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_output_up()
     except KeyboardInterrupt:
         kept = f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
-        print(f"\nStopped.{kept}", file=sys.stderr)  # noqa: T201
+        _say(f"\nStopped.{kept}")
         return 130
     except Exception as error:  # noqa: BLE001 - nobody is shown a traceback who has not asked for it
         _give_output_up()
         if os.environ.get(DEBUG):
-            traceback.print_exc()
-        print(f"crosspref: {_sentence(error, options)}", file=sys.stderr)  # noqa: T201
+            _say(traceback.format_exc().rstrip())
+        _say(f"crosspref: {_sentence(error, options)}")
         return 1
     return 0
+
+
+def _say(text: str) -> None:
+    """Print on the standard error what ``run.terminal.say`` would, without its library."""
+    print(printable_lines(text), file=sys.stderr)  # noqa: T201
 
 
 def _execute(given: Sequence[str], options: argparse.Namespace) -> None:
@@ -68,12 +75,27 @@ def _prepare_process() -> None:
     """Set what holds for this process and for those that it starts."""
     # Libraries' own warnings and bars would tear ours apart; errors still come through.
     warnings.filterwarnings("ignore")
+    logging.setLogRecordFactory(_LogRecord)
     for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
         os.environ.setdefault(name, value)
     os.environ |= SAFE_PATH
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names and texts in an alphabet that a terminal or a pipe lacks
             stream.reconfigure(errors="backslashreplace")
+
+
+class _LogRecord(logging.LogRecord):
+    """A line of a library's log, in which nothing acts on a terminal."""
+
+    def getMessage(self) -> str:  # noqa: N802 - as the library calls it
+        return printable_lines(super().getMessage())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of arguments, among which there may be file names that somebody else gave."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable_lines(message))
 
 
 def _give_output_up() -> None:
@@ -85,7 +107,7 @@ def _give_output_up() -> None:
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="crosspref",
         description="Carry a language model's English preference alignment into other languages.",
         epilog="Each stage also runs alone, on files of your own: crosspref STAGE --help",
@@ -111,7 +133,7 @@ def _sentence(error: Exception, options: argparse.Namespace) -> str:
         files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
         where = f" {files}" if files else ""
         return f"The system refused to read or write{where}: {error.strerror}. What was finished is kept."
-    said = " ".join(str(error).split())[:600]
+    said = one_line(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"{type(error).__name__}{f': {said}' if said else ''} (in {last.filename}, line {last.lineno}). This is a "
@@ -127,7 +149,7 @@ def _keep_traceback(error: Exception, options: argparse.Namespace) -> str:
     for folder in [*(folder for folder in given if folder.is_dir()), Path(tempfile.gettempdir())]:
         file = folder / (name if folder in given else f"crosspref-{name}")
         try:
-            file.write_text(text, encoding="utf-8")
+            file.write_text(printable_lines(text), encoding="utf-8")
         except OSError:
             continue
         return f"Please report it with the traceback, which is in {file}."

@@ -5,9 +5,17 @@ Each message says what is wrong, where, and what to do next. The command line pr
 
 from collections.abc import Sequence
 
+from crosspref.escape import printable_lines
+
 
 class CrossprefError(Exception):
-    """Base class of all errors that crosspref raises on purpose."""
+    """Base class of all errors that crosspref raises on purpose.
+
+    A message may repeat what a file, a server or a library said: what would act on a terminal is replaced in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable_lines(message))
 
 
 class RecipeError(CrossprefError):

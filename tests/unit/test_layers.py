@@ -24,7 +24,7 @@ LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.hub", "huggingface_hub
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "languages", "paths"),
+    ("errors", "escape", "languages", "paths"),
     ("recipe", "data", "models"),
     ("maths", "protocols", "run"),
     ("stages",),

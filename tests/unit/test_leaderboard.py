@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rendered import texts
 
 from crosspref.cli import main
 from crosspref.errors import RunError
+from crosspref.escape import printable
 from crosspref.maths.estimate import UNKNOWN, Estimate
-from crosspref.reports.table import as_json, escape_latex, escape_markdown
+from crosspref.reports.table import as_json
 from crosspref.suites.leaderboard import TABLES, Leaderboard, leaderboard, paper_lines
 from crosspref.suites.results import MEAN
 from crosspref.suites.xalpaca.results import WinRate
@@ -33,7 +35,7 @@ def terminal(board: Leaderboard, width: int = 80, *, intervals: bool = False) ->
 
 
 def markdown(board: Leaderboard, *, intervals: bool = False) -> str:
-    return replace(board.report(intervals=intervals), title="").markdown(trusted=False)
+    return replace(board.report(intervals=intervals), title="").markdown()
 
 
 def csv_rows(board: Leaderboard) -> list[dict[str, str]]:
@@ -175,17 +177,35 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert rule == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     unescaped = [part for part in first.replace("\\\\", "").replace("\\|", "").split("|") if part.strip()]
     assert len(unescaped) == 7
-    assert r"a\|b\_c\*d\`e \[x\]\(y" not in first  # round brackets need none
-    assert r"a\|b\_c\*d\`e \[x\](y) \<i\> \\z \{q\} 50% $1 \#2 & \~ ^" in first
+    assert r"a\|b_c\*d\`e [x\](y) &lt;i> \\z \{q} 50% \$1 \#2 & \~ ^" in first
     assert "\N{REPLACEMENT CHARACTER}x" in second
-    assert escape_latex(EVIL) == (
-        r"a\textbar{}b\_c*d{`}e {[}x](y) \textless{}i\textgreater{} \textbackslash{}z \{q\} 50\% \$1 \#2 \& "
-        r"\textasciitilde{} \textasciicircum{}"
-    )
     rows = csv_rows(board)
     assert [row["model"] for row in rows] == [EVIL, "'=1+1\nx"]
     assert EVIL in terminal(board, width=400)
-    assert escape_markdown("pi_0") == r"pi\_0"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[x](javascript:alert(1))",
+        "![t](http://example.org/t.png)",
+        "<img src=x onerror=alert(1)>",
+        "=1\x1b[2J",
+        "\\input{x}",
+    ],
+)
+def test_nothing_that_others_results_say_acts(tmp_path: Path, name: str) -> None:
+    judge = {"judge": name, "answered_as": [f"{name} 2"], "decoding": [{name: name}]}
+    rows = [rate(name, tag, 20.0, judge=name, baseline=name) for tag in ("en", "es")]
+    board = leaderboard([write(tmp_path / "a", rows, judge=judge)])
+    shown = texts(markdown(board))
+    assert any(text == printable(name) for text in shown)
+    assert any(f"baseline {printable(name)}" in text for text in shown)
+    assert "\x1b" not in terminal(board) + markdown(board) + board.report().latex() + board.csv()
+    assert "\\input" not in board.report().latex()
+    [row] = csv_rows(board)
+    assert not row["model"].startswith("=")
+    assert not row["judge"].startswith("=")
 
 
 def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
@@ -204,7 +224,7 @@ def test_latex_has_as_many_cells_as_columns(tmp_path: Path) -> None:
 def test_intervals_where_they_are_asked_for(tmp_path: Path) -> None:
     board = leaderboard([write(tmp_path / "a", run_rows(), recipe=True)])
     assert "[8.5, 11.5]" not in markdown(board)
-    assert "10.00 \\[8.5, 11.5\\]" in markdown(board, intervals=True)
+    assert "10.00 [8.5, 11.5]" in markdown(board, intervals=True)
     assert "[8.5, 11.5]" in terminal(board, intervals=True)
     [first, *_] = csv_rows(board)
     assert (first["en_wr"], first["en_wr_low"], first["en_wr_high"], first["en_length"]) == (
@@ -284,13 +304,7 @@ def test_scores_without_references_are_not_compared_with_others(tmp_path: Path) 
     board = leaderboard([scores("a", 0), scores("b", 60)], "mtbench")
     assert [line.mark for line in board.lines] == ["a", "b"]
     assert any("they differ in without reference" in note for note in board.notes)
-    assert "6.77 [6.75, 6.84]" in markdown(board, intervals=True).replace("\\", "")
-
-
-def test_latex_says_what_it_needs_and_changes_no_sign() -> None:
-    assert escape_latex("models--a---b") == "models-{}-a-{}-{}-b"
-    assert escape_latex("*a") == "{}*a"
-    assert escape_latex("a\N{REPLACEMENT CHARACTER}") == "a?"
+    assert "6.77 [6.75, 6.84]" in markdown(board, intervals=True)
 
 
 @pytest.mark.parametrize(("ending", "sign"), [("md", "| model |"), ("csv", '"model","source"'), ("tex", r"\toprule")])

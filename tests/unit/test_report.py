@@ -41,7 +41,7 @@ def test_worked_table() -> None:
 def test_markdown_has_every_language_and_policy_and_says_what_the_win_rate_is() -> None:
     lines = measures_report(ROWS).markdown().splitlines()
     assert lines[0] == "# Held-out responses, per language and policy"
-    assert lines[2] == "| language | policy | right language | repeats | cut off | length | win rate over pi_0* |"
+    assert lines[2] == r"| language | policy | right language | repeats | cut off | length | win rate over pi_0\* |"
     assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     assert [line.split(" | ")[:2] for line in lines[4:8]] == [
         ["| es Spanish", "pi_0"],

@@ -7,6 +7,7 @@ from crosspref.reports.audit import audit_run
 from crosspref.reports.table import print_reports, write_if_possible
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
+from crosspref.run.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,4 +28,4 @@ def execute(options: argparse.Namespace) -> None:
     print_reports([report])
     path = RunDirectory(options.run).iteration(iteration).audit
     if write_if_possible(path, [report]):
-        print(f"Written: {path}")
+        say(f"Written: {path}")

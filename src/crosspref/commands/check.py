@@ -18,6 +18,7 @@ from crosspref.languages import ENGLISH
 from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.run.processes import launch_command
+from crosspref.run.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     """Print a line for each thing that was checked."""
     recipe = load_recipe(options.recipe, options.overrides)
-    print(f"ok    recipe {options.recipe}")
+    say(f"ok    recipe {options.recipe}")
     for line in check_recipe(recipe):
-        print(line)
+        say(line)
 
 
 def check_recipe(recipe: Recipe, *, apart: bool = True) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from crosspref.reports.comparison import compare_runs
 from crosspref.reports.table import print_reports
 from crosspref.run.store import write_text
+from crosspref.run.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,4 +21,4 @@ def execute(options: argparse.Namespace) -> None:
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}
     for ending, text in files.items():
         write_text(Path(f"{options.out}.{ending}"), text)
-    print(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")
+    say(f"Written: {' and '.join(f'{options.out}.{ending}' for ending in files)}")

@@ -14,6 +14,7 @@ from crosspref.recipe.stages import EvaluateStage
 from crosspref.reports.report import measures_report
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
+from crosspref.run.terminal import say
 from crosspref.stages.evaluate import Bootstrap, compare, measure
 from crosspref.suites import SUITES, find_suite
 from crosspref.suites.settings import EvaluationSettings
@@ -108,7 +109,7 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     places = {name: Path(file).expanduser() for name, file in files.items() if file is not None}
     evaluation = Evaluation(settings, target, reporter, languages, **places)
     print_reports(evaluation.run(options.suite))
-    print(f"Written: {target.folder}")
+    say(f"Written: {target.folder}")
 
 
 def _evaluate_files(options: argparse.Namespace) -> None:

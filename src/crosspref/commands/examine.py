@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     """Examine the recipe."""
     lines, faults = api.examine(make_recipe(yaml.safe_load(sys.stdin)), apart=False, convert=options.convert)
-    print(json.dumps([lines, [_told(fault) for fault in faults]], default=str))
+    print(json.dumps([lines, [_told(fault) for fault in faults]], default=str))  # noqa: T201 - all is ASCII
 
 
 def _told(fault: CrossprefError) -> tuple[str, Any]:

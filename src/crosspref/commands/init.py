@@ -8,6 +8,7 @@ from crosspref import data
 from crosspref.commands import command_line
 from crosspref.errors import RecipeError
 from crosspref.run.store import write_text
+from crosspref.run.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +26,5 @@ def execute(options: argparse.Namespace) -> None:
     # The absolute path works from every directory; JSON's quotes are YAML's too.
     text = (source / recipe.name).read_text(encoding="utf-8").replace("RECIPE", str(recipe))
     write_text(recipe, text.replace("source: PROMPTS", f"source: {json.dumps(str(prompts.resolve()))}"))
-    print(f"Written: {recipe} and {prompts}")
-    print(f"Fill in the models, then: {command_line('check', str(recipe))}")
+    say(f"Written: {recipe} and {prompts}")
+    say(f"Fill in the models, then: {command_line('check', str(recipe))}")

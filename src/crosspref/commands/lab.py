@@ -15,6 +15,7 @@ from crosspref.recipe.files import merged
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
+from crosspref.run.terminal import say
 
 ENDINGS = ("md", "csv", "svg")
 """The files that a run or a study leaves."""
@@ -36,7 +37,7 @@ def execute(options: argparse.Namespace) -> None:
     """Run what the options ask for."""
     find_engine("figures", "curves")  # what draws must not be missed only when there is something to draw
     if options.evidence:
-        print(f"Written: {write_evidence(Path(options.evidence))}")
+        say(f"Written: {write_evidence(Path(options.evidence))}")
     elif options.study:
         _study(options)
     else:
@@ -74,4 +75,4 @@ def _study(options: argparse.Namespace) -> None:
     write_text(out / f"{options.study}.csv", studies.to_csv(results))
     studies.draw(results, out / f"{options.study}.svg")
     print_reports([report])
-    print(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")
+    say(f"Written: {', '.join(str(out / options.study) + end for end in ('.md', '.csv', '.svg'))}")

@@ -39,7 +39,7 @@ def execute(options: argparse.Namespace) -> None:
     """Print the plan."""
     plan = _made(options)
     if options.json:
-        print(json.dumps(asdict(plan), indent=1))
+        print(json.dumps(asdict(plan), indent=1))  # noqa: T201 - all is ASCII
     else:
         _show(plan)
     if plan.misfits:

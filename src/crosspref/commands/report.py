@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from crosspref.commands import command_line
@@ -17,6 +16,7 @@ from crosspref.reports.report import agreement_report, answers_table, measures_r
 from crosspref.reports.table import print_reports, write_if_possible
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import write_text
+from crosspref.run.terminal import Terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +45,12 @@ def show_report(run: RunDirectory, svg: Path | None) -> bool:
         return False
     answers = _answers(run, measures)
     if answers is not None:
-        Console().print(answers)
+        Terminal().print(answers)
     print_reports(reports)
     write_if_possible(run.report, reports)
     if svg:
         width = max(80, *(report.width for report in reports))
-        canvas = Console(record=True, width=width, height=25, file=io.StringIO())
+        canvas = Terminal(record=True, width=width, height=25, file=io.StringIO())
         if answers is not None:
             canvas.print(answers)
         for report in reports:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from rich.console import Console
-
 from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, output_table
 from crosspref.commands.select import rules_by_language
 from crosspref.data.prompts import load_prompts
@@ -23,6 +21,7 @@ from crosspref.run.job import digest_rows, fingerprint_alone
 from crosspref.run.kept import Parts
 from crosspref.run.progress import Reporter
 from crosspref.run.store import digest_of
+from crosspref.run.terminal import Terminal
 from crosspref.stages.score import rate, score
 from crosspref.stages.select.flips import Flips, flips, flips_table
 
@@ -71,7 +70,7 @@ def execute(options: argparse.Namespace) -> None:
     if compared is not None:
         results = (settings, scores), (compared, score_table(compared, models, responses, prompts, parts))
         (exact, exact_scores), (_, znlp_scores) = sorted(results, key=lambda result: result[0].reward.counting)
-        Console().print(flips_table(_count_flips(exact, responses, prompts, exact_scores, znlp_scores)))
+        Terminal().print(flips_table(_count_flips(exact, responses, prompts, exact_scores, znlp_scores)))
     parts.remove()
 
 

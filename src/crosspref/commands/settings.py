@@ -4,6 +4,7 @@ import argparse
 
 from crosspref.recipe.files import describe_settings
 from crosspref.recipe.schema import Recipe
+from crosspref.run.terminal import say
 from crosspref.suites.settings import EvaluationSettings
 
 
@@ -13,5 +14,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Print the settings as YAML."""
-    for line in describe_settings(EvaluationSettings if options.suites else Recipe):
-        print(line)
+    say("\n".join(describe_settings(EvaluationSettings if options.suites else Recipe)))

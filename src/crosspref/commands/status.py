@@ -2,10 +2,10 @@
 
 import argparse
 
-from rich.console import Console
 from rich.table import Table
 
 from crosspref import api
+from crosspref.run.terminal import Terminal, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,6 @@ def execute(options: argparse.Namespace) -> None:
     for status in statuses:
         total = "?" if status.total is None else str(status.total)
         table.add_row(str(status.phase.iteration), status.phase.name, str(status.done), total)
-    console = Console()
-    console.print(table)
+    Terminal().print(table)
     current = next((status.phase for status in statuses if not status.is_done), None)
-    console.print(f"Next: {current.name} of iteration {current.iteration}." if current else "Everything is done.")
+    say(f"Next: {current.name} of iteration {current.iteration}." if current else "Everything is done.")

@@ -11,6 +11,7 @@ from typing import TypeVar
 from crosspref.data.rows import Row, column_names, is_unicode, read_id, text_problem
 from crosspref.data.sources import ID_COLUMNS, TEXT_COLUMNS, first_of
 from crosspref.errors import DataError
+from crosspref.escape import listed
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ def join_answers(
 
 def columns_error(where: str, rows: Sequence[Row], which: str, looked_for: Sequence[str]) -> DataError:
     """Return the error of a file whose columns do not fit: ``which`` ones it has or lacks; ``where`` named it."""
-    file, there = rows[0].file.removeprefix(f"{where} "), ", ".join(column_names(rows)) or "none"
+    file, there = rows[0].file.removeprefix(f"{where} "), listed(column_names(rows))
     return DataError(
         f"{where}: {file} has {which}. Looked for: {', '.join(looked_for)}. Columns there: {there}. Rename one."
     )

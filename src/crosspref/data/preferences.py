@@ -9,6 +9,7 @@ from crosspref.data.records import Message, Pair
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import ID_COLUMNS, other_language, read_source
 from crosspref.errors import DataError
+from crosspref.escape import listed
 from crosspref.languages import ENGLISH
 
 
@@ -33,7 +34,7 @@ def load_preferences(source: str) -> list[Pair]:
         there = column_names(part.rows)
         missing = [column for column in ("chosen", "rejected") if column not in there]
         if missing:
-            raise DataError(f"{part.name} has no column {' and '.join(missing)}. Columns there: {', '.join(there)}.")
+            raise DataError(f"{part.name} has no column {' and '.join(missing)}. Columns there: {listed(there)}.")
         id_column = part.find_column(ID_COLUMNS)
         seen: dict[str, int] = {}
         english = [row for row in part.rows if not other_language(row, ENGLISH)]

@@ -23,6 +23,7 @@ from crosspref.data.sources import (
     require_languages,
 )
 from crosspref.errors import DataError
+from crosspref.escape import listed
 from crosspref.languages import ENGLISH, as_tag, is_language, language_name
 from crosspref.recipe.sections import PromptSettings
 
@@ -139,7 +140,7 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
         struct = _find_struct(part, [settings.text_column] if settings.text_column else there, text)
         texts = name_tags(f"{part.name} has two keys", _struct_keys(part, struct))
         tags = match_languages(part.name, texts, wanted)
-    seen = f"Columns there: {', '.join(there)}"
+    seen = f"Columns there: {listed(there)}"
     if prompt_id is None and struct is None:
         raise DataError(
             f"{part.name} has no id column, by which translations are joined: none of {', '.join(ID_COLUMNS)}. {seen}. "

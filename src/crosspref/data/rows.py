@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.errors import DataError
+from crosspref.escape import listed, one_line
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -71,7 +72,7 @@ class Problem:
 
     def __str__(self) -> str:
         """Return one line: file, row, language and id as far as they are known, and what is wrong."""
-        language = f", language {self.language}" if self.language else ""
+        language = f", language {one_line(self.language, 80)}" if self.language else ""
         prompt_id = f", id {self.prompt_id!r}" if self.prompt_id is not None else ""
         return f"{self.file}, row {self.row}{language}{prompt_id}: {self.detail}"
 
@@ -188,7 +189,7 @@ def read_parquet(file: Path, name: str) -> pa.Table:
         raise DataError(f"{name} cannot be read as Parquet: {error}") from error
     repeated = _repeated(table.column_names)
     if repeated:
-        raise DataError(f"{name} has more than one column called {', '.join(repeated)}. Rename one.")
+        raise DataError(f"{name} has more than one column called {listed(repeated)}. Rename one.")
     return table
 
 
@@ -374,9 +375,7 @@ def _csv_rows(file: Path, name: str, delimiter: str | None = None) -> Iterator[R
         raise Row(name, first, {}).error(f"the header cannot be read: {broken.get(first, header)}")
     repeated = _repeated(header)
     if repeated:
-        raise Row(name, first, {}).error(
-            f"the header names a column more than once: {', '.join(repeated)}", "Rename one."
-        )
+        raise Row(name, first, {}).error(f"the header names a column more than once: {listed(repeated)}", "Rename one.")
     for first, last, fields in records:
         fault = next((broken[line] for line in range(first, last + 1) if line in broken), "")
         if not fault and isinstance(fields, str):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crosspref.data.rows import READERS, Row, column_names, read_file, split_name, table_rows
 from crosspref.errors import DataError
+from crosspref.escape import listed, one_line
 from crosspref.languages import LANGUAGES, as_tag, is_language, language_name
 from crosspref.paths import existing
 
@@ -42,7 +43,7 @@ class Part:
         """
         there = column_names(self.rows)
         if named is not None and named not in there:
-            raise DataError(f"{self.name} has no column {named!r}. Columns there: {', '.join(there)}.")
+            raise DataError(f"{self.name} has no column {named!r}. Columns there: {listed(there)}.")
         return named or next((column for column in candidates if column in there), None)
 
     def check(self) -> None:
@@ -99,10 +100,10 @@ def require_languages(where: str, what: str, wanted: Sequence[str], there: Seque
     """Raise a DataError for languages that a source does not have at all; ``what`` is what holds one language."""
     missing = [language for language in wanted if language not in there]
     if missing:
-        found = ", ".join(dict.fromkeys(there)) or "none"
         raise DataError(
-            f"{where} has no {what} for: {', '.join(missing)}. Languages found there: {found}. Add what is missing, or "
-            "take the language out of `languages` (English is always needed: the reward is computed with it)."
+            f"{where} has no {what} for: {', '.join(missing)}. Languages found there: "
+            f"{listed(dict.fromkeys(there))}. Add what is missing, or take the language out of `languages` (English is "
+            "always needed: the reward is computed with it)."
         )
 
 
@@ -129,7 +130,7 @@ def inside_package(name: str) -> Path:
         if (folder / inside).exists():
             return folder / inside
     there = sorted(entry.name for entry in folders[0].iterdir() if not entry.name.startswith(("_", ".")))
-    raise LookupError(f"{name!r}: the package is installed, but has no {inside!r}. It has: {', '.join(there)}.")
+    raise LookupError(f"{name!r}: the package is installed, but has no {inside!r}. It has: {listed(there)}.")
 
 
 def read_source(source: str, languages: Sequence[str]) -> list[Part]:
@@ -169,8 +170,7 @@ def _local_parts(place: Path, source: str, languages: Sequence[str]) -> list[Par
         names = sorted(item.name for item in place.iterdir() if item.is_file())
         raise DataError(
             f"the folder {source} has no file named after a language, such as en.jsonl. Files there: "
-            f"{', '.join(names[:20]) or 'none'}. A directory that is laid out as a hub dataset is read with "
-            f"{_HUB}{source}."
+            f"{listed(names)}. A directory that is laid out as a hub dataset is read with {_HUB}{source}."
         )
     tags = match_languages(f"the folder {source}", files, languages)
     require_languages(f"the folder {source}", "file {language}.jsonl (.parquet, .csv)", languages, [*tags, *files])
@@ -274,9 +274,9 @@ def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str
         require_languages(f"the hub dataset {path}", "config", languages, [*tags, *by_tag])
         return [load(by_tag[tags[language]], language) for language in languages]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
         raise DataError(
-            f"{source!r} was taken for a hub dataset, and it cannot be loaded: {error}{cause}\n"
+            f"{source!r} was taken for a hub dataset, and it cannot be loaded: {one_line(error)}{cause}\n"
             "If it is a path, begin it with ./ and check its spelling; if it is private, log in with `hf auth login`."
         ) from error
 

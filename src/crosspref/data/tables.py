@@ -1,6 +1,5 @@
 """crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, replace
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
 from crosspref.data.rows import Row, column_names, column_values, read_file, read_id, read_parquet, split_name
 from crosspref.errors import DataError
+from crosspref.escape import json_text, listed
 from crosspref.languages import as_tag
 from crosspref.paths import writing
 
@@ -76,8 +76,8 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
         if path.suffix == ".parquet":
             pq.write_table(table, temporary, compression="zstd")
         elif path.suffix == ".jsonl":
-            lines = (json.dumps(row, ensure_ascii=False) for row in table.to_pylist())
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            lines = (f"{json_text(row)}\n" for row in table.to_pylist())
+            temporary.write_text("".join(lines), encoding="utf-8")
         else:
             raise DataError(f"{path} must end with .parquet or .jsonl.")
         temporary.replace(path)
@@ -114,7 +114,7 @@ def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[An
             return pa.array([defaults[field.name]] * len(table), type=expected)
         needed = [other.name for other in fields(kind) if other.name not in defaults]
         raise DataError(
-            f"{path} has no column {field.name!r}; it has {', '.join(table.column_names) or 'none'}. "
+            f"{path} has no column {field.name!r}; it has {listed(table.column_names)}. "
             f"A table of {kind.__name__.lower()}s needs: {', '.join(needed)}."
         )
     try:

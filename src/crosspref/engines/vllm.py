@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import models
 from crosspref.errors import ModelError, RecipeError
+from crosspref.escape import one_line
 from crosspref.models.files import require_no_other_weights
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
@@ -181,7 +182,7 @@ def _load(name: str, options: dict[str, Any]) -> LLM:
         return LLM(**options)
     except FAULTS as error:
         # The first line says it; pydantic goes on with links, and OutOfMemoryError with all settings of the allocator.
-        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ModelError(
             f"vLLM cannot hold the model {name!r}: {reason}\n"
             "If it is memory: change vllm.memory (or VLLM_CPU_KVCACHE_SPACE, in GiB, on a CPU), lower "

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from crosspref.errors import RecipeError
+from crosspref.escape import one_line
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import Settings
 
@@ -327,7 +328,7 @@ def _sets(layer: Any, keys: tuple[int | str, ...]) -> bool:
 def _recipe_error(where: str, faults: list[tuple[str, str]]) -> RecipeError:
     """Return one error for all faults, each with the setting's key and a message."""
     count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
-    lines = [f"  - {key or 'the recipe'}: {message}" for key, message in faults]
+    lines = [f"  - {one_line(key, 200) or 'the recipe'}: {message}" for key, message in faults]
     return RecipeError("\n".join([f"{where} has {count}:", *lines]), tuple(key for key, _ in faults))
 
 

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from crosspref.data.records import Agreement, Measure, Prompt, Response, as_messages
+from crosspref.escape import one_line
 from crosspref.languages import language_name
 from crosspref.maths.estimate import Estimate
-from crosspref.reports.table import Report, label, printable, without_repeats
+from crosspref.reports.table import Report, label, without_repeats
 from crosspref.stages.evaluate import MEASURES, WIN_RATE
 
 TITLE = "Held-out responses, per language and policy"
@@ -74,18 +75,12 @@ def measures_report(measures: Sequence[Measure]) -> Report:
 def answers_table(prompt: Prompt, answers: Mapping[str, Response]) -> Table:
     """Return a table for the screen of what several policies, by name, answered to one prompt, side by side."""
     asked = as_messages(prompt.instruction)[-1]["content"]
-    title = f"One held-out prompt, answered in {language_name(prompt.language)}: {_shown(asked)}"
+    title = f"One held-out prompt, answered in {language_name(prompt.language)}: {one_line(asked, SHOWN)}"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in answers:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*(Text(_shown(answer.text)) for answer in answers.values()))  # as text: nothing is taken for markup
+    table.add_row(*(Text(one_line(answer.text, SHOWN)) for answer in answers.values()))  # as text, and not as markup
     return table
-
-
-def _shown(text: str) -> str:
-    """Return a text on one line, cut where it is long, and without what would move a terminal's cursor."""
-    line = " ".join(text.split())
-    return printable(line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…")
 
 
 def _cell(row: Measure | None) -> str:

@@ -19,46 +19,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from crosspref.errors import FileError
+from crosspref.escape import escape_csv, escape_latex, escape_markdown, escape_paragraph, printable, printable_lines
 from crosspref.languages import is_language, language_name
 from crosspref.maths.estimate import Estimate
 from crosspref.run.store import Unit, write_text
+from crosspref.run.terminal import Terminal, say
 
 FOLDED = 30
 """Width of the first column's text, in characters, on a screen that is too narrow for the table."""
 
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""First characters that make a spreadsheet read a cell as a formula, including their wide forms."""
 _NUMBER = re.compile(r"[-+]?\d*\.?\d*(e[-+]?\d+)?")
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # at the start of a row it would be an option of the row's end before it
-    "`": "{`}",  # two of them would be a quotation mark
-    "\N{REPLACEMENT CHARACTER}": "?",
-    "\N{EN DASH}": "--",
-    **{character: f"\\{character}" for character in "{}$&#_%"},
-}
-_MARKDOWN = "\\`*_{}[]<>#|~!"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A table of texts, and what is said below it.
+    """A table of texts, and what is said below it. No text is markup, wherever it is shown or written.
 
     The first ``left`` columns are text, the others numbers. Cells and headings may have several lines. In LaTeX,
     neighbouring headings with the same first line share one heading above them. ``marks`` holds a footnote mark for
@@ -84,51 +68,46 @@ class Report:
             collapse_padding=True,
         )
         for index, name in enumerate(self.header):
-            text = index < self.left
-            table.add_column(name, justify="left" if text else "right", no_wrap=index > 0, overflow="fold")
+            justify: Literal["left", "right"] = "left" if index < self.left else "right"
+            heading = Text(printable_lines(name))  # as text, here and below: rich takes nothing in it for markup
+            table.add_column(heading, justify=justify, no_wrap=index > 0, overflow="fold")
         rows = self._marked()
         rules = {number for number, row in enumerate(rows) if row[0]} if self.rules is None else set(self.rules)
         for number, row in enumerate(rows, start=1):
-            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row)
             last = number == len(rows) or number in rules
-            table.add_row(*map(Text, cells), end_section=last)  # as text: no cell is taken for markup
+            table.add_row(*(Text(printable_lines(cell)) for cell in row), end_section=last)
         return table
 
     @property
     def width(self) -> int:
         """The columns of a screen that the table needs so that nothing is cut."""
         longest = max((cell_len(line) for row in self._marked() for line in row[0].split("\n")), default=0)
-        measured = Console(width=10_000, height=25).measure(self.table())
+        measured = Terminal(width=10_000, height=25).measure(self.table())
         return measured.maximum - max(0, longest - FOLDED)
 
-    def show(self, console: Console) -> None:
+    def show(self, terminal: Terminal) -> None:
         """Print the table and the notes; nothing is cut, even if the table is wider than the screen."""
         # Without a height, rich takes any width for 80 where the terminal is called dumb.
-        wide = Console(file=console.file, width=max(console.width, self.width), height=console.height)
+        wide = Terminal(file=terminal.file, width=max(terminal.width, self.width), height=terminal.height)
         wide.print(self.table())
         for note in self.notes:
-            console.print(printable(note), markup=False, highlight=False)
+            terminal.print(Text(printable(note)))
 
     def screen(self, width: int) -> str:
         """Return what ``show`` prints on a screen with ``width`` columns."""
         text = io.StringIO()
-        self.show(Console(file=text, width=width))
+        self.show(Terminal(file=text, width=width))
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
 
-    def markdown(self, *, trusted: bool = True) -> str:
-        """Return the report as Markdown, with a heading if it has a title.
-
-        Only what would break the table or a note is escaped. If ``trusted`` is False, every character that means
-        something in Markdown is escaped; use this for names from elsewhere.
-        """
-        cell = (lambda text: printable(text).replace("|", r"\|")) if trusted else escape_markdown
-        note = (lambda text: printable(text).replace("*", r"\*")) if trusted else escape_markdown
+    def markdown(self) -> str:
+        """Return the report as Markdown, with a heading if it has a title."""
         rule = ["---"] * self.left + ["---:"] * (len(self.header) - self.left)
-        rows = [[cell(text.replace("\n", " ")) for text in row] for row in self._marked()]
-        lines = [[cell(name.replace("\n", " ")) for name in self.header], rule, *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        heading = f"# {printable(self.title)}\n\n" if self.title else ""
-        return heading + f"{table}\n\n" + "\n\n".join(map(note, self.notes)) + "\n"
+        header, *rows = [
+            [escape_markdown(cell.replace("\n", " ")) for cell in row] for row in [self.header, *self._marked()]
+        ]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+        heading = f"# {escape_markdown(self.title)}\n\n" if self.title else ""
+        return heading + f"{table}\n\n" + "\n\n".join(map(escape_paragraph, self.notes)) + "\n"
 
     def latex(self) -> str:
         """Return the table as LaTeX, for booktabs, with the notes below it."""
@@ -167,7 +146,7 @@ class Report:
 def print_reports(reports: Iterable[Report]) -> None:
     """Print tables and notes on the screen."""
     for report in reports:
-        report.show(Console())
+        report.show(Terminal())
 
 
 def write_if_possible(path: Path, reports: Iterable[Report]) -> bool:
@@ -175,7 +154,7 @@ def write_if_possible(path: Path, reports: Iterable[Report]) -> bool:
     try:
         write_text(path, "\n".join(report.markdown() for report in reports))
     except FileError as error:
-        Console(stderr=True).print(f"note: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        say(f"note: {error}", Terminal(stderr=True))
         return False
     return True
 
@@ -191,47 +170,22 @@ def without_repeats(rows: Sequence[Sequence[str]], same: int = 1) -> list[list[s
     return [["" if empty else row[0], *row[1:]] for row, empty in zip(rows, repeated, strict=False)]
 
 
-def printable(text: str) -> str:
-    """Return the text without what would move a terminal's cursor or break a line of Markdown."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def escape_markdown(text: str) -> str:
-    """Return Markdown that shows the text, also in a table's cell."""
-    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in printable(text))
-
-
-def escape_latex(text: str) -> str:
-    """Return LaTeX that shows the text."""
-    plain = printable(text)
-    shown = "{}" if plain.startswith("*") else ""  # it would be taken for a part of the row's end before it
-    for before, character in zip(f" {plain}", plain, strict=False):
-        shown += "{}" if before == character == "-" else ""  # two of them would be a dash
-        shown += _LATEX.get(character, character)
-    return shown
-
-
-def inert(text: str) -> str:
-    """Return the text, with an apostrophe in front if a spreadsheet would compute it as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]], *, quoted: bool = True) -> str:
-    """Return rows as CSV: None is an empty cell, and a spreadsheet takes no text for a formula.
+    """Return rows as CSV for people: None is an empty cell, and a spreadsheet takes no text for a formula.
 
-    Pass ``quoted`` as False if all texts are our own. Then only texts that need quotes get them, though before Python
-    3.13 a text with a lone carriage return gets none, and "-" and numbers as text are written as they are.
+    Programs read Parquet, where texts stay as they are. Pass ``quoted`` as False if all texts are our own. Then only
+    texts that need quotes get them, though before Python 3.13 a text with a lone carriage return gets none, and "-" and
+    numbers as text are written as they are.
     """
 
     def written(cell: object) -> object:
         if not isinstance(cell, str) or (not quoted and _NUMBER.fullmatch(cell)):
             return cell
-        return inert(cell)
+        return escape_csv(cell)
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL)
-    writer.writerow(header)
-    writer.writerows(map(written, row) for row in rows)
+    writer.writerows(map(written, row) for row in [header, *rows])
     return text.getvalue()
 
 

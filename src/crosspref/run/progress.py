@@ -4,10 +4,11 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
-from rich.console import Console
+from rich.console import Console  # noqa: TID251 - whoever calls may give any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from crosspref.run.ranks import is_main
+from crosspref.run.terminal import Terminal, say
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is printed at most this often, and at the end of each step."""
@@ -42,7 +43,7 @@ class Meter:
             self.printed = time.monotonic()
             left = self.seconds * (self.total - self.done) / max(self.done, 1)
             line = f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left"
-            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            say(line, self.console)
 
 
 class Schedule:
@@ -91,11 +92,11 @@ class Reporter:
     """Shows the steps of a run on a console; of processes that train together, only the first one's are shown."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=not is_main())
+        self.console = console or Terminal(stderr=True, quiet=not is_main())
 
     def say(self, text: str) -> None:
-        """Print one line. Markup is not interpreted: names and paths come from outside."""
-        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        """Print one line. Nothing in it acts: names and paths come from outside."""
+        say(text, self.console)
 
     @contextlib.contextmanager
     def step(self, label: str, total: int) -> Iterator[Meter]:

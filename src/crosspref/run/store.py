@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from crosspref.data.records import SCHEMA_VERSION, from_table, to_table
 from crosspref.errors import RunError
+from crosspref.escape import json_text
 from crosspref.paths import writing
 from crosspref.run.ranks import is_main
 
@@ -159,7 +160,7 @@ class Unit:
     def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:
         """Mark the unit as done. Call this after all its files are written."""
         content = {"digest": fingerprint.digest, "parts": fingerprint.parts, "rows": rows, "figures": figures}
-        write_text(self.marker, json.dumps(content, indent=1, ensure_ascii=False))
+        write_text(self.marker, json_text(content, indent=1))
         self.part.unlink(missing_ok=True)
 
     def temporary(self) -> Path:

@@ -12,11 +12,12 @@ from typing import Any
 
 from crosspref.data.rows import parse_json
 from crosspref.errors import DataError, RunError
+from crosspref.escape import one_line, printable
 from crosspref.languages import is_language
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.paths import expanded
 from crosspref.reports.comparison import run_names
-from crosspref.reports.table import Report, csv_text, printable
+from crosspref.reports.table import Report, csv_text
 from crosspref.run.layout import RunDirectory
 from crosspref.suites.mtbench.results import ALL
 from crosspref.suites.results import MEAN, answered_as, decodings
@@ -166,7 +167,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
             try:
                 lines += _read(table, file, name, of_run=run.recipe.is_file() and len(paths) > 1)
             except DataError as error:
-                empty.append(str(error))
+                empty.append(one_line(error))
         else:
             empty.append(f"{place} has no results of the suite {suite}.")
     if not lines:

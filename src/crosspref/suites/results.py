@@ -1,6 +1,5 @@
 """What the suites share of their results: differences between models, tables and their notes, and files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from crosspref.data.items import Problems
+from crosspref.escape import json_text
 from crosspref.maths.estimate import Change
 from crosspref.maths.resampling import Draws, mean_over, percentile_interval
 from crosspref.maths.statistics import holm
@@ -108,7 +108,7 @@ def write_results(
     write_table(path, rows, kind)
     write_table(path.with_name("changes"), changes, change_kind)
     content = {**about, "rows": [as_json(row) for row in rows], "changes": [as_json(row) for row in changes]}
-    write_text(path.with_name(f"{path.name}.json"), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_text(path.with_name(f"{path.name}.json"), json_text(content, indent=1) + "\n")
 
 
 def by_language(rows: Sequence[T]) -> list[T]:

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from crosspref.errors import RunError
+from crosspref.escape import one_line
 from crosspref.paths import SAFE_PATH
 from crosspref.recipe.sections import RaySettings
 
@@ -46,7 +47,7 @@ def connect(settings: RaySettings) -> None:
             hint = "\nray.address: auto needs a cluster on this machine (`ray start --head`) or RAY_ADDRESS."
         if "AF_UNIX" in str(error):
             hint = "\nSet RAY_TMPDIR to a folder with a short path, such as /tmp."
-        raise RunError(f"Ray ({address}) cannot be used: {error}{hint}") from error
+        raise RunError(f"Ray ({address}) cannot be used: {one_line(error)}{hint}") from error
 
 
 def require_answer(address: str) -> None:

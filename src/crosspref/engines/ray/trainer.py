@@ -13,6 +13,7 @@ from ray.util import placement_group, remove_placement_group
 
 from crosspref.engines.ray.cluster import DEATHS, living_nodes, needs_of
 from crosspref.errors import CrossprefError, RunError
+from crosspref.escape import one_line
 from crosspref.recipe.sections import RaySettings
 
 PATIENCE = 5.0
@@ -60,7 +61,8 @@ def train_together(settings: RaySettings, phase: Callable[[], None], folder: Pat
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(
-            f"Training on Ray failed {DEATHS} times: {error}\nIts last checkpoint is kept: run it again to go on."
+            f"Training on Ray failed {DEATHS} times: {one_line(error)}\n"
+            "Its last checkpoint is kept: run it again to go on."
         ) from error
     finally:
         fault: CrossprefError | None = ray.get(faults.first.remote())

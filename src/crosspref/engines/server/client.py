@@ -20,6 +20,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from crosspref.errors import RefusedError, ServerError
+from crosspref.escape import listed, one_line
 from crosspref.recipe.sections import ServerSettings
 
 LOOK_UP = {"timeout": 5.0, "max_retries": 2}
@@ -97,7 +98,7 @@ class ServerClient:
         if model.name not in served:
             raise ServerError(
                 f"The server at {model.url} does not serve {role}: no model is called {model.name!r} there, but "
-                f"{', '.join(map(repr, served)) or 'none'}. Serve it, for example with\n  {serve}\n"
+                f"{listed(map(repr, served))}. Serve it, for example with\n  {serve}\n"
                 f"or say what it is called (server.names: {{{role}: NAME}}) or which server has it (server.urls: "
                 f"{{{role}: URL}}). Then give the same command again: what is finished is kept."
             )
@@ -148,7 +149,7 @@ class ServerClient:
             if name != model.name:
                 raise ServerError(
                     f"{model} answered as {name!r}. Nothing of it was stored. If that is the same model, name it so: "
-                    f"server.names: {{{model.role}: {name}}}."
+                    f"server.names: {{{model.role}: {name!r}}}."
                 )
             return read(content)
 
@@ -189,7 +190,7 @@ class ServerClient:
                     raise kind(self._refusal(model, error, advice)) from None
                 except openai.APIConnectionError as error:
                     why = error.__cause__ or error
-                    text = f"{model} does not answer: {why} ({type(why).__name__}). {advice}"
+                    text = f"{model} does not answer: {one_line(why)} ({type(why).__name__}). {advice}"
                     raise ServerError(self._hidden(text)) from None
                 used += response.retries_taken + 1
                 try:
@@ -233,7 +234,7 @@ class ServerClient:
             )
         elif error.status_code == 404:
             advice = f"Check {self.section}.url (the version belongs to it: http://localhost:8000/v1). {advice}"
-        return self._hidden(f"{model} answered {error.status_code}: {error.message[:500]} {advice}")
+        return self._hidden(f"{model} answered {error.status_code}: {one_line(error.message)} {advice}")
 
     def _hidden(self, text: str) -> str:
         """Take the key out of what a server said; some repeat it when they refuse it."""
@@ -260,6 +261,6 @@ def _close(portal: BlockingPortal, clients: dict[str, openai.AsyncOpenAI], stack
 def _short(error: ValueError) -> str:
     """Say what is wrong with an answer, without the answer."""
     if not isinstance(error, ValidationError):
-        return str(error)
+        return one_line(error)
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}"

@@ -13,9 +13,7 @@ import torch
 
 from crosspref.engines import EXTRAS, missing_library
 from crosspref.errors import CrossprefError, ModelError, RecipeError
-
-REASON_LENGTH = 600
-"""How many characters of a library's message are shown."""
+from crosspref.escape import one_line
 
 ADVICE = {
     "trust_remote_code": "If you trust its authors, set trust_remote_code: true.",
@@ -54,9 +52,8 @@ def reading(what: str, place: Path | str) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """Return what a library says of an error, in one line that ends with a full stop, and the error's type."""
-    said = " ".join(str(error).split())
-    shown = said if len(said) <= REASON_LENGTH else f"{said[:REASON_LENGTH]} ..."
-    return f"{shown} ({type(error).__name__})." if shown else f"{type(error).__name__}."
+    said = one_line(error)
+    return f"{said} ({type(error).__name__})." if said else f"{type(error).__name__}."
 
 
 def find_device(name: str) -> torch.device:

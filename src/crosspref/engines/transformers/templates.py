@@ -11,6 +11,7 @@ import jinja2
 from crosspref.data.records import Message
 from crosspref.engines.transformers.thinking import find_thinking
 from crosspref.errors import DataError, ModelError
+from crosspref.escape import one_line
 from crosspref.recipe.sections import AskingSettings
 
 PROBES = ("violet harbour", "quiet lantern")
@@ -207,4 +208,5 @@ def _common_end(one: str, other: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error}" if type(error) is jinja2.TemplateError else f"{type(error).__name__}: {error}"
+    said = one_line(error)
+    return said if type(error) is jinja2.TemplateError else f"{type(error).__name__}: {said}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import RunError
+from crosspref.escape import escape_markdown
 from crosspref.lab.world import studies
 from crosspref.lab.world.studies import BASE, ENGLISH_GOLD, POLICY_0, STUDIES, Result, Summary
 from crosspref.maths.estimate import Estimate
@@ -180,6 +181,6 @@ def _section(name: str, results: Sequence[Result], figures: str) -> list[str]:
         "",
         f"![{table.title}]({figures}/{name}.svg)",
         table.markdown().partition("\n")[2],
-        f"Results: [{name}.csv]({figures}/{name}.csv), version {results[0].version}.",
+        f"Results: [{name}.csv]({figures}/{name}.csv), version {escape_markdown(results[0].version)}.",
         "",
     ]

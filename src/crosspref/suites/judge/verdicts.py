@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from crosspref.data.records import Message
 from crosspref.data.rows import parse_json
 from crosspref.errors import DataError
+from crosspref.escape import json_text
 from crosspref.paths import writing
 from crosspref.run.store import digest_of
 from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
@@ -114,7 +115,7 @@ class VerdictLog:
                 # The last line may have been cut off by a kill; it must not swallow this one.
                 self._file.write(b"" if whole else b"\n")
             self.verdicts.setdefault(verdict.key, verdict)
-            self._file.write(json.dumps(asdict(verdict), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._file.write(json_text(asdict(verdict)).encode() + b"\n")
             self._file.flush()
 
     def judges(self) -> list[str]:

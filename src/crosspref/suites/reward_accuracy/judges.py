@@ -14,6 +14,7 @@ from crosspref.data.records import Prompt, Response, Score, as_text
 from crosspref.data.rows import READERS, Row, column_names, read_file, read_id, split_name
 from crosspref.engines import EngineFactory
 from crosspref.errors import DataError, RunError
+from crosspref.escape import listed
 from crosspref.languages import language_name
 from crosspref.maths.statistics import nominal_alpha
 from crosspref.models.locate import ModelFiles
@@ -270,7 +271,7 @@ class Votes:
         if rows and not {"id", "choice"} <= set(there):
             raise DataError(
                 f"reward_accuracy.votes: {source} needs the columns id and choice; it has "
-                f"{', '.join(map(repr, there)) or 'none'}. Save it with one header line, as UTF-8."
+                f"{listed(map(repr, there))}. Save it with one header line, as UTF-8."
             )
         contradicting = set()
         for row in rows:

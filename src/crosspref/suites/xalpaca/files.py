@@ -1,6 +1,5 @@
 """Files in alpaca_eval's formats: instructions, preferences, and what the length-controlled rate also needs."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 
 from crosspref.data.rows import Row, read_file, read_id
 from crosspref.errors import DataError
+from crosspref.escape import json_text
 from crosspref.maths.alpaca import Gamed
 from crosspref.run.store import write_text
 from crosspref.suites.settings import XAlpacaSettings
@@ -35,7 +35,7 @@ def read_preference(value: object) -> float | None:
 
 def write_json(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as alpaca_eval does: one JSON list."""
-    write_text(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+    write_text(path, json_text(rows, indent=2) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
