@@ -79,6 +79,15 @@ class MissingLibraryError(CrossprefError):
         return type(self), self.given
 
 
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as Python writes it, for a message; of a long one, the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def raise_all(faults: Sequence[CrossprefError]) -> None:
     """Raise the error if there is one, and one error for several; what was found twice is said once."""
     faults = list({str(fault): fault for fault in faults}.values())

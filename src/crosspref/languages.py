@@ -6,7 +6,7 @@ A tag is the lower-case ISO 639-1 code, or the ISO 639-3 code if there is none. 
 
 import difflib
 
-from crosspref.errors import DataError
+from crosspref.errors import DataError, shown
 
 ENGLISH = "en"
 
@@ -206,6 +206,8 @@ tm tn to tr tt tv tw tz ua ug us uy uz va vc ve vg vi vn vu wf ws xk ye yt za zm
 _SUBTAGS = frozenset(_CODES.split())
 """Scripts of ISO 15924 and regions of ISO 3166-1, so that a misspelt tag is not taken for one of a region."""
 
+LONGEST_TAG = 50
+
 
 def as_tag(name: str) -> str:
     """Return the spelling of a tag, of which there is one: ``pt_BR`` becomes ``pt-br``."""
@@ -218,12 +220,14 @@ def is_language(tag: str) -> bool:
 
 
 def _name(tag: str) -> str | None:
-    """Return the name of a tag, or else of the tag without its last part if that is a script or a region."""
+    """Return the name of a tag, or else of the tag without its last parts if these are scripts or regions."""
     tag = _WRITTEN_AS.get(tag, tag)
-    if tag in LANGUAGES:
-        return LANGUAGES[tag]
-    before, _, last = tag.rpartition("-")
-    return _name(before) if last in _SUBTAGS else None
+    while tag not in LANGUAGES:
+        before, _, last = tag.rpartition("-")
+        if last not in _SUBTAGS:
+            return None
+        tag = _WRITTEN_AS.get(before, before)
+    return LANGUAGES[tag]
 
 
 def language_name(language: str) -> str:
@@ -236,10 +240,11 @@ def language_name(language: str) -> str:
     if name is not None:
         return name
     tags = {tag: tag for tag in LANGUAGES} | {name.lower(): tag for tag, name in LANGUAGES.items()}
-    near = dict.fromkeys(tags[match] for match in difflib.get_close_matches(language.strip().lower(), tags, n=5))
-    shown = ", ".join(f"{tag} ({LANGUAGES[tag]})" for tag in near)
-    hint = f"did you mean {shown}?" if near else "tags are ISO 639 codes such as en, es, zh; see crosspref.languages."
-    raise DataError(f"unknown language {language!r}: {hint}")
+    wanted = language.strip().lower()[:LONGEST_TAG]
+    near = dict.fromkeys(tags[match] for match in difflib.get_close_matches(wanted, tags, n=5))
+    similar = ", ".join(f"{tag} ({LANGUAGES[tag]})" for tag in near)
+    hint = f"did you mean {similar}?" if near else "tags are ISO 639 codes such as en, es, zh; see crosspref.languages."
+    raise DataError(f"unknown language {shown(language)}: {hint}")
 
 
 def crosslingual_prefix(language: str, prefix: Prefix = None) -> str:

@@ -1,8 +1,14 @@
-"""Paths that people name and files that are written: what can be wrong with them is one error, and not a traceback."""
+"""Paths that people name, and files that are read and written: what can be wrong with them is one kind of error.
+
+Files that may come from strangers are read through ``require_file``, which refuses what may never end.
+"""
 
 import contextlib
+import errno
+import math
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +17,9 @@ from crosspref.errors import CrossprefError, FileError
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """The environment in which Python imports nothing from the working directory, such as a person's own ``select.py``."""
+
+MOST_BYTES = 256 * 2**20
+"""How large a file may be that is read whole and is no table: the largest tokenizers have some 40 MB."""
 
 _NOT_WRITTEN = re.compile(r"os error \d+|inline_container\.cc|iostream error|PytorchStreamWriter")
 """What safetensors and torch say when a disk is full; neither raises an OSError."""
@@ -22,6 +31,14 @@ def expanded(name: str | Path) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
+
+
+def working_directory() -> Path:
+    """Return the working directory, or how the shell calls it where it has been removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path(os.environ.get("PWD") or ".")
 
 
 def existing(name: str | Path) -> Path | None:
@@ -37,6 +54,35 @@ def existing(name: str | Path) -> Path | None:
         raise FileError(name, f"cannot be looked at: {error.strerror}") from error
     except (OSError, ValueError):  # it is too long, or has a zero byte
         return None
+
+
+def require_file(path: str | Path, most: float = math.inf) -> None:
+    """Refuse what is no ordinary file, or a file of more than ``most`` bytes, before it is opened.
+
+    Raises:
+        OSError: a pipe, a device or a socket, which may never end; a directory; too many bytes; nothing.
+    """
+    try:
+        status = Path(path).stat()
+    except ValueError as error:  # the name has a zero byte
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "It is a pipe, a device or a socket, and only files are read", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"It has {status.st_size:,} bytes, and at most {most:,} are read", str(path))
+
+
+def read_text(path: str | Path, most: float = MOST_BYTES) -> str:
+    """Return the text of a file in UTF-8 that may come from anybody.
+
+    Raises:
+        OSError: as ``require_file``, or it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    require_file(path, most)
+    return Path(path).read_text(encoding="utf-8")
 
 
 def require_writable(path: str | Path) -> Path:

@@ -280,9 +280,10 @@ def test_a_reference_with_another_tokenizer_is_refused(tiny_models: Models, tmp_
 def test_a_loss_that_is_not_finite_stops_the_training_where_it_happens(
     method: str, tiny_models: Models, tmp_path: Path
 ) -> None:
-    changes = {"batch_size": 4, "epochs": 3, "learning_rate": 1e30, "checkpoint_every": 1}
+    trainer = make_trainer(tiny_models["llama"][1], method=method, batch_size=4, epochs=3, checkpoint_every=1)
+    trainer.settings = trainer.settings.model_copy(update={"learning_rate": 1e30})  # which no recipe can ask for
     with pytest.raises(ModelError, match="step 2"):
-        train(make_trainer(tiny_models["llama"][1], method=method, **changes), tmp_path, PAIRS[:8])
+        train(trainer, tmp_path, PAIRS[:8])
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
 

@@ -13,6 +13,9 @@ from crosspref.cli import main
         (["--study", "nonsense"], "no study 'nonsense'. Known: rewards, length, reference"),
         (["--study", "rewards", "--seeds", "0"], "--seeds is 0"),
         (["--study", "rewards", "--jobs", "0"], "--jobs is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "4294967296"], "--seed is 4294967296"),
+        (["--iterations", "1000000000"], "--iterations is 1000000000"),
         (["--evidence", "nowhere"], "has no results of a study"),
     ],
 )

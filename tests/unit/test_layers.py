@@ -39,6 +39,31 @@ LAYERS = (
 """The rooms from the bottom to the top: a module imports from its own layer and from those below it."""
 
 
+READS = {
+    "paths": "the gate: files that are read whole",
+    "data.rows": "the gate: rows of any kind of file, and JSON",
+    "recipe.files": "the gate: YAML",
+    "models.files": "weights, which are hashed, of names that are those of files",
+    "models.tokenizers": "vocabularies, which are hashed, of names that are those of files",
+    "plan.shapes": "the headers of weights, of a limited length",
+    "suites.judge.verdicts": "lines of verdicts, after the gate has seen that they are in a file",
+    "suites.reward_accuracy.judges": "votes, which are hashed after the gate has read them",
+    "run.store": "a run's markers and tables",
+    "run.kept": "what a run keeps of an unfinished unit",
+    "run.layout": "a run's log",
+    "engines.transformers.models": "/proc/cpuinfo",
+    "api": "what a process says that it started itself",
+    "suites.judge.judge": "what it has just written",
+    "suites.leaderboard": "a file of the package",
+    "commands.init": "files of the package",
+    "commands.canary": "what it has just written",
+}
+"""The modules that read or parse by themselves, and what; all others do it through the gate, which has limits."""
+
+READING = {"read_text", "read_bytes", "ParquetFile", "read_table"}
+PARSING = {"json.loads", "json.load", "yaml.load", "yaml.safe_load", "torch.load", "pickle.load", "csv.reader"}
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
@@ -157,6 +182,20 @@ def test_imports_point_one_way(name: str) -> None:
         return
     for other in own_imports(name) - {""}:
         assert layer(other) <= layer(name), f"{name} imports {other}, which lies above it"
+
+
+def test_files_of_others_have_one_way_in() -> None:
+    def reads(call: ast.Call) -> bool:
+        name = ast.unparse(call.func)
+        modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        is_opening = name.endswith("open") and any(mode in ("r", "rb") for mode in modes)
+        return is_opening or name in PARSING or (isinstance(call.func, ast.Attribute) and call.func.attr in READING)
+
+    found = set()
+    for name, path in MODULES.items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        found |= {name for call in calls if reads(call)}
+    assert found == set(READS)
 
 
 def test_maths_knows_nothing_of_the_rest() -> None:

@@ -3,12 +3,14 @@
 import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 
 import crosspref
 from crosspref.errors import RecipeError
@@ -28,6 +30,7 @@ from crosspref.recipe.files import (
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import Settings, TrainSettings
 from crosspref.recipe.stages import SampleStage, ScoreStage, SelectStage, StageSettings, TrainStage
+from crosspref.suites.settings import EvaluationSettings
 
 SOURCE = Path(crosspref.__file__).parent
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "distributed")  # those are accelerate's
@@ -435,7 +438,10 @@ def test_extends_is_relative_to_its_own_file(tmp_path: Path, monkeypatch: pytest
         ({"a": EXTENDS_B}, "The recipe b.yaml, which a.yaml extends, cannot be read: [Errno 2] No such file"),
         ({"a": EXTENDS_B, "b": "- 1"}, "The recipe b.yaml, which a.yaml extends, must be a mapping of sections, "),
         ({"a": EXTENDS_B, "b": "seed: [1"}, "The recipe b.yaml, which a.yaml extends, is not valid YAML: "),
-        ({"a": EXTENDS_B, "b": "sample: &s\n  n: *s"}, "b.yaml has 1 fault:\n  - the recipe: a section contains "),
+        (
+            {"a": EXTENDS_B, "b": "sample: &s\n  n: *s"},
+            "b.yaml, which a.yaml extends, is not valid YAML: a value contains",
+        ),
         ({"a": "extends: [b.yaml]"}, "a.yaml has 1 fault:\n  - extends: must be the path of a recipe file"),
         ({"a": EXTENDS_B, "b": "preset: x"}, "b.yaml has 1 fault:\n  - preset: unknown preset 'x'; Known: znlp"),
         ({"a": BASE + "extend: b.yaml"}, "a.yaml has 1 fault:\n  - extend: unknown setting (value 'b.yaml')"),
@@ -548,7 +554,7 @@ def test_texts_stay_texts(text: str) -> None:
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
-POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+POSITIVE = st.floats(min_value=1e-4, max_value=10, allow_nan=False)
 
 
 @settings(max_examples=40, deadline=None)
@@ -577,6 +583,55 @@ def sections(section: type[Settings] = Recipe) -> set[type[Settings]]:
 
 def _arguments(annotation: Any) -> tuple[Any, ...]:
     return getattr(annotation, "__args__", ())
+
+
+def numbers(annotation: Any, bounds: frozenset[str] = frozenset()) -> Iterator[frozenset[str]]:
+    """Yield the kinds of bounds of each number that an annotation allows: ge, gt, le, lt."""
+    if annotation in (int, float):
+        yield bounds
+    elif get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        found = [bound for field in more if isinstance(field, FieldInfo) for bound in field.metadata]
+        yield from numbers(inner, bounds | {type(bound).__name__.lower() for bound in found})
+    elif get_origin(annotation) is not Literal:
+        for inner in get_args(annotation):
+            yield from numbers(inner, bounds)
+
+
+def test_every_number_has_bounds() -> None:
+    unbound, count = [], 0
+    for section in (Recipe, EvaluationSettings):
+        for kind in sections(section):
+            for name in kind.model_fields:
+                for bounds in numbers(get_type_hints(kind, include_extras=True)[name]):
+                    count += 1
+                    if not (bounds & {"ge", "gt"} and bounds & {"le", "lt"}):
+                        unbound.append(f"{kind.__name__}.{name}")
+    assert unbound == []
+    assert count > 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "sample.temperature=5e-324", "sample.temperature=1e308", "sample.temperature=0", "sample.temperature=.nan",
+        "sample.n=1000000000", "sample.n=1", "sample.n=4.0", "sample.n=true", "sample.n='4'", "sample.top_p=1.5",
+        "sample.max_new_tokens=1000000000", "sample.max_new_tokens=-1", "sample.batch_size=0", "iterations=1000000000",
+        "resources.threads=99999999999999999999", "resources.threads=0", "train.learning_rate=.inf",
+        "train.learning_rate=1e30", "train.beta=5e-324", "train.beta=1e308", "train.epochs=1000000000", "seed=-1",
+        "train.weight_decay=-0.1", "reward.beta=-0.1", "select.upper_bound=-.inf",
+        "length_penalty={mode: fixed, alpha: .nan}", "length_penalty={mode: fixed, alpha: 1e300}",
+        "evaluate.resamples=1000000000", "server.timeout=0", "server.timeout=1e300", "server.retries=-1",
+        "ray.cpus_per_worker=-1", "ray.workers=1000000", "vllm.memory=0", "prompts.source=7", "models.policy=7",
+        "prompts.limit=0", "languages=[]", "languages=[es, es]", "languages=es", "train.lora={rank: 1000000000}",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_the_work(change: str) -> None:
+    key = change.partition("=")[0]
+    with pytest.raises(RecipeError) as caught:
+        with_set(change)
+    [found] = caught.value.keys
+    assert found.startswith(key)
 
 
 def test_every_setting_is_described() -> None:
@@ -641,6 +696,16 @@ def test_a_stage_alone_takes_its_own_sections_only(kind: type[StageSettings], ov
     assert caught.value.keys == (key,)
 
 
+def test_a_fault_of_a_stage_alone_says_where_it_is_from() -> None:
+    with pytest.raises(RecipeError) as caught:
+        stage_settings(TrainStage, {"languages": ["es", "klingon"]}, ["train.epochs=0"])
+    head, first, second = str(caught.value).splitlines()
+    assert "--set" not in head
+    assert "languages" in first
+    assert first.endswith("(from the options and tables)")
+    assert second.endswith("(from --set)")
+
+
 def test_a_preset_counts_in_a_stage_as_far_as_the_stage_reads_it() -> None:
     given = {"languages": ["es"], "prompts": {"source": "p.jsonl"}}
     score = stage_settings(ScoreStage, given, ["preset=znlp", "reward.beta=0.5"])
@@ -652,7 +717,7 @@ def test_a_preset_counts_in_a_stage_as_far_as_the_stage_reads_it() -> None:
 
 
 def test_yaml_that_is_endless_is_refused() -> None:
-    with pytest.raises(RecipeError, match="nested too deeply"):
+    with pytest.raises(RecipeError, match="nested more than 64 levels deep"):
         parse_yaml("a: " + "[" * 600, "x.yaml")
     steps = [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
     with pytest.raises(RecipeError, match="more than 100,000 values"):

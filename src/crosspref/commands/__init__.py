@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crosspref.errors import DataError
-from crosspref.paths import require_writable
+from crosspref.paths import require_writable, working_directory
 
 if TYPE_CHECKING:
     from crosspref.data.records import Pair, Response
@@ -72,7 +72,8 @@ def command_line(*arguments: str) -> str:
     if on_path is not None and Path(on_path).parent.resolve() == beside.parent.resolve():
         program = ["crosspref"]
     elif beside.is_file():
-        program = [str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)]
+        here = working_directory()
+        program = [str(beside.relative_to(here) if beside.is_relative_to(here) else beside)]
     else:
         program = [sys.executable, "-P", "-m", "crosspref"]
     return shlex.join([*program, *arguments])

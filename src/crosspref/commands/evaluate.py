@@ -1,7 +1,6 @@
 """The command ``crosspref evaluate``: a run or a model by a suite, or, without a target, responses from a file."""
 
 import argparse
-from pathlib import Path
 
 from crosspref.commands import TABLE, add_set, languages_of, output_table
 from crosspref.data.records import Measure, Response, Score
@@ -9,6 +8,7 @@ from crosspref.data.tables import read_rows, write_rows
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.languages import as_tag, language_name
 from crosspref.maths.reward import PER_TOKEN
+from crosspref.paths import expanded
 from crosspref.recipe.files import load_settings, stage_settings
 from crosspref.recipe.stages import EvaluateStage
 from crosspref.reports.report import measures_report
@@ -106,7 +106,7 @@ def _evaluate_suite(options: argparse.Namespace) -> None:
     else:
         target = find_target(options.target, options.out, settings, reporter)
     files = {"replay": replay, "annotations": options.annotations, "given": options.answers}
-    places = {name: Path(file).expanduser() for name, file in files.items() if file is not None}
+    places = {name: expanded(file) for name, file in files.items() if file is not None}
     evaluation = Evaluation(settings, target, reporter, languages, **places)
     print_reports(evaluation.run(options.suite))
     say(f"Written: {target.folder}")

@@ -8,11 +8,9 @@ import json
 import sys
 from typing import Any
 
-import yaml
-
 from crosspref import api, errors
 from crosspref.errors import CrossprefError
-from crosspref.recipe.files import make_recipe
+from crosspref.recipe.files import make_recipe, parse_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Examine the recipe."""
-    lines, faults = api.examine(make_recipe(yaml.safe_load(sys.stdin)), apart=False, convert=options.convert)
+    recipe = make_recipe(parse_yaml(sys.stdin.read(), "The recipe"))
+    lines, faults = api.examine(recipe, apart=False, convert=options.convert)
     print(json.dumps([lines, [_told(fault) for fault in faults]], default=str))  # noqa: T201 - all is ASCII
 
 

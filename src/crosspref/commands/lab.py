@@ -45,6 +45,11 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _single(options: argparse.Namespace) -> None:
+    if not (0 <= options.seed < 2**32 and 0 <= options.iterations <= 1000):
+        raise RunError(
+            f"--seed is {options.seed} and --iterations is {options.iterations}, but a seed is at least 0 and below "
+            "2^32, and there are at most 1,000 iterations."
+        )
     reporter, out, threads = Reporter(), Path(options.out), min(2, os.cpu_count() or 1)
     name = f"seed_{options.seed}_alone"
     for ending in ENDINGS:

@@ -6,7 +6,7 @@ from typing import Any
 
 from crosspref.data.records import Instruction, Message, as_instruction
 from crosspref.data.rows import text_problem
-from crosspref.errors import DataError
+from crosspref.errors import DataError, shown
 
 ROLES = ("system", "user", "assistant")
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
@@ -50,8 +50,6 @@ def read_conversation(value: Sequence[Any]) -> Instruction:
     messages = read_messages(value)
     roles = [message["role"] for message in messages]
     for number, role in enumerate(roles, start=1):
-        if role not in ROLES:
-            raise MessagesError("unknown role", f"message {number} is of {role!r}, and not of {', '.join(ROLES)}")
         if role == "system" and number > 1:
             detail = f"message {number} is of 'system', which may only be the first"
             raise MessagesError("misplaced system message", detail)
@@ -70,7 +68,7 @@ def read_messages(value: Sequence[Any]) -> list[Message]:
     """Return a list of chat messages with role and content alone. Content in parts of text is joined.
 
     Raises:
-        MessagesError: there are none, or one is not a role and a text.
+        MessagesError: there are none, or one is not a known role and a text.
     """
     if not value:
         raise MessagesError("no messages", "the list of messages is empty")
@@ -90,13 +88,16 @@ def _read_message(message: object, where: str) -> Message:
     trouble = None if (message["role"], content) == ("system", "") else text_problem(content)
     if trouble is not None:
         raise MessagesError(trouble[0], f"{where}: {trouble[1]}")
+    if message["role"] not in ROLES:
+        detail = f"{where} is of {shown(message['role'])}, and not of {', '.join(ROLES)}"
+        raise MessagesError("unknown role", detail)
     return {"role": message["role"], "content": str(content)}
 
 
 def _text_of_part(part: object, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if kind != "text":
-        raise MessagesError("not text", f"{where} has a part of type {kind!r}, and only text can be used")
+        raise MessagesError("not text", f"{where} has a part of type {shown(kind)}, and only text can be used")
     text = part.get("text") if isinstance(part, dict) else None
     if not isinstance(text, str):
         raise MessagesError("not text", f"{where} has a part without its text")

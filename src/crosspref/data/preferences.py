@@ -8,7 +8,7 @@ from crosspref.data.messages import MessagesError, read_messages
 from crosspref.data.records import Message, Pair
 from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
 from crosspref.data.sources import ID_COLUMNS, other_language, read_source
-from crosspref.errors import DataError
+from crosspref.errors import DataError, shown
 from crosspref.escape import listed
 from crosspref.languages import ENGLISH
 
@@ -56,7 +56,7 @@ def _read_pair(row: Row, prompt_id: str | None, id_column: str | None, seen: dic
     if row.broken:
         raise _UnusableError(row.broken)
     if prompt_id is None:
-        raise _UnusableError(f"{row.values.get(id_column or '')!r} in the column {id_column!r} is not an id")
+        raise _UnusableError(f"{shown(row.values.get(id_column or ''))} in the column {id_column!r} is not an id")
     _refuse_duplicate(seen, f"id {prompt_id}", row.number)
     pair = _pair(row, prompt_id)
     _refuse_duplicate(seen, f"pair {pair.prompt} {pair.chosen} {pair.rejected}", row.number)
@@ -83,7 +83,7 @@ def _answer(row: Row, column: str) -> tuple[list[Message], Message]:
     """Return the messages before the answer, if the column holds a dialogue, and the answer."""
     *head, answer = _messages(row, column, "assistant")
     if answer["role"] != "assistant":
-        raise _UnusableError(f"{column} ends with a message of {answer['role']!r}, not of 'assistant'")
+        raise _UnusableError(f"{column} ends with a message of {shown(answer['role'])}, not of 'assistant'")
     return head, answer
 
 

@@ -22,7 +22,7 @@ from crosspref.data.sources import (
     read_source,
     require_languages,
 )
-from crosspref.errors import DataError
+from crosspref.errors import DataError, shown
 from crosspref.escape import listed
 from crosspref.languages import ENGLISH, as_tag, is_language, language_name
 from crosspref.recipe.sections import PromptSettings
@@ -128,7 +128,8 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
     there = column_names(part.rows)
     text = part.find_column(_PROMPT_COLUMNS, settings.text_column)
     language = None if part.language else part.find_column(LANGUAGE_COLUMNS, settings.language_column)
-    is_long = bool(part.language or (language and text and not _struct_keys(part, text)))
+    texts_there = [row.values.get(text) for row in part.rows] if language and text else []
+    is_long = bool(part.language or (language and text and not _struct_keys(texts_there)))
     # "id" is also the tag of Indonesian: where that is wanted as a column, another id column comes first
     ids = ID_COLUMNS if is_long or "id" not in wanted else sorted(ID_COLUMNS, key=lambda column: column == "id")
     prompt_id = part.find_column(ids, settings.id_column)
@@ -137,8 +138,8 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
         texts = name_tags(f"{part.name} has two columns", [column for column in there if column != prompt_id])
         tags = match_languages(part.name, texts, wanted)
     if not is_long and not tags:
-        struct = _find_struct(part, [settings.text_column] if settings.text_column else there, text)
-        texts = name_tags(f"{part.name} has two keys", _struct_keys(part, struct))
+        struct, keys = _find_struct(part, settings.text_column, text)
+        texts = name_tags(f"{part.name} has two keys", keys)
         tags = match_languages(part.name, texts, wanted)
     seen = f"Columns there: {listed(there)}"
     if prompt_id is None and struct is None:
@@ -166,18 +167,25 @@ def _layout(part: Part, wanted: Sequence[str], settings: PromptSettings) -> _Lay
     return _Layout(prompt_id, {tag: texts[tags[tag]] for tag in wanted}, struct)
 
 
-def _find_struct(part: Part, candidates: Sequence[str], text: str | None) -> str | None:
-    """Return the column whose structs hold the translations; the text column comes first."""
-    structs = [column for column in candidates if _struct_keys(part, column)]
-    if len(structs) > 1 and text not in structs:
-        names = ", ".join(structs)
-        raise DataError(f"{part.name} has several columns of translations: {names}. Choose by `prompts.text_column`.")
-    return text if text in structs else next(iter(structs), None)
+def _find_struct(part: Part, named: str | None, text: str | None) -> tuple[str | None, list[str]]:
+    """Return the column whose structs hold the translations, and their keys; the text column comes first."""
+    values: dict[str, list[object]] = {}
+    for row in part.rows:  # in one pass, since each row of JSON may have columns of its own
+        for column, value in row.values.items():
+            if named in (None, column):
+                values.setdefault(column, []).append(value)
+    found = {column: keys for column, each in values.items() if (keys := _struct_keys(each))}
+    if len(found) > 1 and text not in found:
+        raise DataError(
+            f"{part.name} has several columns of translations: {listed(found)}. Choose by `prompts.text_column`."
+        )
+    struct = text if text in found else next(iter(found), None)
+    return struct, found.get(struct or "", [])
 
 
-def _struct_keys(part: Part, column: str | None) -> list[str]:
-    """Return the keys of a column of structs that have an English text, or nothing if it is another column."""
-    values = [value for row in part.rows if (value := row.values.get(column or "")) is not None]
+def _struct_keys(values: Sequence[object]) -> list[str]:
+    """Return the keys of a column's structs that have an English text, or nothing if it holds something else."""
+    values = [value for value in values if value is not None]
     structs = [value for value in values if isinstance(value, dict)]
     if not structs or len(structs) < len(values):
         return []
@@ -198,7 +206,7 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
         prompt_id = layout.id_of(row)
         if texts and prompt_id is None:
             value = row.values.get(layout.id_column or "")
-            detail = f"{value!r} in the column {layout.id_column!r} is not an id (a text or a whole number)"
+            detail = f"{shown(value)} in the column {layout.id_column!r} is not an id (a text or a whole number)"
             language = texts[0][0] if len(texts) == 1 else None
             problems.append(row.problem("no id", detail, language, affects=tuple(dict(texts))))
         elif prompt_id is not None:
@@ -228,7 +236,7 @@ def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str
     tag = as_tag(value) if isinstance(value, str) else ""
     if is_language(tag):
         return [(layout.tags[tag], row.values.get(layout.text_column))] if tag in layout.tags else []
-    detail = f"the language is {value!r}, which is no tag"
+    detail = f"the language is {shown(value)}, which is no tag"
     if tag:
         try:
             language_name(tag)

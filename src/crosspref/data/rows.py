@@ -13,7 +13,7 @@ import sys
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePath
@@ -22,8 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crosspref.errors import DataError
+from crosspref.errors import DataError, shown
 from crosspref.escape import listed, one_line
+from crosspref.paths import require_file
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -46,8 +47,15 @@ _MOST_BYTES = 4 * 2**30
 """What a file may hold, unpacked: a few kilobytes of a hostile one can unpack to more than the memory."""
 
 _MOST_ROWS = 10_000_000
-_MOST_LEVELS = 64
-"""How deep objects and lists of a row may be nested; deeper ones would exhaust the interpreter's stack later."""
+_MOST_CELLS = 100_000_000
+"""How many values the columns of a Parquet file may have together: a million of the same one take a few bytes there."""
+
+UNREADABLE = (pa.ArrowException, ValueError, OverflowError, LookupError)
+"""What pyarrow raises for values that are not what their type says, or are not known here, such as a time zone."""
+
+_BATCH_ROWS = 1024  # as few as this, since a text that all rows share is stored once and becomes one text for each row
+MOST_LEVELS = 64
+"""How deep objects and lists may be nested; deeper ones would exhaust the interpreter's stack later."""
 
 _MOST_CHARACTERS = 10_000_000
 """How long a text may be: no model reads so much, and a tokenizer would take minutes to find that out."""
@@ -73,7 +81,7 @@ class Problem:
     def __str__(self) -> str:
         """Return one line: file, row, language and id as far as they are known, and what is wrong."""
         language = f", language {one_line(self.language, 80)}" if self.language else ""
-        prompt_id = f", id {self.prompt_id!r}" if self.prompt_id is not None else ""
+        prompt_id = f", id {shown(self.prompt_id)}" if self.prompt_id is not None else ""
         return f"{self.file}, row {self.row}{language}{prompt_id}: {self.detail}"
 
 
@@ -130,7 +138,7 @@ class Row:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise self.error(f"{value!r} stands where a number is expected, in the column {column}", advice)
+            raise self.error(f"{shown(value)} stands where a number is expected, in the column {column}", advice)
         return number
 
 
@@ -158,43 +166,53 @@ def read_file(file: Path, name: str) -> list[Row]:
         known = f"Known kinds: {', '.join(READERS)}; those of text also with {' or '.join(_COMPRESSED)} after it."
         raise DataError(f"{name}: files of kind {ending!r} cannot be read. {known}")
     try:
+        require_file(file)
         return list(READERS[ending](file, name))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: BaseException, kind: str = "") -> DataError:
+    return DataError(f"{name} cannot be read{kind}: {str(error) or 'there is not enough memory'}")
 
 
 def _too_large(name: str, holds: str) -> DataError:
-    most = f"{_MOST_BYTES / 2**30:.0f} GiB (unpacked) or {_MOST_ROWS:,} rows"
+    most = f"{_MOST_BYTES / 2**30:.0f} GiB (unpacked), {_MOST_ROWS:,} rows or {_MOST_CELLS:,} values"
     return DataError(f"{name} holds {holds}, and a file of more than {most} is not read. Split it.")
 
 
-def read_parquet(file: Path, name: str) -> pa.Table:
-    """Return the table in a Parquet file.
+def read_parquet(file: Path, name: str, wanted: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
+    """Return the columns of a Parquet file that are ``wanted``, or all, and the names of all that there are.
 
     Raises:
         DataError: it cannot be read, is too large, or has two columns of one name.
     """
     try:
+        require_file(file)
         parquet = pq.ParquetFile(file)
-        if parquet.metadata.num_rows > _MOST_ROWS:
-            raise _too_large(name, f"{parquet.metadata.num_rows:,} rows")
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        repeated = _repeated(schema.names)
+        if repeated:
+            raise DataError(f"{name} has more than one column called {listed(repeated)}. Rename one.")
+        if metadata.num_rows > _MOST_ROWS:
+            raise _too_large(name, f"{metadata.num_rows:,} rows")
+        taken = None if wanted is None else [column for column in schema.names if column in wanted]
+        if taken is None and metadata.num_rows * len(schema) > _MOST_CELLS:
+            raise _too_large(name, f"{metadata.num_rows:,} rows of {len(schema):,} columns")
         batches, size = [], 0
-        for batch in parquet.iter_batches(batch_size=4096):
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=taken):
             batches.append(batch)
             size += batch.nbytes
             if size > _MOST_BYTES:
                 raise _too_large(name, "more")
-        table = pa.Table.from_batches(batches, parquet.schema_arrow)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be read as Parquet: {error}") from error
-    repeated = _repeated(table.column_names)
-    if repeated:
-        raise DataError(f"{name} has more than one column called {listed(repeated)}. Rename one.")
-    return table
+        table = pa.Table.from_batches(batches, batches[0].schema if batches else schema)
+        return table if taken is None else table.select(taken), schema.names
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise _unreadable(name, error, " as Parquet") from error
 
 
 def _parquet_rows(file: Path, name: str) -> Iterator[Row]:
-    return table_rows(read_parquet(file, name), name)
+    return table_rows(read_parquet(file, name)[0], name)
 
 
 def table_rows(table: pa.Table, name: str) -> Iterator[Row]:
@@ -212,8 +230,9 @@ def column_values(column: pa.ChunkedArray, name: str) -> list[object]:
     """Return a column's values; bytes become the text or the UUIDs that they are, where they are one of the two."""
     try:
         values: list[object] = column.to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{name} of type {column.type} cannot be read: {error}. Convert it or leave it out.") from error
+    except UNREADABLE as error:
+        where = f"{name} of type {column.type}, row {_first_unreadable(column)}"
+        raise DataError(f"{where}: it cannot be read: {error}. Convert it or leave the column out.") from error
     if not any(isinstance(value, bytes) for value in values):
         return values
     texts = [_text_of(value) if isinstance(value, bytes) else value for value in values]
@@ -221,6 +240,15 @@ def column_values(column: pa.ChunkedArray, name: str) -> list[object]:
     if all(len(value) == _UUID_BYTES for value in given) and any(isinstance(text, bytes) for text in texts):
         return [uuid.UUID(bytes=value) if isinstance(value, bytes) else value for value in values]
     return texts
+
+
+def _first_unreadable(column: pa.ChunkedArray) -> int:
+    for number, value in enumerate(column, start=1):
+        try:
+            value.as_py()
+        except UNREADABLE:
+            return number
+    return 1
 
 
 def _text_of(value: bytes) -> str | bytes:
@@ -293,29 +321,43 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text that may come from anybody.
 
     Raises:
-        ValueError: it is not valid, is nested too deeply, or has a number of thousands of digits.
+        ValueError: it is not valid, is nested more than MOST_LEVELS deep, or has a number of thousands of digits.
     """
+    too_deep = f"it is nested more than {MOST_LEVELS} levels deep"
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep") from None
+        raise ValueError(too_deep) from None
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
             raise
         raise ValueError(f"it has a number of more than {sys.get_int_max_str_digits():,} digits") from None
+    if _has_more_levels(value, MOST_LEVELS):
+        raise ValueError(too_deep)
+    return value
 
 
-def _json_fault(value: object, levels: int = _MOST_LEVELS) -> str:
-    """Return what is wrong with a value that JSON allows and a row does not, or nothing."""
+def _has_more_levels(value: object, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _repeated_key(value: object) -> str | None:
+    """Return a key that stands more than once in an object of a JSON value."""
     if isinstance(value, _Repeated):
-        return f"the key {value.key!r} stands in one object more than once"
-    if not isinstance(value, dict | list):
-        return ""
-    if levels == 0:
-        return f"it is nested more than {_MOST_LEVELS} levels deep"
-    inner = value.values() if isinstance(value, dict) else value
-    faults = (_json_fault(each, levels - 1) for each in inner if isinstance(each, dict | list))
-    return next((fault for fault in faults if fault), "")
+        return value.key
+    keys = (_repeated_key(each) for each in _inner(value) if isinstance(each, dict | list))
+    return next((key for key in keys if key is not None), None)
 
 
 def _jsonl_rows(file: Path, name: str) -> Iterator[Row]:
@@ -349,8 +391,10 @@ def _json_rows(file: Path, name: str) -> Iterator[Row]:
 def _json_row(name: str, number: int, value: object) -> Row:
     if not isinstance(value, dict):
         return Row(name, number, {}, f"a row must be a JSON object, not {type(value).__name__}")
-    fault = _json_fault(value)
-    return Row(name, number, {} if fault else value, fault)
+    repeated = _repeated_key(value)
+    if repeated is not None:
+        return Row(name, number, {}, f"the key {shown(repeated)} stands in one object more than once")
+    return Row(name, number, value)
 
 
 def _tsv_rows(file: Path, name: str) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from crosspref.data.rows import READERS, Row, column_names, read_file, split_nam
 from crosspref.errors import DataError
 from crosspref.escape import listed, one_line
 from crosspref.languages import LANGUAGES, as_tag, is_language, language_name
-from crosspref.paths import existing
+from crosspref.paths import existing, working_directory
 
 ID_COLUMNS = ("prompt_id", "id", "instruction_id", "question_id")
 TEXT_COLUMNS = ("instruction", "prompt", "text", "question")
@@ -127,7 +127,7 @@ def inside_package(name: str) -> Path:
             f"for example {package.replace('_', '-')})."
         )
     for folder in folders:
-        if (folder / inside).exists():
+        if existing(folder / inside) is not None:
             return folder / inside
     there = sorted(entry.name for entry in folders[0].iterdir() if not entry.name.startswith(("_", ".")))
     raise LookupError(f"{name!r}: the package is installed, but has no {inside!r}. It has: {listed(there)}.")
@@ -156,8 +156,9 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
     match, path = _HUB_ID.fullmatch(source), Path(source)
     if match is None or split_name(path)[1] in READERS or existing(path.parts[0]) is not None:
         raise DataError(
-            f"{source!r} was taken for a path, and there is no such file or folder (looked in {Path.cwd()}). A hub "
-            f"dataset is written owner/name, or {_HUB}owner/name where that looks like a path."
+            f"{source!r} was taken for a path, and there is no such file or folder (looked in "
+            f"{working_directory()}). A hub dataset is written owner/name, or {_HUB}owner/name where that looks like a "
+            "path."
         )
     return _hub_parts(match, source, languages)
 
@@ -316,9 +317,10 @@ def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, l
     by_language: dict[str, list[Row]] = {}
     values = [first_of(row, LANGUAGE_COLUMNS) for row in rows]
     tags = [as_tag(value) if isinstance(value, str) else None for value in values]
-    for place, (row, tag) in enumerate(zip(rows, tags, strict=True)):
+    after = reversed(_last_so_far(reversed(tags)))
+    for row, tag, around in zip(rows, tags, zip(_last_so_far(tags), after, strict=True), strict=True):
         # A broken row is counted in the language that it stands in: items are found by their place there.
-        language = tag or (None if row.values else _language_around(tags, place, row))
+        language = tag or (None if row.values else _language_around(row, *around))
         if language is not None:
             try:
                 language_name(language)
@@ -335,10 +337,16 @@ def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, l
     return by_language
 
 
-def _language_around(tags: Sequence[str | None], place: int, row: Row) -> str | None:
-    """Return the language of the rows before and after a broken one."""
-    before = next((tag for tag in reversed(tags[:place]) if tag), None)
-    after = next((tag for tag in tags[place + 1 :] if tag), None)
+def _last_so_far(tags: Iterable[str | None]) -> list[str | None]:
+    """Return for each place the last tag up to there that is one."""
+    found: list[str | None] = []
+    for tag in tags:
+        found.append(tag or (found[-1] if found else None))
+    return found
+
+
+def _language_around(row: Row, before: str | None, after: str | None) -> str | None:
+    """Return the language of a broken row, which is that of the rows before and after it."""
     if before and after and before != after:
         raise row.error(
             f"it is broken, and its language cannot be told: it is {before} before it and {after} after it",

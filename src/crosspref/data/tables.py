@@ -1,21 +1,37 @@
 """crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crosspref.data.records import FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
-from crosspref.data.rows import Row, column_names, column_values, read_file, read_id, read_parquet, split_name
-from crosspref.errors import DataError
+from crosspref.data.messages import ROLES
+from crosspref.data.records import Dropped, FinishReason, Pair, Response, Translation, from_table, schema_of, to_table
+from crosspref.data.rows import (
+    UNREADABLE,
+    Row,
+    RowError,
+    column_names,
+    column_values,
+    read_file,
+    read_id,
+    read_parquet,
+    split_name,
+)
+from crosspref.errors import DataError, shown
 from crosspref.escape import json_text, listed
-from crosspref.languages import as_tag
-from crosspref.paths import writing
+from crosspref.languages import as_tag, language_name
+from crosspref.paths import existing, writing
+
+Values: TypeAlias = "pa.ChunkedArray | list[Any]"
+"""A column of a Parquet file, or of JSONL."""
 
 DEFAULTS: dict[type, dict[str, Any]] = {
     Response: {"token_ids": None, "finish_reason": "stop", "seed": None, "sample": None, "thinking_tokens": None},
@@ -24,12 +40,41 @@ DEFAULTS: dict[type, dict[str, Any]] = {
 }
 """Columns that may be left out, and their values; samples are then numbered in the order of the file."""
 
+ROUNDING = 0.1
+"""By how many nats the log-probability of a long response may be above 0."""
+
+IMPOSSIBLE: list[tuple[set[str], Callable[[pa.Array], pa.Array], str]] = [
+    (
+        {"sample", "chosen_sample", "rejected_sample", "thinking_tokens", "tokens", "characters", "seed"},
+        lambda column: pc.less(column, 0),
+        "a whole number from 0 on",
+    ),
+    (
+        {"token_ids", "chosen_token_ids", "rejected_token_ids"},
+        lambda column: pc.fill_null(pc.less(column, 0), True),
+        "a list of token ids, which are numbers from 0 on",
+    ),
+    (
+        {"policy_logprob", "reference_logprob", "reference_chosen_logprob", "reference_rejected_logprob"},
+        lambda column: pc.invert(pc.less_equal(column, ROUNDING)),  # also of NaN; of a ruled-out token it is -inf
+        "a log-probability, which is at most 0",
+    ),
+    (
+        {"implicit_reward", "chosen_reward", "rejected_reward", "alpha"},
+        lambda column: pc.invert(pc.is_finite(column)),
+        "a finite number; where there is none, leave it empty",
+    ),
+]
+"""Columns, which of their values are impossible, and what they should be."""
+
+LANGUAGE_COLUMNS = ("language", "target")
+
 KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "other", "stage", "measure")
 """The columns that identify a row, where its record has them; pairs of one prompt differ in their answers."""
 
 
 def read_rows(path: str | Path, kind: type) -> list[Any]:
-    """Read the rows of one kind from a ``.parquet`` or ``.jsonl`` file; other columns are left out.
+    """Read the rows of one kind from a ``.parquet`` or ``.jsonl`` file; other columns are not even looked at.
 
     JSONL may be compressed, as ``.jsonl.gz`` or ``.jsonl.zst``.
 
@@ -37,27 +82,38 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
     their paths.
 
     Raises:
-        DataError: a file cannot be read, a column is missing, or a value has the wrong type.
-        RowError: a row is broken, lacks a value, or has the key of an earlier one.
+        DataError: a file cannot be read, or a column is missing.
+        RowError: a row is broken, lacks a value, has one of the wrong type or an impossible one (a reward that is not
+            finite, a negative length, an unknown language, a message without a role), or the key of an earlier row.
+        FileError: the path may not be looked at.
     """
+    place = existing(path)
+    if place is None:
+        raise DataError(f"There is no file {path}.")
     path = Path(path)
-    if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+    if place.is_dir():
+        files = sorted(place.rglob("*.parquet"))
         if not files:
             raise DataError(f"There is no .parquet file in the directory {path}.")
         rows = [row for file in files for row in read_rows(file, kind)]
         _check_keys(rows, path, range(1, len(rows) + 1))
         return rows
-    table, numbers = _read(path)
-    if split_name(path)[1] == ".jsonl" and not table.column_names:
+    given = _read(path, place, kind)
+    if split_name(path)[1] == ".jsonl" and not given.names:
         return []  # without a line there is no object that would name the columns
-    columns = {field.name: _column(path, table, numbers, field, kind) for field in fields(kind)}
-    for name in columns.keys() & {"language", "target"}:
+    columns = {field.name: _column(given, field, kind) for field in fields(kind)}
+    for name in [name for name in columns if name in LANGUAGE_COLUMNS]:
         columns[name] = _tags(columns[name])
-    if kind is Response and "sample" not in table.column_names:
+    if kind is Response and "sample" not in given.names:
         columns["sample"] = _numbered(columns)
-    rows = [_with_ids_or_none(row) for row in from_table(pa.table(columns), kind)]
-    _check_keys(rows, path, numbers)
+    _require_possible(given, columns)
+    if kind is not Dropped:  # which also tells of languages that nobody knows
+        _require_languages(given, columns)
+    rows = from_table(pa.table(columns), kind)
+    if kind is Pair:
+        _require_messages(given, rows)
+    rows = [_with_ids_or_none(row) for row in rows]
+    _check_keys(rows, path, given.numbers)
     return rows
 
 
@@ -83,49 +139,137 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
         temporary.replace(path)
 
 
-def _read(path: Path) -> tuple[pa.Table, Sequence[int]]:
-    """Return every column that any row has, and the number of each row in the file."""
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a file has: the names of all its columns, those that are read, and the number of each row in the file."""
+
+    path: Path
+    names: Sequence[str]
+    columns: Mapping[str, Values]
+    numbers: Sequence[int]
+
+    def error(self, row: int, detail: str) -> RowError:
+        """Return the error of the row at a position, from 0."""
+        return Row(str(self.path), self.numbers[row], {}).error(detail)
+
+
+def _read(path: Path, place: Path, kind: type) -> _Given:
+    """Read the columns of a kind of rows from a file that lies at ``place`` and was named ``path``."""
+    wanted = [field.name for field in fields(kind)]
     ending = split_name(path)[1]
     if ending == ".parquet":
-        table = read_parquet(path, str(path))
-        return table, range(1, len(table) + 1)
+        table, names = read_parquet(place, str(path), wanted)
+        columns = {name: table.column(name) for name in table.column_names}
+        return _Given(path, names, columns, range(1, len(table) + 1))
     if ending != ".jsonl":
         raise DataError(f"{path} must end with .parquet or .jsonl.")
-    rows = read_file(path, str(path))
+    rows = read_file(place, str(path))
     for row in rows:
         if row.broken:
             raise row.error(row.broken)
-    columns = {}
-    for name in column_names(rows):  # ``from_pylist`` would take those of the first row alone
-        try:
-            columns[name] = pa.array([row.values.get(name) for row in rows])
-        except (pa.ArrowException, OverflowError) as error:
-            raise DataError(f"{path}, column {name!r} cannot be read: {error}") from error
-    return pa.table(columns), [row.number for row in rows]
+    names = column_names(rows)
+    values = {name: [row.values.get(name) for row in rows] for name in wanted if name in names}
+    return _Given(path, names, values, [row.number for row in rows])
 
 
-def _column(path: Path, table: pa.Table, numbers: Sequence[int], field: Field[Any], kind: type) -> pa.Array:
+def _column(given: _Given, field: Field[Any], kind: type) -> pa.ChunkedArray:
     """Return one column of a record in its type, or its default."""
-    expected, defaults = schema_of(kind).field(field.name).type, DEFAULTS.get(kind, {})
-    if field.name not in table.column_names:
-        if field.name in defaults:
-            return pa.array([defaults[field.name]] * len(table), type=expected)
+    name, expected, defaults = field.name, schema_of(kind).field(field.name).type, DEFAULTS.get(kind, {})
+    if name not in given.columns:
+        if name in defaults:
+            return pa.chunked_array([pa.array([defaults[name]] * len(given.numbers), type=expected)])
         needed = [other.name for other in fields(kind) if other.name not in defaults]
         raise DataError(
-            f"{path} has no column {field.name!r}; it has {listed(table.column_names)}. "
+            f"{given.path} has no column {name!r}; it has {listed(given.names)}. "
             f"A table of {kind.__name__.lower()}s needs: {', '.join(needed)}."
         )
+    values = given.columns[name]
+    if name == "prompt_id":
+        values = _ids(values, f"{given.path}, column {name!r}")
     try:
-        column = _ids(table.column(field.name)) if field.name == "prompt_id" else table.column(field.name)
-        column = column.cast(expected)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}, column {field.name!r}: {error}. It must be of type {expected}.") from error
+        column = _typed(values, expected)
+    except UNREADABLE as error:
+        row, reason = _first_misfit(values, expected, error)
+        detail = f"the column {name!r} must be of type {expected}, and cannot be read: {reason}"
+        raise given.error(row, detail) from error
     if column.null_count and type(None) not in get_args(field.type):
-        number = numbers[column.is_null().index(True).as_py()]
-        raise Row(str(path), number, {}).error(f"the column {field.name!r} must not be empty")
+        raise given.error(column.is_null().index(True).as_py(), f"the column {name!r} must not be empty")
     return column
+
+
+def _typed(values: Values, expected: pa.DataType) -> pa.ChunkedArray:
+    """Return values in a type, and see that they are what the type says, such as text in UTF-8."""
+    if isinstance(values, list):  # first in a type of their own, from which 3.0 becomes 3, but not 3.5
+        values = pa.table([pa.array(values)], [""]).column(0)
+    column = values.cast(expected)
+    column.validate(full=True)
+    return column
+
+
+def _first_misfit(values: Values, expected: pa.DataType, error: BaseException) -> tuple[int, str]:
+    """Return the first row whose value has not the expected type, and why; ``error`` is that of the whole column."""
+    for row in range(len(values)):
+        try:
+            _typed(values[row : row + 1] if isinstance(values, list) else values.slice(row, 1), expected)
+        except UNREADABLE as reason:
+            return row, _first_line(reason)
+    kinds = [type(value) for value in values] if isinstance(values, list) else []
+    first = next((kind for kind in kinds if kind is not type(None)), type(None))
+    row = next((row for row, kind in enumerate(kinds) if kind not in (first, type(None))), 0)
+    return row, _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _require_possible(given: _Given, columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """Raise RowError for numbers that cannot be what their column says."""
+    for name, column in columns.items():
+        for names, is_impossible, what in IMPOSSIBLE:
+            row = _first_row(column, is_impossible) if name in names else None
+            if row is not None:
+                raise given.error(row, f"{shown(column[row].as_py())} in the column {name!r} is not {what}")
+
+
+def _require_languages(given: _Given, columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """Raise RowError for a language that nobody knows, with similar ones."""
+    for name in [name for name in columns if name in LANGUAGE_COLUMNS]:
+        for tag in columns[name].unique().to_pylist():
+            try:
+                language_name(tag)
+            except DataError as error:
+                row = columns[name].index(tag).as_py()
+                raise given.error(row, f"the column {name!r} has the {error}") from None
+
+
+def _first_row(column: pa.ChunkedArray, is_impossible: Callable[[pa.Array], pa.Array]) -> int | None:
+    """Return the first row with an impossible value; in a list, any of its values counts."""
+    start = 0
+    for chunk in column.chunks:
+        is_list = pa.types.is_list(chunk.type)
+        place = is_impossible(chunk.flatten() if is_list else chunk).index(True).as_py()
+        if place >= 0:
+            ends = np.cumsum(pc.fill_null(pc.list_value_length(chunk), 0).to_numpy()) if is_list else None
+            return start + (place if ends is None else int(np.searchsorted(ends, place, side="right")))
+        start += len(chunk)
+    return None
+
+
+def _require_messages(given: _Given, pairs: Sequence[Pair]) -> None:
+    """Raise RowError for a pair whose prompt or answers are no messages; an answer may be empty."""
+    for row, pair in enumerate(pairs):
+        for column in ("prompt", "chosen", "rejected"):
+            messages = getattr(pair, column)
+            if not messages:
+                raise given.error(row, f"the column {column!r} has no message")
+            for number, message in enumerate(messages, start=1):
+                if message is None or message["role"] not in ROLES or message["content"] is None:
+                    detail = f"message {number} of the column {column!r} is not a role ({', '.join(ROLES)}) and a text"
+                    raise given.error(row, detail)
+            if (messages[-1]["role"] == "assistant") == (column == "prompt"):
+                detail = f"the last message of the column {column!r} is of {messages[-1]['role']!r}"
+                raise given.error(row, detail)
 
 
 def _with_ids_or_none(row: Any) -> Any:
@@ -140,24 +284,28 @@ def _with_ids_or_none(row: Any) -> Any:
     return replace(row, **without) if without else row
 
 
-def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _ids(values: Values, what: str) -> Values:
     """Return ids as they are read of prompts, which they are joined with."""
-    if pa.types.is_string(column.type):
-        return column
-    return pa.chunked_array([pa.array([read_id(value) for value in column_values(column, "prompt_id")], pa.string())])
+    if not isinstance(values, list):
+        if pa.types.is_string(values.type):
+            return values
+        values = column_values(values, what)
+    return [read_id(value) for value in values]
 
 
-def _tags(column: pa.Array) -> pa.Array:
+def _tags(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the languages in the spelling of tags, of which a recipe's languages are."""
     values = column.to_pylist()
     tags = {value: as_tag(value) for value in set(values)}
-    return column if all(value == tag for value, tag in tags.items()) else pa.array([tags[value] for value in values])
+    if all(value == tag for value, tag in tags.items()):
+        return column
+    return pa.chunked_array([pa.array([tags[value] for value in values])])
 
 
-def _numbered(columns: dict[str, Any]) -> pa.Array:
+def _numbered(columns: dict[str, Any]) -> pa.ChunkedArray:
     counters: defaultdict[tuple[str, str], count[int]] = defaultdict(count)
     keys = zip(columns["prompt_id"].to_pylist(), columns["language"].to_pylist(), strict=True)
-    return pa.array([next(counters[key]) for key in keys], type=pa.int32())
+    return pa.chunked_array([pa.array([next(counters[key]) for key in keys], type=pa.int32())])
 
 
 def _check_keys(rows: Sequence[Any], path: Path, numbers: Sequence[int]) -> None:
@@ -166,9 +314,9 @@ def _check_keys(rows: Sequence[Any], path: Path, numbers: Sequence[int]) -> None
         key = tuple(getattr(row, name) for name in KEYS if hasattr(row, name))
         if isinstance(row, Pair):
             key += (row.chosen[-1]["content"], row.rejected[-1]["content"])
-        if key in seen:
-            raise Row(str(path), number, {}).error(f"duplicate key {key}")
-        if isinstance(row, Response) and row.finish_reason not in get_args(FinishReason):
-            detail = f"finish_reason must be stop or length, not {row.finish_reason!r}"
+        if isinstance(row, Response | Translation) and row.finish_reason not in get_args(FinishReason):
+            detail = f"finish_reason must be stop or length, not {shown(row.finish_reason)}"
             raise Row(str(path), number, {}).error(detail)
+        if key in seen:
+            raise Row(str(path), number, {}).error(f"duplicate key {shown(key)}")
         seen.add(key)

@@ -1,6 +1,5 @@
 """Sampling through vLLM in this process: all prompts of a shard at once, each with its n responses in one request."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -22,7 +21,7 @@ from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import models
 from crosspref.errors import ModelError, RecipeError
 from crosspref.escape import one_line
-from crosspref.models.files import require_no_other_weights
+from crosspref.models.files import ADAPTER_CONFIG, read_json, require_no_other_weights
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 from crosspref.run.kept import Kept
@@ -82,7 +81,7 @@ class VllmSampler:
             options |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
         self.adapter = None
         if (adapter := getattr(policy, "adapter", None)) is not None:
-            rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+            rank = read_json(adapter / ADAPTER_CONFIG)["r"]
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(rank, policy.name)}
             self.adapter = LoRARequest("policy", 1, str(adapter))
         self.llm: Any = _load(policy.name, options)

@@ -12,6 +12,7 @@ from typing import Any
 
 from crosspref.data.rows import parse_json
 from crosspref.errors import ModelError
+from crosspref.paths import read_text
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -214,11 +215,15 @@ def listed(names: Collection[str]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a file holds, or an empty one if there is no file, or no object in it."""
-    if not path.is_file():
-        return {}
+    """Return the object that a file holds, or an empty one if there is no file, or no object in it.
+
+    Raises:
+        ModelError: it cannot be read, is no JSON, or is larger or nested deeper than any model's is.
+    """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            return {}
+        content = parse_json(read_text(path))
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from crosspref.errors import RecipeError
+from crosspref.errors import RecipeError, shown
 from crosspref.escape import one_line
+from crosspref.paths import read_text
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import Settings
 
@@ -55,24 +56,61 @@ FOLDER = Path(__file__).parents[1] / "data" / "recipes"
 _SettingsType = TypeVar("_SettingsType", bound=Settings)
 
 
+_MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
+_MOST_LEVELS = 64
+_MOST_EXTENDED = 20
+"""How much a recipe may hold: bytes of a file, values, values inside one another, and files that extend each other."""
+
+_TOO_DEEP = f"nested more than {_MOST_LEVELS} levels deep"
+_MOST_FAULTS = 20
+_SHOWN_KEY = 200
+"""How many faults a message lists, and how many characters it shows of a key."""
 
 
 class _Loader(yaml.SafeLoader):
     """Reads YAML 1.2 scalars: ``no`` is Norwegian, not False; ``5e-7`` is a number; ``010`` is ten, not eight.
 
-    Duplicate keys are an error.
+    Recipes may come from anybody: duplicate keys, keys that are no texts, and tags are errors, and so is what holds too
+    much or is nested too deeply.
     """
 
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.values = self.levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self.values += 1
+        self.levels += 1
+        if getattr(event, "tag", None) is not None:
+            raise _yaml_error(f"the tag {shown(event.tag)}: a recipe has no tags", event)
+        if self.values > _MOST_VALUES:
+            raise _yaml_error(f"more than {_MOST_VALUES:,} values", event)
+        if self.levels > _MOST_LEVELS:
+            raise _yaml_error(_TOO_DEEP, event)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=node.start_mark)
+        keys = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _yaml_error(f"the key {shown(key)} is no text; write it in quotes", key_node)
+            if key in keys:
+                raise _yaml_error(f"duplicate key {shown(key)}", key_node)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node))
+
+
+def _yaml_error(problem: str, place: Any) -> yaml.MarkedYAMLError:
+    """Return the error of an event or a node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -103,28 +141,39 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML 1.2 text. ``where`` names it in error messages.
 
     Raises:
-        RecipeError: the text is not valid YAML, has a duplicate key, or holds too much.
+        RecipeError: the text is not valid YAML, has a duplicate key or a tag, or holds too much.
     """
     try:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
-    except RecursionError:
-        raise RecipeError(f"{where} is nested too deeply.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a wrong explicit tag, such as !!int on text
+        values, levels = _size(content, {})
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
-    if _count(content, {}) > _MOST_VALUES:
+    except RecursionError:
+        raise RecipeError(f"{where} is not valid YAML: {_TOO_DEEP}.") from None
+    if levels > _MOST_LEVELS:
+        raise RecipeError(f"{where} is {_TOO_DEEP}, counted where an alias repeats values.")
+    if values > _MOST_VALUES:
         raise RecipeError(f"{where} has more than {_MOST_VALUES:,} values, counted where an alias repeats them.")
     return content
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
-    """Return how many values there are in a value, each alias of it counted; ``known`` has the counts by identity."""
+def _size(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return how many values there are in a value, and how many stand inside one another, each alias of it counted.
+
+    A long text counts as several. ``known`` has the results by identity.
+
+    Raises:
+        ValueError: the value contains itself.
+    """
     if not isinstance(value, dict | list):
-        return 1
+        return 1 + (len(value) // 100 if isinstance(value, str) else 0), 0
     if id(value) not in known:
-        known[id(value)] = 0  # for a value that contains itself, which is refused later
-        known[id(value)] = 1 + sum(
-            _count(inner, known) for inner in (value.values() if isinstance(value, dict) else value)
-        )
+        known[id(value)] = 0, 0  # while it is looked at
+        inner = [_size(each, known) for each in (value.values() if isinstance(value, dict) else value)]
+        count, levels = 1 + sum(size for size, _ in inner), 1 + max((levels for _, levels in inner), default=0)
+        known[id(value)] = count, levels
+    if known[id(value)] == (0, 0):
+        raise ValueError("a value contains itself through an alias")
     return known[id(value)]
 
 
@@ -144,9 +193,9 @@ def _locate(name: str | Path, folder: Path | None = None) -> Path:
         return Path(name) if folder is None else folder / name
     wanted, known = str(name).removeprefix(PREFIX).removesuffix(".yaml"), known_recipes()
     if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, n=1)
+        near = difflib.get_close_matches(wanted[:_SHOWN_KEY], known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise RecipeError(f"No recipe {wanted!r} comes with crosspref. {hint}Known: {', '.join(known)}")
+        raise RecipeError(f"No recipe {shown(wanted)} comes with crosspref. {hint}Known: {', '.join(known)}")
     return FOLDER / f"{wanted}.yaml"
 
 
@@ -160,20 +209,34 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: a file cannot be read, or a setting is unknown, of the wrong type, or contradicts another.
     """
+    overrides = overrides or []
+    above = _layers_of(overrides)  # before a file is read
+    layers = [*_file_layers(_locate(path)), *above]
+    return check_settings(Recipe, _merge_with(layers, overrides), str(path), layers)
+
+
+def _layers_of(overrides: Sequence[str]) -> _Layers:
+    """Return the layers of ``--set``: its preset, if it has one, and its settings."""
     changes: dict[str, Any] = {}
-    for change in overrides or []:
+    for change in overrides:
         override(changes, change)
     _refuse_extends(changes, "--set")
-    layers = [*_file_layers(_locate(path)), *_own_layers(changes, "--set")]
+    return _own_layers(changes, "--set")
+
+
+def _merge_with(layers: _Layers, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the layers merged. The last one is that of the overrides, which are applied in the given order."""
     content = _merge_all(layers[:-1])
-    for change in overrides or []:  # in the given order
+    for change in overrides:
         override(content, change)
     content.pop("preset", None)
-    return check_settings(Recipe, content, str(path), layers)
+    return content
 
 
 def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
     """Return the layers of a file and of the files that it extends. ``above`` are the files that extend this one."""
+    if len(above) > _MOST_EXTENDED:
+        raise RecipeError(f"More than {_MOST_EXTENDED} recipes extend each other, from {above[0]} to {above[-1]}.")
     content = _read_mapping(path, f"The recipe {path}" + (f", which {above[-1]} extends," if above else ""))
     if path.resolve() in [extending.resolve() for extending in above]:
         raise RecipeError(f"Recipes extend each other in a circle: {' extends '.join(map(str, (*above, path)))}.")
@@ -181,13 +244,13 @@ def _file_layers(path: Path, above: tuple[Path, ...] = ()) -> _Layers:
     if base is None:
         return layers
     if not isinstance(base, str):
-        raise _recipe_error(str(path), [("extends", f"must be the path of a recipe file, but it is {base!r}")])
+        raise _recipe_error(str(path), [("extends", f"must be the path of a recipe file, but it is {shown(base)}")])
     return [*_file_layers(_locate(base, path.parent), (*above, path)), *layers]
 
 
 def _read_mapping(path: Path, where: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where} cannot be read: {error}") from error
     content = parse_yaml(text, where)
@@ -218,14 +281,10 @@ def stage_settings(kind: type[_SettingsType], given: dict[str, Any], overrides: 
     Raises:
         RecipeError: settings are invalid; the error lists every fault.
     """
-    content = copy.deepcopy(given)
-    for change in overrides:
-        override(content, change)
-    _refuse_extends(content, "--set")
-    *presets, own = _own_layers(content, "--set")
+    *presets, own = _layers_of(overrides)
     read = [(name, {key: preset[key] for key in preset if key in kind.model_fields}) for name, preset in presets]
-    layers = [*read, own]
-    return check_settings(kind, _merge_all(layers), "--set", layers)
+    layers = [*read, ("the options and tables", given), own]
+    return check_settings(kind, _merge_with(layers, overrides), "The command line", layers)
 
 
 def _own_layers(content: dict[str, Any], name: str) -> _Layers:
@@ -235,9 +294,9 @@ def _own_layers(content: dict[str, Any], name: str) -> _Layers:
     if preset is None:
         return [own]
     if preset not in list(PRESETS):
-        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        near = difflib.get_close_matches(str(preset)[:_SHOWN_KEY], PRESETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise _recipe_error(name, [("preset", f"unknown preset {preset!r}; {hint}Known: {', '.join(PRESETS)}")])
+        raise _recipe_error(name, [("preset", f"unknown preset {shown(preset)}; {hint}Known: {', '.join(PRESETS)}")])
     return [(f"the preset {preset}", PRESETS[preset]), own]
 
 
@@ -246,8 +305,8 @@ def _merge_all(layers: _Layers) -> dict[str, Any]:
     for name, layer in layers:
         try:
             content = merged(content, layer)
-        except RecursionError as error:
-            raise _recipe_error(name, [("", "a section contains itself through a YAML alias")]) from error
+        except RecursionError as error:  # a dictionary of Python's
+            raise _recipe_error(name, [("", "a section is nested without end")]) from error
     return content
 
 
@@ -267,16 +326,18 @@ def override(content: dict[str, Any], change: str) -> None:
     """
     key, equals, value = change.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"--set must be section.key=value, for example sample.n=4, but it is {change!r}.")
-    target = content
+        raise RecipeError(f"--set must be section.key=value, for example sample.n=4, but it is {shown(change)}.")
+    target, said = content, f"--set {change[:_SHOWN_KEY]}"
     *sections, last = key.strip().split(".")
+    if len(sections) > _MOST_LEVELS:
+        raise RecipeError(f"{said}: the setting is {_TOO_DEEP}.")
     for depth, section in enumerate(sections, start=1):
         if target.get(section) is None:
             target[section] = {}
         if not isinstance(target[section], dict):
-            raise RecipeError(f"--set {change}: {'.'.join(sections[:depth])} is a value, not a section.")
+            raise RecipeError(f"{said}: {'.'.join(sections[:depth])} is a value, not a section.")
         target = target[section]
-    target[last] = parse_yaml(value, f"--set {change}")
+    target[last] = parse_yaml(value, said)
 
 
 def make_recipe(content: dict[str, Any], where: str = "The recipe") -> Recipe:
@@ -306,11 +367,13 @@ def check_settings(
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            origin = next((name for name, layer in reversed(layers) if _sets(layer, fault["loc"])), where)
-            source = f" (from {origin})" if origin != where else ""
-            faults.append((".".join(map(str, fault["loc"])), _explain(dict(fault), kind) + source))
+        faults: list[tuple[str, str]] = []
+        for fault in error.errors(include_url=False):
+            message = ""
+            if len(faults) < _MOST_FAULTS:
+                origin = next((name for name, layer in reversed(layers) if _sets(layer, fault["loc"])), where)
+                message = _explain(dict(fault), kind) + (f" (from {origin})" if origin != where else "")
+            faults.append((".".join(map(str, fault["loc"])), message))
         raise _recipe_error(where, faults) from error
 
 
@@ -328,7 +391,9 @@ def _sets(layer: Any, keys: tuple[int | str, ...]) -> bool:
 def _recipe_error(where: str, faults: list[tuple[str, str]]) -> RecipeError:
     """Return one error for all faults, each with the setting's key and a message."""
     count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
-    lines = [f"  - {one_line(key, 200) or 'the recipe'}: {message}" for key, message in faults]
+    lines = [f"  - {one_line(key, 200) or 'the recipe'}: {message}" for key, message in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"  ... and {len(faults) - _MOST_FAULTS} more")
     return RecipeError("\n".join([f"{where} has {count}:", *lines]), tuple(key for key, _ in faults))
 
 
@@ -354,19 +419,19 @@ def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
     if fault["type"] == "extra_forbidden":
         file_keys = _FILE_KEYS if root is Recipe and len(fault["loc"]) == 1 else ()
         known = [*_section_at(fault["loc"][:-1], root).model_fields, *file_keys]
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=2)
+        near = difflib.get_close_matches(str(fault["loc"][-1])[:_SHOWN_KEY], known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"unknown setting (value {fault['input']!r}); {hint}Allowed here: {', '.join(known)}"
+        return f"unknown setting (value {shown(fault['input'])}); {hint}Allowed here: {', '.join(known)}"
     if fault["type"] == "missing":
         field = _section_at(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]
         return f"is missing. {field.description}"
     if fault["type"] == "model_type":
         settings = ", ".join(_section_at(fault["loc"], root).model_fields)
-        return f"must be a section with any of {settings}, but it is {fault['input']!r}"
+        return f"must be a section with any of {settings}, but it is {shown(fault['input'])}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return message
-    return f"{message}, but it is {fault['input']!r} ({type(fault['input']).__name__})"
+    return f"{message}, but it is {shown(fault['input'])} ({type(fault['input']).__name__})"
 
 
 def describe_settings(kind: type[Settings] = Recipe) -> Iterator[str]:

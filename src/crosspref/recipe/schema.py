@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from crosspref.languages import ENGLISH, LANGUAGES, as_tag, is_language, language_name
+from crosspref.errors import shown
+from crosspref.languages import ENGLISH, LANGUAGES, LONGEST_TAG, as_tag, is_language, language_name
 from crosspref.recipe.sections import (
     REFERENCE_FREE,
     AlignEnglishSettings,
@@ -43,9 +44,9 @@ def _check_languages(languages: list[str]) -> list[str]:
             if other != language:
                 faults.append(f"{other!r} and {language!r} are both {name} in the instruction; list one")
         else:
-            near = difflib.get_close_matches(language, LANGUAGES, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(language[:LONGEST_TAG], LANGUAGES, n=3, cutoff=0.5)
             hint = f" (did you mean {', '.join(near)}?)" if near else ""
-            faults.append(f"unknown language {language!r}{hint}")
+            faults.append(f"unknown language {shown(language)}{hint}")
         if languages.count(language) > 1:
             faults.append(f"{language!r} is listed more than once")
     if not all(map(is_language, languages)):
@@ -55,7 +56,7 @@ def _check_languages(languages: list[str]) -> list[str]:
     return languages
 
 
-Languages = Annotated[list[str], Field(min_length=1), AfterValidator(_check_languages)]
+Languages = Annotated[list[str], Field(min_length=1, max_length=1000), AfterValidator(_check_languages)]
 
 
 def require_scoring_protocol(server: ServerSettings, info: ValidationInfo) -> ServerSettings:
@@ -74,7 +75,7 @@ class Recipe(Settings):
     models: ModelSettings = Field(description="The models.")
     languages: Languages = Field(description="Tags of the languages to align, for example [en, es, fr].")
     prompts: PromptSettings = Field(description="The training prompts.")
-    iterations: Annotated[int, Field(ge=0)] = Field(
+    iterations: Annotated[int, Field(ge=0, le=1000)] = Field(
         2, description="Iterations of sample, score, select and train (T). With 0, only make and evaluate pi_0."
     )
     seed: Seed = Field(42, description="Seed of all random numbers.")

@@ -4,6 +4,7 @@ The sections are frozen models that validate values and never change them. ``sch
 together.
 """
 
+import json
 from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,11 +20,24 @@ from pydantic import (
     field_validator,
 )
 
+from crosspref.errors import shown
 from crosspref.languages import ENGLISH, Prefix, as_tag, is_language
 
-Positive = Annotated[int, Field(ge=1)]
-AtLeastZero = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+"""A limit on rows, steps or requests."""
+Several = Annotated[int, Field(ge=1, le=100_000)]
+"""What is made or held so many times."""
+AtOnce = Annotated[int, Field(ge=1, le=4096)]
+"""Threads, devices, processes or requests at the same time."""
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+"""No model has a longer context."""
+AtLeastZero = Annotated[float, Field(ge=0, le=1e9)]
+AboveZero = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""A factor. Beyond this range, numbers vanish or overflow in single precision."""
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+LEAST_TEMPERATURE = 1e-4
+"""Logits are divided by the temperature, and must stay finite."""
+Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE, le=1e4)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """The range that numpy accepts."""
@@ -32,15 +46,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 def _check_sources(value: Any) -> Any:
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(source, str) for source in listed):
-        raise ValueError(f"must be a place or a list of places, but it is {value!r}")
+        raise ValueError(f"must be a place or a list of places, but it is {shown(value)}")
     if len(set(listed)) < len(listed):
-        raise ValueError(f"names a place twice: {', '.join(listed)}")
+        raise ValueError(f"names a place twice: {shown(listed)}")
     return value
 
 
 Sources = Annotated[str | list[str], BeforeValidator(_check_sources)]
 """Where prompts are: a file, a folder with one file per language, ``package:NAME/path``, a hub dataset id, or a list of
 these."""
+
+MOST_CHARACTERS = 10_000
+"""How long a text of a setting may be."""
 
 RewardName = Literal["crosslingual", "multilingual", "translated", "reward_model"]
 """``crosslingual``: R_c, given the parallel English instruction (Eq. 9). ``multilingual``: R_m, given the prompt in its
@@ -64,6 +81,16 @@ RESERVED = frozenset(
 """Names that mean something to transformers, or that are in every chat template."""
 
 
+def _checked_json(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if len(json.dumps(values, allow_nan=False, ensure_ascii=False).encode()) > MOST_CHARACTERS:
+        raise ValueError(f"holds more than {MOST_CHARACTERS:,} characters")
+    return values
+
+
+Json = Annotated[dict[str, JsonValue], AfterValidator(_checked_json)]
+"""Values of any kind that JSON has; infinity and NaN are none."""
+
+
 def _checked_day(day: str) -> str:
     date.fromisoformat(day)
     return day
@@ -85,7 +112,14 @@ class Settings(BaseModel):
     ``validate_default`` is on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        str_max_length=MOST_CHARACTERS,
+    )
 
 
 def _check_reference(reference: Any, default: Any, method: Method | None) -> Any:
@@ -102,7 +136,7 @@ class AskingSettings(Settings):
     date: Day = Field(
         "2025-01-01", description="The date that chat templates tell a model where they ask for today's, on every day."
     )
-    chat_template_kwargs: dict[str, JsonValue] = Field(
+    chat_template_kwargs: Json = Field(
         {}, description="Values for the switches of chat templates: {enable_thinking: false}."
     )
 
@@ -158,12 +192,12 @@ class SampleSettings(Settings):
     engine: Literal["transformers", "vllm", "server"] = Field(
         "transformers", description="The library that samples. vllm and server have their own sections."
     )
-    n: Annotated[int, Field(ge=2)] = Field(10, description="Responses per prompt and language (N).")
-    temperature: AboveZero = Field(0.9, description="Sampling temperature.")
+    n: Annotated[int, Field(ge=2, le=100_000)] = Field(10, description="Responses per prompt and language (N).")
+    temperature: Temperature = Field(0.9, description="Sampling temperature.")
     top_p: Share = Field(1.0, description="Nucleus sampling: the fewest tokens with this total probability.")
-    max_prompt_tokens: Positive = Field(4096, description="Prompts with more tokens are dropped.")
-    max_new_tokens: Positive = Field(1024, description="Responses are cut at this many tokens.")
-    batch_size: Positive = Field(32, description="Maximum number of responses sampled in parallel.")
+    max_prompt_tokens: Tokens = Field(4096, description="Prompts with more tokens are dropped.")
+    max_new_tokens: Tokens = Field(1024, description="Responses are cut at this many tokens.")
+    batch_size: Several = Field(32, description="Maximum number of responses sampled in parallel.")
     batch_tokens: Positive = Field(32768, description="Maximum tokens (prompt and response) in a batch.")
 
 
@@ -177,7 +211,7 @@ class TranslateSettings(Settings):
     codes: dict[str, str] = Field(
         {}, description="The translation model's language codes where they differ from the tags: {es: spa_Latn}."
     )
-    max_new_tokens: Positive = Field(1024, description="Translations are cut at this many tokens.")
+    max_new_tokens: Tokens = Field(1024, description="Translations are cut at this many tokens.")
     truncated: Literal["drop", "keep"] = Field("drop", description="drop: a translation that was cut counts as failed.")
 
 
@@ -255,10 +289,10 @@ class RewardSettings(Settings):
         if prefix is None or isinstance(prefix, str):
             return prefix
         if not isinstance(prefix, dict) or not all(isinstance(text, str) for text in prefix.values()):
-            raise ValueError(f"must be a text, or one per language, but it is {prefix!r}")
+            raise ValueError(f"must be a text, or one per language, but it is {shown(prefix)}")
         for language in prefix:
             if not is_language(as_tag(str(language))):
-                raise ValueError(f"gives a text for {language!r}, which is no known language")
+                raise ValueError(f"gives a text for {shown(language)}, which is no known language")
             if as_tag(str(language)) == ENGLISH:
                 raise ValueError("gives a text for en, but English instructions have no prefix")
         return {as_tag(language): text for language, text in prefix.items()}
@@ -282,7 +316,7 @@ class LengthPenaltySettings(Settings):
         description="optimal: solved exactly per language (Eq. 15). grid: the best of 0, 0.001 ... 0.999, as in the "
         "paper's released scripts. fixed: `alpha`. none: no penalty.",
     )
-    alpha: float | None = Field(None, description="Penalty per unit of length, for mode fixed.")
+    alpha: Number | None = Field(None, description="Penalty per unit of length, for mode fixed.")
     unit: Literal["characters", "tokens"] = Field("characters", description="The unit of length.")
 
     @field_validator("alpha")
@@ -310,7 +344,7 @@ class SelectSettings(Settings):
         "nats (dpo: 0.5 beta, kto: 0.5), about the noise of bfloat16, and 0 for other algorithms. `crosspref audit` "
         "measures the noise of a run.",
     )
-    upper_bound: float | None = Field(
+    upper_bound: Number | None = Field(
         None,
         description="Only responses with a penalised reward below this can be chosen; any can be rejected. Default: no "
         "bound. It is the paper's released scripts' `upper_bound` (with preset znlp, in nats).",
@@ -328,7 +362,7 @@ class LanguageImbalanceSettings(Settings):
 class LoraSettings(Settings):
     """Low-rank adapters (peft)."""
 
-    rank: Positive = Field(16, description="Rank of the adapters.")
+    rank: Several = Field(16, description="Rank of the adapters.")
     alpha: AboveZero = Field(32.0, description="Scale: the adapter is multiplied by alpha / rank.")
     target_modules: str | Annotated[list[str], Field(min_length=1)] = Field(
         "all-linear",
@@ -360,17 +394,17 @@ class TrainSettings(Settings):
     gamma: AtLeastZero = Field(0.5, description="SimPO's target margin between the two rewards.")
     desirable_weight: AboveZero = Field(1.0, description="lambda_w of KTO (Eq. 16).")
     undesirable_weight: AboveZero = Field(1.0, description="lambda_l of KTO (Eq. 16).")
-    learning_rate: AboveZero = Field(5e-7, description="Peak learning rate of AdamW.")
-    batch_size: Positive = Field(
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(5e-7, description="Peak learning rate of AdamW.")
+    batch_size: Several = Field(
         16, description="Pairs per optimizer step, over all processes. For kto: examples; each pair gives two."
     )
-    micro_batch_size: Positive = Field(4, description="Pairs (or examples) per forward pass. Does not change the loss.")
-    epochs: Positive = Field(1, description="Passes over the pairs.")
+    micro_batch_size: Several = Field(4, description="Pairs (or examples) per forward pass. Does not change the loss.")
+    epochs: Several = Field(1, description="Passes over the pairs.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="Share of the steps used for warm-up.")
     scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate schedule.")
-    weight_decay: AtLeastZero = Field(0.0, description="AdamW weight decay.")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="AdamW weight decay.")
     max_grad_norm: AboveZero = Field(1.0, description="Gradients are clipped to this norm.")
-    max_length: Positive = Field(4096, description="Pairs with a longer prompt plus response (tokens) are dropped.")
+    max_length: Tokens = Field(4096, description="Pairs with a longer prompt plus response (tokens) are dropped.")
     gradient_checkpointing: bool = Field(False, description="Save memory at the cost of speed.")
     lora: LoraSettings | None = Field(None, description="Train low-rank adapters instead of all weights.")
     checkpoint_every: Positive = Field(50, description="Optimizer steps between checkpoints.")
@@ -414,8 +448,8 @@ class EvaluateSettings(Settings):
         None, description="Held-out parallel prompts, from one place or a list. Without them, nothing is evaluated."
     )
     limit: Positive | None = Field(None, description="Use only this many held-out prompts, from the start.")
-    n: Positive = Field(4, description="Responses per held-out prompt and language.")
-    resamples: Positive = Field(2000, description="Bootstrap resamples per confidence interval.")
+    n: Several = Field(4, description="Responses per held-out prompt and language.")
+    resamples: Several = Field(2000, description="Bootstrap resamples per confidence interval.")
 
 
 class ResourceSettings(Settings):
@@ -425,7 +459,7 @@ class ResourceSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format for sampling, scoring and training. auto: bfloat16 where it is fast."
     )
-    threads: Positive | None = Field(None, description="CPU threads for torch. Default: all cores.")
+    threads: AtOnce | None = Field(None, description="CPU threads for torch. Default: all cores.")
     shard_prompts: Positive = Field(64, description="Prompts per shard, the unit of work and of distribution.")
     process_per_phase: bool = Field(True, description="Run each phase in its own process, which frees its memory.")
     executor: Literal["local", "ray"] = Field(
@@ -453,11 +487,11 @@ class VllmSettings(Settings):
     One vLLM holds one copy of the model. For several copies use Ray workers (`resources.executor: ray`).
     """
 
-    tensor_parallel: Positive = Field(1, description="GPUs that share one copy of the model.")
+    tensor_parallel: AtOnce = Field(1, description="GPUs that share one copy of the model.")
     memory: Share = Field(
         0.9, description="Share of a GPU's memory that vLLM may use. On a CPU its cache takes 4 GiB instead."
     )
-    max_sequences: Positive = Field(256, description="Maximum number of responses sampled in parallel.")
+    max_sequences: Several = Field(256, description="Maximum number of responses sampled in parallel.")
 
 
 def _checked_address(url: str) -> str:
@@ -478,10 +512,10 @@ class ConnectionSettings(Settings):
 
     url: Address = Field("http://localhost:8000/v1", description="The server's address, including the API version.")
     key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
-    concurrency: Positive = Field(32, description="Maximum number of simultaneous requests.")
+    concurrency: AtOnce = Field(32, description="Maximum number of simultaneous requests.")
     requests_per_minute: Positive | None = Field(None, description="Maximum number of requests per minute.")
-    timeout: AboveZero = Field(600.0, description="Seconds to wait for an answer.")
-    retries: Annotated[int, Field(ge=0)] = Field(
+    timeout: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(600.0, description="Seconds to wait for an answer.")
+    retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         6,
         description="Retries, with increasing delays, after 429, 5xx, a lost connection or an incomplete answer.",
     )
@@ -510,6 +544,10 @@ class RaySettings(Settings):
         description="The cluster: HOST:PORT, or auto for the cluster that this machine belongs to. Default: "
         "RAY_ADDRESS if set, else a new cluster on this machine.",
     )
-    workers: Positive = Field(2, description="Workers for sampling and scoring; each holds the model.")
-    cpus_per_worker: AboveZero = Field(1.0, description="CPUs that Ray reserves for each worker.")
-    gpus_per_worker: AtLeastZero = Field(0.0, description="GPUs that Ray reserves for each worker.")
+    workers: AtOnce = Field(2, description="Workers for sampling and scoring; each holds the model.")
+    cpus_per_worker: Annotated[float, Field(gt=0, le=4096)] = Field(
+        1.0, description="CPUs that Ray reserves for each worker."
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0, le=4096)] = Field(
+        0.0, description="GPUs that Ray reserves for each worker."
+    )

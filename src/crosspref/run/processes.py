@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crosspref.errors import MissingLibraryError, RecipeError, RunError
-from crosspref.paths import SAFE_PATH
+from crosspref.paths import SAFE_PATH, existing, working_directory
 from crosspref.recipe.files import FOLDER
 from crosspref.recipe.sections import ResourceSettings
 
@@ -94,10 +94,11 @@ def launch_command(resources: ResourceSettings) -> list[str]:
         raise RecipeError(f"resources.launch cannot be read as a command ({error}): {resources.launch!r}") from error
     for option, value in itertools.pairwise([*options, ""]):
         name, _, joined = option.partition("=")
-        if name in CONFIG_OPTIONS and not Path(joined or value).is_file():
+        if name in CONFIG_OPTIONS and existing(joined or value) is None:
             raise RecipeError(
-                f"resources.launch names {joined or value!r}, but there is no such file here ({Path.cwd()}). An "
-                f"absolute path works from every directory. Files to start from are in {FOLDER / 'distributed'}."
+                f"resources.launch names {joined or value!r}, but there is no such file here "
+                f"({working_directory()}). An absolute path works from every directory. Files to start from are in "
+                f"{FOLDER / 'distributed'}."
             )
     # The launcher of this environment comes first: another one would start other versions of the libraries.
     beside = Path(sys.executable).parent / program

@@ -10,6 +10,7 @@ from crosspref.data.rows import READERS, Row, split_name
 from crosspref.data.sources import first_of, match_languages, read_language, read_languages
 from crosspref.errors import DataError
 from crosspref.languages import as_tag, is_language
+from crosspref.paths import existing
 from crosspref.run.progress import Reporter
 
 WHAT = "--answers"
@@ -79,8 +80,9 @@ def read_given(source: Path, wanted: Sequence[str] | None, name: str | None) -> 
             where others in its file do.
     """
     by_place: dict[tuple[str, str], list[Row]] = {}
+    files = _files(source)
     name = name or (source.name if source.is_dir() else split_name(source)[0])
-    for file in _files(source):
+    for file in files:
         model, tag = _named_by(file.relative_to(source)) if source.is_dir() else ("", "")
         if tag:
             tags = match_languages(f"{WHAT} {file}", [tag], [tag] if wanted is None else wanted)
@@ -107,10 +109,10 @@ def read_given(source: Path, wanted: Sequence[str] | None, name: str | None) -> 
 
 
 def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
+    if existing(source) is None:
         raise DataError(f"{WHAT}: there is no file or directory {source}.")
+    if not source.is_dir():
+        return [source]
     files = [file for file in sorted(source.rglob("*")) if file.is_file() and split_name(file)[1] in READERS]
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(source).parts)]
     inside = [file for file in files if not {*CONTAINERS}.isdisjoint(_parts(file.relative_to(source)))]

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -15,7 +16,7 @@ from crosspref.errors import DataError, RunError
 from crosspref.escape import one_line, printable
 from crosspref.languages import is_language
 from crosspref.maths.estimate import UNKNOWN, Estimate
-from crosspref.paths import expanded
+from crosspref.paths import existing, read_text
 from crosspref.reports.comparison import run_names
 from crosspref.reports.table import Report, csv_text
 from crosspref.run.layout import RunDirectory
@@ -153,12 +154,14 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
     Raises:
         RunError: a place is not there or given twice, or none has results that can be read.
     """
-    paths = [expanded(place).resolve() for place in places]
-    for number, path in enumerate(paths):
-        if not path.is_dir():
-            raise RunError(f"{places[number]} is no directory. Name runs, or folders that crosspref evaluate wrote.")
-        if path in paths[:number]:
-            raise RunError(f"{places[number]} is given twice. Name each place once.")
+    paths: list[Path] = []
+    for given in places:
+        folder = existing(given)
+        if folder is None or not folder.is_dir():
+            raise RunError(f"{given} is no directory. Name runs, or folders that crosspref evaluate wrote.")
+        if folder.resolve() in paths:
+            raise RunError(f"{given} is given twice. Name each place once.")
+        paths.append(folder.resolve())
     table, lines, empty = TABLES[suite], list[Line](), []
     for place, path, name in zip(places, paths, run_names(paths), strict=True):
         run = RunDirectory(path)
@@ -200,7 +203,7 @@ def _meaning(table: SuiteTable, lines: Sequence[Line]) -> list[str]:
 
 def _read(table: SuiteTable, file: Path, source: str, *, of_run: bool) -> list[Line]:
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
         by_model: dict[str, list[dict[str, Any]]] = {}
         for row in content["rows"]:
             if row["language"] != MEAN and not is_language(row["language"]):
@@ -217,7 +220,7 @@ def _read(table: SuiteTable, file: Path, source: str, *, of_run: bool) -> list[L
             )
             for model, rows in by_model.items()
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{file} cannot be read as results: {error!r}\nTo write it anew, give the command again that made it; no "
             "verdict is asked for twice."
@@ -227,7 +230,9 @@ def _read(table: SuiteTable, file: Path, source: str, *, of_run: bool) -> list[L
 def _number(row: Mapping[str, Any], column: str) -> Estimate:
     given = (row.get(f"{column}{end}") for end in ("", "_low", "_high"))
     value, low, high = (math.nan if one is None else float(one) for one in given)
-    return Estimate(value, low, high, row.get("n", 0))
+    if value < 0 or any(math.isinf(number) for number in (value, low, high)):
+        raise ValueError(f"{column} is {value} [{low}, {high}]")
+    return Estimate(value, low, high, operator.index(row.get("n", 0)))
 
 
 def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -2,22 +2,33 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
 from crosspref.recipe.sections import (
+    LEAST_TEMPERATURE,
+    AboveZero,
     AskingSettings,
     AtLeastZero,
     ConnectionSettings,
+    Json,
     Positive,
     RaySettings,
     ResourceSettings,
     Seed,
     ServerSettings,
     Settings,
+    Several,
     Share,
+    Tokens,
     VllmSettings,
 )
 from crosspref.suites.nlp.tasks import TaskName
+
+
+def _is_greedy_or_warm(temperature: float) -> float:
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"must be 0, for greedy answers, or at least {LEAST_TEMPERATURE}, but it is {temperature}")
+    return temperature
 
 
 class JudgeSettings(ConnectionSettings):
@@ -30,16 +41,16 @@ class JudgeSettings(ConnectionSettings):
         "text. auto: logprobs, if the first answer has them.",
     )
     temperature: AtLeastZero | None = Field(None, description="Temperature. Default: the suite's.")
-    max_tokens: Positive | None = Field(None, description="Maximum tokens of a verdict. Default: the suite's.")
+    max_tokens: Tokens | None = Field(None, description="Maximum tokens of a verdict. Default: the suite's.")
     top_logprobs: Annotated[int, Field(ge=2, le=20)] = Field(5, description="Number of tokens with log-probabilities.")
-    request: dict[str, JsonValue] = Field(
+    request: Json = Field(
         {},
         description="Fields to add to each request, or to replace; null removes a field: {max_tokens: null, "
         "max_completion_tokens: 4000, reasoning_effort: low}. They are stored with the verdicts.",
     )
     price_in: AtLeastZero | None = Field(None, description="Price per million input tokens.")
     price_out: AtLeastZero | None = Field(None, description="Price per million output tokens.")
-    budget: Annotated[float, Field(gt=0)] | None = Field(
+    budget: AboveZero | None = Field(
         None,
         description="Maximum cost of all verdicts of this judge in the file of verdicts, including earlier ones, in "
         "the currency of the prices. Judging stops before exceeding it.",
@@ -71,11 +82,13 @@ class AnswerSettings(AskingSettings):
     engine: Literal["transformers", "vllm", "server"] = Field(
         "transformers", description="The library that samples. vllm and server have their own sections."
     )
-    temperature: AtLeastZero = Field(0.6, description="Sampling temperature. 0 is greedy.")
+    temperature: Annotated[float, Field(ge=0, le=1e4), AfterValidator(_is_greedy_or_warm)] = Field(
+        0.6, description="Sampling temperature. 0 is greedy."
+    )
     top_p: Share = Field(0.9, description="Nucleus sampling: the fewest tokens with this total probability.")
-    max_prompt_tokens: Positive = Field(4096, description="Prompts with more tokens get no answer, and are counted.")
-    max_new_tokens: Positive = Field(2048, description="Answers are cut at this many tokens.")
-    batch_size: Positive = Field(32, description="Maximum number of answers sampled in parallel.")
+    max_prompt_tokens: Tokens = Field(4096, description="Prompts with more tokens get no answer, and are counted.")
+    max_new_tokens: Tokens = Field(2048, description="Answers are cut at this many tokens.")
+    batch_size: Several = Field(32, description="Maximum number of answers sampled in parallel.")
     batch_tokens: Positive = Field(32768, description="Maximum tokens (prompt and answer) in a batch.")
 
 
@@ -132,7 +145,7 @@ class MtBenchSettings(Settings):
 class RewardAccuracySettings(Settings):
     """Reward accuracy: how often a judge prefers the answer that a reward chose (section 4.2, Table 1)."""
 
-    pairs: Positive = Field(100, description="Pairs to sample per reward, iteration and language.")
+    pairs: Several = Field(100, description="Pairs to sample per reward, iteration and language.")
     prompt: str | None = Field(
         None,
         description="Your own prompt: a text with {instruction}, {output_1}, {output_2} and optionally {language}. "
@@ -160,7 +173,7 @@ class NlpSettings(Settings):
     limit: Positive | None = Field(
         None, description="Use only this many items per task (in English MMLU: per subject), from the start."
     )
-    batch_size: Positive = Field(16, description="Choices per batch.")
+    batch_size: Several = Field(16, description="Choices per batch.")
 
 
 class EvaluationSettings(Settings):
@@ -170,7 +183,7 @@ class EvaluationSettings(Settings):
         None, description="Models of a run to evaluate: [pi_I, pi_0, pi_1 ...]. Default: all."
     )
     seed: Seed = Field(42, description="Seed of all random numbers.")
-    resamples: Positive = Field(2000, description="Bootstrap resamples per confidence interval.")
+    resamples: Several = Field(2000, description="Bootstrap resamples per confidence interval.")
     judge: JudgeSettings = Field(JudgeSettings(), description="The judge.")
     answers: AnswerSettings = Field(AnswerSettings(), description="How the evaluated models answer.")
     xalpaca: XAlpacaSettings = Field(XAlpacaSettings(), description="The suite xalpaca.")

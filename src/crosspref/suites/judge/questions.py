@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from crosspref.data.records import Message
 from crosspref.data.rows import parse_json
 from crosspref.errors import RecipeError
-from crosspref.paths import expanded
+from crosspref.paths import expanded, read_text
 
 DECORATION = " \t\r\n\"'`*.()[]"
 """What may stand around a label that is the whole answer."""
@@ -44,7 +44,7 @@ class Template:
         if path is None:
             return default
         try:
-            text = expanded(path).read_text(encoding="utf-8")
+            text = read_text(expanded(path))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
         messages = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)

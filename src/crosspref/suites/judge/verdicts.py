@@ -8,6 +8,7 @@ read anew each time; the verdict in a line says how the answer was read then.
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from crosspref.data.records import Message
 from crosspref.data.rows import parse_json
 from crosspref.errors import DataError
 from crosspref.escape import json_text
-from crosspref.paths import writing
+from crosspref.paths import require_file, writing
 from crosspref.run.store import digest_of
 from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
 
@@ -90,7 +91,10 @@ class VerdictLog:
         """
         log = cls(path, writable)
         try:
-            content = path.read_bytes() if path.exists() or not writable else b""
+            content = b""
+            if path.exists() or not writable:
+                require_file(path)
+                content = path.read_bytes()
         except OSError as error:
             raise DataError(f"The file of verdicts {path} cannot be read: {error}") from error
         for line in content.split(b"\n"):
@@ -135,6 +139,19 @@ def _parse(line: bytes) -> Verdict | None:
         content = parse_json(line)
         known = {name.name for name in fields(Verdict)}
         verdict = Verdict(**{name: value for name, value in content.items() if name in known})
-        if isinstance(verdict.key, str) and verdict.key == key_of(verdict.judge, verdict.decoding, verdict.messages):
+        if _is_sound(verdict) and verdict.key == key_of(verdict.judge, verdict.decoding, verdict.messages):
             return verdict
     return None
+
+
+def _is_sound(verdict: Verdict) -> bool:
+    """Tell whether a verdict's values are what they should be: others' files may hold anything."""
+    texts = (verdict.key, verdict.judge, verdict.date, verdict.messages)
+    optional = (verdict.text, verdict.failure, verdict.answered_as, verdict.finish_reason)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(text is None or isinstance(text, str) for text in optional)
+        and all(isinstance(count, int) and count >= 0 for count in verdict.usage.values())
+        and (verdict.logprobs is None or isinstance(verdict.logprobs, dict))
+        and (verdict.verdict is None or math.isfinite(verdict.verdict))
+    )

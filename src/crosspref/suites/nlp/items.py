@@ -16,7 +16,7 @@ from crosspref.data.rows import is_blank, read_id
 from crosspref.data.sources import all_language_files, language_files, match_languages, read_language
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
-from crosspref.paths import expanded
+from crosspref.paths import existing, expanded
 from crosspref.run.store import digest_of
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, TaskName
 
@@ -226,13 +226,15 @@ def _task_of(row: dict[str, Any]) -> str:
 
 def languages_of(data: str, tasks: Sequence[TaskName]) -> list[str]:
     """Return the languages that any task has a file of, English first."""
-    folders = [folder for task in tasks if (folder := expanded(data) / task).is_dir()]
+    places = [existing(expanded(data) / task) for task in tasks]
+    folders = [place for place in places if place is not None and place.is_dir()]
     languages = {language for folder in folders for language in all_language_files(folder, str(folder))}
     return sorted(languages, key=lambda language: (language != ENGLISH, language))
 
 
 def _read(folder: Path, task: TaskName, language: str, problems: Problems) -> list[dict[str, Any]] | None:
-    files = language_files(folder, str(folder)) if folder.is_dir() else {}
+    place = existing(folder)
+    files = language_files(folder, str(folder)) if place is not None and place.is_dir() else {}
     tag = match_languages(str(folder), files, [language]).get(language)
     if tag is None:
         return None

@@ -18,7 +18,7 @@ from crosspref.escape import listed
 from crosspref.languages import language_name
 from crosspref.maths.statistics import nominal_alpha
 from crosspref.models.locate import ModelFiles
-from crosspref.paths import expanded
+from crosspref.paths import existing
 from crosspref.protocols import Advance, RewardModel
 from crosspref.reports.table import csv_text
 from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill
@@ -259,10 +259,10 @@ class Votes:
     """
 
     def __init__(self, source: str) -> None:
-        path = expanded(source)
+        path = existing(source)
         self.source, self.problems = source, Counter[str]()
         self.by_pair: dict[str, dict[str, float]] = {}
-        if split_name(path)[1] not in READERS or not path.is_file():
+        if path is None or split_name(path)[1] not in READERS:
             kinds = ", ".join(READERS)
             raise DataError(f"reward_accuracy.votes: {source} is no file, or of none of the kinds {kinds}.")
         rows = read_file(path, source)

@@ -12,6 +12,7 @@ from crosspref.data.rows import Row, read_file, read_id
 from crosspref.errors import DataError
 from crosspref.escape import json_text
 from crosspref.maths.alpaca import Gamed
+from crosspref.paths import expanded
 from crosspref.run.store import write_text
 from crosspref.suites.settings import XAlpacaSettings
 
@@ -78,7 +79,7 @@ def read_controls(settings: XAlpacaSettings) -> Controls:
 
 
 def _read(path: str, setting: str, needed: Sequence[str]) -> list[Row]:
-    rows = read_file(Path(path), f"{setting} {path}")
+    rows = read_file(expanded(path), f"{setting} {path}")
     missing = [name for name in needed if rows and name not in rows[0].values]
     if missing or not rows:
         raise DataError(f"{setting}: {path} has no column {', '.join(missing or needed)}.")
