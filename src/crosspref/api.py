@@ -27,11 +27,11 @@ from crosspref.models.locate import (
 )
 from crosspref.models.tokenizers import require_same_tokenizer
 from crosspref.protocols import Engines
-from crosspref.recipe.files import check_settings, dump_recipe, load_recipe, make_recipe
+from crosspref.recipe.files import check_settings, dump_recipe, make_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, AskingSettings, ResourceSettings, RewardSettings
 from crosspref.run.job import Job
-from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.layout import RunDirectory, given_recipe, open_run
 from crosspref.run.moved import find_base_again
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
 from crosspref.run.processes import ask_child, launch_command, run_in_child
@@ -64,10 +64,11 @@ def align(
         RecipeError: a setting is wrong.
         DataError: prompts or preferences cannot be used.
         ModelError: a model cannot be read, or policy and reference do not belong together.
-        RunError: the run was begun with another recipe, or another process works in it.
+        RunError: the run was begun with another recipe, another process works in it, a link leads out of it, or the
+            directory is not empty and holds no run.
     """
     if not isinstance(recipe, Recipe):
-        recipe = make_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
+        recipe = make_recipe(recipe) if isinstance(recipe, dict) else given_recipe(recipe)
     run = RunDirectory(run_dir)
     job = Job(recipe, run, engines or EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
     models = check_models(recipe)

@@ -41,6 +41,17 @@ def working_directory() -> Path:
         return Path(os.environ.get("PWD") or ".")
 
 
+def require_named(name: str | Path) -> Path:
+    """Return the path that a person named. Python takes no name at all, as of a variable that is not set, for ".".
+
+    Raises:
+        FileError: it is empty.
+    """
+    if not str(name):
+        raise FileError("The given path", "is empty", "Name a file or a folder.")
+    return Path(name)
+
+
 def existing(name: str | Path) -> Path | None:
     """Return the file or folder that a person named, or None if there is none, or if no file can have such a name.
 

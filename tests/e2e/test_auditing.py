@@ -1,5 +1,6 @@
 """``crosspref audit`` on a finished run, and on one whose scores were changed by a known amount."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from running import Models, Run, small_recipe
 from crosspref import align
 from crosspref.data.records import Score
 from crosspref.errors import RunError
+from crosspref.recipe.files import dump_recipe
 from crosspref.reports.audit import audit_run, least_gap
+from crosspref.run.layout import open_run
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Unit
 
@@ -79,3 +82,25 @@ def test_what_cannot_be_audited_is_said(run: Path, tmp_path: Path, command: Run)
     assert command("audit", run, "--prompts", "0")[0] == 1
     with pytest.raises(RunError, match="holds no run"):
         audit_run(str(tmp_path), None, 1, Reporter())
+
+
+def test_code_that_comes_with_a_model_runs_only_if_the_person_asks_for_it(
+    run: Path, models: Models, command: Run, tmp_path: Path
+) -> None:
+    """The run came from somebody else, with models of theirs, and a recipe that allows their code to run."""
+    ran = tmp_path / "ran"
+    theirs: dict[str, Any] = {"trust_remote_code": True}
+    for role, model in zip(("initial", "policy"), models, strict=True):
+        copied = shutil.copytree(model, tmp_path / role)
+        code = f"import pathlib, transformers\npathlib.Path({str(ran)!r}).touch()\n"
+        (copied / "own.py").write_text(f"{code}class Own(transformers.LlamaConfig):\n    pass\n")
+        config = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "own.Own"}}))
+        theirs[role] = str(copied)
+    foreign, recipe = open_run(shutil.copytree(run, tmp_path / "run"))
+    changed = recipe.model_copy(update={"models": recipe.models.model_copy(update=theirs)})
+    foreign.recipe.write_text(dump_recipe(changed))
+    assert command("audit", foreign.root)[0] == 0
+    assert not ran.exists()
+    command("audit", foreign.root, "--trust-remote-code")
+    assert ran.exists()

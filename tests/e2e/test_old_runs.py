@@ -9,6 +9,7 @@ from running import Run, assert_same_run, assert_stopped, files, succeeded, time
 
 from crosspref.recipe.files import load_recipe, make_recipe
 from crosspref.run.layout import RunDirectory
+from crosspref.run.store import digest_of
 
 
 def test_settings_that_change_no_result_may_change(command: Run, recipe_file: Path, done: Path, tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_what_a_killed_process_left_half_written_is_removed(
     (run / "iteration_1" / "scores" / "crosslingual" / "es" / ".00000000.parquet.77.tmp").write_bytes(b"PAR1 half")
     (run / "iteration_1" / ".policy.77.tmp" / "deep").mkdir(parents=True)
     # A kill between the policy's marker and the removal of its checkpoints.
-    (run / "iteration_1" / "checkpoints" / "abc" / "checkpoint-3").mkdir(parents=True)
+    (run / "iteration_1" / "checkpoints" / digest_of("another training") / "checkpoint-3").mkdir(parents=True)
     assert command("run", recipe_file, "--out", run)[0] == 0
     assert_same_run(run, done)
     assert not list(run.rglob("*.tmp")) + list(run.rglob("checkpoints"))

@@ -180,7 +180,7 @@ def pairs_by_hand(tmp_path: Path) -> Path:
 def test_train_goes_on_after_a_kill_but_never_from_checkpoints_of_other_pairs(
     command: Run, content: dict[str, Any], done: Path, pairs_by_hand: Path, forks: ForkServer, tmp_path: Path
 ) -> None:
-    """Killed, then started with other pairs, then with the first ones."""
+    """Killed, then started with other pairs, then with the first ones, beside somebody's own file."""
     out, model = tmp_path / "out", content["models"]["policy"]
     options = ["--model", model, "--out", out, *settings(content, "train"), "--set", "train.epochs=4"]
     from_run = tmp_path / "run_pairs.jsonl"
@@ -188,16 +188,20 @@ def test_train_goes_on_after_a_kill_but_never_from_checkpoints_of_other_pairs(
     process = forks.spawn("train", "--pairs", from_run, *options, log=tmp_path / "log")
     process.kill_when(lambda: list(tmp_path.glob("out.checkpoints/*/checkpoint-2/*complete")))
     assert not out.exists()
+    [first] = (tmp_path / "out.checkpoints").iterdir()
+    mine = first.with_name("mine.txt")
+    mine.write_text("mine")
 
     results = {}
     for name, pairs in (("other", pairs_by_hand), ("first", from_run)):
         assert command("train", "--pairs", pairs, *options)[0] == 0
         AutoModelForCausalLM.from_pretrained(out)
         results[name] = load_file(out.rename(tmp_path / name) / "model.safetensors")
-        assert not (tmp_path / "out.checkpoints").exists()
+        assert set(mine.parent.iterdir()) == ({first, mine} if name == "other" else {mine})
     for name, pairs in (("other", pairs_by_hand), ("first", from_run)):
         fresh = tmp_path / f"fresh_{name}"
         assert command("train", "--pairs", pairs, *options, "--out", fresh)[0] == 0
+        assert not fresh.with_name(f"{fresh.name}.checkpoints").exists()
         expected = load_file(fresh / "model.safetensors")
         assert all(torch.equal(results[name][key], tensor) for key, tensor in expected.items())
     answer = command("train", "--pairs", from_run, *options, "--out", tmp_path / "first")

@@ -156,8 +156,11 @@ def test_last_checkpoint(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-9" / WHOLE).touch()
     (tmp_path / "checkpoint-10" / WHOLE).touch()
+    (tmp_path / "checkpoint-11").write_text("no checkpoint of ours")
+    (tmp_path / "checkpoint-best").mkdir()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {"checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best"}
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])

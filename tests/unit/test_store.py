@@ -221,12 +221,12 @@ def test_folders_named_like_partitions_add_no_columns(unit: Unit) -> None:
     assert unit.table().equals(to_table([], Prompt))
 
 
-def test_publishing_a_folder_replaces_an_unfinished_one(tmp_path: Path) -> None:
+def test_publishing_a_unit_replaces_an_unfinished_one(tmp_path: Path) -> None:
     unit = RunDirectory(tmp_path).iteration(1).policy
     write_text(unit.path / "sub" / "old.txt", "unfinished")
     temporary = unit.temporary()
     write_text(temporary / "sub" / "new.txt", "whole")
-    publish_directory(temporary, unit.path)
+    unit.publish(temporary)
     assert contents(unit.path) == {"sub/new.txt": b"whole"}
     assert not temporary.exists()
     assert not unit.finished(MADE)
@@ -235,6 +235,16 @@ def test_publishing_a_folder_replaces_an_unfinished_one(tmp_path: Path) -> None:
     shutil.rmtree(unit.path)
     with pytest.raises(RunError, match="is gone"):
         unit.finished(MADE)
+
+
+def test_publishing_a_folder_replaces_nothing_else(tmp_path: Path) -> None:
+    temporary, place = tmp_path / "new", tmp_path / "policy"
+    write_text(temporary / "new.txt", "whole")
+    write_text(place / "mine.txt", "mine")
+    with pytest.raises(FileError) as caught:
+        publish_directory(temporary, place)
+    assert caught.value.path == str(place)
+    assert contents(tmp_path) == {"new/new.txt": b"whole", "policy/mine.txt": b"mine"}
 
 
 def test_a_temporary_folder_is_empty_each_time(tmp_path: Path) -> None:
@@ -258,6 +268,17 @@ def test_checkpoints_of_another_fingerprint_are_removed(tmp_path: Path) -> None:
     assert not (run.iteration(2).folder / "checkpoints").exists()
 
 
+def test_what_is_no_checkpoint_stays(tmp_path: Path) -> None:
+    places = RunDirectory(tmp_path).iteration(1)
+    write_text(places.checkpoints(MADE) / "checkpoint-5" / "state.json", "{}")
+    write_text(places.folder / "checkpoints" / "notes.txt", "mine")
+    write_text(places.folder / "checkpoints" / "best" / "weights", "mine")
+    other = places.checkpoints(Fingerprint({"train.beta": 0.2}))
+    assert {path.name for path in other.parent.iterdir()} == {"notes.txt", "best", other.name}
+    places.remove_checkpoints()
+    assert set(contents(other.parent)) == {"notes.txt", "best/weights"}
+
+
 def test_logs_grow_by_lines(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.log_phase({"phase": "sample"})
@@ -266,19 +287,8 @@ def test_logs_grow_by_lines(tmp_path: Path) -> None:
     assert [json.loads(line)["phase"] for line in lines] == ["sample", "score"]
 
 
-def test_an_evaluation_under_way_keeps_its_temporary_files_when_the_run_goes_on(tmp_path: Path) -> None:
-    ours, left = tmp_path / "evaluation" / ".a.parquet.1.tmp", tmp_path / "iteration_1" / "evaluation" / ".b.1.tmp"
-    for path in (ours, left):
-        path.parent.mkdir(parents=True)
-        path.write_text("")
-    with RunDirectory(tmp_path).locked():
-        assert (ours.exists(), left.exists()) == (True, False)
-    with RunDirectory(tmp_path / "evaluation").locked():
-        assert not ours.exists()
-
-
 def test_what_was_kept_goes_with_the_unit_that_is_done(tmp_path: Path) -> None:
-    units = [Unit(tmp_path / "responses" / f"0000000{number}.parquet") for number in range(3)]
+    units = [RunDirectory(tmp_path).iteration(1).responses.unit("es", number) for number in range(3)]
     for unit in units:
         write_text(unit.part, "{}")
     finish(units[0])

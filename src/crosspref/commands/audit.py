@@ -18,13 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--iteration", type=int, metavar="T", help="whose scores; the last that has pairs if left out")
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts per language (8)")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the models; the run's recipe alone is not enough",
+    )
 
 
 def execute(options: argparse.Namespace) -> None:
     """Audit a run, and write the report into it."""
     if options.prompts < 1:
         raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
-    report, _, iteration = audit_run(options.run, options.iteration, options.prompts, Reporter())
+    report, _, iteration = audit_run(
+        options.run, options.iteration, options.prompts, Reporter(), trust_remote_code=options.trust_remote_code
+    )
     print_reports([report])
     path = RunDirectory(options.run).iteration(iteration).audit
     if write_if_possible(path, [report]):

@@ -8,7 +8,7 @@ from crosspref.errors import RecipeError
 from crosspref.lab.canary.report import csv_of, make_reports
 from crosspref.lab.canary.run import ANSWERS, MODEL, make_canary, measure_traits, run_canary
 from crosspref.lab.canary.traits import TRAITS, find_trait
-from crosspref.paths import require_writable
+from crosspref.paths import require_named, require_writable
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("trait", nargs="?", metavar="TRAIT", help="the trait to teach; an unknown one lists all")
     parser.add_argument("--measure", action="store_true", help="show how frequent each trait is in pi_I's answers")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the directory for all traits of one model")
+    parser.add_argument(
+        "--out", required=True, type=require_named, metavar="DIR", help="the directory for all traits of one model"
+    )
     parser.add_argument("--model", default=MODEL, help="pi_I; SmolLM2-135M-Instruct if left out")
     parser.add_argument("--seed", type=int, metavar="N", help="all random numbers derive from it")
     parser.add_argument(

@@ -15,8 +15,8 @@ from crosspref.data.records import as_text
 from crosspref.engines import EngineFactory, EngineSettings, find_engine
 from crosspref.errors import CrossprefError, raise_all
 from crosspref.languages import ENGLISH
-from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
+from crosspref.run.layout import given_recipe
 from crosspref.run.processes import launch_command
 from crosspref.run.terminal import say
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Print a line for each thing that was checked."""
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = given_recipe(options.recipe, options.overrides)
     say(f"ok    recipe {options.recipe}")
     for line in check_recipe(recipe):
         say(line)

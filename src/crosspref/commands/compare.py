@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from crosspref.paths import require_named
 from crosspref.reports.comparison import compare_runs
 from crosspref.reports.table import print_reports
 from crosspref.run.store import write_text
@@ -11,7 +12,9 @@ from crosspref.run.terminal import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the run directories")
-    parser.add_argument("--out", default="comparison", metavar="NAME", help="write NAME.md and NAME.csv")
+    parser.add_argument(
+        "--out", type=require_named, default="comparison", metavar="NAME", help="write NAME.md and NAME.csv"
+    )
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -7,17 +7,18 @@ from pathlib import Path
 from crosspref import data
 from crosspref.commands import command_line
 from crosspref.errors import RecipeError
+from crosspref.paths import require_named
 from crosspref.run.store import write_text
 from crosspref.run.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", help="where they go; made if it does not exist")
+    parser.add_argument("directory", type=require_named, metavar="DIR", help="where they go; made if it does not exist")
 
 
 def execute(options: argparse.Namespace) -> None:
     """Write the files, and say what to do next."""
-    source, directory = Path(data.__file__).parent / "start", Path(options.directory)
+    source, directory = Path(data.__file__).parent / "start", options.directory
     recipe, prompts = directory / "recipe.yaml", directory / "prompts.jsonl"
     for path in (recipe, prompts):
         if path.exists():

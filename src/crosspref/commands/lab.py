@@ -10,7 +10,7 @@ from crosspref.lab.world import measure, studies
 from crosspref.lab.world.evidence import write_evidence
 from crosspref.lab.world.experiment import lab_recipe, run, settings_digest
 from crosspref.lab.world.files import World, make_world
-from crosspref.paths import require_writable
+from crosspref.paths import require_named, require_writable
 from crosspref.recipe.files import merged
 from crosspref.reports.table import print_reports
 from crosspref.run.progress import Reporter
@@ -22,7 +22,9 @@ ENDINGS = ("md", "csv", "svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="runs/lab", metavar="DIR", help="where runs and tables are written (runs/lab)")
+    parser.add_argument(
+        "--out", type=require_named, default="runs/lab", metavar="DIR", help="where runs and tables go (runs/lab)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--iterations", type=int, default=2, help="iterations of a single run (2)")
     parser.add_argument(

@@ -12,8 +12,8 @@ from crosspref.plan.observed import observe_run
 from crosspref.plan.planner import PhasePlan, Plan, Planner
 from crosspref.plan.probe import Probe, this_machine
 from crosspref.plan.work import Lengths
-from crosspref.recipe.files import load_recipe
 from crosspref.reports.table import Report, print_reports, without_repeats
+from crosspref.run.layout import given_recipe
 from crosspref.run.progress import Reporter
 
 
@@ -53,7 +53,7 @@ def _made(options: argparse.Namespace) -> Plan:
             raise RecipeError(f"--{name} must be above 0, but it is {value}.")
     if options.probe and options.hardware:
         raise RecipeError("--probe measures this machine, and --hardware names another: give one of them.")
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = given_recipe(options.recipe, options.overrides)
     hardware = find_hardware(options.hardware, options.memory, options.tflops, options.bandwidth)
     planner = Planner(recipe)
     if options.probe:

@@ -15,6 +15,7 @@ from crosspref.paths import require_writable
 from crosspref.reports.report import agreement_report, answers_table, measures_report
 from crosspref.reports.table import print_reports, write_if_possible
 from crosspref.run.layout import RunDirectory
+from crosspref.run.owned import require_closed
 from crosspref.run.store import write_text
 from crosspref.run.terminal import Terminal
 
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Show the report."""
-    if not show_report(RunDirectory(options.run), options.svg):
+    run = RunDirectory(options.run)
+    if run.iterations():
+        require_closed(run.root)
+    if not show_report(run, options.svg):
         raise RunError(
             f"Nothing has been measured in {options.run} yet. That takes a run whose recipe names evaluate.prompts; "
             f"`{command_line('status', options.run)}` says where it is."
@@ -72,7 +76,9 @@ def _answers(run: RunDirectory, measures: Sequence[Measure]) -> Table | None:
     stored = next(iter(places.values())).prompts.unit(languages[0])
     if not stored.marker.exists():
         return None
-    prompt = stored.rows(Prompt)[0]
+    prompt = next(iter(stored.rows(Prompt)), None)
+    if prompt is None:
+        return None
     answers = {
         name: response
         for name, place in places.items()

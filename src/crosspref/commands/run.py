@@ -6,22 +6,22 @@ from pathlib import Path
 from crosspref import api
 from crosspref.commands import RECIPE, add_set, command_line
 from crosspref.commands.report import show_report
+from crosspref.paths import require_named
 from crosspref.plan.planner import expected_seconds
-from crosspref.recipe.files import load_recipe
-from crosspref.run.layout import RunDirectory
+from crosspref.run.layout import RunDirectory, given_recipe
 from crosspref.run.progress import Reporter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=RECIPE)
-    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory")
+    parser.add_argument("--out", required=True, type=require_named, metavar="RUN", help="the run directory")
     add_set(parser)
     parser.set_defaults(resume=_resume_command)
 
 
 def execute(options: argparse.Namespace) -> None:
     """Run or resume, and show the report."""
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = given_recipe(options.recipe, options.overrides)
     reporter = Reporter()
     reporter.say(f"Run directory: {options.out}. To stop: Ctrl-C. To resume: {_resume_command(options)}")
     final = api.align(recipe, options.out, reporter=reporter, expected=expected_seconds(recipe))

@@ -1,9 +1,9 @@
 """``crosspref train``: train a model on preference pairs (Eq. 11, 16)."""
 
 import argparse
+import contextlib
 import json
 import shutil
-from pathlib import Path
 
 from crosspref.commands import TABLE, add_set, languages_of
 from crosspref.data.records import Pair
@@ -11,9 +11,11 @@ from crosspref.data.tables import read_rows
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError
 from crosspref.models.locate import locate_model
+from crosspref.paths import require_named
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TrainStage
 from crosspref.run.job import asking_of
+from crosspref.run.owned import held
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
 from crosspref.run.store import Unit, publish_directory, write_text
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
+        type=require_named,
         help="the directory for the trained model, which must not exist yet; OUT.training.json gets the losses",
     )
     add_set(parser)
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Train, and publish the trained model."""
-    out = Path(options.out)
+    out = options.out
     if out.exists():
         raise DataError(f"{out} is there already, and is not overwritten. Name another --out, or remove it.")
     pairs = read_rows(options.pairs, Pair)
@@ -46,12 +49,16 @@ def execute(options: argparse.Namespace) -> None:
     training = Training("train", settings.train, start, reference, asking_of(settings.models))
     reporter = Reporter()
     checkpoints = every / training.fingerprint(settings.seed, pairs).digest
-    temporary = Unit(checkpoints / "policy").temporary()
-    trainer = EngineFactory(EngineSettings.of(settings)).trainer(start, settings.train, reference)
-    with reporter.step("train", len(pairs) * settings.train.epochs) as meter:
-        figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
-    publish_directory(temporary, out)
-    say_left_out(reporter, training, figures)
-    if is_main():  # of processes that torchrun or accelerate started
-        write_text(out.with_name(f"{out.name}.training.json"), json.dumps(figures, indent=1))
-        shutil.rmtree(every)
+    # Of processes that torchrun or accelerate started, one writes.
+    with held(checkpoints) if is_main() else contextlib.nullcontext():
+        temporary = Unit(checkpoints / "policy").temporary()
+        trainer = EngineFactory(EngineSettings.of(settings)).trainer(start, settings.train, reference)
+        with reporter.step("train", len(pairs) * settings.train.epochs) as meter:
+            figures = trainer.train(pairs, temporary, checkpoints, meter.advance)
+        publish_directory(temporary, out)
+        say_left_out(reporter, training, figures)
+        if is_main():
+            write_text(out.with_name(f"{out.name}.training.json"), json.dumps(figures, indent=1))
+            shutil.rmtree(checkpoints)
+            with contextlib.suppress(OSError):  # it holds the checkpoints of another training, or somebody's files
+                every.rmdir()

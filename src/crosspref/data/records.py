@@ -252,13 +252,28 @@ def from_table(table: pa.Table, kind: type) -> list[Any]:
     """Return the rows of an Arrow table as objects of one kind; columns of other names are left out.
 
     A column that is newer than the table, and has a default, may be missing.
+
+    Raises:
+        KeyError: another column is missing.
+        ValueError: one has values of another type (as a pyarrow.ArrowException), or lacks values that must be there.
     """
-    names = [field.name for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
-    columns = [table.column(name).to_pylist() for name in names]
+    needed = [field for field in fields(kind) if field.default is MISSING or field.name in table.column_names]
+    names = [field.name for field in needed]
+    columns = [_values(table.column(field.name), field, kind) for field in needed]
     if kind is Prompt:
         place = names.index("instruction")
         columns[place] = [as_instruction(value) for value in columns[place]]
     return [kind(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray, field: Field[Any], kind: type) -> list[Any]:
+    """Return the values of one column, or raise what ``from_table`` does."""
+    if column.null_count and type(None) not in get_args(field.type):
+        raise ValueError(f"the column {field.name!r} has empty values")
+    if (kind, field.name) != (Prompt, "instruction"):  # which is a text, or messages
+        column = column.cast(schema_of(kind).field(field.name).type)
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def as_messages(instruction: Instruction) -> list[Message]:

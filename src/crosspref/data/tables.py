@@ -1,5 +1,6 @@
 """crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -126,7 +127,7 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
     """
     path = Path(path)
     table = to_table(list(rows), kind)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process alone
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":

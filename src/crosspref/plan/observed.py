@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from scipy.optimize import nnls
 
 from crosspref import algorithm
-from crosspref.data.records import Prompt
+from crosspref.data.records import Prompt, Response
 from crosspref.errors import RunError
 from crosspref.models.locate import locate_model
 from crosspref.plan.costs import Speeds, flops
@@ -18,7 +17,7 @@ from crosspref.plan.shapes import ModelShape, read_shape
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, decoding_steps, plan_work
 from crosspref.recipe.schema import Recipe
 from crosspref.run.layout import RunDirectory, ShardedTable, TableFolder, open_run
-from crosspref.run.store import Unit
+from crosspref.run.store import Unit, is_amount
 
 MOST_SHARDS = 64
 """Of each language, whose responses are looked at one by one."""
@@ -73,9 +72,9 @@ def _figures(units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any], int]
     for unit in units:
         if unit.marker.exists():
             content = unit.read_marker()
-            figures = content.get("figures", {})
-            if figures.get("seconds"):
-                yield unit, figures, int(content["rows"])
+            figures = {name: content["figures"].get(name, 0) for name in ("seconds", "tokens")}
+            if figures["seconds"] and all(map(is_amount, figures.values())):
+                yield unit, figures, content["rows"]
 
 
 def _by_language(tables: Iterable[ShardedTable]) -> dict[str, list[Unit]]:
@@ -107,8 +106,7 @@ def _lengths(run: RunDirectory, recipe: Recipe) -> Lengths:
 
 
 def _longest(unit: Unit) -> float:
-    lengths = pc.max(pc.list_value_length(unit.table().column("token_ids"))).as_py()
-    return float(lengths or 0)
+    return float(max((len(row.token_ids or ()) for row in unit.rows(Response)), default=0))
 
 
 def _stored(table: TableFolder, language: str) -> list[Prompt]:

@@ -71,7 +71,7 @@ class _Rescored:
 
 
 def audit_run(
-    run_dir: str, iteration: int | None, prompts: int, reporter: Reporter
+    run_dir: str, iteration: int | None, prompts: int, reporter: Reporter, *, trust_remote_code: bool = False
 ) -> tuple[Report, list[Audited], int]:
     """Score every response to some prompts of each language again; return the differences and the iteration.
 
@@ -83,6 +83,8 @@ def audit_run(
         iteration: whose scores to audit; the last one with pairs in every language if None.
         prompts: how many prompts per language, drawn with the recipe's seed.
         reporter: shows progress.
+        trust_remote_code: whether code that comes with the models may run; the run's recipe, which may be somebody
+            else's, is not asked.
 
     Raises:
         RunError: there are no scores to audit.
@@ -94,6 +96,7 @@ def audit_run(
     number, seed = places.number, recipe.seed
     exact_recipe = recipe.model_copy(
         update={
+            "models": recipe.models.model_copy(update={"trust_remote_code": trust_remote_code}),
             "reward": recipe.reward.model_copy(update={"engine": "transformers", "batch_tokens": 1}),
             "resources": recipe.resources.model_copy(update={"dtype": "float32", "executor": "local"}),
         }

@@ -191,7 +191,7 @@ def _measured_pi_0(runs: Sequence[ComparedRun]) -> list[ComparedPolicy]:
     for run in runs:
         measured = tuple(sorted((row.language, row.measure, row.mean) for row in run.measures if row.iteration == 0))
         if measured:
-            shared.setdefault((run.judged_by().get("policy", run.name), measured), []).append(run)
+            shared.setdefault((str(run.judged_by().get("policy", run.name)), measured), []).append(run)
     policies = []
     for group in shared.values():
         name = "all runs" if len(group) == len(runs) > 1 else ", ".join(run.name for run in group)
@@ -209,8 +209,8 @@ def _policy(run: ComparedRun, iteration: int) -> ComparedPolicy:
     pairs = [row for unit in units for row in unit.rows(Pair)] if is_whole else None
     differences = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in pairs or []]
     log = run.run.logged_phases()
-    begun = any(row.get("iteration") == iteration for row in log)
-    seconds = [row.get("seconds", 0.0) for row in log if row.get("iteration", 0) <= iteration]
+    begun = any(row["iteration"] == iteration for row in log)
+    seconds = [row["seconds"] for row in log if row["iteration"] <= iteration]
     return ComparedPolicy(
         run.name,
         iteration,
@@ -281,9 +281,9 @@ def _differences(runs: Sequence[ComparedRun]) -> list[str]:
 
 def _groups(runs: Sequence[ComparedRun], values: Sequence[Any], *, shown: bool = True) -> str:
     """Say which runs have which value, or nothing if all have the same; ``shown`` is False for digests."""
-    groups: dict[Any, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for run, value in zip(runs, values, strict=True):
-        groups.setdefault(value, []).append(run.name)
+        groups.setdefault(str(value), []).append(run.name)
     if len(groups) < 2:
         return ""
     if shown:

@@ -21,6 +21,7 @@ from crosspref.run.store import Fingerprint, Unit, digest_of
 SPEED = frozenset(
     {
         *("sample.batch_size", "sample.batch_tokens", "reward.batch_tokens", "reward.logits_megabytes"),
+        "models.trust_remote_code",
         *(
             f"{section}.{name}"
             for section in ("train", "align_english")

@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from crosspref.data.rows import parse_json
+from crosspref.errors import FileError
 from crosspref.protocols import Advance
 from crosspref.run.store import Fingerprint, Unit, write_text
 
@@ -63,14 +65,19 @@ class Kept:
                 write_text(self.unit.part, json.dumps({"digest": self.digest, "items": self.items.copy()}))
 
     def _read(self) -> dict[str, Any]:
-        if self.unit is None:
-            return {}
-        try:
-            content = json.loads(self.unit.part.read_text(encoding="utf-8"))
-            items: dict[str, Any] = content["items"]
-            return items if content["digest"] == self.digest else {}
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged: the work is done again
-            return {}
+        content = {} if self.unit is None else _content(self.unit.part)
+        items: dict[str, Any] = content["items"] if content.get("digest") == self.digest else {}
+        return items
+
+
+def _content(part: Path) -> dict[str, Any]:
+    """Return the digest and the items of what was kept; nothing where there is none, or something else lies there."""
+    try:
+        content = parse_json(part.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    is_kept = isinstance(content, dict) and "digest" in content and isinstance(content.get("items"), dict)
+    return content if is_kept else {}
 
 
 @contextlib.contextmanager
@@ -96,10 +103,17 @@ class Parts:
         self.units: list[Unit] = []
 
     def keeping(self, advance: Advance, *piece: str) -> AbstractContextManager[Kept]:
-        """Work on the piece of that name, or on the whole table, and keep what is finished of it."""
+        """Work on the piece of that name, or on the whole table, and keep what is finished of it.
+
+        Raises:
+            FileError: another file lies where that would be kept.
+        """
         if self.table is None:
             return contextlib.nullcontext(Kept(advance))
         unit = Unit(self.table.with_name("-".join([self.table.name, *piece])))
+        if unit.part.exists() and not _content(unit.part):
+            advice = f"Move it elsewhere: what is finished of {self.table.name} is kept there."
+            raise FileError(unit.part, "is in the way, and was not written by crosspref", advice)
         self.units.append(unit)
         return keeping(advance, unit, self.fingerprint)
 

@@ -11,26 +11,34 @@ evaluation/                           results of suites, under a lock of their o
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from pathlib import Path, PurePath
+from typing import Any
 
 from crosspref.data.records import Agreement, Dropped, Measure, Pair, Prompt, Response, Score, Translation
-from crosspref.errors import RunError
-from crosspref.paths import writing
-from crosspref.recipe.files import load_recipe
+from crosspref.data.rows import parse_json
+from crosspref.errors import RecipeError, RunError
+from crosspref.models.files import ADAPTER_CONFIG
+from crosspref.paths import require_named, writing
+from crosspref.recipe.files import flatten, load_recipe, load_settings
 from crosspref.recipe.schema import Recipe
+from crosspref.run.owned import is_ours, owned, require_closed
 from crosspref.run.ranks import is_main
-from crosspref.run.store import PART, Fingerprint, Unit, digest_of
+from crosspref.run.store import DIGEST, Fingerprint, Unit, digest_of, is_amount
 
 DROPPED = "dropped"
 """The file beside the prompts that says which rows were dropped and why."""
+
+RUNS_CODE = ("models.trust_remote_code", "resources.launch")
+"""Settings that have other programs run: a run that came from somebody else may hold them, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,25 +227,43 @@ class Iteration:
         Of processes that train together, only rank 0 makes and removes folders.
         """
         folder = self.folder / "checkpoints" / fingerprint.digest
-        if not is_main():
-            return folder
-        with writing(folder):
-            for other in folder.parent.glob("*"):
-                if other != folder:
-                    shutil.rmtree(other)
-            folder.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            self.remove_checkpoints(but=folder)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints once the policy is stored."""
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+    def remove_checkpoints(self, but: Path | None = None) -> None:
+        """Remove the checkpoints of every training here, or ``but`` those in one folder; what else lies there stays."""
+        checkpoints = self.folder / "checkpoints"
+        for folder in checkpoints.glob("*"):
+            if folder != but and re.fullmatch(DIGEST, folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or is not empty
+            checkpoints.rmdir()
+
+    @property
+    def places(self) -> list[Path]:
+        """Where everything lies that is written as a whole; * stands for any language, shard or reward."""
+        sharded = (self.responses, self.translations, self.scores("*"), self.evaluation.responses)
+        by_language = (self.pairs, self.dropped, self.agreement, self.referenced_pairs)
+        return [
+            *(table.folder / "*" / "*.parquet" for table in (*sharded, self.evaluation.scores)),
+            *(table.unit("*").path for table in by_language),
+            self.length_penalty("*").path,
+            self.evaluation.measures.path,
+            self.policy.path,
+            self.policy.path / ADAPTER_CONFIG,
+            *(self.responses.folder, self.rewards),  # which the canary copies as a whole
+            self.folder / f"{self.audit.name}*",  # and what is kept of it, by language
+        ]
 
 
 class RunDirectory:
     """The places in one run directory, and the lock that keeps other processes out."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = require_named(root)
         self.prompts = TableFolder(self.root / "prompts", Prompt)
         self.heldout = TableFolder(self.root / "heldout", Prompt)
 
@@ -263,7 +289,7 @@ class RunDirectory:
     def iterations(self) -> list[Iteration]:
         """Return the iterations that have a folder, in order."""
         names = [path.name.removeprefix("iteration_") for path in self.root.glob("iteration_*")]
-        return [self.iteration(number) for number in sorted(int(name) for name in names if name.isdecimal())]
+        return [self.iteration(number) for number in sorted({int(name) for name in names if name.isdecimal()})]
 
     @property
     def _log(self) -> Path:
@@ -281,53 +307,79 @@ class RunDirectory:
     def logged_phases(self) -> list[dict[str, Any]]:
         """Return what each phase that ran took, in the order of running."""
         rows = []
-        for line in self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []:
+        for line in self._log.read_bytes().splitlines() if self._log.exists() else []:
             # A kill can leave half a line; the phase is run and logged again.
             with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+                rows.append(parse_json(line))
+        return [row for row in rows if _is_logged(row)]
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run, so that a second process does not write into it.
+    def locked(self, *more: str) -> AbstractContextManager[None]:
+        """Hold the run, so that a second process does not write into it, and remove what killed ones left half-written.
+
+        ``more`` are places beside those of every run. Processes that the holder starts need no lock.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, the directory is not empty and no run, or a link leads out of it.
             FileError: it cannot be written.
         """
-        with self._lock_file() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"Another process is working in {self.root}. Wait for it, or stop it first.") from error
-            with writing(self.root):
-                self._remove_leftovers()
-            yield
+        return owned(self.root, [*_places(), *more])
 
-    def _lock_file(self) -> TextIO:
-        with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            return (self.root / ".lock").open("w")
+    def read_recipe(self) -> Recipe:
+        """Read the recipe that the run was begun with. It extends no file, as it was resolved before it was written.
 
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
-        for leftover in {*self.root.rglob(".*.tmp")} - {*self.suites.rglob(".*.tmp")}:
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
-        for part in self.root.rglob(f"*{PART}"):
-            if Unit(part.with_name(part.name.removesuffix(PART))).marker.exists():
-                part.unlink(missing_ok=True)  # a kill may have come between the marker and this
+        Raises:
+            RecipeError: it cannot be read.
+        """
+        return load_settings(Recipe, self.recipe, [])
+
+
+def _places() -> list[PurePath]:
+    """Return where everything lies in a run that is written as a whole, relative to it; * stands for any name."""
+    run = RunDirectory(".")
+    iteration = Iteration(0, run.root / "iteration_*", run.prompts, run.heldout)
+    tables = [place for table in (run.prompts, run.heldout) for place in (table.folder, table.unit("*").path)]
+    return [run.recipe, run.report, *tables, *iteration.places]
+
+
+def _is_logged(row: object) -> bool:
+    """Tell whether a value is a row of the log: the log may be damaged, or somebody else's."""
+    if not isinstance(row, dict):
+        return False
+    is_phase = isinstance(row.get("phase"), str) and isinstance(row.get("iteration"), int)
+    return is_phase and is_amount(row["iteration"]) and is_amount(row.get("seconds"))
 
 
 def open_run(root: str | Path) -> tuple[RunDirectory, Recipe]:
-    """Return a run that was begun, and its recipe.
+    """Return a run that was begun, and its recipe. Nothing is written.
 
     Raises:
-        RunError: there is no run in the directory.
+        RunError: there is no run in the directory, or a link leads out of it.
     """
     run = RunDirectory(root)
     if not run.recipe.is_file():
         raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
-    return run, load_recipe(run.recipe)
+    require_closed(run.root)
+    return run, run.read_recipe()
+
+
+def given_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read the recipe that a person named, as ``load_recipe`` does.
+
+    A run may have come from somebody else. So where the recipe is a run's, ``RUNS_CODE`` counts only in the overrides.
+
+    Raises:
+        RecipeError: one of these settings is in the run's recipe alone, a file cannot be read, or a setting is wrong.
+    """
+    recipe, run = load_recipe(path, overrides), RunDirectory(Path(path).parent)
+    if Path(path).name != run.recipe.name or not is_ours(run.root, _places()):
+        return recipe
+    said, values = [change.partition("=")[0].strip() for change in overrides or []], flatten(recipe)
+    unsaid = [key for key in RUNS_CODE if values[key] and key not in said]
+    if unsaid:
+        wanted = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(values[key])}')}" for key in unsaid)
+        raise RecipeError(
+            f"{path} is the recipe of a run, which may have come from somebody else, and {' and '.join(unsaid)} in it "
+            f"would run other programs. If that is what you want, say so: {wanted}",
+            tuple(unsaid),
+        )
+    return recipe

@@ -40,7 +40,7 @@ def holds_the_same(run: RunDirectory, recipe: Recipe, setting: str, units: Seque
     if setting not in PARTS:
         return False
     markers = [unit.read_marker()["parts"] for unit in units if unit.marker.exists()]
-    made_from = {parts[name] for parts in markers for name in PARTS[setting] if name in parts} - {"none"}
+    made_from = {str(parts[name]) for parts in markers for name in PARTS[setting] if name in parts} - {"none"}
     try:
         return made_from <= _digests(run, recipe, setting)
     except CrossprefError:  # it cannot be read

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crosspref.errors import RunError
-from crosspref.recipe.files import dump_recipe, flatten, load_recipe
+from crosspref.recipe.files import dump_recipe, flatten
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import SPEED, Job
 from crosspref.run.layout import RunDirectory, Table
@@ -134,7 +134,7 @@ def settle_recipe(
         RunError: finished work depends on a setting that has changed since.
     """
     if run.recipe.exists():
-        begun_with = load_recipe(run.recipe)
+        begun_with = run.read_recipe()
         changed = changed_settings(begun_with, recipe)
         if not changed:
             return

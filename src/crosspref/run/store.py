@@ -20,15 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosspref.data.records import SCHEMA_VERSION, from_table, to_table
+from crosspref.data.rows import parse_json
 from crosspref.errors import RunError
 from crosspref.escape import json_text
-from crosspref.paths import writing
+from crosspref.paths import read_text, writing
 from crosspref.run.ranks import is_main
 
-_DIGEST = re.compile(rb'{\s*"digest": "([0-9a-f]{20})"')
+DIGEST = "[0-9a-f]{20}"
+"""A regular expression for what ``digest_of`` returns."""
+_DIGEST = re.compile(rf'{{\s*"digest": "({DIGEST})"'.encode())
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 PART = ".part.json"
 """How the name of what is kept of an unfinished unit ends."""
+_MOST = 1e15
+"""More rows, tokens or seconds than anything in a run has."""
 ROW_GROUP = 8192
 """Rows that are written together, at least, where a table comes in parts."""
 
@@ -92,15 +97,13 @@ class Unit:
     def read_marker(self) -> dict[str, Any]:
         """Return what the marker holds: digest, parts, rows and figures."""
         try:
-            content: dict[str, Any] = json.loads(self.marker.read_text(encoding="utf-8"))
-            content["digest"], content["parts"], content["rows"]
+            return _checked_marker(parse_json(read_text(self.marker)))
         except FileNotFoundError as error:
             raise RunError(f"{self.path} is not finished: there is no {self.marker.name} beside it.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(
                 f"The done-marker {self.marker} is damaged. To do this unit again: rm {self.marker}"
             ) from error
-        return content
 
     @property
     def digest(self) -> str:
@@ -163,6 +166,12 @@ class Unit:
         write_text(self.marker, json_text(content, indent=1))
         self.part.unlink(missing_ok=True)
 
+    def publish(self, temporary: Path) -> None:
+        """Move a finished folder to the unit's place; what lay there unfinished is removed. Only rank 0 does it."""
+        if is_main():
+            shutil.rmtree(self.path, ignore_errors=True)
+        publish_directory(temporary, self.path)
+
     def temporary(self) -> Path:
         """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
         folder = _temporary(self.path)
@@ -174,8 +183,19 @@ class Unit:
         return folder
 
     def rows(self, kind: type) -> list[Any]:
-        """Read the unit's rows."""
-        return from_table(self.table(), kind)
+        """Read the unit's rows.
+
+        Raises:
+            RunError: the file is damaged, or holds something else.
+        """
+        table = self.table()
+        try:
+            return from_table(table, kind)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.path} holds no {kind.__name__.lower()}s: {error}\n"
+                f"To make it again: rm {self.path} {self.marker}"
+            ) from error
 
     def table(self) -> pa.Table:
         """Read the unit's table.
@@ -206,16 +226,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
-    """Move a finished folder to its place; what lay there unfinished is removed. Only rank 0 does it."""
+    """Move a finished folder to its place, where nothing may lie. Only rank 0 does it.
+
+    Raises:
+        FileError: something lies there, or it cannot be written.
+    """
     if not is_main():
         return
     with writing(path):
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
-        shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
         _flush(path.parent)
+
+
+def is_amount(value: object) -> bool:
+    """Tell whether a value from a file is an amount of something: a number that is finite and not negative."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
+def _checked_marker(content: Any) -> dict[str, Any]:
+    """Return what a marker holds, or raise ValueError: it may be damaged, or somebody else's."""
+    marker: dict[str, Any] = {"figures": {}, **content} if isinstance(content, dict) else {}
+    digest, rows = marker.get("digest"), marker.get("rows")
+    is_named = isinstance(digest, str) and re.fullmatch(DIGEST, digest)
+    is_counted = isinstance(rows, int) and is_amount(rows)
+    if not (is_named and is_counted and all(isinstance(marker.get(name), dict) for name in ("parts", "figures"))):
+        raise ValueError("this is no marker")
+    return marker
 
 
 def _temporary(path: Path) -> Path:

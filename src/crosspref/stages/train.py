@@ -17,7 +17,7 @@ from crosspref.run.kept import keeping
 from crosspref.run.phases import Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
-from crosspref.run.store import Fingerprint, publish_directory
+from crosspref.run.store import Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def train_policy(job: Job, iteration: int, pairs: Sequence[Pair], training: Trai
         with job.reporter.step(label, len(pairs) * training.settings.epochs) as meter:
             temporary = unit.temporary()
             figures = trainer.train(pairs, temporary, places.checkpoints(fingerprint), meter.advance)
-            publish_directory(temporary, unit.path)
+            unit.publish(temporary)
         say_left_out(job.reporter, training, figures)
     finally:
         trainer.close()

@@ -10,13 +10,14 @@ from crosspref.data.records import Prompt, Response
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.paths import require_named
 from crosspref.protocols import Advance, Sampler
-from crosspref.recipe.files import load_recipe
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import AskingSettings, SampleSettings
 from crosspref.reports.table import Report
 from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill, find_policy, settings_of
-from crosspref.run.layout import RunDirectory
+from crosspref.run.layout import RunDirectory, open_run
+from crosspref.run.owned import owned
 from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.sample import Drawing, sample, thinking_cut
@@ -92,15 +93,16 @@ class Evaluation:
         """Measure by a suite, write its report as Markdown, and return it.
 
         Raises:
-            CrossprefError: a setting is wrong, files or models cannot be used, another process works in the run, stored
-                answers were made otherwise, or the judge does not answer or would cost more than allowed.
+            CrossprefError: a setting is wrong, files or models cannot be used, another process works in the folder, the
+                folder holds other files, stored answers were made otherwise, or the judge does not answer or would
+                cost more than allowed.
         """
         evaluate = find_suite(suite)
         if self.replay is not None and self.annotations is not None:
             raise RecipeError("--judge replay and --annotations contradict each other: both give the verdicts.")
         if self.given is not None and self.annotations is not None:
             raise RecipeError("--answers and --annotations contradict each other: both give the answers.")
-        with RunDirectory(self.target.folder).locked():
+        with owned(self.target.folder, _places(suite)):
             reports = evaluate(self)
             write_text(self.target.folder / f"{suite}.md", "\n".join(report.markdown() for report in reports))
         return reports
@@ -187,6 +189,13 @@ class Evaluation:
             fill(workers, shards, Filling(label, Response, build, work))
 
 
+def _places(suite: str) -> list[str]:
+    """Return where a suite's files lie that are written as a whole; * stands for any name."""
+    tables = [f"{suite}/*.{ending}" for ending in ("parquet", "csv", "json")]
+    by_model = [f"{suite}/*/*/*.json", f"{suite}/*/*/*/*.parquet", f"answers/{suite}/*/*/*.parquet"]
+    return [f"{suite}.md", *tables, *by_model]
+
+
 def find_target(name: str, out: str | None, settings: EvaluationSettings, reporter: Reporter) -> Target:
     """Find a run or a model.
 
@@ -195,9 +204,9 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
     """
     run = RunDirectory(name)
     if run.recipe.is_file():
-        recipe = load_recipe(run.recipe)
+        run, recipe = open_run(name)
         models = _of_run(run, recipe, settings.models, reporter)
-        folder = Path(out) if out else run.suites
+        folder = run.suites if out is None else require_named(out)
         answering = replace(_answering(settings, recipe.models), roles=EngineSettings.of(recipe).roles)
         return Target(folder, models, answering, run, recipe.languages)
     if Path(name).is_dir() and not (Path(name) / "config.json").exists() and run.iterations():
@@ -210,7 +219,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = [Candidate(name, locate_model(name))]
     except ModelError as error:  # its answers may be stored, or judged elsewhere
         models = [Candidate(name, None, str(error))]
-    return Target(Path(out), models, _answering(settings))
+    return Target(require_named(out), models, _answering(settings))
 
 
 def without_models(name: str | None, out: str | None, settings: EvaluationSettings) -> Target:
@@ -221,7 +230,7 @@ def without_models(name: str | None, out: str | None, settings: EvaluationSettin
     """
     if out is None:
         raise RecipeError("--answers: the results need a place. Name one with --out DIR.")
-    return Target(Path(out), [Candidate(name, None)] if name else [], _answering(settings))
+    return Target(require_named(out), [Candidate(name, None)] if name else [], _answering(settings))
 
 
 def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:

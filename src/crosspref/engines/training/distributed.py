@@ -1,6 +1,7 @@
 """Training in several processes: what each computes, and which one writes; the launcher chooses DDP, FSDP2 or ZeRO."""
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from crosspref.recipe.sections import TrainSettings
 from crosspref.run.ranks import is_main, processes, rank
 
 T = TypeVar("T")
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 WHOLE = "crosspref_complete"
 """A file in each checkpoint, written last: a checkpoint without it was cut off by a kill."""
@@ -124,6 +127,8 @@ def _agree(value: T) -> T:
 def _last_whole(checkpoints: Path) -> str | None:
     whole = []
     for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder.is_dir() and _CHECKPOINT.fullmatch(folder.name)):
+            continue
         if (folder / WHOLE).exists():
             whole.append(folder)
         else:

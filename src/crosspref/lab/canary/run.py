@@ -68,6 +68,9 @@ SETTINGS: dict[str, Any] = {
 
 REWARDS: tuple[RewardName, RewardName] = ("crosslingual", "multilingual")
 
+ANSWERED, PAIRS = "responses/*/*.parquet", "pairs.parquet"
+"""Where a model's answers and the English pairs lie, beside what every run has; * stands for any name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Canary:
@@ -137,7 +140,7 @@ def english_answers(canary: Canary) -> tuple[list[Response], dict[str, Instructi
         raise DataError(f"{source} has no preference whose prompt is one message: there is nothing to ask pi_I.")
     rows = [Prompt(prompt_id, ENGLISH, instruction) for instruction, prompt_id in ids.items()]
     job = canary.job(canary.out / "answers" / "english", model=canary.initial, languages=[ENGLISH])
-    with job.run.locked():
+    with job.run.locked(ANSWERED):
         store_rows(job.run.prompts.unit(ENGLISH), rows, Prompt, {"source": source})
         answers = _fill(job, canary.answers)
     return answers, {row.prompt_id: row.instruction for row in rows}
@@ -147,7 +150,7 @@ def held_out_answers(canary: Canary, folder: Path, model: str) -> list[Response]
     """Return a policy's answers to the held-out prompts in every language; all policies answer with the same seeds."""
     settings = canary.recipe.evaluate
     job = canary.job(folder, model=model, prompts={"source": settings.prompts, "limit": settings.limit})
-    with job.run.locked():
+    with job.run.locked(ANSWERED):
         read_prompts(job, 0)
         return _fill(job, settings.n)
 
@@ -185,8 +188,8 @@ def teach(canary: Canary, name: str) -> tuple[Path, list[Pair]]:
     recipe, run = canary.recipe, RunDirectory(canary.out / name / "english")
     assert recipe.align_english is not None  # noqa: S101 - `make_canary` refuses a recipe without
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), canary.reporter)
-    with run.locked():
-        store_rows(Unit(run.root / "pairs.parquet"), pairs, Pair, {"trait": trait.description})
+    with run.locked(PAIRS):
+        store_rows(Unit(run.root / PAIRS), pairs, Pair, {"trait": trait.description})
         training = Training(
             "align_english", recipe.align_english, locate_model(canary.initial), None, asking_of(recipe.models)
         )

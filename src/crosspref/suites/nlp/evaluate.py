@@ -148,7 +148,7 @@ def _measure(
     for task in tasks:
         unit, fingerprint = _shard(work, candidate, task, setups.harness.version)
         if _finished(unit, fingerprint):
-            cut = unit.read_marker()["figures"]["cut"]
+            cut = unit.read_marker()["figures"].get("cut", 0)
             measured.add(candidate.name, task.task, task.language, unit.rows(ItemScore), cut)
             continue
         try:

@@ -9,7 +9,6 @@ from typing import Any
 
 from crosspref.errors import RecipeError
 from crosspref.models.locate import locate_model, require_one_output
-from crosspref.recipe.files import load_recipe
 from crosspref.reports.report import SYMBOLS
 from crosspref.reports.table import Report, label, without_repeats, write_table
 from crosspref.suites import results
@@ -139,7 +138,7 @@ def _about(
         "settings": work.settings.reward_accuracy.model_dump(mode="json"),
         "seed": work.settings.seed,
         "files": work.sources,
-        "reward_model_of_the_run": None if run is None else load_recipe(run.recipe).reward.reward_model,
+        "reward_model_of_the_run": None if run is None else run.read_recipe().reward.reward_model,
         "failures": failures,
         "alike": {
             f"{one.reward}, iteration {one.iteration}, {one.language}": one.alike for one in samples if one.alike

@@ -9,7 +9,6 @@ from crosspref.data.records import Instruction, Pair, as_instruction, derive_see
 from crosspref.data.rows import Row, column_names
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError, RecipeError
-from crosspref.recipe.files import load_recipe
 from crosspref.run.job import Job
 from crosspref.run.store import digest_of
 from crosspref.stages.select.phase import pairs_by
@@ -115,7 +114,7 @@ def draw_samples(work: Evaluation) -> list[Sample]:
     run = work.target.run
     if run is None:
         raise RecipeError("The suite reward_accuracy measures the pairs of a run; a model alone has none. Name a run.")
-    recipe = load_recipe(run.recipe)
+    recipe = run.read_recipe()
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), work.reporter)
     languages = [language for language in recipe.languages if work.languages is None or language in work.languages]
     for language in sorted(set(work.languages or ()) - set(languages)):

@@ -1,0 +1,143 @@
+"""What belongs to crosspref in a folder that it works in, such as a run: nothing else is written to or removed.
+
+A folder is crosspref's if it was empty when the first lock was made in it. Its files are known by their places. A run
+may come from somebody else, so that links in it may lead anywhere: none is followed out of it.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+
+from crosspref.errors import FileError, RunError
+from crosspref.paths import writing
+from crosspref.run.store import PART, Unit
+
+LOCK = ".lock"
+_LEFTOVER = re.compile(r"\.(?P<name>.+?)(?:\.done\.json|\.part\.json)?\.\d+\.tmp")
+"""The name of what is written to be renamed, as ``run.store`` chooses it: of a file, its marker, or its part."""
+_OF_ERRORS = ("error-*.log", "run.log")
+"""Files that a command may leave in a folder before it works there."""
+
+
+@contextlib.contextmanager
+def owned(root: Path, places: Iterable[str | PurePath]) -> Iterator[None]:
+    """Work in a folder as the only process; what killed ones left half-written there is removed.
+
+    Args:
+        root: the folder, which is made if it is not there.
+        places: where files and folders are that are written as a whole, relative to it; * stands for any name.
+
+    Raises:
+        RunError: the folder holds files, but none of crosspref's; a link leads out of it; another process holds it.
+        FileError: it cannot be written.
+    """
+    known = [PurePath(place) for place in places]
+    _require_ours(root, known)
+    require_closed(root)
+    with held(root):
+        with writing(root):
+            _remove_leftovers(root, known)
+        yield
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, so that a second process does not write into it.
+
+    The system releases the lock when the process ends, however it ends: a file that is left locks nothing.
+
+    Raises:
+        RunError: another process holds it.
+        FileError: it cannot be written, or its file system has no locks.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")  # file systems on a network lock only what is open for writing
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"Another process is working in {folder}. Wait for it, or stop it first.") from error
+        except OSError as error:
+            raise FileError(
+                folder, f"cannot be locked: {error.strerror}", "Choose a directory on a file system that has locks."
+            ) from error
+        yield
+
+
+def require_closed(root: Path) -> None:
+    """Make sure that nothing outside of a folder is read or changed by what is done in it.
+
+    Raises:
+        RunError: a link in it leads out of it, or something in it is neither a file nor a folder, such as a pipe.
+        FileError: a folder in it cannot be looked at.
+    """
+    inside = os.path.realpath(root)
+    for path in _unusual(root):
+        if path.is_symlink():
+            target = os.path.realpath(path)
+            if os.path.commonpath([inside, target]) != inside:
+                raise RunError(
+                    f"{path} is a link to {target}, outside of {root}. A run must hold all of its own files, so that "
+                    "nothing else is changed: put a copy in the place of the link, or remove it."
+                )
+        elif path.exists():  # another process may have removed it by now
+            raise RunError(f"{path} is neither a file nor a folder, so it is no part of a run. Remove it.")
+
+
+def _unusual(root: Path) -> Iterator[Path]:
+    """Yield what lies below a folder and is neither a file nor a folder; not recursive, as it may be very deep."""
+    folders = [str(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+        except (FileNotFoundError, NotADirectoryError):  # another process may remove what it has finished
+            continue
+        except OSError as error:
+            raise FileError(folder, f"cannot be looked at: {error.strerror}") from error
+
+
+def is_ours(root: Path, places: Iterable[PurePath]) -> bool:
+    """Tell whether crosspref has worked in a folder; a copy may lack hidden files, but has the done-markers."""
+    return (root / LOCK).exists() or any(any(root.glob(f"{place}.done.json")) for place in places)
+
+
+def _require_ours(root: Path, places: Iterable[PurePath]) -> None:
+    """Raise RunError if crosspref has not worked in a folder before, and it is not empty."""
+    if is_ours(root, places) or not root.is_dir():
+        return
+    theirs = [path.name for path in root.iterdir() if not any(fnmatchcase(path.name, name) for name in _OF_ERRORS)]
+    if theirs:
+        raise RunError(
+            f"{root} is not empty, and crosspref has not worked in it before: it holds {min(theirs)}. Nothing was "
+            "touched. Name a new or an empty directory."
+        )
+
+
+def _remove_leftovers(root: Path, places: Iterable[PurePath]) -> None:
+    """Remove what a killed process left half-written; nobody else is writing while the lock is held."""
+    for place in places:
+        for path in root.glob(str(place.with_name(f".{place.name}.*tmp"))):
+            if (found := _LEFTOVER.fullmatch(path.name)) and fnmatchcase(found["name"], place.name):
+                _remove(path)
+        for part in root.glob(f"{place}{PART}"):
+            if Unit(part.with_name(part.name.removesuffix(PART))).marker.exists():
+                _remove(part)  # a kill may have come between the marker and this
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
