@@ -5,7 +5,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small bench test-fast test test-nightly test-vllm test-deepspeed test-alpaca lint types check fix clean
+.PHONY: quickstart lab small bench test-fast test test-nightly campaign test-vllm test-deepspeed test-alpaca lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipe:quickstart --out $(RUN)
@@ -38,9 +38,17 @@ test-fast: .venv/dev
 test: .venv/dev
 	$(PYTEST) -m "not nightly" $(TESTS)
 
-# Everything, also what takes minutes: kills at every kind of write, lost nodes, simulations, benchmarks, other libraries.
+# Everything, also what takes minutes: the campaign, kills at every kind of write, lost nodes, simulations, benchmarks,
+# other libraries.
 test-nightly: .venv/dev test-deepspeed test-alpaca test-vllm
 	$(PYTEST) -m "" $(TESTS)
+
+# Thousands of bad inputs, kills, full disks and hostile servers, drawn from SEED: `make campaign SEED=7 SCALE=0.05` runs
+# a twentieth of them, and `make campaign SEED=7 ONLY=data:417` one of them again.
+SEED ?= $(shell date +%Y%m%d)
+SCALE ?= 1
+campaign: .venv/dev
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -P -m nightly.campaign --seed $(SEED) --scale $(SCALE) --only "$(ONLY)"
 
 # vLLM itself on this machine's CPU, in an environment of its own: it wants other versions than the rest.
 test-vllm: .venv-vllm/ready

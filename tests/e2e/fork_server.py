@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +21,15 @@ from crosspref.cli import main
 from crosspref.engines import langid
 
 
-def run(arguments: list[str], log: str) -> None:
+def run(work: Callable[[], int], log: str) -> None:
+    """Do some work in a process that has just been forked, and end it with the work's exit code."""
     code = 70
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        code = main(arguments)
+        code = work()
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:  # noqa: BLE001 - a child must never go on as a second server
@@ -54,7 +57,8 @@ def serve() -> None:
         if command == "spawn":
             child = os.fork()
             if child == 0:
-                run(*rest)
+                arguments, log = rest
+                run(partial(main, arguments), log)
             answer(child)
         else:
             ended, status = os.waitpid(rest[0], os.WNOHANG)
