@@ -21,7 +21,8 @@ class _Handler(JsonHandler):
         hub.asked.append((path, self.headers.get("Authorization")))
         folder = hub.repositories.get(repository)
         if folder is None or (hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}"):
-            self.send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+            said = f"Wrong token: {self.headers.get('Authorization')}"  # some servers repeat it
+            self.send(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": said})
         elif parts[0] == "revision":
             self.send_json(200, {"id": repository, "sha": hub.commit, "siblings": []})
         elif parts[0] == "tree":

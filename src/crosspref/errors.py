@@ -6,6 +6,7 @@ Each message says what is wrong, where, and what to do next. The command line pr
 from collections.abc import Sequence
 
 from crosspref.escape import printable_lines
+from crosspref.keys import without_what_looks_like_a_key
 
 
 class CrossprefError(Exception):
@@ -21,11 +22,11 @@ class CrossprefError(Exception):
 class RecipeError(CrossprefError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another one.
 
-    ``keys`` has the dotted key of every faulty setting.
+    ``keys`` has the dotted key of every faulty setting. The message does not repeat what looks like a server's key.
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+        super().__init__(without_what_looks_like_a_key(message))
         self.keys = keys
 
 
@@ -43,6 +44,10 @@ class ServerError(CrossprefError):
 
 class RefusedError(ServerError):
     """A model server refused the request (HTTP 400, 413 or 422)."""
+
+
+class UnusableError(ServerError):
+    """A model answered, and after all retries still not so that the answer can be used."""
 
 
 class BudgetError(CrossprefError):

@@ -76,6 +76,13 @@ def test_a_private_repository_is_opened_by_the_hubs_own_login_alone(hub: FakeHub
     assert {token for _, token in hub.asked} == {"Bearer hf_secret"}
 
 
+def test_a_token_that_the_hub_repeats_is_not_shown(hub: FakeHub, tmp_path: Path) -> None:
+    hub.token, token = "hf_other", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
+    said = "|".join(find(hub, tmp_path, "own/model", token=token))
+    assert "Wrong token: Bearer ***" in said
+    assert token not in said
+
+
 def test_adapters_and_what_is_left_of_them(hub: FakeHub, tmp_path: Path) -> None:
     for arguments in (["own/adapter", "small"], ["own/adapter"]):
         assert "own--adapter" in find(hub, tmp_path, *arguments)[2]

@@ -20,11 +20,11 @@ HEAVY = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers", "matplotlib"),
     *("vllm", "openai", "ray", "deepspeed", "bitsandbytes", "sklearn", "lm_eval"),
 )
-LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.hub", "huggingface_hub")}
+LAZY_EXCEPTIONS = {("data.sources", "datasets"), ("models.hub", "huggingface_hub"), ("keys", "huggingface_hub")}
 """Heavy imports outside engines/: inside a function, for what only hub ids need."""
 
 LAYERS = (
-    ("errors", "escape", "languages", "paths"),
+    ("errors", "escape", "keys", "languages", "paths"),
     ("recipe", "data", "models"),
     ("maths", "protocols", "run"),
     ("stages",),

@@ -153,9 +153,9 @@ def test_the_readme_names_every_recipe_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"sample": {"temprature": 1.0}}, "sample.temprature: unknown setting (value 1.0); did you mean temperature? "),
-        ({"sampel": {"n": 4}}, "sampel: unknown setting (value {'n': 4}); did you mean sample? "),
-        ({"train": {"lora": {"rnak": 8}}}, "train.lora.rnak: unknown setting (value 8); did you mean rank? "),
+        ({"sample": {"temprature": 1.0}}, "sample.temprature: unknown setting; did you mean temperature? "),
+        ({"sampel": {"n": 4}}, "sampel: unknown setting; did you mean sample? "),
+        ({"train": {"lora": {"rnak": 8}}}, "train.lora.rnak: unknown setting; did you mean rank? "),
         ({"sample": {"n": "ten"}}, "sample.n: Input should be a valid integer, but it is 'ten' (str)"),
         ({"sample": {"n": 4.0}}, "sample.n: Input should be a valid integer, but it is 4.0 (float)"),
         ({"seed": True}, "seed: Input should be a valid integer, but it is True (bool)"),
@@ -253,7 +253,7 @@ def test_what_does_not_contradict() -> None:
 
 def test_a_contradiction_is_not_reported_for_a_section_that_is_faulty_itself() -> None:
     [line] = faults(content(models={"initial": "base", "polcy": "aligned"}))
-    assert line.startswith("models.polcy: unknown setting (value 'aligned'); did you mean policy?")
+    assert line.startswith("models.polcy: unknown setting; did you mean policy?")
 
 
 def test_all_faults_come_at_once() -> None:
@@ -364,10 +364,10 @@ def test_overrides() -> None:
     [
         ("sample.n", "--set must be section.key=value, for example sample.n=4, but it is 'sample.n'"),
         ("=4", "--set must be section.key=value"),
-        ("seed.x=1", "--set seed.x=1: seed is a value, not a section"),
-        ("languages.x.y=1", "--set languages.x.y=1: languages is a value, not a section"),
-        ("sample.n=[1", "--set sample.n=[1 is not valid YAML"),
-        ("smple.n=4", "smple: unknown setting (value {'n': 4}); did you mean sample?"),
+        ("seed.x=1", "--set seed.x: seed is a value, not a section"),
+        ("languages.x.y=1", "--set languages.x.y: languages is a value, not a section"),
+        ("sample.n=[1", "--set sample.n is not valid YAML"),
+        ("smple.n=4", "smple: unknown setting; did you mean sample?"),
         ("sample..n=4", "sample.: unknown setting"),
         ("sample=4", "sample: must be a section with any of engine, n, "),
     ],
@@ -444,7 +444,7 @@ def test_extends_is_relative_to_its_own_file(tmp_path: Path, monkeypatch: pytest
         ),
         ({"a": "extends: [b.yaml]"}, "a.yaml has 1 fault:\n  - extends: must be the path of a recipe file"),
         ({"a": EXTENDS_B, "b": "preset: x"}, "b.yaml has 1 fault:\n  - preset: unknown preset 'x'; Known: znlp"),
-        ({"a": BASE + "extend: b.yaml"}, "a.yaml has 1 fault:\n  - extend: unknown setting (value 'b.yaml')"),
+        ({"a": BASE + "extend: b.yaml"}, "a.yaml has 1 fault:\n  - extend: unknown setting"),
     ],
 )
 def test_extending_what_cannot_be_extended(

@@ -13,6 +13,7 @@ from pathlib import Path
 from crosspref.data.rows import READERS, Row, column_names, read_file, split_name, table_rows
 from crosspref.errors import DataError
 from crosspref.escape import listed, one_line
+from crosspref.keys import without_token
 from crosspref.languages import LANGUAGES, as_tag, is_language, language_name
 from crosspref.paths import existing, working_directory
 
@@ -275,11 +276,12 @@ def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str
         require_languages(f"the hub dataset {path}", "config", languages, [*tags, *by_tag])
         return [load(by_tag[tags[language]], language) for language in languages]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
+        cause = f" ({one_line(without_token(error.__cause__))})" if error.__cause__ else ""
+        said = one_line(without_token(error)) + cause
         raise DataError(
-            f"{source!r} was taken for a hub dataset, and it cannot be loaded: {one_line(error)}{cause}\n"
+            f"{source!r} was taken for a hub dataset, and it cannot be loaded: {said}\n"
             "If it is a path, begin it with ./ and check its spelling; if it is private, log in with `hf auth login`."
-        ) from error
+        ) from None
 
 
 def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside: str) -> dict[str, list[Row]]:

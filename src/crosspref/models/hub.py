@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosspref.errors import ModelError
+from crosspref.keys import without_token
 
 _NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+\.gguf))?")
 
@@ -32,23 +33,22 @@ class HubModel:
             ModelError: there is no such repository, or it cannot be reached.
         """
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             revision = commit or self.revision
             return Path(snapshot_download(self.repository, revision=revision, allow_patterns=sorted(patterns)))
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - also of the libraries by which it speaks HTTP
             raise ModelError(
-                f"The model {self.name!r} is no path on this machine, and as a hub id it cannot be fetched: {error}\n"
+                f"The model {self.name!r} is no path on this machine, and as a hub id it cannot be fetched: "
+                f"{without_token(error)}\n"
                 "Check the spelling and the network; a gated or private model needs `hf auth login`, or HF_TOKEN."
-            ) from error
+            ) from None
 
     def listed(self, commit: str) -> Sequence[str]:
         """Return the names of all files of a commit; none where the hub cannot be asked."""
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             return HfApi().list_repo_files(self.repository, revision=commit)
-        except (HfHubHTTPError, OSError, ValueError):
+        except Exception:  # noqa: BLE001 - as above
             return []

@@ -4,8 +4,8 @@ A recipe has layers: the file that it ``extends``, its ``preset``, its own setti
 settings of ``--set``. Each layer is merged over the previous ones. ``extends`` and ``preset`` are resolved here, so the
 resulting recipe has neither.
 
-All faults of a recipe are reported together in one :class:`~crosspref.errors.RecipeError`. Each names the key, the
-value, what is allowed, and the layer that it comes from.
+All faults of a recipe are reported together in one :class:`~crosspref.errors.RecipeError`. Each names the setting, its
+value if the setting is known, what is allowed, and the layer that it comes from.
 """
 
 import copy
@@ -147,7 +147,7 @@ def parse_yaml(text: str, where: str) -> Any:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
         values, levels = _size(content, {})
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise RecipeError(f"{where} is not valid YAML: {error}") from error
+        raise RecipeError(f"{where} is not valid YAML: {error}") from None  # it shows a part of the text, as it is
     except RecursionError:
         raise RecipeError(f"{where} is not valid YAML: {_TOO_DEEP}.") from None
     if levels > _MOST_LEVELS:
@@ -327,7 +327,7 @@ def override(content: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set must be section.key=value, for example sample.n=4, but it is {shown(change)}.")
-    target, said = content, f"--set {change[:_SHOWN_KEY]}"
+    target, said = content, f"--set {key[:_SHOWN_KEY]}"
     *sections, last = key.strip().split(".")
     if len(sections) > _MOST_LEVELS:
         raise RecipeError(f"{said}: the setting is {_TOO_DEEP}.")
@@ -421,7 +421,7 @@ def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
         known = [*_section_at(fault["loc"][:-1], root).model_fields, *file_keys]
         near = difflib.get_close_matches(str(fault["loc"][-1])[:_SHOWN_KEY], known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"unknown setting (value {shown(fault['input'])}); {hint}Allowed here: {', '.join(known)}"
+        return f"unknown setting; {hint}Allowed here: {', '.join(known)}"  # its value may be a key: server.api_key
     if fault["type"] == "missing":
         field = _section_at(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]
         return f"is missing. {field.description}"

@@ -5,6 +5,7 @@ together.
 """
 
 import json
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -109,7 +110,7 @@ class Settings(BaseModel):
 
     Contradictions between two fields are checked by a validator of the later field, not of the whole model: pydantic
     skips model validators when any field is invalid, and users would then see one fault at a time. This is why
-    ``validate_default`` is on.
+    ``validate_default`` is on. pydantic's own messages do not repeat values: one may be a key in the wrong place.
     """
 
     model_config = ConfigDict(
@@ -119,6 +120,7 @@ class Settings(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         str_max_length=MOST_CHARACTERS,
+        hide_input_in_errors=True,
     )
 
 
@@ -495,26 +497,49 @@ class VllmSettings(Settings):
 
 
 def _checked_address(url: str) -> str:
-    """Return a server's address. Raises ValueError if it is not an address, or contains credentials."""
-    parts = urlsplit(url)
-    if parts.password is not None or parts.username is not None:  # do not repeat it in the message
+    """Return a server's address. Raises ValueError if it is none, or may hold a key; no message repeats it then."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or the brackets of an address of IPv6 do not fit
+        is_address = False
+    if not is_address or not url.isprintable() or set(url) & set(" \\"):
+        raise ValueError("is not a server's address, such as http://localhost:8000/v1")
+    if parts.password is not None or parts.username is not None:
         raise ValueError("the address contains a user or password, but is stored with the run: use key_variable")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not a server's address, such as http://localhost:8000/v1")
+    if set(url) & set("?#"):
+        raise ValueError(
+            "the address has a part after ? or #, which may hold a key, but is stored with the run: leave it out, and "
+            "use key_variable for a key"
+        )
     return url
 
 
 Address = Annotated[str, AfterValidator(_checked_address)]
+
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]{0,63}")
+
+
+def _checked_variable(name: str) -> str:
+    """Return the name of an environment variable; a key in its place would be stored, so no message repeats it."""
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(
+            "is not the name of an environment variable in capitals, such as OPENAI_API_KEY. The key itself is never "
+            "a setting: put it into that variable"
+        )
+    return name
 
 
 class ConnectionSettings(Settings):
     """How an OpenAI-compatible server is reached."""
 
     url: Address = Field("http://localhost:8000/v1", description="The server's address, including the API version.")
-    key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
+    key_variable: Annotated[str, AfterValidator(_checked_variable)] = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the server's key; its name is in capitals."
+    )
     concurrency: AtOnce = Field(32, description="Maximum number of simultaneous requests.")
     requests_per_minute: Positive | None = Field(None, description="Maximum number of requests per minute.")
-    timeout: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(600.0, description="Seconds to wait for an answer.")
+    timeout: Annotated[float, Field(ge=1e-3, le=1e6)] = Field(600.0, description="Seconds to wait for a whole answer.")
     retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         6,
         description="Retries, with increasing delays, after 429, 5xx, a lost connection or an incomplete answer.",

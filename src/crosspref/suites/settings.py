@@ -1,9 +1,11 @@
 """The settings of ``crosspref evaluate --suite``, from one YAML file and ``--set``."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
+from crosspref.keys import without_what_looks_like_a_key
 from crosspref.recipe.sections import (
     LEAST_TEMPERATURE,
     AboveZero,
@@ -23,6 +25,9 @@ from crosspref.recipe.sections import (
     VllmSettings,
 )
 from crosspref.suites.nlp.tasks import TaskName
+
+_CREDENTIALS = {"api_key", "apikey", "api-key", "authorization", "headers", "extra_headers", "token", "password"}
+"""Fields by which people try to send a key."""
 
 
 def _is_greedy_or_warm(temperature: float) -> float:
@@ -62,6 +67,9 @@ class JudgeSettings(ConnectionSettings):
         taken = sorted(request.keys() & {"messages", "model", "n", "stream"})
         if taken:
             raise ValueError(f"cannot set {', '.join(taken)}, because reading the answers depends on them")
+        said = json.dumps(request)
+        if _CREDENTIALS & {name.lower() for name in request} or without_what_looks_like_a_key(said) != said:
+            raise ValueError("holds what may be a key, and is stored with every verdict: use judge.key_variable")
         return request
 
     @field_validator("budget")
