@@ -104,6 +104,20 @@ def test_numbers_that_overflow_later_stop_scoring(packed: bool, tiny_models: Mod
         scorer.logprobs([3, 4], [[5, 6]])
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_an_infinite_logit_makes_no_other_token_impossible(tiled: bool, packed: bool, tiny_models: Models) -> None:
+    """The log-probabilities of the others would be -inf, as of tokens that a model rules out."""
+    scorer = ModelScorer(load_model(tiny_models["llama"][1], Loading()), RewardSettings())
+    scorer.tiled, scorer.packed = tiled, packed and tiled
+    head = scorer.model.lm_head
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
+    assert math.isfinite(scorer.logprobs([3, 4], [[5, 6]])[0])
+    head.bias.data[9] = math.inf
+    with pytest.raises(ModelError, match=NOT_FINITE):
+        scorer.logprobs([3, 4], [[5, 6]])
+
+
 def test_a_token_that_a_model_rules_out_has_no_reward(tiny_models: Models) -> None:
     """Its log-probability is -inf, which is no fault, but compares with nothing."""
     assert [finite(value) for value in (-math.inf, math.inf, math.nan, None, 0.5)] == [None, None, None, None, 0.5]

@@ -1,9 +1,13 @@
 """The harness as it is installed: which tasks it has in which languages, and what it makes of rows of one's own."""
 
+import io
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from rich.console import Console
 
 from crosspref.languages import LANGUAGES
 from crosspref.suites.nlp.tasks import HUB, SHOTS, TITLES, TaskName, parts_of
@@ -12,8 +16,12 @@ pytest.importorskip("lm_eval")
 
 from nlp_items import make_items
 
-from crosspref.engines import find_engine
-from crosspref.errors import DataError
+from crosspref.engines import EngineSettings, find_engine
+from crosspref.errors import DataError, ModelError
+from crosspref.models.locate import locate_model
+from crosspref.recipe.sections import ResourceSettings
+from crosspref.run.kept import Kept
+from crosspref.run.progress import Reporter
 
 TASKS = get_args(TaskName)
 
@@ -90,3 +98,16 @@ def test_the_metrics_are_those_that_it_is_said_to_have(harness: Any) -> None:
 def test_rows_of_another_kind_are_refused_as_data(harness: Any) -> None:
     with pytest.raises(DataError, match="arc_es cannot be set up: KeyError"):
         harness.tasks_of_files("arc_es", [{"id": "1", "instruction": "What?"}], [], 0)
+
+
+def test_a_model_of_nan_is_not_measured(harness: Any, models: tuple[Path, Path]) -> None:
+    """Of choices that are all NaN the first one would be the likeliest."""
+    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"))
+    model = harness.model(locate_model(str(models[1])), settings, 4, Reporter(Console(file=io.StringIO())))
+    tasks = list(set_up(harness, "arc", "es").values())
+    values, _ = harness.measure(model, tasks, None)
+    assert len(values["acc"]) == 4
+    model._model.lm_head.weight.data[:, 0] = math.nan
+    model.begin("again", Kept(lambda *_: None))
+    with pytest.raises(ModelError, match="not finite"):
+        harness.measure(model, tasks, None)

@@ -1,6 +1,7 @@
 """What a training leaves behind, and that a killed one ends as if it had not been killed."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import naive
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training import END, LORA, KilledError, Models, train_until
 from training import PAIRS as ALL_PAIRS
 from training import make_trainer as make_any_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from crosspref.data.records import Pair
+from crosspref.engines.self_check import made_up_ids
 from crosspref.engines.training import distributed
 from crosspref.engines.training.distributed import WHOLE, last_checkpoint
 from crosspref.engines.training.trainer import TrlTrainer, example_of
@@ -214,6 +216,21 @@ def test_save_dtype(lora: LoraSettings | None, tiny_models: Models, tmp_path: Pa
         assert torch.equal(half[name], tensor.bfloat16())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "bfloat16" / "out")
     assert model.dtype == torch.bfloat16
+
+
+def test_weights_that_overflow_when_they_are_rounded_are_not_saved(tiny_models: Models, tmp_path: Path) -> None:
+    """The largest numbers of float32 are infinite in bfloat16."""
+    directory = shutil.copytree(tiny_models["llama"][1], tmp_path / "start")
+    weights = load_file(directory / "model.safetensors")
+    examples = [example for example in make_trainer(directory)._examples(PAIRS) if example is not None]
+    used = {token for example in examples for ids in example.values() for token in ids}
+    unused = max(set(range(len(weights["model.embed_tokens.weight"]))) - used - {*made_up_ids(naive.load(directory))})
+    weights["model.embed_tokens.weight"][unused, 0] = torch.finfo(torch.float32).max
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="embed_tokens"):
+        train(make_trainer(directory, save_dtype="bfloat16"), tmp_path)
+    assert not (tmp_path / "out").exists()
+    train(make_trainer(directory), tmp_path / "whole")
 
 
 def test_pairs_that_are_too_long_are_dropped_and_counted(tiny_models: Models, tmp_path: Path) -> None:

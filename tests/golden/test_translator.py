@@ -443,3 +443,10 @@ def test_tags_around_an_answer_are_taken_off(answered: str, text: str, ids: list
     assert translate(engine, [("Hi.", "en", "es")]) == [Sampled(text, ids, "stop")]
     engine.close()
     assert engine.sampler.model is None
+
+
+def test_an_answer_of_blanks_is_read_once(tiny_models: Models) -> None:
+    """To look for a tag behind each blank would take hours."""
+    engine, answered = chat(tiny_models["llama"][1]), f"Hola.{' ' * 300_000}x"
+    engine.sampler.sample = lambda *_: [[Sampled(answered, [5, 2], "stop")]]  # type: ignore[method-assign]
+    assert translate(engine, [("Hi.", "en", "es")]) == [Sampled(answered, [5, 2], "stop")]

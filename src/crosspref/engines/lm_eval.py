@@ -1,6 +1,7 @@
 """Multiple-choice tasks by lm-evaluation-harness: its prompts, likelihoods and metrics, on its data or one's own."""
 
 import logging
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +23,12 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from crosspref.engines import EngineSettings
+from crosspref.engines.self_check import not_finite
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.chat import read_tokenizer
 from crosspref.engines.transformers.models import Loading, free_memory, readable_directory
 from crosspref.errors import DataError, FileError, ModelError
+from crosspref.keys import without_token
 from crosspref.models.locate import ModelFiles
 from crosspref.run.kept import Kept
 from crosspref.run.progress import Meter, Reporter
@@ -100,8 +103,8 @@ class Harness:
     def _load(self, name: str, what: str, shots: int) -> list[Any]:
         try:
             tasks = list(self._manager.load([what])["tasks"].values())
-        except Exception as error:  # whatever a data set, or the way to it, makes the harness stumble over
-            raise DataError(f"{name} cannot be set up: {_said(error)}") from error
+        except Exception as error:  # noqa: BLE001 - whatever a data set, or the way to it, makes the harness raise
+            raise DataError(f"{name} cannot be set up: {_said(error)}") from None
         for task in tasks:
             task.set_config("num_fewshot", shots)
         return tasks
@@ -131,7 +134,7 @@ class Harness:
 
         Raises:
             DataError: an item is not as the task expects it.
-            ModelError: the memory does not suffice.
+            ModelError: the memory does not suffice, or a log-probability is NaN.
             FileError: what is finished cannot be kept.
         """
         named, label = {task.task_name: task for task in tasks}, model.label
@@ -141,7 +144,7 @@ class Harness:
             raise ModelError(
                 f"{label}: the memory does not suffice. Set a smaller nlp.batch_size ({model.batch_size} now)."
             ) from error
-        except FileError:  # what is finished cannot be kept
+        except (FileError, ModelError):  # what is finished cannot be kept, or there is nothing to measure
             raise
         except Exception as error:  # likewise
             raise DataError(f"{label} cannot be measured: {_said(error)}") from error
@@ -167,7 +170,7 @@ def _named(samples: Iterable[Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = without_token(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
@@ -225,7 +228,9 @@ class _Answers:
         self._new: dict[str, tuple[float, bool]] = {}
 
     def add_partial(self, _kind: str, request: tuple[str, str], answer: tuple[float, bool]) -> None:
-        """Take the answer to a request: its prompt and its choice."""
+        """Take the answer to a request: its prompt and its choice. Of NaN the harness would take the first choice."""
+        if not answer[0] < math.inf:  # which NaN is not
+            raise not_finite("measuring tasks")
         self.meter.advance(1)
         self._new[digest_of(request)] = answer
 

@@ -24,10 +24,18 @@ def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         ids: (tokens,), int64.
 
     Returns:
-        (tokens,), float32, nats.
+        (tokens,), float32, nats: -inf for a token that is ruled out, NaN where a logit is NaN or infinite.
     """
     logits = logits.float()
-    return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return _less(logits.gather(-1, ids[:, None]).squeeze(-1), logits.logsumexp(-1))
+
+
+def _less(logits: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """Return logits minus logsumexps, of one shape; NaN where a sum is infinite, and not -inf, as of a ruled-out token.
+
+    Where any logit overflows, the others are not known to be impossible.
+    """
+    return torch.where(sums == torch.inf, torch.nan, logits - sums)
 
 
 def tiled_logprobs(  # noqa: PLR0913 - its options are keyword-only
@@ -148,7 +156,7 @@ class _TiledLogprobs(torch.autograd.Function):
                     del logits  # otherwise it still exists while the next tile is computed
         ctx.save_for_backward(hidden, ids, weight, bias, sums)
         ctx.head = head
-        return (picked - sums).squeeze(1)
+        return _less(picked, sums).squeeze(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

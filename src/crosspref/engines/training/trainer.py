@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -263,12 +263,7 @@ class TrlTrainer:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         dtype = getattr(torch, self.settings.save_dtype)
-        for name, weight in model.named_parameters() if weights is None else weights.items():
-            if not torch.isfinite(weight).all():
-                raise ModelError(
-                    f"Training left weights that are not finite numbers, such as {name}, so nothing was saved. A "
-                    "smaller train.learning_rate or resources.dtype: float32 may help."
-                )
+        _require_finite(dict(model.named_parameters()) if weights is None else weights)
         if self.settings.lora and self.settings.lora.save == "adapter":
             adapters.save_adapter(model, self.policy, output, dtype, weights)  # tokenizer and template are its base's
             return
@@ -285,13 +280,23 @@ class TrlTrainer:
         else:
             model.config = self.config
         model.generation_config = transformers.GenerationConfig()
-        model.to(dtype).save_pretrained(output)
+        _require_finite(dict(model.to(dtype).named_parameters()))  # merging and rounding can overflow, too
+        model.save_pretrained(output)
         (output / GENERATION_CONFIG_NAME).unlink(missing_ok=True)
         # Copied instead of written again, so that the tokenizer's files stay byte for byte the same.
         for file in kept_files(self.directory):
             target = output / file.relative_to(self.directory)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(file, target)
+
+
+def _require_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"Training left weights that are not finite numbers, such as {name}, so nothing was saved. A smaller "
+                "train.learning_rate or resources.dtype: float32 may help."
+            )
 
 
 def example_of(pair: Pair, tokenizer: ChatTokenizer) -> dict[str, list[int]]:

@@ -35,7 +35,7 @@ KEPT_SETTINGS = (
 padding). The rest is how its authors decoded: beams, penalties, and ``forced_eos_token_id``, by which a translation
 that was cut would look like one that ended."""
 
-_TAGS = re.compile(r"\s*(<sentence>\s*)?(.*?)(\s*</sentence>\s*)?", re.DOTALL)
+_TAGS = "<sentence>", "</sentence>"
 _TARGET_TOKEN = re.compile(r">>(.+)<<|<2(.+)>")
 """The tokens that name a target in front of the text: Marian's ``>>spa<<``, MADLAD's ``<2es>``."""
 
@@ -66,9 +66,15 @@ class ChatTranslator:
         self.sampler.close()
 
     def _unwrapped(self, answer: Sampled) -> Sampled:
-        match = _TAGS.fullmatch(answer.text)
-        if match and (match[1] or match[3]):
-            return Sampled(match[2], [], answer.finish_reason)
+        opens, closes = _TAGS
+        text = answer.text.lstrip()
+        is_opened, is_closed = text.startswith(opens), text.rstrip().endswith(closes)
+        if is_opened:
+            text = text.removeprefix(opens).lstrip()
+        if is_closed:
+            text = text.rstrip().removesuffix(closes).rstrip()
+        if is_opened or is_closed:
+            return Sampled(text, [], answer.finish_reason)
         return Sampled(answer.text, answer.token_ids if self.is_policy else [], answer.finish_reason)
 
 
