@@ -311,16 +311,21 @@ def test_what_is_asked_beside_the_question_counts_for_the_budget(path: Path) -> 
         assert None not in make_judge(path, server.url, request=request, budget=2 * most, **PRICES).ask(QUESTIONS[:2])
 
 
-def test_an_answer_that_cannot_be_used_is_paid_for(path: Path) -> None:
+def test_an_answer_that_cannot_be_used_is_paid_for_and_counted(path: Path) -> None:
     class Nothing(FakeJudge):
         def answer(self, body: dict[str, Any]) -> dict[str, Any]:
             return super().answer(body) | {"choices": []}
 
     with Nothing() as server:
-        judge = make_judge(path, server.url, retries=1, **PRICES)
-        with pytest.raises(ServerError, match="no answer that can be used in 2 attempts"):
-            judge.ask(QUESTIONS[:1])
+        judge = make_judge(path, server.url, protocol="text", retries=1, **PRICES)
+        [verdict] = judge.ask(QUESTIONS[:1])
+        assert len(server.asked) == 2
+        assert make_judge(path, server.url, protocol="text", **PRICES).ask(QUESTIONS[:1]) == [verdict]
+        assert len(server.asked) == 2
+    assert verdict is not None
+    assert (verdict.verdict, verdict.failure) == (None, "no usable answer")
     assert judge.costs.spent == pytest.approx(2 * COST)
+    assert make_judge(path, **PRICES).costs.spent == pytest.approx(2 * COST)  # what it took is stored with it
 
 
 def test_an_error_in_between_keeps_what_was_paid_for(path: Path) -> None:

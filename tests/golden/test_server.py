@@ -365,13 +365,12 @@ def test_log_probabilities_that_make_no_sense_are_no_score(
     values: Any, said: str, models: Pair, server: FakeOpenAIServer
 ) -> None:
     scorer = make_scorer(models, server.url, retries=0)
-    row = RESPONSES[2].token_ids or []
-    length = len(scorer.tokenizer.prompt_ids(INSTRUCTIONS[1])) + len(row)
+    ids = scorer.tokenizer.prompt_ids(INSTRUCTIONS[1]) + (RESPONSES[2].token_ids or [])
     if values == "other ids":
-        values = [None] * length
+        values = [None] * len(ids)
     elif values in ("logits", "nan"):
         value = 7.0 if values == "logits" else math.nan
-        values = [None, *[{str(token): {"logprob": value} for token in row}] * (length - 1)]
+        values = [None, *({str(token): {"logprob": value}} for token in ids[1:])]
     server.changes = {"prompt_logprobs": values}
     with closing(scorer), pytest.raises(ServerError, match=said):
         scorer.score(INSTRUCTIONS[1], RESPONSES[2:3])

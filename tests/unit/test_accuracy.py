@@ -122,6 +122,8 @@ def test_choices(text: str, value: float) -> None:
         ("Preferred: answer1\nI hope this helps.", "no label"),
         ("Comparison: answer1", "no label"),
         ('{"preferred": "answer1"}', "no label"),
+        ("Preferred: t\u0131e", "no label"),  # letters that are an i and an s to whoever ignores case in all alphabets
+        ("Preferred: an\u017fwer1", "no label"),
     ],
 )
 def test_what_is_no_choice_is_not_guessed_at(text: str, kind: str) -> None:

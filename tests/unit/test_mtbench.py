@@ -54,12 +54,29 @@ def test_a_grade_is_read(text: str, grade: float) -> None:
         ("Grade: [[0]]", "grade out of 1..10"),
         ("Grade: [[11]]", "grade out of 1..10"),
         ("Grade: [[0.5]] or rather [[5]]", "grade out of 1..10"),
+        ("Grade: [[1e2]]", "no grade"),
+        ("Grade: [[nan]]", "no grade"),
+        ("Grade: [[10/10]]", "no grade"),
     ],
 )
 def test_anything_else_has_no_grade_and_is_counted_by_kind(text: str, kind: str) -> None:
     with pytest.raises(UnreadableError) as caught:
         read_grade(text)
     assert str(caught.value) == kind
+
+
+@pytest.mark.parametrize(
+    ("piece", "count", "kind"), [("1", 1_000_000, "no grade"), ("[[1", 300_000, "no grade"), ("[", 300_000, "no grade")]
+)
+def test_a_text_without_end_is_read_once(piece: str, count: int, kind: str) -> None:
+    """From each of a million digits to the last one it would take days."""
+    with pytest.raises(UnreadableError, match=kind):
+        read_grade(f"Grade: [[{piece * count}")
+
+
+def test_a_grade_of_thousands_of_digits() -> None:
+    with pytest.raises(UnreadableError, match="out of 1"):
+        read_grade(f"Grade: [[{'9' * 10_000}]]")
 
 
 def test_a_judgement_that_was_cut_before_its_grade_says_so() -> None:

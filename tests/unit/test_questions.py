@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_anything_else_is_counted_by_kind_and_not_guessed(text: str, kind: str) 
     assert str(caught.value) == kind
 
 
+@pytest.mark.parametrize(("piece", "count"), [("[", 100_000), ('{"a":', 100_000), ("[9", 1), ("`", 1_000_000)])
+def test_json_that_python_cannot_read_is_half_json(piece: str, count: int) -> None:
+    """It is nested beyond the interpreter's stack, or has a number of too many digits."""
+    with pytest.raises(UnreadableError, match="half JSON"):
+        read_label(piece * count + "9" * 10_000, LABELS)
+
+
 def test_the_probability_of_the_first_label_by_hand() -> None:
     logprobs = {"m": math.log(0.6), "M": math.log(0.2), "The": math.log(0.1)}
     assert first_label_probability(logprobs, LABELS) == pytest.approx(0.75, abs=1e-12)
@@ -61,6 +69,13 @@ def test_probabilities_at_the_edges(logprobs: dict[str, float], value: float) ->
 def test_without_either_label_there_is_no_probability() -> None:
     with pytest.raises(UnreadableError, match="no label"):
         first_label_probability({"The": -0.1, "Both": -3.0}, LABELS)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5, 1e308, True, "-0.5", None, [-1.0]])
+@pytest.mark.parametrize("token", ["m", "M", "The"])
+def test_what_is_no_log_probability_makes_no_probability(token: str, value: Any) -> None:
+    with pytest.raises(UnreadableError, match="impossible log-probabilities"):
+        first_label_probability({"m": -0.1, "M": -2.0, token: value}, LABELS)
 
 
 def test_an_answer_that_was_cut_says_so() -> None:

@@ -1,12 +1,18 @@
 """The file of verdicts: append-only, found by key, and whole after a kill."""
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crosspref.errors import DataError
+from crosspref.suites.judge.judge import Costs
 from crosspref.suites.judge.verdicts import Verdict, VerdictLog, key_of, messages_digest
+from crosspref.suites.settings import JudgeSettings
+from crosspref.suites.xalpaca.prompt import ask_about
 
 DECODING = {"temperature": 1.0, "max_tokens": 1}
 
@@ -75,6 +81,50 @@ def test_a_line_whose_key_is_not_its_own_is_no_verdict(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"judge": "j"', '"judge": "another"'))
     log = VerdictLog.open(path)
     assert (log.verdicts, log.broken) == ({}, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"usage": "lots"},
+        {"usage": {"prompt_tokens": 1.5}},
+        {"logprobs": [["m", -0.1]]},
+        {"logprobs": {"m": "-0.1"}},
+        {"verdict": "0.5"},
+        {"verdict": True},
+        {"text": 7},
+        {"date": None},
+        {"decoding": []},
+    ],
+)
+def test_a_line_with_other_types_is_no_verdict(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "v.jsonl"
+    line = asdict(verdict("a")) | change
+    path.write_text(json.dumps(line) + "\n" + json.dumps(asdict(verdict("b"))) + "\n", encoding="utf-8")
+    log = VerdictLog.open(path)
+    assert (list(log.verdicts), log.broken) == ([verdict("b").key], 1)
+
+
+def test_impossible_numbers_of_a_file_are_no_verdict(tmp_path: Path) -> None:
+    """A file to replay may come from anybody."""
+    question = ask_about("Say hello.", "Hello!", "Hi!")
+    path = tmp_path / "v.jsonl"
+    for value in (math.nan, math.inf, 0.5):
+        path.write_text(json.dumps(asdict(verdict("a")) | {"logprobs": {"m": value, "M": -2.0}, "verdict": 0.9}) + "\n")
+        [found] = VerdictLog.open(path).verdicts.values()
+        read = found.read(question, by_logprobs=True)
+        assert (read.verdict, read.failure) == (None, "impossible log-probabilities")
+
+
+def test_impossible_counts_of_a_file_cost_nothing() -> None:
+    costs = Costs(JudgeSettings(price_in=1e6, price_out=1e6, budget=10.0))
+    for usage in (
+        {"prompt_tokens": -5, "completion_tokens": 2},
+        {"prompt_tokens": 10**12},
+        {"completion_tokens": True},
+    ):
+        costs.count(usage)
+    assert costs.spent == 2.0
 
 
 def test_the_key_follows_judge_decoding_and_messages() -> None:

@@ -1,7 +1,7 @@
 """Talking to servers that speak OpenAI's protocol: finding a model, and asking until there is a whole answer.
 
 The ``openai`` client waits and asks again after 408, 409, 429, 5xx and lost connections. Answers that came whole but
-make no sense are asked for again here, out of the same number of retries.
+make no sense are asked for again here, out of the same number of retries. ``transport`` has what may come in at all.
 """
 
 import asyncio
@@ -12,15 +12,18 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
 
-from crosspref.errors import RefusedError, ServerError
+from crosspref.engines.server.transport import GuardedClient
+from crosspref.errors import RefusedError, ServerError, UnusableError
 from crosspref.escape import listed, one_line
+from crosspref.keys import without_key
 from crosspref.recipe.sections import ServerSettings
 
 LOOK_UP = {"timeout": 5.0, "max_retries": 2}
@@ -41,7 +44,7 @@ class Answer(BaseModel):
 
 class _Listed(BaseModel):
     id: str
-    max_model_len: int | None = None  # vLLM's
+    max_model_len: Annotated[int, Field(strict=True, ge=1)] | None = None  # vLLM's
 
 
 class _Models(BaseModel):
@@ -148,8 +151,8 @@ class ServerClient:
             name = model.name if any_name else Answer.model_validate_json(content).model
             if name != model.name:
                 raise ServerError(
-                    f"{model} answered as {name!r}. Nothing of it was stored. If that is the same model, name it so: "
-                    f"server.names: {{{model.role}: {name!r}}}."
+                    f"{model} answered as {name[:100]!r}. Nothing of it was stored. If that is the same model, name it "
+                    f"so in server.names.{model.role}."
                 )
             return read(content)
 
@@ -190,8 +193,8 @@ class ServerClient:
                     raise kind(self._refusal(model, error, advice)) from None
                 except openai.APIConnectionError as error:
                     why = error.__cause__ or error
-                    text = f"{model} does not answer: {one_line(why)} ({type(why).__name__}). {advice}"
-                    raise ServerError(self._hidden(text)) from None
+                    said = one_line(without_key(str(why), self.key))
+                    raise ServerError(f"{model} does not answer: {said} ({type(why).__name__}). {advice}") from None
                 used += response.retries_taken + 1
                 try:
                     return read(response.content)
@@ -199,8 +202,8 @@ class ServerClient:
                     fault = _short(error)
                 if used <= self.settings.retries:
                     await asyncio.sleep(min(8.0, 0.5 * 2 ** (used - 1)))  # as the client waits
-        text = f"{model} gave no answer that can be used in {used} attempts; the last one: {fault}. {advice}"
-        raise ServerError(self._hidden(text))
+        kind = UnusableError if _is_of_a_model(response.content) else ServerError
+        raise kind(f"{model} gave no answer that can be used in {used} attempts; the last one: {fault}. {advice}")
 
     def _client(self, url: str) -> openai.AsyncOpenAI:
         if url not in self.clients:
@@ -208,15 +211,16 @@ class ServerClient:
                 base_url=url,
                 api_key=self.key,
                 timeout=openai.Timeout(self.settings.timeout, connect=10.0),
-                http_client=openai.DefaultAsyncHttpxClient(
-                    event_hooks={"request": [self._wait_for_turn]},
+                http_client=GuardedClient(
+                    self.key,
+                    self._wait_for_turn,
                     # A proxy that the environment names is not for this machine's own servers.
                     trust_env=urlsplit(url).hostname not in LOOPBACK,
                 ),
             )
         return self.clients[url]
 
-    async def _wait_for_turn(self, _: Any) -> None:
+    async def _wait_for_turn(self) -> None:
         """Keep requests, retries among them, apart by what ``requests_per_minute`` says."""
         if self.settings.requests_per_minute is not None:
             now = time.monotonic()
@@ -225,6 +229,7 @@ class ServerClient:
             await asyncio.sleep(turn - now)
 
     def _refusal(self, model: ServedModel, error: openai.APIStatusError, advice: str) -> str:
+        said = f"{error.status_code}: {one_line(error.message)}"
         if error.status_code in (401, 403):
             variable = self.settings.key_variable
             advice = (
@@ -234,11 +239,11 @@ class ServerClient:
             )
         elif error.status_code == 404:
             advice = f"Check {self.section}.url (the version belongs to it: http://localhost:8000/v1). {advice}"
-        return self._hidden(f"{model} answered {error.status_code}: {one_line(error.message)} {advice}")
-
-    def _hidden(self, text: str) -> str:
-        """Take the key out of what a server said; some repeat it when they refuse it."""
-        return text if self.key == "none" else text.replace(self.key, "***")
+        elif "location" in error.response.headers:
+            place = one_line(without_key(error.response.headers["location"], self.key), 200)
+            said = f"{error.status_code}: ask {place}."
+            advice = f"Nothing is sent elsewhere: if that is the right address, set {self.section}.url. {advice}"
+        return f"{model} answered {said} {advice}"
 
 
 def _read_key(variable: str) -> str:
@@ -256,6 +261,14 @@ def _close(portal: BlockingPortal, clients: dict[str, openai.AsyncOpenAI], stack
     for client in clients.values():
         portal.call(client.close)
     stack.close()
+
+
+def _is_of_a_model(content: bytes) -> bool:
+    """Tell whether an answer that cannot be used comes from a model, and not from what stands in front of it."""
+    try:
+        return "choices" in from_json(content)
+    except (TypeError, ValueError):
+        return False
 
 
 def _short(error: ValueError) -> str:

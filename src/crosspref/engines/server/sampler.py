@@ -9,18 +9,21 @@ from pydantic import BaseModel, StrictInt
 
 from crosspref.data.records import Instruction, as_messages
 from crosspref.engines import EngineSettings
-from crosspref.engines.server.chat import Message, Usage
+from crosspref.engines.server.chat import Index, Message, usage_of
 from crosspref.engines.server.client import ServerClient
 from crosspref.engines.transformers.models import describe_model, longest_prompt, vocabulary_of
 from crosspref.errors import ServerError
+from crosspref.keys import without_key
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 from crosspref.run.kept import Kept
 
 
 class _Continuation(BaseModel):
+    index: Index = None
     finish_reason: str
     token_ids: list[StrictInt] | None = None
+    prompt_token_ids: list[StrictInt] | None = None
 
 
 class _Completion(BaseModel):
@@ -28,13 +31,14 @@ class _Completion(BaseModel):
 
 
 class _Turn(BaseModel):
+    index: Index = None
     message: Message
     finish_reason: str
 
 
 class _Chat(BaseModel):
     choices: tuple[_Turn]
-    usage: Usage | None = None
+    usage: Any = None
 
 
 class ServerSampler:
@@ -102,7 +106,8 @@ class ServerSampler:
         self, name: str, instruction: Instruction, prompt: list[int], body: dict[str, Any], kept: Kept
     ) -> None:
         if self.as_tokens:
-            answer = self.client.complete(self.model, self._read_tokens, prompt=prompt, **body)
+            read = partial(self._read_tokens, prompt)
+            answer = self.client.complete(self.model, read, prompt=prompt, **body)
         else:
             messages = as_messages(instruction)
             read = partial(self._read_text, messages[-1]["content"])
@@ -111,10 +116,12 @@ class ServerSampler:
         kept.keep({name: astuple(sampled)})
         kept(1, tokens)
 
-    def _read_tokens(self, content: bytes) -> tuple[Sampled, int]:
+    def _read_tokens(self, prompt: list[int], content: bytes) -> tuple[Sampled, int]:
         """Return a response from token ids, if it ended as it should: at the first token that ends a turn, or cut."""
         [choice] = _Completion.model_validate_json(content).choices
         ids, reason = choice.token_ids, choice.finish_reason
+        if choice.prompt_token_ids not in (None, prompt):
+            raise ValueError("it is the answer to another prompt")
         if ids is None:
             raise ServerError(
                 f"{self.model} returns no token ids: it does not know return_token_ids, as vLLM does. Set "
@@ -125,22 +132,28 @@ class ServerSampler:
             raise ValueError(f"token {strange[0]} is not in the vocabulary of {self.vocabulary}")
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         if reason == "stop" and end is not None and end == len(ids) - 1:
-            return self.tokenizer.answer(ids, "stop"), len(ids)
+            return self._without_key(self.tokenizer.answer(ids, "stop")), len(ids)
         if reason == "length" and end is None and len(ids) == self.settings.max_new_tokens:
-            return self.tokenizer.answer(ids, "length"), len(ids)
+            return self._without_key(self.tokenizer.answer(ids, "length")), len(ids)
+        ended = "does not end" if end is None else f"has token {ids[end]} at place {end}, which ends"
         raise ServerError(
-            f"{self.model} ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens by {reason!r}, "
-            f"which {'does not end' if end is None else f'has token {ids[end]} at place {end}, which ends'} a turn. A "
-            "response ends at one of the tokens that end a turn "
+            f"{self.model} ended a response after {len(ids)} of {self.settings.max_new_tokens} tokens by "
+            f"{reason[:100]!r}, which {ended} a turn. A response ends at one of the tokens that end a turn "
             f"({', '.join(map(str, self.ends))}) or at the limit. vLLM does so with --generation-config vllm. "
             f"{self.client.kept}"
         )
+
+    def _without_key(self, answer: Sampled) -> Sampled:
+        """Return an answer, unless its tokens spell the server's key, which then would be stored."""
+        if without_key(answer.text, self.client.key) != answer.text:
+            raise ServerError(f"{self.model} answered with the key that it was sent. Nothing of it was stored.")
+        return answer
 
     def _read_text(self, asked: str, content: bytes) -> tuple[Sampled, int]:
         """Return a response from text. An empty one is a response, too: asked again, the model would say it again."""
         chat = _Chat.model_validate_json(content)
         [turn] = chat.choices
-        tokens = (chat.usage and chat.usage.completion_tokens) or 0
+        tokens = usage_of(chat.usage).completion_tokens or 0
         if turn.finish_reason == "stop":
             return self.tokenizer.text_answer(turn.message.text, "stop", tokens), tokens
         if turn.finish_reason == "length":
@@ -148,7 +161,7 @@ class ServerSampler:
         if turn.finish_reason == "content_filter":  # it would filter it again, and what is left is no answer to judge
             return Sampled("", None, "length"), tokens
         raise ServerError(
-            f"{self.model} ended a response by {turn.finish_reason!r}, and not by itself or at the limit, so it is not "
-            f"stored. Its prompt begins {asked[:60]!r}. Switch tools and reasoning parsers of the server off, "
+            f"{self.model} ended a response by {turn.finish_reason[:100]!r}, and not by itself or at the limit, so it "
+            f"is not stored. Its prompt begins {asked[:60]!r}. Switch tools and reasoning parsers of the server off, "
             f"or leave that prompt out. {self.client.kept}"
         )

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictFloat
 
 from crosspref.data.records import Instruction, Response
 from crosspref.engines import EngineSettings
+from crosspref.engines.server.chat import Index
 from crosspref.engines.server.client import ServedModel, ServerClient
 from crosspref.engines.transformers.models import comparable_directories, describe_model
 from crosspref.engines.transformers.scorer import counted_ids
@@ -18,12 +19,16 @@ from crosspref.protocols import Known, LogProbs
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-probability above 0."""
 
+LARGEST = 3.5e38
+"""Nats. What is larger is infinite in the number formats that models compute in, and its sums may be in ours."""
+
 
 class _LogProb(BaseModel):
-    logprob: float
+    logprob: StrictFloat
 
 
 class _Prompt(BaseModel):
+    index: Index = None
     prompt_logprobs: list[dict[str, _LogProb] | None] | None = None
 
 
@@ -90,10 +95,10 @@ class ServerScorer:
                 )
             if len(choice.prompt_logprobs) != len(ids):
                 raise ValueError(f"{len(choice.prompt_logprobs)} log-probabilities of {len(ids)} tokens")
-            values = [
-                _value(token, place) for token, place in zip(row, choice.prompt_logprobs[len(prompt) :], strict=True)
-            ]
-            if not all(map(math.isfinite, values)):
+            # The first token stands behind nothing. Those of the prompt show that it is ours.
+            places = zip(ids[1:], choice.prompt_logprobs[1:], strict=True)
+            values = [_value(token, place) for token, place in places][-len(row) :]
+            if not all(abs(value) < LARGEST for value in values):  # which NaN is not, either
                 raise ServerError(
                     f"{model} returns a log-probability that is not finite. The model that it serves may hold NaN, or "
                     "overflow in its number format."

@@ -4,17 +4,29 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 from pydantic_core import from_json
 
-from crosspref.engines.server.chat import Message, Usage
-from crosspref.errors import BudgetError, RecipeError, RefusedError, ServerError
+from crosspref.engines.server.chat import Index, Message, Usage, usage_of
+from crosspref.errors import BudgetError, RecipeError, RefusedError, ServerError, UnusableError
 from crosspref.run.progress import Meter, Reporter
-from crosspref.suites.judge.questions import NO_LOGPROBS, REFUSAL, REFUSED, Decoding, Question
+from crosspref.suites.judge.questions import (
+    IMPOSSIBLE,
+    NO_LOGPROBS,
+    REFUSAL,
+    REFUSED,
+    UNUSABLE,
+    Decoding,
+    Question,
+    is_logprob,
+)
 from crosspref.suites.judge.verdicts import Verdict, VerdictLog, key_of, messages_digest
 from crosspref.suites.settings import JudgeSettings
 
@@ -28,7 +40,7 @@ BYTES_PER_TOKEN = 4.0
 """UTF-8 bytes of text per token, for the estimate; bytes, since a character of other scripts takes more tokens."""
 
 REFUSALS = 5
-"""How many questions a server may refuse before it has answered any, until the request itself is at fault."""
+"""To how many questions there may be no answer before there is one to any, until the request itself is at fault."""
 
 
 class Judge:
@@ -195,9 +207,10 @@ class Costs:
         self.reserved += cost
         return True
 
-    def count(self, usage: Mapping[str, int]) -> None:
+    def count(self, usage: Mapping[str, object]) -> None:
         """Count tokens that were used."""
-        self.spent += self.price(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        tokens = usage_of(usage)
+        self.spent += self.price(tokens.prompt_tokens or 0, tokens.completion_tokens or 0)
 
 
 class _Token(BaseModel):
@@ -205,21 +218,31 @@ class _Token(BaseModel):
     logprob: float
     top_logprobs: list["_Token"] | None = None
 
+    @field_validator("logprob", mode="before")
+    @classmethod
+    def _possible(cls, value: object) -> object:
+        return value if is_logprob(value) else math.nan
+
+    def with_rivals(self) -> list["_Token"]:
+        """Return the token and those that might have stood in its place."""
+        return [self, *(self.top_logprobs or ())]
+
 
 class _Logprobs(BaseModel):
     content: list[_Token] | None = None
 
 
 class _Choice(BaseModel):
+    index: Index = None
     message: Message
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Any = None
 
 
 class _Reply(BaseModel):
     model: str | None = None
     choices: tuple[_Choice]
-    usage: Usage | None = None
+    usage: Any = None
 
 
 class _Round:
@@ -227,7 +250,7 @@ class _Round:
 
     The first ones are asked one by one until an answer tells what the server can do, and how many tokens it counts.
     From then on every choice is asked in the same way, and what the server refuses is a failed verdict and not an
-    error.
+    error. An answer that cannot be used after all retries always is, since it was paid for and would come again.
     """
 
     def __init__(self, judge: Judge, client: "ServerClient", meter: Meter) -> None:
@@ -237,6 +260,8 @@ class _Round:
         self.ready = False
         self.refused: list[Question] = []
         self.refusal: RefusedError | None = None
+        self.unusable = 0
+        self.nonsense: UnusableError | None = None
         self.stopped: Exception | None = None
         self.left = 0
 
@@ -248,18 +273,18 @@ class _Round:
             ServerError: the server gave no answer to a question.
         """
         waiting = sorted(questions, key=lambda question: len(self.judge.allowed(question)), reverse=True)
-        while waiting and not self.ready and self.stopped is None and len(self.refused) < REFUSALS:
+        while waiting and not self.ready and self.stopped is None and len(self.refused) + self.unusable < REFUSALS:
             self._gather([waiting.pop(0)])
             if self.refused:  # perhaps it was too long
                 waiting.sort(key=lambda question: (-len(self.judge.allowed(question)), question.size))
-        if self.refused and not self.ready:
-            self.way = self._way_before(self.refused[0])
+        if not self.ready and (self.refused or self.unusable):
+            self.way = self._way_before(questions[0])
             self.ready = self.way is not None
         if self.ready:
             for question in self.refused:
                 self._keep_refused(question)
-        elif self.refused:
-            self.stopped = self.stopped or self.refusal
+        elif self.refused or waiting:
+            self.stopped = self.stopped or self.refusal or self.nonsense
         self._gather(waiting)
         if isinstance(self.stopped, BudgetError):
             raise BudgetError(
@@ -305,20 +330,25 @@ class _Round:
                     return
                 why = f"refuses to give log-probabilities: {str(error)[:300]}"
                 continue
-            if verdict.failure == NO_LOGPROBS and not self.ready:
-                if is_last:
-                    raise ServerError(
-                        f"{self.served} gives no log-probabilities, for which judge.protocol asks: set it to auto or "
-                        "text."
-                    )
+            if verdict.failure == NO_LOGPROBS and is_last and not self.ready:
+                raise ServerError(
+                    f"{self.served} gives no log-probabilities, for which judge.protocol asks: set it to auto or text."
+                )
+            if verdict.failure in (NO_LOGPROBS, UNUSABLE) and not is_last:
                 why = "gives no log-probabilities"
                 continue
-            if why:
+            if why and verdict.failure != UNUSABLE:
                 self.judge.reporter.say(f"The judge {why}. Its choices are read from its text, as 1 or 0.")
             self._keep(verdict)
-            if verdict.failure != REFUSAL:
-                self.way, self.ready = way, True
+            self._learn(verdict, way)
             return
+
+    def _learn(self, verdict: Verdict, way: Way) -> None:
+        """Take from a verdict in which way the judge answers, if it shows that."""
+        if verdict.failure == UNUSABLE:
+            self.unusable += 1
+        elif verdict.failure != REFUSAL:
+            self.way, self.ready = way, True
 
     def _way_before(self, question: Question) -> Way | None:
         """Return in which way the judge has answered others in an earlier round, if it has."""
@@ -340,28 +370,29 @@ class _Round:
             if costs.reserved < 1e-9:
                 raise BudgetError
             await asyncio.sleep(0.02)  # pending answers may cost less than was set aside for them
+        wasted = Counter[str]()
         try:
-            reply = await self.client.complete(
+            reply, places = await self.client.complete(
                 self.served,
-                self._read,
+                partial(self._read, way, wasted),
                 any_name=True,
                 messages=[dict(message) for message in question.messages],
                 extra_body=self.judge.request(question, way),
             )
+        except UnusableError as error:
+            self.nonsense = error
+            return self._verdict(question, way, dict(wasted), failure=UNUSABLE)
         finally:
             costs.reserved -= cost
-        read = round(question.size * costs.tokens_per_byte)
-        usage: dict[str, int] = reply.usage.model_dump(exclude_none=True) if reply.usage else {}
-        if len(usage) < len(Usage.model_fields):
-            usage = {"prompt_tokens": read, "completion_tokens": most_written, **usage, "estimated": 1}
+        usage = self._used(question, reply, most_written)
         costs.count(usage)
         costs.tokens_per_byte = max(costs.tokens_per_byte, usage["prompt_tokens"] / max(question.size, 1))
         [choice] = reply.choices
-        logprobs, failure = None, None
-        if way == "logprobs":
-            first = next(iter((choice.logprobs and choice.logprobs.content) or []), None)
-            logprobs = first and {place.token: place.logprob for place in [first, *(first.top_logprobs or ())]}
-            failure = None if first else NO_LOGPROBS
+        failure = NO_LOGPROBS if way == "logprobs" and not places else None
+        # What is ruled out counts like what is not there; JSON has no infinity.
+        logprobs = {place.token: place.logprob for place in places if place.logprob > -math.inf} if places else None
+        if any(math.isnan(place.logprob) for place in places):
+            logprobs, failure = None, IMPOSSIBLE
         if choice.message.refusal or choice.finish_reason == "content_filter":
             failure = REFUSAL
         return self._verdict(
@@ -375,14 +406,30 @@ class _Round:
             finish_reason=choice.finish_reason,
         )
 
-    def _read(self, body: bytes) -> _Reply:
-        """Return the reply in a body. One that cannot be used may have its price all the same."""
+    def _used(self, question: Question, reply: _Reply, most_written: int) -> dict[str, int]:
+        """Return the tokens that an answer took; where the server does not say it, the most that they should be."""
+        usage: dict[str, int] = usage_of(reply.usage).model_dump(exclude_none=True)
+        if len(usage) < len(Usage.model_fields):
+            read = round(question.size * self.judge.costs.tokens_per_byte)
+            usage = {"prompt_tokens": read, "completion_tokens": most_written, **usage, "estimated": 1}
+        return usage
+
+    def _read(self, way: Way, wasted: Counter[str], body: bytes) -> tuple[_Reply, list[_Token]]:
+        """Return the reply in a body, and its first token with its rivals, where log-probabilities were asked for.
+
+        One that cannot be used may have its price all the same, which ``wasted`` counts.
+        """
         try:
-            return _Reply.model_validate_json(body)
+            reply = _Reply.model_validate_json(body)
+            said = reply.choices[0].logprobs if way == "logprobs" else None
+            tokens = [] if said is None else _Logprobs.model_validate(said).content
         except ValidationError:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                self.judge.costs.count(Usage.model_validate(from_json(body)["usage"]).model_dump(exclude_none=True))
+                usage = usage_of(from_json(body)["usage"]).model_dump(exclude_none=True)
+                wasted.update(usage)
+                self.judge.costs.count(usage)
             raise
+        return reply, tokens[0].with_rivals() if tokens else []
 
     def _verdict(self, question: Question, way: Way, usage: Mapping[str, int], **answer: Any) -> Verdict:
         request, messages = self.judge.request(question, way), messages_digest(question.messages)

@@ -14,8 +14,12 @@ DECORATION = " \t\r\n\"'`*.()[]"
 """What may stand around a label that is the whole answer."""
 
 REFUSAL, REFUSED, NO_LOGPROBS = "refusal", "refused by the server", "no log-probabilities"
-NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS)
+UNUSABLE, IMPOSSIBLE = "no usable answer", "impossible log-probabilities"
+NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS, UNUSABLE, IMPOSSIBLE)
 """Failures that come with an answer, and are not found by reading it."""
+
+ROUNDING = 1e-3
+"""Nats by which rounding may lift a log-probability above 0."""
 
 LACKING = "not in the replayed file"
 """Why a question has no verdict where nobody is asked."""
@@ -118,12 +122,14 @@ def unreadable(text: str, kind: str) -> UnreadableError:
 def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, str]) -> float:
     """Return the probability of the first label among both, from the log-probabilities (nats) of one token.
 
-    A label that is not among them counts as impossible. White space around a token is ignored if no token is exactly a
+    A label that is not among them counts as ruled out. White space around a token is ignored if no token is exactly a
     label.
 
     Raises:
-        UnreadableError: neither label is there.
+        UnreadableError: neither label is there, or a number is no log-probability.
     """
+    if not all(map(is_logprob, logprobs.values())):
+        raise UnreadableError(IMPOSSIBLE)
     by_label = {label: logprobs[label] for label in labels if label in logprobs}
     if not by_label:
         for token, logprob in logprobs.items():
@@ -133,6 +139,11 @@ def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, st
     if max(first, second) == -math.inf:
         raise UnreadableError("no label")
     return 1.0 / (1.0 + math.exp(min(second - first, 700.0))) if first > -math.inf else 0.0
+
+
+def is_logprob(value: object) -> bool:
+    """Tell whether a value can be the log-probability of a token, nats: a number up to 0, or -inf."""
+    return type(value) in (int, float) and value <= ROUNDING  # type: ignore[operator]
 
 
 def _is_json(text: str) -> bool:

@@ -5,17 +5,17 @@ the file is not asked again, whichever model, iteration or suite it was asked fo
 read anew each time; the verdict in a line says how the answer was read then.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter, ValidationError
+
 from crosspref.data.records import Message
-from crosspref.data.rows import parse_json
 from crosspref.errors import DataError
 from crosspref.escape import json_text
 from crosspref.paths import require_file, writing
@@ -133,25 +133,16 @@ class VerdictLog:
             self._file = None
 
 
+_VERDICT = TypeAdapter(Verdict)
+
+
 def _parse(line: bytes) -> Verdict | None:
-    """Return the verdict of a line, or None if it is not whole."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        content = parse_json(line)
-        known = {name.name for name in fields(Verdict)}
-        verdict = Verdict(**{name: value for name, value in content.items() if name in known})
-        if _is_sound(verdict) and verdict.key == key_of(verdict.judge, verdict.decoding, verdict.messages):
-            return verdict
-    return None
-
-
-def _is_sound(verdict: Verdict) -> bool:
-    """Tell whether a verdict's values are what they should be: others' files may hold anything."""
-    texts = (verdict.key, verdict.judge, verdict.date, verdict.messages)
-    optional = (verdict.text, verdict.failure, verdict.answered_as, verdict.finish_reason)
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(text is None or isinstance(text, str) for text in optional)
-        and all(isinstance(count, int) and count >= 0 for count in verdict.usage.values())
-        and (verdict.logprobs is None or isinstance(verdict.logprobs, dict))
-        and (verdict.verdict is None or math.isfinite(verdict.verdict))
-    )
+    """Return the verdict of a line, or None if it is not whole or no verdict: others' files may hold anything."""
+    try:
+        verdict = _VERDICT.validate_json(line, strict=True)
+    except ValidationError:
+        return None
+    is_possible = verdict.verdict is None or math.isfinite(verdict.verdict)
+    if not is_possible or any(count < 0 for count in verdict.usage.values()):
+        return None
+    return verdict if verdict.key == key_of(verdict.judge, verdict.decoding, verdict.messages) else None

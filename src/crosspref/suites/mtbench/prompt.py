@@ -8,8 +8,9 @@ from crosspref.suites.mtbench.files import TwoTurns
 
 DECODING = Decoding(temperature=0.0, max_tokens=2048)
 
-_GRADES = [re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")]
-"""A grade's two forms; the second one counts only if the first is nowhere."""
+_NUMBER = r"\[(\d++(?:\.\d*+)?)\]"
+_GRADES = [re.compile(rf"\[{_NUMBER}\]"), re.compile(_NUMBER)]
+"""A grade's two forms; the second one counts only if the first is nowhere. A text of digits is read only once."""
 
 _SYSTEM = "You grade the answers of language models. You are careful and fair, and you grade what is there."
 _WHAT = (

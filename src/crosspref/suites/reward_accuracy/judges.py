@@ -116,7 +116,7 @@ Preferred: <answer1, answer2 or tie>"""
 TEMPLATE = Template((("system", _SYSTEM), ("user", _ASKED)))
 """What a judge is asked (E.3): which of two answers is better, answer1, answer2, or a tie."""
 
-_CHOICE = re.compile(r"(?:preferred *: *)?(answer ?[12]|tie)", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:preferred *: *)?(answer ?[12]|tie)", re.IGNORECASE | re.ASCII)  # so that "t\u0131e" is no tie
 _DECORATION = re.compile(r"""["'`*_<>()\[\].]""")
 """What may stand around a label."""
 
