@@ -37,6 +37,7 @@ from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
 from crosspref.run.processes import ask_child, launch_command, run_in_child
 from crosspref.run.progress import Reporter, Schedule
 from crosspref.run.ranks import alone, is_launched
+from crosspref.run.verify import Findings, verify_run
 
 
 @alone()
@@ -150,6 +151,18 @@ def status(run_dir: str | Path) -> list[PhaseStatus]:
     """
     run, recipe = open_run(run_dir)
     return list(phase_status(run, algorithm.phases(recipe), recipe.resources.shard_prompts))
+
+
+def verify(run_dir: str | Path) -> Findings:
+    """Read everything of a run and return what is damaged, which phase makes it again, and what was read.
+
+    Markers are compared with their seals, files with their digests, and rows with those that they were made from. Pairs
+    are selected again. Nothing is written, no link is followed out of the run, and no model is loaded.
+
+    Raises:
+        RunError: there is no run in the directory.
+    """
+    return verify_run(run_dir, algorithm.phases, lambda recipe: EngineFactory(EngineSettings.of(recipe)))
 
 
 def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter | None = None) -> None:

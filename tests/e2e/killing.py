@@ -79,6 +79,7 @@ class History:
         """The run equals one that was never killed, and what was finished before a kill was not made once more."""
         assert self.hits
         assert_same_run(self.run, reference)
+        assert api.verify(self.run).damages == []
         now = times(self.run)
         assert [name for name, when in self.finished.items() if now.get(name, when) != when] == []
 

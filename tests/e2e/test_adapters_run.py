@@ -8,6 +8,7 @@ import torch
 from running import Models, Run, assert_one_message, rows, small_recipe, succeeded, times, write_recipe
 from safetensors.torch import load_file
 
+from crosspref import api
 from crosspref.data.records import Score
 from crosspref.data.tables import read_rows
 from crosspref.models.locate import locate_model
@@ -36,6 +37,7 @@ def test_a_run_of_adapters(command: Run, models: Models, preferences: Path, held
 
     before = times(run)
     succeeded(command("run", file, "--out", run))
+    assert api.verify(run).damages == []
     assert {name for name, when in times(run).items() if when != before[name]} <= {"recipe.yaml", "report.md"}
 
     _score_and_train_alone(command, recipe, run, base, tmp_path)

@@ -10,7 +10,7 @@ import torch
 from running import Models, assert_same_run, crosspref, files, measures, rows, small_recipe, times, write_recipe
 from safetensors.torch import load_file
 
-from crosspref import align
+from crosspref import align, verify
 from crosspref.data.records import derive_seed
 from crosspref.models.locate import locate_model
 
@@ -52,6 +52,10 @@ def keyed(table: list[Any]) -> dict[tuple[Any, ...], Any]:
     found = {(row.prompt_id, row.language, *([row.sample] if hasattr(row, "sample") else [])): row for row in table}
     assert len(found) == len(table)
     return found
+
+
+def test_the_run_is_whole(run: Path) -> None:
+    assert verify(run).damages == []
 
 
 def test_every_prompt_is_there_in_every_language(run: Path) -> None:

@@ -25,6 +25,7 @@ from running import (
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from crosspref import api
 from crosspref.data.records import Agreement, Dropped, Pair, Response, Score, Translation
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Unit
@@ -35,6 +36,7 @@ def begin(run: Path, recipe: dict[str, Any], command: Run) -> tuple[Path, str]:
     """Run a recipe to its end and return the run and what was said."""
     file = write_recipe(run.with_suffix(".yaml"), recipe)
     output, errors = succeeded(command("run", file, "--out", run))
+    assert api.verify(run).damages == []
     return run, output + errors
 
 

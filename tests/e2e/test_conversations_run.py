@@ -10,6 +10,7 @@ from killing import Strike, run_with_kills
 from running import ForkServer, Models, Run, rows, small_recipe, succeeded, write_lines, write_recipe
 from transformers import AutoTokenizer
 
+from crosspref import api
 from crosspref.data.records import Pair, Prompt, Response, Score, as_messages
 from crosspref.data.tables import read_rows
 
@@ -92,6 +93,10 @@ def test_every_response_is_scored_behind_its_conversation(run: Path, models: Mod
         for model, found in ((policy, score.policy_logprob), (initial, score.reference_logprob)):
             expected = float(naive.sequence_logprob(model, ids(models[0], turns), answer).detach())
             assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_run_is_whole(run: Path) -> None:
+    assert api.verify(run).damages == []
 
 
 def test_pairs_have_the_conversation_that_was_answered(run: Path) -> None:

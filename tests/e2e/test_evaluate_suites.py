@@ -10,6 +10,8 @@ import yaml
 from fake_judge import FakeJudge
 from running import Models, Run, assert_one_message, crosspref, succeeded, table, write_lines
 
+from crosspref import api
+
 pytest.importorskip("openai")
 
 TEXTS = {
@@ -73,6 +75,13 @@ def test_a_run_from_answers_to_the_table_and_again_by_replay(command: Run, done:
     with (folder / "xalpaca" / "win_rates.csv").open(encoding="utf-8") as file:
         assert [row["model"] for row in csv.DictReader(file)] == [row.model for row in rows]
     assert (folder / "xalpaca.md").read_text(encoding="utf-8").startswith("# X-AlpacaEval")
+
+    assert api.verify(run).damages == []
+    rates = folder / "xalpaca" / "win_rates.csv"
+    whole = rates.read_bytes()
+    rates.write_bytes(whole.replace(b"1", b"2", 1))
+    assert [damage.path for damage in api.verify(run).damages] == [rates]
+    rates.write_bytes(whole)
 
     # Somebody without a key, and without the models, checks it.
     replay = place / "verdicts.jsonl"

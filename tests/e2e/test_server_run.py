@@ -12,6 +12,7 @@ from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FaultProxy
 from running import Models, Run, assert_stopped, crosspref, head, rows, small_recipe, succeeded, times, write_recipe
 
+from crosspref import api
 from crosspref.data.records import Response, Score
 from crosspref.run.store import Unit
 
@@ -78,6 +79,7 @@ def test_text_alone_can_be_scored_and_trained_on(
     asked = small_recipe(*models, iterations=1, **served(server.url, protocol="chat"))
     run = tmp_path / "run"
     succeeded(command("run", write_recipe(tmp_path / "recipe.yaml", asked), "--out", run))
+    assert api.verify(run).damages == []
     responses = rows(run / "iteration_1" / "responses")
     assert {row.token_ids for row in responses} == {None}
     assert {row.finish_reason for row in responses} == {"stop", "length"}

@@ -49,7 +49,6 @@ READS = {
     "suites.judge.verdicts": "lines of verdicts, after the gate has seen that they are in a file",
     "suites.reward_accuracy.judges": "votes, which are hashed after the gate has read them",
     "run.store": "a run's markers and tables",
-    "run.kept": "what a run keeps of an unfinished unit",
     "run.layout": "a run's log",
     "engines.transformers.models": "/proc/cpuinfo",
     "api": "what a process says that it started itself",
@@ -152,12 +151,13 @@ def test_commands_that_load_no_model_are_light(arguments: tuple[str, ...]) -> No
 
 
 @pytest.mark.slow
-def test_report_and_compare_are_light(tmp_path: Path) -> None:
+def test_report_compare_and_verify_are_light(tmp_path: Path) -> None:
     agreement = Unit(tmp_path / "iteration_1" / "agreement" / "crosslingual-multilingual.parquet")
     agreement.write_rows([Agreement(1, "es", "crosslingual", "multilingual", *[0.5] * 3, 1, *[0.5] * 4, 1)], Agreement)
     (tmp_path / "recipe.yaml").write_bytes(QUICKSTART.read_bytes())
     assert heavy_after(command("report", str(tmp_path))) == []
     assert heavy_after(command("compare", str(tmp_path), "--out", str(tmp_path / "table"))) == []
+    assert heavy_after(command("verify", str(tmp_path))) == []
 
 
 def test_what_is_not_there_is_said_as_python_says_it() -> None:

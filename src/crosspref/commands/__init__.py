@@ -23,6 +23,7 @@ COMMANDS = {
     "init": "write a commented recipe and a few prompts to start from",
     "plan": "say what a recipe will take: tokens, FLOPs, memory, hours, price, disk",
     "status": "show where a run is",
+    "verify": "read everything of a run, and say what is damaged",
     "report": "show what was measured in a run",
     "compare": "show several runs side by side",
     "settings": "list every setting with its default and what it does",

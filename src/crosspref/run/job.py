@@ -63,6 +63,10 @@ class Job:
         """
         return find_policy(self.recipe, self.run, iteration)
 
+    def model(self, name: str | None) -> ModelFiles:
+        """Return where a model of the recipe lies."""
+        return locate_model(name or "")
+
 
 def find_policy(recipe: Recipe, run: RunDirectory, iteration: int) -> ModelFiles:
     """Return where the policy pi_t of a run lies: the given pi_0, or what an iteration trained.

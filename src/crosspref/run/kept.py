@@ -17,11 +17,15 @@ from typing import Any
 
 from crosspref.data.rows import parse_json
 from crosspref.errors import FileError
+from crosspref.paths import read_text
 from crosspref.protocols import Advance
-from crosspref.run.store import Fingerprint, Unit, write_text
+from crosspref.run.store import Fingerprint, Unit, is_whole, sealed, write_text
 
 SECONDS = 60.0
 """How long what is finished may wait to be written."""
+
+UNSEALED = ("digest", "items")
+"""What such a file held before there were seals."""
 
 
 class Kept:
@@ -62,18 +66,21 @@ class Kept:
         with self.lock:  # answers of a server come in a thread of their own, also while Ctrl-C is dealt with
             if self.unit is not None and not self.written:
                 self.saved, self.written = time.monotonic(), True
-                write_text(self.unit.part, json.dumps({"digest": self.digest, "items": self.items.copy()}))
+                content = sealed({"digest": self.digest, "items": self.items.copy()})
+                write_text(self.unit.part, json.dumps(content))
 
     def _read(self) -> dict[str, Any]:
         content = {} if self.unit is None else _content(self.unit.part)
-        items: dict[str, Any] = content["items"] if content.get("digest") == self.digest else {}
+        if content.get("digest") != self.digest or not is_whole(content, UNSEALED):
+            return {}  # it is of other settings or inputs, or is damaged
+        items: dict[str, Any] = content["items"]
         return items
 
 
 def _content(part: Path) -> dict[str, Any]:
     """Return the digest and the items of what was kept; nothing where there is none, or something else lies there."""
     try:
-        content = parse_json(part.read_bytes())
+        content = parse_json(read_text(part))
     except (OSError, ValueError):
         return {}
     is_kept = isinstance(content, dict) and "digest" in content and isinstance(content.get("items"), dict)

@@ -32,10 +32,11 @@ from crosspref.recipe.files import flatten, load_recipe, load_settings
 from crosspref.recipe.schema import Recipe
 from crosspref.run.owned import is_ours, owned, require_closed
 from crosspref.run.ranks import is_main
-from crosspref.run.store import DIGEST, Fingerprint, Unit, digest_of, is_amount
+from crosspref.run.store import DIGEST, DONE, Fingerprint, Unit, digest_of, is_amount
 
 DROPPED = "dropped"
-"""The file beside the prompts that says which rows were dropped and why."""
+"""The file beside the prompts, and the folder beside the pairs, that say what was dropped and why."""
+LENGTH_PENALTY = "length_penalty"
 
 RUNS_CODE = ("models.trust_remote_code", "resources.launch")
 """Settings that have other programs run: a run that came from somebody else may hold them, too."""
@@ -43,14 +44,19 @@ RUNS_CODE = ("models.trust_remote_code", "resources.launch")
 
 @dataclass(frozen=True, slots=True)
 class TableFolder:
-    """A table with a file per language, or per other name; each file is a unit."""
+    """A table with a file per language, or per other name; each file is a unit.
+
+    ``beside`` names folders with tables that belong to the units of this one.
+    """
 
     folder: Path
     kind: type
+    beside: tuple[str, ...] = ()
 
     def unit(self, name: str) -> Unit:
         """Return the unit of one language."""
-        return Unit(self.folder / f"{name}.parquet")
+        file = f"{name}.parquet"
+        return Unit(self.folder / file, tuple(self.folder.with_name(other) / file for other in self.beside))
 
     def rows(self, name: str) -> list[Any]:
         """Read the rows of one language."""
@@ -58,7 +64,7 @@ class TableFolder:
 
     def stored(self) -> list[Unit]:
         """Return the units that are stored, in the order of their names."""
-        return [Unit(path) for path in sorted(self.folder.glob("*.parquet"))]
+        return [self.unit(path.stem) for path in sorted(self.folder.glob("*.parquet"))]
 
     def finished(self) -> int:
         """Count the finished units."""
@@ -124,7 +130,7 @@ Table = TableFolder | ShardedTable
 
 
 def _count_markers(folder: Path, pattern: str) -> int:
-    return sum(1 for _ in folder.glob(f"{pattern}.done.json"))
+    return sum(1 for _ in folder.glob(f"{pattern}{DONE}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +190,8 @@ class Iteration:
 
     @property
     def pairs(self) -> TableFolder:
-        """Preference pairs (Eq. 10)."""
-        return TableFolder(self.folder / "pairs", Pair)
+        """Preference pairs (Eq. 10), whose markers count for the tables of dropped prompts and of Eq. 15, too."""
+        return TableFolder(self.folder / "pairs", Pair, beside=(DROPPED, LENGTH_PENALTY))
 
     @property
     def dropped(self) -> TableFolder:
@@ -194,7 +200,7 @@ class Iteration:
 
     def length_penalty(self, language: str) -> Unit:
         """The curve of Eq. 15 in one language; without a marker, too."""
-        return Unit(self.folder / "length_penalty" / f"{language}.parquet")
+        return Unit(self.folder / LENGTH_PENALTY / f"{language}.parquet")
 
     @property
     def agreement(self) -> TableFolder:

@@ -14,7 +14,7 @@ from crosspref.paths import existing
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import digest_rows
 from crosspref.run.layout import RunDirectory
-from crosspref.run.store import Unit, write_text
+from crosspref.run.store import Unit
 
 MODELS = ("policy", "reference", "start", "translator")
 PARTS = {
@@ -76,4 +76,5 @@ def find_base_again(run: RunDirectory, recipe: Recipe) -> None:
         if Path(named).is_absolute() and existing(named) is None:
             files = locate_model(recipe.models.policy or recipe.models.initial or "")
             base = files.directory / (files.gguf_file or "")
-            write_text(config, json.dumps({**content, "base_model_name_or_path": str(base.absolute())}, indent=2))
+            text = json.dumps({**content, "base_model_name_or_path": str(base.absolute())}, indent=2)
+            Unit(config.parent).replace_text(config, text)

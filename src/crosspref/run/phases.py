@@ -4,16 +4,20 @@ The list of phases itself is ``algorithm.phases``; ``stages`` say what each phas
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crosspref.errors import RunError
+from crosspref.paths import read_text
 from crosspref.recipe.files import dump_recipe, flatten
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import SPEED, Job
 from crosspref.run.layout import RunDirectory, Table
 from crosspref.run.moved import holds_the_same
-from crosspref.run.store import Unit, write_text
+from crosspref.run.store import Fingerprint, Unit, fits_seal, seal_text, write_text
+
+GIVEN = "given: "
+"""How an input begins, in what is expected, whose digest nothing in a run says but the markers: a model, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +67,34 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a unit must be once it is finished; verification compares it with what lies in the run.
+
+    Args:
+        unit: the unit.
+        fingerprint: what it must be made from; what begins with ``GIVEN`` may be any digest, but always the same.
+        kind: the kind of its rows; None if it holds no rows.
+        faults: says what is wrong with its rows, given the tables that they were made from.
+    """
+
+    unit: Unit
+    fingerprint: Fingerprint
+    kind: type | None = None
+    faults: Callable[[list[Any]], Iterable[str]] = field(default=lambda _: ())
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """One step of the algorithm in one iteration. Its input and output lie in the run directory.
 
-    ``perform`` does only the units that are not done yet, so running a phase again resumes it. ``trains`` tells whether
-    several processes may do it together.
+    ``perform`` does only the units that are not done yet, so running a phase again resumes it. ``expect`` says what its
+    units must be, those first that are made first. ``trains`` tells whether several processes may do it together.
     """
 
     name: str
     iteration: int
     perform: Callable[[Job, int], None]
+    expect: Callable[[Job, int], Iterable[Expected]]
     outputs: Sequence[Output]
     trains: bool = False
 
@@ -136,7 +158,7 @@ def settle_recipe(
     if run.recipe.exists():
         begun_with = run.read_recipe()
         changed = changed_settings(begun_with, recipe)
-        if not changed:
+        if not changed and fits_seal(read_text(run.recipe)) is not False:
             return
         before, after = phases(begun_with), phases(recipe)
         lost = {key: _finished(run, [*affected_by(before, key), *affected_by(after, key)]) for key in changed}
@@ -155,7 +177,7 @@ def settle_recipe(
                 "Nothing was touched. Use a new run directory, or set these back (the run's recipe is "
                 f"{run.recipe}). To throw the old results away and begin again: rm -r {run.root}"
             )
-    write_text(run.recipe, dump_recipe(recipe))
+    write_text(run.recipe, seal_text(dump_recipe(recipe)))
 
 
 def _units_made_from(run: RunDirectory, phases: Iterable[Phase], setting: str) -> list[Unit]:

@@ -2,7 +2,8 @@
 
 A unit is one file (or folder) of results together with its done-marker ``NAME.done.json``. Results are written to a
 temporary name, flushed and renamed; the marker is written last, so a unit either is finished or does not count. The
-marker holds the fingerprint of everything that determined the content, and a few figures about how it was made.
+marker holds the fingerprint of everything that determined the content, a few figures about how it was made, the size
+and SHA-256 of each file, and a seal: a hash of all that it holds itself.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _DIGEST = re.compile(rf'{{\s*"digest": "({DIGEST})"'.encode())
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 PART = ".part.json"
 """How the name of what is kept of an unfinished unit ends."""
+DONE = ".done.json"
+"""How the name of a done-marker ends."""
 _MOST = 1e15
 """More rows, tokens or seconds than anything in a run has."""
 ROW_GROUP = 8192
@@ -61,16 +64,38 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:20]
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a JSON file is to hold, with a hash of it, so that damage to the file shows."""
+    return {**content, "seal": digest_of(content)}
+
+
+def is_whole(content: Mapping[str, Any], unsealed: Collection[str]) -> bool:
+    """Tell whether content fits its seal; older files have none, and only the keys in ``unsealed``."""
+    if "seal" not in content:
+        return content.keys() <= set(unsealed)
+    return bool(content["seal"] == digest_of({key: value for key, value in content.items() if key != "seal"}))
+
+
+def file_record(file: Path) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file, as markers hold them."""
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One file or folder of results and its done-marker."""
+    """One file or folder of results and its done-marker.
+
+    ``beside`` are files elsewhere that belong to it: they are written with it, and have no markers of their own.
+    """
 
     path: Path
+    beside: tuple[Path, ...] = ()
 
     @property
     def marker(self) -> Path:
         """The done-marker's path."""
-        return self.path.with_name(self.path.name + ".done.json")
+        return self.path.with_name(self.path.name + DONE)
 
     @property
     def part(self) -> Path:
@@ -163,7 +188,7 @@ class Unit:
     def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:
         """Mark the unit as done. Call this after all its files are written."""
         content = {"digest": fingerprint.digest, "parts": fingerprint.parts, "rows": rows, "figures": figures}
-        write_text(self.marker, json_text(content, indent=1))
+        self._mark({**content, "files": {self.label(file): file_record(file) for file in self._files()}})
         self.part.unlink(missing_ok=True)
 
     def publish(self, temporary: Path) -> None:
@@ -171,6 +196,27 @@ class Unit:
         if is_main():
             shutil.rmtree(self.path, ignore_errors=True)
         publish_directory(temporary, self.path)
+
+    def label(self, file: Path) -> str:
+        """Return what the marker calls a file of the unit: its path as seen from the marker."""
+        return os.path.relpath(file, self.path.parent)
+
+    def replace_text(self, file: Path, text: str) -> None:
+        """Replace a small file of the unit. Its marker comes first, so that a kill in between shows."""
+        marker = self.read_marker() if self.marker.exists() else {}
+        if "files" in marker:
+            data = text.encode()
+            record = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            files = {**marker["files"], self.label(file): record}
+            self._mark({**{name: value for name, value in marker.items() if name != "seal"}, "files": files})
+        write_text(file, text)
+
+    def _files(self) -> list[Path]:
+        inside = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        return [file for file in [*inside, *self.beside] if file.is_file()]
+
+    def _mark(self, content: Mapping[str, Any]) -> None:
+        write_text(self.marker, json_text(sealed(content), indent=1))
 
     def temporary(self) -> Path:
         """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
@@ -210,6 +256,19 @@ class Unit:
             raise RunError(
                 f"{self.path} cannot be read: {error}\nTo make it again: rm {self.path} {self.marker}"
             ) from error
+
+
+def seal_text(text: str) -> str:
+    """Return a YAML text with a last line by which damage to it shows; its seal is a comment."""
+    return f"{text}# seal: {hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def fits_seal(text: str) -> bool | None:
+    """Tell whether a text is what ``seal_text`` returned; None if it never was sealed."""
+    last = text.removesuffix("\n").rpartition("\n")[2]
+    if not last.startswith("#"):
+        return None
+    return text == seal_text(text[: len(text.removesuffix("\n")) - len(last)])
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,21 +4,23 @@ Nothing here is quality: no person and no judge saw the responses.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 
 from crosspref.data.records import Measure, Response, Score
 from crosspref.maths.reward import PER_TOKEN
 from crosspref.maths.statistics import mean_interval, share_interval, win_rate
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import RewardSettings
 from crosspref.run.job import Job
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint, digest_of
 from crosspref.stages.sample import SETTINGS as SAMPLING
-from crosspref.stages.sample import Drawing, fill_responses
+from crosspref.stages.sample import Drawing, expected_responses, fill_responses
 from crosspref.stages.score import SETTINGS as SCORING
-from crosspref.stages.score import WITHOUT, Scoring, fill_scores, reward_reference
+from crosspref.stages.score import WITHOUT, Scoring, expected_scores, fill_scores, reward_reference
 from crosspref.stages.select.select import Identify
 
 HELD_OUT = -1
@@ -70,29 +72,31 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
         ("evaluate.resamples", "seed"),
         ("held-out responses", "held-out scores"),
     )
-    return Phase("evaluate", iteration, evaluate_policy, [*outputs, measures])
+    return Phase("evaluate", iteration, evaluate_policy, expect_evaluation, [*outputs, measures])
 
 
 def evaluate_policy(job: Job, iteration: int) -> None:
     """Measure pi_t on the held-out prompts, against pi_0."""
     recipe, places = job.recipe, job.run.iteration(iteration).evaluation
-    drawing = Drawing(recipe.evaluate.n, recipe.seed, HELD_OUT)
-    fill_responses(job, f"iteration {iteration} evaluate: sample", places.responses, job.policy(iteration), drawing)
+    policy, drawing = job.policy(iteration), Drawing(recipe.evaluate.n, recipe.seed, HELD_OUT)
+    fill_responses(job, f"iteration {iteration} evaluate: sample", places.responses, policy, drawing)
     if recipe.has_implicit_reward:
         # Every policy is scored by the same two models, pi_0 and pi_I, on the prompt in its own language.
         models = job.policy(0), reward_reference(job, 1)
-        exact = recipe.reward.model_copy(update={"counting": "exact"})
-        before = [job.run.iteration(number).evaluation for number in range(iteration)]
-        earlier = [(evaluation.scores, evaluation.responses) for evaluation in before]
-        scoring = Scoring("multilingual", places.scores, places.responses, earlier=earlier)
+        scoring, exact = _scoring(job, iteration), _exact(recipe)
         fill_scores(job, f"iteration {iteration} evaluate: score", [scoring], models, exact)
-    tables = (places.responses, places.scores)
-    units = [unit for table in tables for language in recipe.languages for unit in table.units(language)]
-    bootstrap = Bootstrap(recipe.evaluate.resamples, recipe.seed)
-    fingerprint = Fingerprint(asdict(bootstrap), {"responses and scores": digest_of([unit.digest for unit in units])})
+    fingerprint = _measures_fingerprint(job, iteration)
     if places.measures.finished(fingerprint):
         return
-    rows: list[Measure] = []
+    rows = _measured(job, iteration, recipe.evaluate.resamples)
+    places.measures.write_rows(rows, Measure)
+    places.measures.finish(fingerprint, len(rows))
+
+
+def _measured(job: Job, iteration: int, resamples: int) -> list[Measure]:
+    """Measure the stored responses of an iteration's policy in every language."""
+    recipe, places = job.recipe, job.run.iteration(iteration).evaluation
+    bootstrap, rows = Bootstrap(resamples, recipe.seed), list[Measure]()
     for language in recipe.languages:
         responses = places.responses.rows(language)
         rows += measure(responses, language, iteration, job.engines.identifier(language), bootstrap)
@@ -102,8 +106,47 @@ def evaluate_policy(job: Job, iteration: int) -> None:
             scores = places.scores.rows(language)
             won = compare(scores, baseline, language, iteration, bootstrap, per_token=per_token)
             rows += [won] if won else []
-    places.measures.write_rows(rows, Measure)
-    places.measures.finish(fingerprint, len(rows))
+    return rows
+
+
+def expect_evaluation(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the responses to the held-out prompts, their scores, and the measures must be."""
+    recipe, places = job.recipe, job.run.iteration(iteration).evaluation
+    policy, drawing = job.policy(iteration), Drawing(recipe.evaluate.n, recipe.seed, HELD_OUT)
+    yield from expected_responses(job, places.responses, policy, drawing)
+    if places.scores.finished():
+        models = job.policy(0), reward_reference(job, 1)
+        yield from expected_scores(job, _scoring(job, iteration), models, _exact(recipe))
+    if places.measures.marker.exists():
+        faults = partial(_measure_faults, job, iteration)
+        yield Expected(places.measures, _measures_fingerprint(job, iteration), Measure, faults)
+
+
+def _measure_faults(job: Job, iteration: int, rows: list[Measure]) -> Iterator[str]:
+    """Everything is measured again but the intervals, of which the bootstrap would take long."""
+    again = _measured(job, iteration, resamples=2)
+    if [replace(row, low=0.0, high=0.0) for row in rows] != [replace(row, low=0.0, high=0.0) for row in again]:
+        yield f"its {len(rows)} measures are not the {len(again)} that follow from the responses and scores"
+
+
+def _scoring(job: Job, iteration: int) -> Scoring:
+    """Return where the scores of the responses to the held-out prompts belong."""
+    places = job.run.iteration(iteration).evaluation
+    before = [job.run.iteration(number).evaluation for number in range(iteration)]
+    earlier = [(evaluation.scores, evaluation.responses) for evaluation in before]
+    return Scoring("multilingual", places.scores, places.responses, earlier=earlier)
+
+
+def _exact(recipe: Recipe) -> RewardSettings:
+    return recipe.reward.model_copy(update={"counting": "exact"})
+
+
+def _measures_fingerprint(job: Job, iteration: int) -> Fingerprint:
+    places = job.run.iteration(iteration).evaluation
+    tables = (places.responses, places.scores)
+    units = [unit for table in tables for language in job.recipe.languages for unit in table.units(language)]
+    inputs = {"responses and scores": digest_of([unit.digest for unit in units])}
+    return Fingerprint(asdict(Bootstrap(job.recipe.evaluate.resamples, job.recipe.seed)), inputs)
 
 
 def repeated_share(units: Sequence[object]) -> float:

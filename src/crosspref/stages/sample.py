@@ -1,16 +1,18 @@
 """Sampling: N responses per prompt from the newest policy (Eq. 7)."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
-from crosspref.data.records import Prompt, Response, derive_seed
+from crosspref.data.records import FinishReason, Prompt, Response, derive_seed
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampler
 from crosspref.recipe.schema import Recipe
 from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
 from crosspref.run.layout import ShardedTable
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint
 
 SETTINGS = ("sample", "seed", "models", "server.protocol", "resources.shard_prompts")
@@ -26,15 +28,24 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
         ("prompts", "policy"),
         names=recipe.languages,
     )
-    return Phase("sample", iteration, sample_prompts, [responses])
+    return Phase("sample", iteration, sample_prompts, expect_samples, [responses])
 
 
 def sample_prompts(job: Job, iteration: int) -> None:
     """Eq. 7: draw N responses to every training prompt from pi_{t-1}; for language imbalance, its greedy answer."""
-    greedy = job.recipe.language_imbalance is not None
-    drawing = Drawing(1 if greedy else job.recipe.sample.n, job.recipe.seed, iteration, greedy=greedy)
-    table = job.run.iteration(iteration).responses
+    table, drawing = job.run.iteration(iteration).responses, _drawing(job.recipe, iteration)
     fill_responses(job, f"iteration {iteration} sample", table, job.policy(iteration - 1), drawing)
+
+
+def expect_samples(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the responses to the training prompts must be."""
+    table, drawing = job.run.iteration(iteration).responses, _drawing(job.recipe, iteration)
+    return expected_responses(job, table, job.policy(iteration - 1), drawing)
+
+
+def _drawing(recipe: Recipe, iteration: int) -> "Drawing":
+    greedy = recipe.language_imbalance is not None
+    return Drawing(1 if greedy else recipe.sample.n, recipe.seed, iteration, greedy=greedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,30 @@ def response_shards(job: Job, table: ShardedTable, policy: ModelFiles, drawing: 
         )
         for language, start, prompts in table.cut(recipe.languages, recipe.resources.shard_prompts)
     ]
+
+
+def expected_responses(job: Job, table: ShardedTable, policy: ModelFiles, drawing: Drawing) -> Iterator[Expected]:
+    """Yield what the shards of a table of responses must be."""
+    for shard in response_shards(job, table, policy, drawing):
+        yield Expected(shard.unit, shard.fingerprint, Response, partial(_response_faults, shard.prompts, drawing))
+
+
+def _response_faults(prompts: Sequence[Prompt], drawing: Drawing, rows: list[Response]) -> Iterator[str]:
+    """Each prompt has n responses, or none if it was too long, and each response has the seed that it derives from."""
+    asked = {(prompt.prompt_id, prompt.language) for prompt in prompts}
+    samples: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in rows:
+        key = row.prompt_id, row.language
+        samples[key].append(row.sample)
+        if row.finish_reason not in get_args(FinishReason):
+            yield f"sample {row.sample} of prompt {row.prompt_id!r} ended by {row.finish_reason!r}, which is no reason"
+        if key not in asked:
+            yield f"there is no prompt {row.prompt_id!r} in {row.language!r} for a response"
+        elif row.seed != derive_seed(drawing.seed, drawing.iteration, *key, row.sample):
+            yield f"the seed of sample {row.sample} of prompt {row.prompt_id!r} is not its own"
+    for (prompt_id, _), numbers in samples.items():
+        if len(numbers) != drawing.n or sorted(numbers) != list(range(drawing.n)):
+            yield f"prompt {prompt_id!r} has other samples than the {drawing.n} that were drawn"
 
 
 def sample(prompts: Sequence[Prompt], sampler: Sampler, drawing: Drawing, advance: Advance) -> list[Response]:

@@ -9,15 +9,15 @@ from typing import cast
 from crosspref.data.records import Instruction, Prompt, Response, Score, Translation
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, Prefix, crosslingual_instruction, crosslingual_prefix
-from crosspref.maths.reward import finite, implicit_reward
-from crosspref.models.locate import ModelFiles, locate_model, require_different
+from crosspref.maths.reward import PER_TOKEN, finite, implicit_reward
+from crosspref.models.locate import ModelFiles, require_different
 from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, RewardModel, Scorer
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
 from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
 from crosspref.run.kept import Kept
 from crosspref.run.layout import Iteration, ShardedTable
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint, Unit
 
 SETTINGS = ("reward", "models", "resources.shard_prompts")
@@ -42,7 +42,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
         )
         for reward in recipe.reward.names
     ]
-    return Phase("score", iteration, score_responses, scores)
+    return Phase("score", iteration, score_responses, expect_scores, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +82,67 @@ Models = tuple[ModelFiles, ModelFiles | None]
 
 def score_responses(job: Job, iteration: int) -> None:
     """Eq. 8, 9, 12, 13: score every response by pi_{t-1} against the reward's reference, by every reward."""
-    settings, label, places = job.recipe.reward, f"iteration {iteration} score", job.run.iteration(iteration)
-    implicit = [reward for reward in settings.names if reward != "reward_model"]
-    if implicit:
+    settings, label = job.recipe.reward, f"iteration {iteration} score"
+    scorings = _scorings(job, iteration)
+    if scorings:
         models = job.policy(iteration - 1), reward_reference(job, iteration)
-        before = [job.run.iteration(number) for number in range(iteration)]
-        scorings = [
-            Scoring(
-                reward,
-                places.scores(reward),
-                places.responses,
-                places.translations if reward == "translated" else None,
-                [(earlier.scores(reward), earlier.responses) for earlier in before],
-            )
-            for reward in implicit
-        ]
         fill_scores(job, label, scorings, models, settings)
     if "reward_model" in settings.names:
-        _fill_ratings(job, f"{label} by reward model", places)
+        _fill_ratings(job, f"{label} by reward model", job.run.iteration(iteration))
+
+
+def _scorings(job: Job, iteration: int) -> list[Scoring]:
+    """Return where the scores by each implicit reward belong."""
+    places, before = job.run.iteration(iteration), [job.run.iteration(number) for number in range(iteration)]
+    return [
+        Scoring(
+            reward,
+            places.scores(reward),
+            places.responses,
+            places.translations if reward == "translated" else None,
+            [(earlier.scores(reward), earlier.responses) for earlier in before],
+        )
+        for reward in job.recipe.reward.names
+        if reward != "reward_model"
+    ]
+
+
+def expect_scores(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the scores by each reward must be."""
+    for scoring in _scorings(job, iteration):
+        models = job.policy(iteration - 1), reward_reference(job, iteration)
+        yield from expected_scores(job, scoring, models, job.recipe.reward)
+    if "reward_model" in job.recipe.reward.names:
+        for shard in _rating_shards(job, job.run.iteration(iteration)):
+            yield Expected(shard.unit, shard.fingerprint, Score, partial(_score_faults, shard, None))
+
+
+def expected_scores(job: Job, scoring: Scoring, models: Models, settings: RewardSettings) -> Iterator[Expected]:
+    """Yield what the shards of a table of implicit rewards must be."""
+    for shard in score_shards(job, scoring, models, settings):
+        yield Expected(shard.unit, shard.fingerprint, Score, partial(_score_faults, shard, settings))
+
+
+def _score_faults(shard: ScoreShard, settings: RewardSettings | None, rows: list[Score]) -> Iterator[str]:
+    """Each response has one score, which follows from its log-probabilities; what a reward model says needs none."""
+    responses = {(row.prompt_id, row.language, row.sample): row for row in shard.responses.rows(Response)}
+    if sorted((row.prompt_id, row.language, row.sample) for row in rows) != sorted(responses):
+        yield f"its {len(rows)} scores are not those of the {len(responses)} responses"
+        return
+    for row in rows:
+        response = responses[row.prompt_id, row.language, row.sample]
+        if settings is None:
+            expected = _rated(response, row.implicit_reward)
+        elif row.policy_logprob is None:
+            expected = _scored(response, None, shard.reward, settings)
+        else:
+            logprobs = LogProbs(row.policy_logprob, row.reference_logprob, row.tokens or 0)
+            expected = _scored(response, logprobs, shard.reward, settings)
+            if shard.reward == "translated" and settings.algorithm in PER_TOKEN:
+                # It is per token of the translation, whose number is not stored.
+                expected = replace(expected, implicit_reward=row.implicit_reward)
+        if row != expected:
+            yield f"the score of sample {row.sample} of prompt {row.prompt_id!r} does not follow from what is beside it"
 
 
 def reward_reference(job: Job, iteration: int) -> ModelFiles | None:
@@ -109,7 +152,7 @@ def reward_reference(job: Job, iteration: int) -> ModelFiles | None:
         return None
     if reward.reference == "previous" and iteration > 1:
         return job.policy(iteration - 2)
-    return locate_model(job.recipe.models.initial or "")
+    return job.model(job.recipe.models.initial)
 
 
 def fill_scores(job: Job, label: str, scorings: Sequence[Scoring], models: Models, settings: RewardSettings) -> None:
@@ -206,9 +249,9 @@ def scored_before(shard: ScoreShard) -> dict[Hashable, Known]:
     return known
 
 
-def _fill_ratings(job: Job, label: str, places: Iteration) -> None:
-    """Fill the table of what the reward model says (R_n)."""
-    model, table = locate_model(job.recipe.reward.reward_model or ""), places.scores("reward_model")
+def _rating_shards(job: Job, places: Iteration) -> list[ScoreShard]:
+    """Return the shards of the table of what the reward model says, done or not."""
+    model, table = job.model(job.recipe.reward.reward_model), places.scores("reward_model")
     shards = []
     for language, start, prompts in table.cut(job.recipe.languages, job.recipe.resources.shard_prompts):
         responses = places.responses.unit(language, start)
@@ -221,11 +264,17 @@ def _fill_ratings(job: Job, label: str, places: Iteration) -> None:
         shards.append(
             ScoreShard(table.unit(language, start), fingerprint, prompts, "reward_model", [], responses, None, [])
         )
+    return shards
+
+
+def _fill_ratings(job: Job, label: str, places: Iteration) -> None:
+    """Fill the table of what the reward model says (R_n)."""
 
     def work(judge: RewardModel, shard: ScoreShard, advance: Advance) -> list[Score]:
         return rate(shard.responses.rows(Response), shard.prompts, judge, advance=advance)
 
-    fill(job, shards, Filling(label, Score, partial(job.engines.reward_model, model), work))
+    model = job.model(job.recipe.reward.reward_model)
+    fill(job, _rating_shards(job, places), Filling(label, Score, partial(job.engines.reward_model, model), work))
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,21 +411,13 @@ def rate(
             values = model.rate(group.instruction, [response.text for response in group.responses])
             kept.keep({str(number): values})
             kept(1, sum(_own_tokens(response) or 0 for response in group.responses))
-        scores += [
-            Score(
-                response.prompt_id,
-                response.language,
-                response.sample,
-                "reward_model",
-                None,
-                None,
-                _own_tokens(response),
-                len(response.text),
-                finite(value),
-            )
-            for response, value in zip(group.responses, values, strict=True)
-        ]
+        scores += [_rated(response, value) for response, value in zip(group.responses, values, strict=True)]
     return scores
+
+
+def _rated(response: Response, value: float | None) -> Score:
+    key = response.prompt_id, response.language, response.sample, "reward_model"
+    return Score(*key, None, None, _own_tokens(response), len(response.text), finite(value))
 
 
 def _groups(

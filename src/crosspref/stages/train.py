@@ -1,20 +1,21 @@
 """Training: pi_t from pi_{t-1} on the pairs (Eq. 11, 16), and pi_0 from pi_I on English preferences (stage 0)."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from crosspref.data.preferences import load_preferences
 from crosspref.data.records import Pair
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
-from crosspref.models.locate import ModelFiles, locate_model
+from crosspref.models.locate import ModelFiles
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TrainSettings
 from crosspref.run.job import Job, asking_of, digest_rows, settings_of
 from crosspref.run.kept import keeping
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import GIVEN, Expected, Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.ranks import is_main
 from crosspref.run.store import Fingerprint
@@ -47,7 +48,7 @@ def phase(iteration: int) -> Phase:
     section = _section(iteration)
     inputs = () if iteration == 0 else ("pairs", "policy")
     policy = Output("policy", lambda run: run.iteration(iteration).policy, (section, "seed", "models"), inputs)
-    return Phase(section, iteration, train_iteration, [policy], trains=True)
+    return Phase(section, iteration, train_iteration, expect_policy, [policy], trains=True)
 
 
 def reference_phase(recipe: Recipe, iteration: int) -> Phase:
@@ -60,7 +61,7 @@ def reference_phase(recipe: Recipe, iteration: int) -> Phase:
         () if iteration == 0 else ("pairs", "policy"),
         names=[ENGLISH] if iteration == 0 else recipe.languages,
     )
-    return Phase("reference", iteration, fill_references, [pairs])
+    return Phase("reference", iteration, fill_references, expect_references, [pairs])
 
 
 def _section(iteration: int) -> str:
@@ -73,8 +74,8 @@ def training_of(job: Job, iteration: int) -> Training:
     if iteration == 0:
         if recipe.align_english is None:
             raise DataError("The recipe gives pi_0, so that there is nothing to train in iteration 0.")
-        return Training(_section(0), recipe.align_english, locate_model(recipe.models.initial or ""), asking=asking)
-    reference = locate_model(recipe.models.initial or "") if recipe.train.reference == "initial" else None
+        return Training(_section(0), recipe.align_english, job.model(recipe.models.initial), asking=asking)
+    reference = job.model(recipe.models.initial) if recipe.train.reference == "initial" else None
     return Training(_section(iteration), recipe.train, job.policy(iteration - 1), reference, asking)
 
 
@@ -89,13 +90,44 @@ def training_pairs(job: Job, iteration: int) -> dict[str, list[Pair]]:
 def train_iteration(job: Job, iteration: int) -> None:
     """Eq. 11 or 16: train pi_t from pi_{t-1} on the pairs of all languages; pi_0 from pi_I on English preferences."""
     training = training_of(job, iteration)
-    if training.settings.precompute_reference:
-        table = job.run.iteration(iteration).referenced_pairs
-        languages = [ENGLISH] if iteration == 0 else job.recipe.languages
-        by_language = {language: table.rows(language) for language in languages}
-    else:
-        by_language = training_pairs(job, iteration)
+    referenced = training.settings.precompute_reference
+    by_language = _referenced_pairs(job, iteration) if referenced else training_pairs(job, iteration)
     train_policy(job, iteration, [pair for rows in by_language.values() for pair in rows], training)
+
+
+def _referenced_pairs(job: Job, iteration: int) -> dict[str, list[Pair]]:
+    table = job.run.iteration(iteration).referenced_pairs
+    return {language: table.rows(language) for language in (job.recipe.languages if iteration else [ENGLISH])}
+
+
+def expect_policy(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the policy must be made from. Of English preferences the run has no copy but with their reference."""
+    training, places = training_of(job, iteration), job.run.iteration(iteration)
+    if iteration == 0 and not training.settings.precompute_reference:
+        fingerprint = training.fingerprint(job.recipe.seed, [])
+        inputs = {**fingerprint.inputs, "pairs": f"{GIVEN}preferences"}
+        yield Expected(places.policy, replace(fingerprint, inputs=inputs))
+        return
+    by_language = training_pairs(job, iteration) if iteration else _referenced_pairs(job, iteration)
+    pairs = [pair for rows in by_language.values() for pair in rows]
+    yield Expected(places.policy, training.fingerprint(job.recipe.seed, pairs))
+
+
+def expect_references(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the pairs with their reference must be: the pairs themselves, with two log-probabilities or none."""
+    training, table = training_of(job, iteration), job.run.iteration(iteration).referenced_pairs
+    by_language = training_pairs(job, iteration) if iteration else _referenced_pairs(job, iteration)
+    for language, pairs in by_language.items():
+        fingerprint = _reference_fingerprint(training, pairs)
+        yield Expected(table.unit(language), fingerprint, Pair, partial(_reference_faults, pairs))
+
+
+def _reference_faults(pairs: Sequence[Pair], rows: list[Pair]) -> Iterator[str]:
+    if digest_rows(rows) != digest_rows(pairs):
+        yield f"its {len(rows)} pairs are not the {len(pairs)} that were selected"
+    for row in rows:
+        if (row.reference_chosen_logprob is None) != (row.reference_rejected_logprob is None):
+            yield f"the pair of prompt {row.prompt_id!r} has one log-probability of two"
 
 
 def train_policy(job: Job, iteration: int, pairs: Sequence[Pair], training: Training) -> None:
@@ -158,11 +190,9 @@ def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair
     The reference alone is in memory meanwhile. Pairs that are too long to be trained on stay without.
     """
     settings, table = training.settings, job.run.iteration(iteration).referenced_pairs
-    fingerprinted = {"max_length": settings.max_length, "lora": settings.lora is not None, **training.asking}
-    reference = training.reference or training.start
     todo = []
     for language, rows in pairs.items():
-        fingerprint = Fingerprint(fingerprinted, {"reference": reference.identity, "pairs": digest_rows(rows)})
+        fingerprint = _reference_fingerprint(training, rows)
         if not table.unit(language).finished(fingerprint):
             todo.append((table.unit(language), fingerprint, rows))
     if not todo:
@@ -179,6 +209,12 @@ def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair
                 unit.finish(fingerprint, len(rows))
     finally:
         trainer.close()
+
+
+def _reference_fingerprint(training: Training, pairs: Sequence[Pair]) -> Fingerprint:
+    settings, reference = training.settings, training.reference or training.start
+    fingerprinted = {"max_length": settings.max_length, "lora": settings.lora is not None, **training.asking}
+    return Fingerprint(fingerprinted, {"reference": reference.identity, "pairs": digest_rows(pairs)})
 
 
 def carrying(pair: Pair, logprobs: tuple[float, float] | None) -> Pair:

@@ -1,19 +1,18 @@
 """Translating: responses into English for R_t (Eq. 14), and both ways for language imbalance (section A.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from crosspref.data.records import Response, Translation
 from crosspref.data.rows import is_blank
 from crosspref.languages import ENGLISH
-from crosspref.models.locate import locate_model
 from crosspref.protocols import Advance, Sampled, Translator
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import TranslateSettings
 from crosspref.run.job import Filling, Job, Shard, asking_of, fill, settings_of
 from crosspref.run.layout import Iteration
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.evaluate import repeated_share
 from crosspref.stages.select.select import Identify
@@ -37,7 +36,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
         ("responses",),
         names=_foreign(recipe),
     )
-    return Phase("translate", iteration, translate_responses, [translations])
+    return Phase("translate", iteration, translate_responses, expect_translations, [translations])
 
 
 def _foreign(recipe: Recipe) -> list[str]:
@@ -52,6 +51,11 @@ class TranslationShard(Shard):
     responses: Unit
     english: Sequence[Response]
 
+    def requests(self) -> list[tuple[Response, str]]:
+        """Return what is translated, each response with the language wanted."""
+        into_english = [(row, ENGLISH) for row in self.responses.rows(Response)]
+        return into_english + [(row, self.language) for row in self.english]
+
 
 def translate_responses(job: Job, iteration: int) -> None:
     """Eq. 14: translate the responses into English; for language imbalance also the English answers into l (A.5)."""
@@ -60,9 +64,8 @@ def translate_responses(job: Job, iteration: int) -> None:
     identifier = job.engines.identifier
 
     def work(translator: Translator, shard: TranslationShard, advance: Advance) -> list[Translation]:
-        requests = [(row, ENGLISH) for row in shard.responses.rows(Response)]
-        requests += [(row, shard.language) for row in shard.english]
-        return translate(requests, translator, settings=settings, identify=identifier(shard.language), advance=advance)
+        identify = identifier(shard.language)
+        return translate(shard.requests(), translator, settings=settings, identify=identify, advance=advance)
 
     per_prompt = 2 if job.recipe.language_imbalance is not None else job.recipe.sample.n
     label = f"iteration {iteration} translate"
@@ -76,11 +79,23 @@ def translate_responses(job: Job, iteration: int) -> None:
         job.reporter.say(f"{label} {language}: {made}")
 
 
+def expect_translations(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the translations must be."""
+    for shard in translation_shards(job, job.run.iteration(iteration)):
+        yield Expected(shard.unit, shard.fingerprint, Translation, partial(_translation_faults, shard))
+
+
+def _translation_faults(shard: TranslationShard, rows: list[Translation]) -> Iterator[str]:
+    wanted = [(row.prompt_id, row.language, row.sample, target) for row, target in shard.requests()]
+    if [(row.prompt_id, row.language, row.sample, row.target) for row in rows] != wanted:
+        yield f"its {len(rows)} rows are not the translations of the {len(wanted)} responses"
+
+
 def translation_shards(job: Job, iteration: Iteration) -> list[TranslationShard]:
     """Return the shards of translations, done or not."""
     recipe, both_ways = job.recipe, job.recipe.language_imbalance is not None
     policy, name = job.policy(iteration.number - 1), recipe.translate.model
-    translator = policy if name is None else locate_model(name)
+    translator = policy if name is None else job.model(name)
     settings = {
         **settings_of("translate", recipe.translate, without=("model",)),
         **asking_of(recipe.models),

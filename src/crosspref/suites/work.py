@@ -19,13 +19,16 @@ from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, f
 from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.owned import owned
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Fingerprint, Unit, write_text
+from crosspref.run.store import DONE, PART, Fingerprint, Unit, write_text
 from crosspref.stages.sample import Drawing, sample, thinking_cut
 from crosspref.suites import find_suite
 from crosspref.suites.given import Given, read_given
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.settings import EvaluationSettings
+
+RESULTS, NO_RESULTS = (".parquet", ".csv", ".json"), ("sheet.csv", PART, DONE)
+"""How the names of a suite's results end, and how those of other files do: in a sheet people make choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +106,12 @@ class Evaluation:
         if self.given is not None and self.annotations is not None:
             raise RecipeError("--answers and --annotations contradict each other: both give the answers.")
         with owned(self.target.folder, _places(suite)):
+            unit = Unit(self.target.folder / f"{suite}.md")
+            unit.marker.unlink(missing_ok=True)  # the files are about to change whose digests it holds
             reports = evaluate(self)
-            write_text(self.target.folder / f"{suite}.md", "\n".join(report.markdown() for report in reports))
+            write_text(unit.path, "\n".join(report.markdown() for report in reports))
+            unit = replace(unit, beside=tuple(_result_files(self.target.folder / suite)))
+            unit.finish(Fingerprint({"suite": suite}), len(reports))
         return reports
 
     @cached_property
@@ -194,6 +201,12 @@ def _places(suite: str) -> list[str]:
     tables = [f"{suite}/*.{ending}" for ending in ("parquet", "csv", "json")]
     by_model = [f"{suite}/*/*/*.json", f"{suite}/*/*/*/*.parquet", f"answers/{suite}/*/*/*.parquet"]
     return [f"{suite}.md", *tables, *by_model]
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """Return the files of a suite's results."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if path.name.endswith(RESULTS) and not path.name.endswith(NO_RESULTS))
 
 
 def find_target(name: str, out: str | None, settings: EvaluationSettings, reporter: Reporter) -> Target:

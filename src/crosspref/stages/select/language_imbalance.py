@@ -5,7 +5,8 @@ preferred to its own answer in the other language, and its English answer to the
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from crosspref.data.records import Dropped, Instruction, Pair, Response, Translation, as_messages, ended
@@ -14,14 +15,23 @@ from crosspref.errors import DataError
 from crosspref.languages import ENGLISH
 from crosspref.run.job import Job, digest_rows, settings_of
 from crosspref.run.layout import Iteration
+from crosspref.run.phases import Expected
 from crosspref.run.store import Fingerprint
 from crosspref.stages.prompts import stored_instructions
+from crosspref.stages.select.select import pair_faults
 
 
-def make_imbalance_pairs(job: Job, places: Iteration) -> None:
-    """Make the pairs of every language by language imbalance (A.5); the English ones come from all the others."""
+def expected_imbalance_pairs(job: Job, places: Iteration) -> Iterator[Expected]:
+    """Yield what the pairs of every language must be."""
+    fingerprint, (pairs, _) = _fingerprint(job, places), _all_pairs(job, places)
+    for language in job.recipe.languages:
+        again = [pair for pair in pairs if pair.language == language]
+        yield Expected(places.pairs.unit(language), fingerprint, Pair, partial(pair_faults, again=again))
+
+
+def _fingerprint(job: Job, places: Iteration) -> Fingerprint:
     recipe, settings = job.recipe, job.recipe.language_imbalance
-    fingerprint = Fingerprint(
+    return Fingerprint(
         {
             **(settings_of("language_imbalance", settings) if settings else {}),
             "select.truncated": recipe.select.truncated,
@@ -32,10 +42,32 @@ def make_imbalance_pairs(job: Job, places: Iteration) -> None:
             "prompts": digest_rows([row for language in recipe.languages for row in places.prompts.rows(language)]),
         },
     )
+
+
+def make_imbalance_pairs(job: Job, places: Iteration) -> None:
+    """Make the pairs of every language by language imbalance (A.5); the English ones come from all the others."""
+    recipe, fingerprint = job.recipe, _fingerprint(job, places)
     units = {language: places.pairs.unit(language) for language in recipe.languages}
     done = [unit.finished(fingerprint) for unit in units.values()]  # all of them: each stale one must be noticed
     if all(done):
         return
+    pairs, dropped = _all_pairs(job, places)
+    for language, unit in units.items():
+        kept = [pair for pair in pairs if pair.language == language]
+        lost = [row for row in dropped if row.language == language]
+        unit.write_rows(kept, Pair)
+        places.dropped.unit(language).write_rows(lost, Dropped)
+        lengths = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in kept]
+        reasons = Counter(row.reason for row in lost)
+        mean = sum(lengths) / len(lengths) if lengths else None
+        unit.finish(fingerprint, len(kept), mean_length_difference=mean, dropped=dict(reasons))
+        counts = "".join(f", {count} dropped: {reason}" for reason, count in reasons.items())
+        job.reporter.say(f"iteration {places.number} select {language}: {len(kept)} pairs{counts}")
+
+
+def _all_pairs(job: Job, places: Iteration) -> tuple[list[Pair], list[Dropped]]:
+    """Return the pairs of all languages, and the prompts without one."""
+    recipe, settings = job.recipe, job.recipe.language_imbalance
     pairs: list[Pair] = []
     dropped: list[Dropped] = []
     english, *foreign = (
@@ -52,17 +84,7 @@ def make_imbalance_pairs(job: Job, places: Iteration) -> None:
         )
         pairs += made
         dropped += left_out
-    for language, unit in units.items():
-        kept = [pair for pair in pairs if pair.language == language]
-        lost = [row for row in dropped if row.language == language]
-        unit.write_rows(kept, Pair)
-        places.dropped.unit(language).write_rows(lost, Dropped)
-        lengths = [len(pair.chosen[-1]["content"]) - len(pair.rejected[-1]["content"]) for pair in kept]
-        reasons = Counter(row.reason for row in lost)
-        mean = sum(lengths) / len(lengths) if lengths else None
-        unit.finish(fingerprint, len(kept), mean_length_difference=mean, dropped=dict(reasons))
-        counts = "".join(f", {count} dropped: {reason}" for reason, count in reasons.items())
-        job.reporter.say(f"iteration {places.number} select {language}: {len(kept)} pairs{counts}")
+    return pairs, dropped
 
 
 class _Side(NamedTuple):

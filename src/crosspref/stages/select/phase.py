@@ -1,6 +1,7 @@
 """The phase that makes pairs: by a reward (Eq. 10, 15), or by language imbalance (section A.5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import combinations
 
@@ -13,12 +14,12 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import RewardName
 from crosspref.run.job import Job, settings_of
 from crosspref.run.layout import Iteration
-from crosspref.run.phases import Output, Phase
+from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.prompts import stored_instructions
 from crosspref.stages.select.agree import RewardResult, agree
-from crosspref.stages.select.language_imbalance import make_imbalance_pairs
-from crosspref.stages.select.select import PairRules, Part, Selection, select_parts
+from crosspref.stages.select.language_imbalance import expected_imbalance_pairs, make_imbalance_pairs
+from crosspref.stages.select.select import PairRules, Part, Selection, pair_faults, select_parts
 
 PART_BYTES = 16 << 20
 """Shards are read together until their responses have this size: opening a small file costs more than reading it."""
@@ -47,7 +48,7 @@ def phase(recipe: Recipe, iteration: int) -> Phase:
                 names=[agreement_name(*rewards) for rewards in compared],
             )
         )
-    return Phase("select", iteration, make_pairs, outputs)
+    return Phase("select", iteration, make_pairs, expect_pairs, outputs)
 
 
 def make_pairs(job: Job, iteration: int) -> None:
@@ -57,6 +58,29 @@ def make_pairs(job: Job, iteration: int) -> None:
         make_imbalance_pairs(job, places)
     else:
         _make_reward_pairs(job, places)
+
+
+def expect_pairs(job: Job, iteration: int) -> Iterator[Expected]:
+    """Yield what the pairs, and what the agreement of rewards, must be. Pairs are selected again to compare them."""
+    recipe, places = job.recipe, job.run.iteration(iteration)
+    if recipe.language_imbalance:
+        yield from expected_imbalance_pairs(job, places)
+        return
+    for language in recipe.languages:
+        fingerprint = _pairs_fingerprint(job, places, language, recipe.reward.name)
+        faults = partial(_pair_faults, job, places, language)
+        yield Expected(places.pairs.unit(language), fingerprint, Pair, faults)
+    for rewards in combinations(recipe.reward.names, 2):
+        unit = places.agreement.unit(agreement_name(*rewards))
+        faults = partial(_agreement_faults, job, places, *rewards)
+        yield Expected(unit, _agreement_fingerprint(job, places, *rewards), Agreement, faults)
+
+
+def _pair_faults(job: Job, places: Iteration, language: str, rows: list[Pair]) -> Iterator[str]:
+    yield from pair_faults(rows, pairs_by(job, places, language, job.recipe.reward.name))
+    without = stored_instructions(places.prompts, language).keys() - {row.prompt_id for row in rows}
+    if {row.prompt_id for row in places.dropped.rows(language)} != without:
+        yield f"the {len(without)} prompts without a pair are not those that were dropped"
 
 
 def _make_reward_pairs(job: Job, places: Iteration) -> None:
@@ -133,28 +157,50 @@ def agreement_name(reward: RewardName, other: RewardName) -> str:
 
 def _compare(job: Job, places: Iteration, reward: RewardName, other: RewardName) -> None:
     """Store how far two rewards agree, in every language."""
-    recipe = job.recipe
-    options = {"resamples": recipe.evaluate.resamples, "seed": recipe.seed}
-    inputs = {
-        f"{name} {language}": _pairs_fingerprint(job, places, language, name).digest
-        for name in (reward, other)
-        for language in recipe.languages
-    }
-    fingerprint = Fingerprint(options, inputs)
+    fingerprint = _agreement_fingerprint(job, places, reward, other)
     unit = places.agreement.unit(agreement_name(reward, other))
     if unit.finished(fingerprint):
         return
+    rows = _agreements(job, places, reward, other, job.recipe.evaluate.resamples)
+    unit.write_rows(rows, Agreement)
+    unit.finish(fingerprint, len(rows))
+
+
+def _agreement_faults(
+    job: Job, places: Iteration, reward: RewardName, other: RewardName, rows: list[Agreement]
+) -> Iterator[str]:
+    """Everything is computed again but the intervals, of which the bootstrap would take long."""
+    again = _agreements(job, places, reward, other, resamples=2)
+    stored, computed = (
+        [[None if value != value else value for value in astuple(replace(row, low=0.0, high=0.0))] for row in each]
+        for each in (rows, again)
+    )
+    if stored != computed:
+        yield "it is not the agreement of the scores and pairs"
+
+
+def _agreements(job: Job, places: Iteration, reward: RewardName, other: RewardName, resamples: int) -> list[Agreement]:
+    """Return how far two rewards agree, in every language."""
 
     def result(name: RewardName, language: str) -> RewardResult:
         scores = places.scores(name).rows(language)
         return RewardResult(name, scores, pairs_by(job, places, language, name))
 
-    rows = [
+    options = {"resamples": resamples, "seed": job.recipe.seed}
+    return [
         agree(places.number, language, result(reward, language), result(other, language), **options)
-        for language in recipe.languages
+        for language in job.recipe.languages
     ]
-    unit.write_rows(rows, Agreement)
-    unit.finish(fingerprint, len(rows))
+
+
+def _agreement_fingerprint(job: Job, places: Iteration, reward: RewardName, other: RewardName) -> Fingerprint:
+    recipe = job.recipe
+    inputs = {
+        f"{name} {language}": _pairs_fingerprint(job, places, language, name).digest
+        for name in (reward, other)
+        for language in recipe.languages
+    }
+    return Fingerprint({"resamples": recipe.evaluate.resamples, "seed": recipe.seed}, inputs)
 
 
 def _pairs_fingerprint(job: Job, places: Iteration, language: str, reward: RewardName) -> Fingerprint:

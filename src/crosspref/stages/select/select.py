@@ -6,8 +6,9 @@ then the length penalty is solved over all of them, and a second pass fetches wh
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_l
 from crosspref.recipe.sections import SelectSettings
 from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
 
-__all__ = ["Identify", "PairRules", "Part", "Selection", "select", "select_parts"]
+__all__ = ["Identify", "PairRules", "Part", "Selection", "pair_faults", "select", "select_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,14 @@ def select_parts(parts: Sequence[Part], rules: PairRules, write: Callable[[pa.Ta
             best_side, worst_side = ((rows.position[end] - low, penalised[end]) for end in (chosen, rejected))
             write(_pair_table(rules, ids, part, best_side, worst_side, alpha))
     return Selection([], dropped, solved, alpha, differences, rules.unidentified)
+
+
+def pair_faults(pairs: Sequence[Pair], again: Sequence[Pair]) -> Iterator[str]:
+    """Yield what is wrong with stored pairs, if they are not those that were made again."""
+    if list(pairs) != list(again):
+        first = next(row or other for row, other in zip_longest(pairs, again) if row != other)
+        follow = f"the {len(again)} that follow from the responses"
+        yield f"its {len(pairs)} pairs are not {follow}; the first other one is of prompt {first.prompt_id!r}"
 
 
 @dataclass(frozen=True, slots=True)
