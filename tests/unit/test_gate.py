@@ -26,12 +26,16 @@ from crosspref.paths import read_text, require_file, working_directory
 from crosspref.recipe.files import load_recipe, load_settings, parse_yaml, stage_settings
 from crosspref.recipe.sections import PromptSettings
 from crosspref.recipe.stages import TrainStage
+from crosspref.reports.comparison import compare_runs
+from crosspref.run.layout import open_run
+from crosspref.run.progress import Reporter
 from crosspref.suites.given import read_given
 from crosspref.suites.judge.questions import Template
 from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.leaderboard import leaderboard
 from crosspref.suites.reward_accuracy.judges import Votes
 from crosspref.suites.settings import EvaluationSettings
+from crosspref.suites.work import find_target
 from crosspref.suites.xalpaca.files import read_controls
 
 Reader = Callable[[Path], Any]
@@ -128,6 +132,18 @@ def test_names_that_no_file_has(reader: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(kind):
         read(tmp_path / f"{name}.{ending}")
+
+
+@pytest.mark.parametrize("name", [*IMPOSSIBLE, "~nobody-of-this-name/x"])
+def test_names_that_no_run_has(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file").write_text("")
+    for read in (open_run, lambda path: compare_runs([path]), lambda path: leaderboard([path])):
+        with pytest.raises(RunError):
+            read(name)
+    with pytest.raises(RecipeError):  # it may be a model, whose results need a place
+        find_target(name, None, EvaluationSettings(), Reporter())
 
 
 @EACH

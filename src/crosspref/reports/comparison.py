@@ -152,13 +152,13 @@ def compare_runs(directories: Sequence[str | Path]) -> Comparison:
     Raises:
         RunError: a directory holds no run, or is given twice.
     """
+    opened = [open_run(directory) for directory in directories]
     roots = [Path(os.path.abspath(directory)) for directory in directories]  # noqa: PTH100 - keeps a link's name
     for number, root in enumerate(roots):
         if root.resolve() in [earlier.resolve() for earlier in roots[:number]]:
             raise RunError(f"{directories[number]} is given twice. Name each run once.")
     runs = []
-    for directory, name in zip(directories, run_names(roots), strict=True):
-        run, recipe = open_run(directory)
+    for (run, recipe), name in zip(opened, run_names(roots), strict=True):
         measures = [row for iteration in run.iterations() for row in iteration.evaluation.measured()]
         runs.append(ComparedRun(name, run, recipe, measures))
     policies = [*_measured_pi_0(runs), *(_policy(run, iteration) for run in runs for iteration in _iterations(run))]

@@ -27,7 +27,7 @@ from crosspref.data.records import Agreement, Dropped, Measure, Pair, Prompt, Re
 from crosspref.data.rows import parse_json
 from crosspref.errors import RecipeError, RunError
 from crosspref.models.files import ADAPTER_CONFIG
-from crosspref.paths import require_named, writing
+from crosspref.paths import existing, require_named, writing
 from crosspref.recipe.files import flatten, load_recipe, load_settings
 from crosspref.recipe.schema import Recipe
 from crosspref.run.owned import is_ours, owned, require_closed
@@ -362,7 +362,7 @@ def open_run(root: str | Path) -> tuple[RunDirectory, Recipe]:
         RunError: there is no run in the directory, or a link leads out of it.
     """
     run = RunDirectory(root)
-    if not run.recipe.is_file():
+    if existing(run.recipe) is None:
         raise RunError(f"{run.root} holds no run: there is no {run.recipe.name} in it.")
     require_closed(run.root)
     return run, run.read_recipe()

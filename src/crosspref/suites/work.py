@@ -10,7 +10,7 @@ from crosspref.data.records import Prompt, Response
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import ModelError, RecipeError, RunError
 from crosspref.models.locate import ModelFiles, locate_model
-from crosspref.paths import require_named
+from crosspref.paths import existing, require_named
 from crosspref.protocols import Advance, Sampler
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import AskingSettings, SampleSettings
@@ -215,14 +215,14 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
     Raises:
         RecipeError: a model needs ``out``, or a model of a run is named that it has not.
     """
-    run = RunDirectory(name)
-    if run.recipe.is_file():
+    run, place = RunDirectory(name), existing(name)
+    if existing(run.recipe) is not None:
         run, recipe = open_run(name)
         models = _of_run(run, recipe, settings.models, reporter)
         folder = run.suites if out is None else require_named(out)
         answering = replace(_answering(settings, recipe.models), roles=EngineSettings.of(recipe).roles)
         return Target(folder, models, answering, run, recipe.languages)
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists() and run.iterations():
+    if place is not None and place.is_dir() and not (place / "config.json").exists() and run.iterations():
         raise RunError(f"{name} looks like a run, but there is no {run.recipe.name} in it.")
     if out is None:
         raise RecipeError(f"{name} is no run, so the results of this model need a place: name one with --out DIR.")
