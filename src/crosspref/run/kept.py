@@ -8,6 +8,7 @@ only states from which it goes on just as it does when nobody disturbs it.
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,7 @@ class Kept:
 def _content(part: Path) -> dict[str, Any]:
     """Return the digest and the items of what was kept; nothing where there is none, or something else lies there."""
     try:
-        content = parse_json(read_text(part))
+        content = parse_json(read_text(part, math.inf))  # as large as the work: that of a long sampling has gigabytes
     except (OSError, ValueError):
         return {}
     is_kept = isinstance(content, dict) and "digest" in content and isinstance(content.get("items"), dict)
