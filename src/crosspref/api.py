@@ -32,9 +32,10 @@ from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, AskingSettings, ResourceSettings, RewardSettings
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, given_recipe, open_run
+from crosspref.run.log import kept_in
 from crosspref.run.moved import find_base_again
 from crosspref.run.phases import Phase, PhaseStatus, phase_status, settle_recipe
-from crosspref.run.processes import ask_child, launch_command, run_in_child
+from crosspref.run.processes import ask_child, ending, launch_command, run_in_child
 from crosspref.run.progress import Reporter, Schedule
 from crosspref.run.ranks import alone, is_launched
 from crosspref.run.verify import Findings, verify_run
@@ -177,7 +178,8 @@ def run_phase(run_dir: str | Path, name: str, iteration: int, reporter: Reporter
         known = ", ".join(dict.fromkeys(phase.name for phase in phases.values()))
         raise RecipeError(f"There is no phase {name!r} in iteration {iteration}. Known: {known}")
     job = Job(recipe, run, EngineFactory(EngineSettings.of(recipe)), reporter or Reporter())
-    _perform(job, phases[name, iteration])
+    with kept_in(run.log):
+        _perform(job, phases[name, iteration])
 
 
 def _perform(job: Job, phase: Phase) -> None:
@@ -237,8 +239,7 @@ def _perform_in_child(job: Job, phase: Phase) -> int:
     arguments = ["-m", "crosspref", "phase", str(job.run.root), phase.name, str(phase.iteration)]
     code, peak = run_in_child([*python, *arguments])
     if code:
-        how = f"was killed by signal {-code} (out of memory?)" if code < 0 else "failed; its message stands above"
-        raise RunError(f"The phase {phase.name} of iteration {phase.iteration} {how}.")
+        raise RunError(f"The phase {phase.name} of iteration {phase.iteration} {ending(code)}")
     return peak
 
 

@@ -1,25 +1,26 @@
 """The entry of the command line. Of the commands only the given one is imported, and no heavy library is."""
 
 import argparse
+import contextlib
 import importlib
 import io
 import logging
 import os
+import shlex
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 from crosspref import __version__
 from crosspref.commands import COMMANDS
-from crosspref.errors import CrossprefError, FileError
+from crosspref.errors import explained, is_failure
 from crosspref.escape import one_line, printable_lines
 from crosspref.paths import SAFE_PATH
+from crosspref.run.log import LOGGER, RunLog, recording
 from crosspref.run.ranks import alone, is_launched
 
 LAUNCHED = ("phase", "train")
@@ -32,7 +33,15 @@ DEBUG = "CROSSPREF_DEBUG"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     given, options = list(sys.argv[1:] if arguments is None else arguments), argparse.Namespace()
-    _prepare_process()
+    with recording() as log, warnings.catch_warnings():
+        _prepare_process()
+        LOGGER.info("crosspref %s", shlex.join(given))
+        code = _attempt(given, options, log)
+        LOGGER.info("Ended with exit code %d.", code)
+    return code
+
+
+def _attempt(given: Sequence[str], options: argparse.Namespace, log: RunLog) -> int:
     try:
         _execute(given, options)
     except BrokenPipeError:  # the reader, such as head, has enough
@@ -41,24 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = f" What was finished is kept.\nTo resume: {options.resume(options)}" if "resume" in options else ""
         _say(f"\nStopped.{kept}")
         return 130
-    except Exception as error:  # noqa: BLE001 - nobody is shown a traceback who has not asked for it
+    except BaseException as error:  # nobody is shown a traceback who has not asked for it
+        if not is_failure(error):
+            raise
         _give_output_up()
         if os.environ.get(DEBUG):
             _say(traceback.format_exc().rstrip())
-        _say(f"crosspref: {_sentence(error, options)}")
+        LOGGER.info("Stopped by an error.", exc_info=error)
+        _say(f"crosspref: {explained(error) or _mistake(error, log)}")
         return 1
     return 0
 
 
 def _say(text: str) -> None:
-    """Print on the standard error what ``run.terminal.say`` would, without its library."""
+    """Print on the standard error what ``run.terminal.say`` would, without its library, and log it."""
     print(printable_lines(text), file=sys.stderr)  # noqa: T201
+    LOGGER.info("%s", text)
 
 
 def _execute(given: Sequence[str], options: argparse.Namespace) -> None:
     try:
         _parser(given).parse_args(given, options)
-        with nullcontext() if options.may_be_launched and is_launched() else alone():
+        with contextlib.nullcontext() if options.may_be_launched and is_launched() else alone():
             options.command(options)
     except SystemExit:  # with a help text
         _flush_output()
@@ -73,8 +86,11 @@ def _flush_output() -> None:
 
 def _prepare_process() -> None:
     """Set what holds for this process and for those that it starts."""
-    # Libraries' own warnings and bars would tear ours apart; errors still come through.
-    warnings.filterwarnings("ignore")
+    # Libraries' own warnings and bars would tear ours apart: the log gets them. Errors still come through.
+    warnings.simplefilter("default")
+    for category in (DeprecationWarning, ImportWarning, PendingDeprecationWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)  # as Python does; they are for a library's authors
+    warnings.showwarning = _log_warning
     logging.setLogRecordFactory(_LogRecord)
     for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
         os.environ.setdefault(name, value)
@@ -82,6 +98,12 @@ def _prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names and texts in an alphabet that a terminal or a pipe lacks
             stream.reconfigure(errors="backslashreplace")
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+) -> None:
+    LOGGER.info("%s, line %d: %s: %s", filename, lineno, category.__name__, message)
 
 
 class _LogRecord(logging.LogRecord):
@@ -124,33 +146,17 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _sentence(error: Exception, options: argparse.Namespace) -> str:
-    """Say what is wrong: in our own words, in the system's, or where to read what a library said."""
-    if isinstance(error, CrossprefError):
-        goes_on = isinstance(error, FileError) and "resume" in options
-        return f"{error} What was finished is kept, and the same command goes on." if goes_on else str(error)
-    if isinstance(error, OSError) and error.strerror:
-        files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
-        where = f" {files}" if files else ""
-        return f"The system refused to read or write{where}: {error.strerror}. What was finished is kept."
+def _mistake(error: BaseException, log: RunLog) -> str:
+    """Say what nobody foresaw, and where its traceback is: in the log of the run, or in one of its own."""
+    if log.path is None:
+        with contextlib.suppress(OSError):
+            descriptor, name = tempfile.mkstemp(prefix="crosspref-", suffix=".log")
+            os.close(descriptor)
+            log.begin(Path(name))
     said = one_line(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"with {log.path}, which has the traceback" if log.path else f"with the traceback, which {DEBUG}=1 shows"
     return (
         f"{type(error).__name__}{f': {said}' if said else ''} (in {last.filename}, line {last.lineno}). This is a "
-        f"mistake in crosspref or a library. {_keep_traceback(error, options)} What was finished is kept."
+        f"mistake in crosspref or a library. Please report it to the project, {where}. What was finished is kept."
     )
-
-
-def _keep_traceback(error: Exception, options: argparse.Namespace) -> str:
-    """Write the traceback where it can be found, in the run directory if there is one, and say where that is."""
-    text = f"crosspref {__version__}\n" + "".join(traceback.format_exception(error))
-    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    given = [Path(str(folder)) for folder in (getattr(options, "run", None), getattr(options, "out", None)) if folder]
-    for folder in [*(folder for folder in given if folder.is_dir()), Path(tempfile.gettempdir())]:
-        file = folder / (name if folder in given else f"crosspref-{name}")
-        try:
-            file.write_text(printable_lines(text), encoding="utf-8")
-        except OSError:
-            continue
-        return f"Please report it with the traceback, which is in {file}."
-    return f"The traceback could not be written; to see it, set {DEBUG}=1."

@@ -7,22 +7,18 @@ import contextlib
 import errno
 import math
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from crosspref.errors import CrossprefError, FileError
+from crosspref.errors import CrossprefError, FileError, explained
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """The environment in which Python imports nothing from the working directory, such as a person's own ``select.py``."""
 
 MOST_BYTES = 256 * 2**20
 """How large a file may be that is read whole and is no table: the largest tokenizers have some 40 MB."""
-
-_NOT_WRITTEN = re.compile(r"os error \d+|inline_container\.cc|iostream error|PytorchStreamWriter")
-"""What safetensors and torch say when a disk is full; neither raises an OSError."""
 
 
 def expanded(name: str | Path) -> Path:
@@ -105,14 +101,18 @@ def require_writable(path: str | Path) -> Path:
         FileError: it cannot, or it is a folder.
     """
     path = Path(path)
-    try:
+    with writing(path):
         if path.is_dir():
             raise FileError(path, "cannot be written: it is a directory")
+        if path.exists() and not path.is_file():
+            raise FileError(path, "cannot be written: it is a device or a pipe")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FileError(path, f"cannot be written: {error.strerror}") from error
+        try:
+            # A name as long as the longest that is written beside it: of what is kept until the file is done.
+            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part.json.tmp", dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from error  # without that name
     return path
 
 
@@ -127,25 +127,8 @@ def writing(path: str | Path, advice: str = "") -> Iterator[None]:
         yield
     except CrossprefError:
         raise
-    except OSError as error:
-        raise FileError(_within(path, error), f"cannot be written: {error.strerror or error}", advice) from error
     except Exception as error:
-        if not _NOT_WRITTEN.search(str(error)):
+        fault = explained(error, path)
+        if not isinstance(fault, FileError):
             raise
-        raise FileError(path, f"cannot be written: {_reason(Path(path), error)}", advice) from error
-
-
-def _within(path: str | Path, error: OSError) -> str | Path:
-    """Return the file that an error names if it lies in ``path``, else ``path``: temporary names help nobody."""
-    named = error.filename
-    return named if isinstance(named, str) and Path(path) in Path(named).parents else path
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Return why writing failed: torch does not say, so look at what is free."""
-    first = str(error).strip().splitlines()[0]
-    with contextlib.suppress(OSError):
-        free = os.statvfs(path if path.exists() else path.parent)
-        if free.f_bavail * free.f_frsize < 1 << 20:
-            return f"no space left on device ({first})"
-    return first
+        raise FileError(fault.path, fault.problem, f"{fault.advice} {advice}".strip()) from error

@@ -21,7 +21,7 @@ from crosspref.run.store import Unit
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "src" / "crosspref" / "data"
 CLI = [sys.executable, "-m", "crosspref"]
-LOGS = ("phases.jsonl", ".lock")
+LOGS = ("phases.jsonl", "run.log", ".lock")
 Models = tuple[Path, Path]
 """pi_I and pi_0."""
 Run = Callable[..., tuple[int, str, str]]

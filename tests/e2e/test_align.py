@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from crosspref import align, verify
 from crosspref.data.records import derive_seed
 from crosspref.models.locate import locate_model
+from crosspref.run.layout import RunDirectory
 
 LANGUAGES = ("en", "es", "ru")
 ITERATIONS = (1, 2)
@@ -193,6 +194,10 @@ def test_the_command_with_a_process_per_phase_makes_the_same(run: Path, recipe: 
         assert ours == theirs
     ours_policy, theirs_policy = (weights(root / "iteration_1" / "policy") for root in (tmp_path / "run", run))
     assert all(torch.equal(ours_policy[name], tensor) for name, tensor in theirs_policy.items())
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert log.count("Ended with exit code 0.") == 1 + len(RunDirectory(tmp_path / "run").logged_phases())
+    for line in done.stderr.splitlines():  # what the person saw, but for the lines that count
+        assert line in log or "s left" in line
 
 
 def test_pi_0_is_made_from_english_preferences_with_adapters(

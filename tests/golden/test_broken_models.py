@@ -214,6 +214,17 @@ def test_a_library_that_an_extra_installs_is_named(monkeypatch: pytest.MonkeyPat
     assert caught.value.given[0] == "sentencepiece"
 
 
+class PanicException(BaseException):
+    """As a library in Rust raises it where it stumbles over its own mistake; it is no Exception."""
+
+
+def test_a_panic_of_a_library_is_a_model_error_and_ctrl_c_is_not() -> None:
+    with pytest.raises(ModelError, match="index out of bounds"), reading("The tokenizer", "somewhere"):
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), reading("The tokenizer", "somewhere"):
+        raise KeyboardInterrupt
+
+
 def test_our_own_errors_stay_what_they_are() -> None:
     error = RecipeError("known", ("a.b",))
     with pytest.raises(RecipeError) as caught, reading("The tokenizer", "somewhere"):
@@ -221,7 +232,7 @@ def test_our_own_errors_stay_what_they_are() -> None:
     assert caught.value is error
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps", "meta"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:99999999999999999999", "mps", "meta"])
 def test_a_device_that_is_not_here(device: str) -> None:
     with pytest.raises(RecipeError, match=device) as caught:
         find_device(device)

@@ -259,7 +259,8 @@ def test_a_template_that_does_not_show_the_instruction_is_refused(content: str) 
 @pytest.mark.parametrize(
     "template",
     ["{% for %}", "{{ nothing.at.all }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}",
-     "{{ raise_exception('never') }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 / 0 }}"],
+     "{{ raise_exception('never') }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 1 / 0 }}",
+     "{{ 'x' * 10 ** 15 }}"],
 )  # fmt: skip
 def test_a_template_that_fails_is_a_model_error(template: str) -> None:
     with pytest.raises(ModelError, match="tiny"):

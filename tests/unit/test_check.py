@@ -6,9 +6,11 @@ import re
 import shutil
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from http_server import JsonHandler, LocalServer
@@ -237,6 +239,101 @@ def test_quantised_weights_are_not_trained(recipe_file: str, tiny_models: Models
     _, faults = faults_of(recipe_file, f"models.policy={policy}")
     assert [type(fault) for fault in faults] == [ModelError]
     assert "original weights" in str(faults[0])
+
+
+def cut(path: Path, count: int) -> None:
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def put(path: Path, **values: object) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**content, **values}), encoding="utf-8")
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "config null": lambda model: (model / "config.json").write_text("null"),
+    "config list": lambda model: (model / "config.json").write_text("[]"),
+    "config cut": lambda model: cut(model / "config.json", 20),
+    "config no UTF-8": lambda model: (model / "config.json").write_bytes(b'{"model_type": "\xff"}'),
+    "no model_type": lambda model: (model / "config.json").write_text("{}"),
+    "hidden_size text": lambda model: put(model / "config.json", hidden_size="x"),
+    "hidden_size zero": lambda model: put(model / "config.json", hidden_size=0),
+    "heads zero": lambda model: put(model / "config.json", num_attention_heads=0),
+    "more layers": lambda model: put(model / "config.json", num_hidden_layers=3),
+    "vocab_size text": lambda model: put(model / "config.json", vocab_size="many"),
+    "vocab_size small": lambda model: put(model / "config.json", vocab_size=7),
+    "context text": lambda model: put(model / "config.json", max_position_embeddings="long"),
+    "rope nonsense": lambda model: put(model / "config.json", rope_parameters={"rope_type": "spiral"}),
+    "activation": lambda model: put(model / "config.json", hidden_act="of_tomorrow"),
+    "kernel": lambda model: put(model / "config.json", _attn_implementation="somebody/kernels"),
+    "weights cut": lambda model: cut(model / "model.safetensors", 500),
+    "weights empty": lambda model: (model / "model.safetensors").write_bytes(b""),
+    "weights header": lambda model: (model / "model.safetensors").write_bytes(b"\xff" * 64),
+    "weights text": lambda model: (model / "model.safetensors").write_text("<!DOCTYPE html>" * 9),
+    "tokenizer null": lambda model: (model / "tokenizer.json").write_text("null"),
+    "tokenizer kind": lambda model: (model / "tokenizer.json").write_text(
+        '{"version": "1.0", "model": {"type": "No"}}'
+    ),
+    "tokenizer tokens": lambda model: put(model / "tokenizer.json", added_tokens=5),
+    "tokenizer merges": lambda model: put(model / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": [5]}),
+    "tokenizer config": lambda model: (model / "tokenizer_config.json").write_text("{"),
+    "template": lambda model: (model / "chat_template.jinja").write_text("{% if %}"),
+    "template memory": lambda model: (model / "chat_template.jinja").write_text("{{ 'x' * 10 ** 15 }}"),
+    "template no UTF-8": lambda model: (model / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}"),
+    "generation end": lambda model: put(model / "generation_config.json", eos_token_id="x"),
+    "generation cut": lambda model: cut(model / "generation_config.json", 5),
+    "generation list": lambda model: (model / "generation_config.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_model_is_not_ready(kind: str, recipe_file: str, tiny_models: Models, tmp_path: Path) -> None:
+    models = []
+    for role, source in zip(("initial", "policy"), tiny_models["llama"], strict=True):
+        model = shutil.copytree(source, tmp_path / role)
+        BROKEN[kind](model)
+        models.append(f"models.{role}={model}")
+    _, faults = faults_of(recipe_file, *models)
+    assert faults
+    assert all(isinstance(fault, ModelError) for fault in faults), faults
+    assert any(str(tmp_path) in str(fault) for fault in faults)
+
+
+def write_gguf(path: Path, architecture: str = "llama") -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in {
+        "context_length": 64,
+        "embedding_length": 8,
+        "feed_forward_length": 16,
+        "block_count": 1,
+    }.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_uint32(f"{architecture}.attention.head_count", 2)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((32, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["whole", "cut", "zeros", "header alone", "unknown architecture", "empty"])
+def test_a_gguf_file_is_looked_at_before_it_is_converted(
+    kind: str, recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSPREF_CACHE", str(tmp_path / "cache"))
+    file = write_gguf(tmp_path / "model.gguf", "of_tomorrow" if kind == "unknown architecture" else "llama")
+    match kind:
+        case "cut":
+            cut(file, 100)
+        case "zeros" | "empty":
+            file.write_bytes(bytes(300 if kind == "zeros" else 0))
+        case "header alone":
+            file.write_bytes(b"GGUF\x03\0\0\0")
+    lines, faults = faults_of(recipe_file, f"models.policy={file}")
+    is_noted = any("converted" in line for line in lines)
+    assert (is_noted, [type(fault) for fault in faults]) == ((True, []) if kind == "whole" else (False, [ModelError]))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""What the command says of errors that nobody foresaw: one message, the traceback in a file, and nothing twice."""
+"""What the command says of errors that nobody foresaw: one message, the traceback in a log, and nothing twice."""
 
-import argparse
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,70 +9,111 @@ import pytest
 from crosspref import cli
 from crosspref.commands import status
 from crosspref.errors import RunError
+from crosspref.run.layout import RunDirectory
 
 
-def message_of(error: Exception, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    def execute(_: argparse.Namespace) -> None:
-        raise error
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
 
-    monkeypatch.setattr(status, "execute", execute)
-    assert cli.main(["status", str(run)]) == 1
+
+def message_of(fail: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(status, "execute", lambda _: fail())
+    assert cli.main(["status", "a run"]) == 1
     output, errors = capsys.readouterr()
     assert output == ""
-    assert errors.startswith("crosspref: ")
+    assert errors.splitlines()[-1].startswith("crosspref: ")
     return errors
 
 
-def test_an_unforeseen_error_is_one_message_and_its_traceback_is_in_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = message_of(KeyError("rope_type"), tmp_path, monkeypatch, capsys)
-    [log] = tmp_path.glob("error-*.log")
-    assert all(part in message for part in ("KeyError", "rope_type", Path(__file__).name, str(log)))
-    assert "Traceback" not in message
-    assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+def unforeseen() -> None:
+    raise KeyError("rope_type")
 
 
-@pytest.mark.parametrize("place", ["nowhere", "read-only"])
-def test_where_there_is_no_run_to_write_to_it_is_in_the_folder_for_temporary_files(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class PanicException(BaseException):
+    """As libraries in Rust raise it."""
+
+
+def panic() -> None:
+    raise PanicException("index out of bounds")
+
+
+@pytest.mark.parametrize(
+    ("fail", "parts"), [(unforeseen, ("KeyError", "rope_type")), (panic, ("index out of bounds",))]
+)
+def test_an_unforeseen_error_is_one_message_and_its_traceback_is_in_a_log(
+    fail: Callable[[], None],
+    parts: tuple[str, ...],
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    temporary, run = tmp_path / "temporary", tmp_path / "run"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    if place == "read-only":
-        run.mkdir()  # the system's administrator may write anywhere, but not over a folder
-        monkeypatch.setattr("time.strftime", lambda _: "0")
-        monkeypatch.setattr("os.getpid", lambda: 0)
-        (run / "error-0-0.log").mkdir()
-    message = message_of(ZeroDivisionError(), run, monkeypatch, capsys)
+    message = message_of(fail, monkeypatch, capsys)
     [log] = temporary.iterdir()
-    assert str(log) in message
-    assert "ZeroDivisionError" in log.read_text(encoding="utf-8")
+    assert message.startswith("crosspref: ")
+    assert all(part in message for part in (*parts, Path(__file__).name, str(log)))
+    assert "Traceback" not in message
+    content = log.read_text(encoding="utf-8")
+    assert all(part in content for part in (*parts, "Traceback (most recent call last)", "Python 3", "status 'a run'"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_what_the_system_refuses_names_the_file_and_the_reason(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("place", ["run", "nowhere"])
+def test_in_a_run_its_own_log_has_the_traceback(
+    place: str,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    error = OSError(code, "the reason", str(tmp_path / "table.parquet"))
-    message = message_of(error, tmp_path, monkeypatch, capsys)
+    run = tmp_path / "run"
+    with RunDirectory(run).locked():
+        log = run / "run.log"
+    if place == "nowhere":  # the system's administrator may write anywhere, but not over a folder
+        log.unlink()
+        log.mkdir()
+
+    def fail() -> None:
+        with RunDirectory(run).locked():
+            unforeseen()
+
+    message = message_of(fail, monkeypatch, capsys)
+    [there] = [log] if place == "run" else temporary.iterdir()
+    assert str(there) in message.splitlines()[-1]
+    assert "rope_type" in there.read_text(encoding="utf-8")
+    assert len(list(temporary.iterdir())) == (place == "nowhere")
+
+
+def test_without_any_place_for_a_log_there_is_still_one_message(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temporary.rmdir()
+    assert cli.DEBUG in message_of(unforeseen, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EMFILE])
+def test_what_the_system_refuses_is_one_line_without_a_log(
+    code: int, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(code, "the reason", str(tmp_path / "table.parquet"))
+
+    message = message_of(fail, monkeypatch, capsys)
     assert message.count("\n") == 1
-    assert str(tmp_path / "table.parquet") in message
-    assert "the reason" in message
-    assert not list(tmp_path.iterdir())
+    assert (str(tmp_path / "table.parquet") in message) == (code != errno.EMFILE)
+    assert not list(temporary.iterdir())
 
 
 def test_the_traceback_is_shown_to_who_asks_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(cli.DEBUG, "1")
-
-    def execute(_: argparse.Namespace) -> None:
+    def fail() -> None:
         raise RunError("known")
 
-    monkeypatch.setattr(status, "execute", execute)
-    assert cli.main(["status", str(tmp_path)]) == 1
-    errors = capsys.readouterr().err
+    monkeypatch.setenv(cli.DEBUG, "1")
+    errors = message_of(fail, monkeypatch, capsys)
     assert errors.startswith("Traceback")
     assert errors.endswith("crosspref: known\n")

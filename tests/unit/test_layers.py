@@ -50,6 +50,7 @@ READS = {
     "suites.reward_accuracy.judges": "votes, which are hashed after the gate has read them",
     "run.store": "a run's markers and tables",
     "run.layout": "a run's log",
+    "run.log": "what /proc says of GPUs",
     "engines.transformers.models": "/proc/cpuinfo",
     "api": "what a process says that it started itself",
     "suites.judge.judge": "what it has just written",

@@ -73,7 +73,7 @@ def test_only_leftovers_of_the_layout_are_removed(tmp_path: Path) -> None:
     ]
     write(*left, *stay)
     with run.locked():
-        assert set(contents(run.root)) == {".lock", *(str(path.relative_to(run.root)) for path in stay)}
+        assert set(contents(run.root)) == {".lock", "run.log", *(str(path.relative_to(run.root)) for path in stay)}
 
 
 def test_a_suite_removes_only_its_own_leftovers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from crosspref.data.sources import read_source
 from crosspref.data.tables import write_rows
 from crosspref.errors import DataError, FileError, ModelError, RunError
 from crosspref.models.locate import cache_directory, locate_model
-from crosspref.paths import existing, writing
+from crosspref.paths import existing, require_writable, writing
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Unit, write_text
 
@@ -48,6 +48,42 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
     assert errors.startswith(f"crosspref: {place} ")
     assert errors.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.parquet"]
+
+
+@pytest.mark.parametrize("place", ["file/new", "/proc/nowhere/new"])
+@pytest.mark.parametrize(
+    "arguments", [["compare", "none", "--out"], ["train", "--model", "x", "--pairs", "x", "--out"]]
+)
+def test_files_beside_an_output_are_asked_for_as_early(
+    arguments: list[str],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([*arguments, place]) == 1
+    assert capsys.readouterr().err.startswith(f"crosspref: {place}.")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_must_leave_room_for_those_beside_it(tmp_path: Path) -> None:
+    """What is kept until the table is written has a longer name than the table."""
+    longest = 255 - len("..12345678.part.json.tmp")
+    assert require_writable(tmp_path / "new" / ("x" * longest))
+    for name in ("x" * 250, "x" * 300):
+        with pytest.raises(FileError) as caught:
+            require_writable(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_or_a_device_is_no_place_for_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(FileError):
+            require_writable(place)
 
 
 @pytest.mark.parametrize(

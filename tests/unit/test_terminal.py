@@ -123,12 +123,13 @@ def test_errors_of_the_command_line(
     with pytest.raises(SystemExit):
         cli.main(["status", "a", HOSTILE])
     assert_shown(capsys.readouterr().err)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for error in (KeyError(HOSTILE), OSError(5, "the reason", HOSTILE), RuntimeError(HOSTILE)):
         failing(monkeypatch, error)
         monkeypatch.setenv(cli.DEBUG, "1")
         assert cli.main(["status", str(tmp_path)]) == 1
         assert not set(capsys.readouterr().err) & set(ACTS)
-    logs = [log.read_text(encoding="utf-8") for log in tmp_path.glob("error-*.log")]
+    logs = [log.read_text(encoding="utf-8") for log in tmp_path.glob("crosspref-*.log")]
     assert logs
     assert not set("".join(logs)) & set(ACTS)
 

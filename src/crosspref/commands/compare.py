@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from crosspref.paths import require_named
+from crosspref.paths import require_named, require_writable
 from crosspref.reports.comparison import compare_runs
 from crosspref.reports.table import print_reports
 from crosspref.run.store import write_text
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Show the runs side by side, and write the comparison."""
+    for ending in ("md", "csv"):
+        require_writable(f"{options.out}.{ending}")
     comparison = compare_runs(options.runs)
     print_reports([comparison.report(by_language=False)])
     files = {"md": comparison.report(by_language=True).markdown(), "csv": comparison.csv()}

@@ -11,7 +11,7 @@ from crosspref.data.tables import read_rows
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.errors import DataError
 from crosspref.models.locate import locate_model
-from crosspref.paths import require_named
+from crosspref.paths import require_named, require_writable
 from crosspref.recipe.files import stage_settings
 from crosspref.recipe.stages import TrainStage
 from crosspref.run.job import asking_of
@@ -40,6 +40,7 @@ def execute(options: argparse.Namespace) -> None:
     out = options.out
     if out.exists():
         raise DataError(f"{out} is there already, and is not overwritten. Name another --out, or remove it.")
+    losses = require_writable(out.with_name(f"{out.name}.training.json"))
     pairs = read_rows(options.pairs, Pair)
     settings = stage_settings(TrainStage, {"languages": languages_of(pairs, options.pairs)}, options.overrides)
     start = locate_model(options.model)
@@ -58,7 +59,7 @@ def execute(options: argparse.Namespace) -> None:
         publish_directory(temporary, out)
         say_left_out(reporter, training, figures)
         if is_main():
-            write_text(out.with_name(f"{out.name}.training.json"), json.dumps(figures, indent=1))
+            write_text(losses, json.dumps(figures, indent=1))
             shutil.rmtree(checkpoints)
             with contextlib.suppress(OSError):  # it holds the checkpoints of another training, or somebody's files
                 every.rmdir()

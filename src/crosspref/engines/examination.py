@@ -5,6 +5,7 @@ adapters, and the headers of the weights. Models are put on torch's device ``met
 and a number format, but no values. What only values can show, such as NaN, is found when a model is loaded.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,9 +18,9 @@ from crosspref.data.records import Prompt, as_messages
 from crosspref.engines import EngineSettings, require_library
 from crosspref.engines.transformers import adapters, models
 from crosspref.engines.transformers.asking import examine_asking
-from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, read_tokenizer
-from crosspref.engines.transformers.faults import reading
-from crosspref.errors import CrossprefError, DataError, ModelError, RecipeError
+from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, read_tokenizer, stop_ids
+from crosspref.engines.transformers.faults import reading, reason_of
+from crosspref.errors import CrossprefError, DataError, ModelError, RecipeError, explained
 from crosspref.models.files import ADAPTER_WEIGHTS
 from crosspref.models.locate import ModelFiles, is_encoder_decoder
 from crosspref.recipe.schema import Recipe
@@ -59,8 +60,9 @@ class Examination:
         for check in checks:
             try:
                 check()
-            except CrossprefError as fault:
-                self.faults.append(fault)
+            except Exception as error:  # noqa: BLE001 - whatever else a library stumbles over
+                fault = explained(error)
+                self.faults.append(fault or ModelError(f"The models cannot be examined: {reason_of(error)}"))
 
     @property
     def policy(self) -> str:
@@ -87,6 +89,8 @@ class Examination:
         """Load a model's tokenizer, its configuration, and the names and shapes of its weights."""
         files, asking = self.files[role], self.settings.asking
         if not (self.convert or models.is_readable(files)):
+            if importlib.util.find_spec("gguf") is not None:  # else that is said already
+                models.require_gguf(files)
             self.lines.append(f"note  model {role}: {files.name} is converted, and then examined, when the run begins")
             return
         if role == "translator" and is_encoder_decoder(files):
@@ -96,7 +100,9 @@ class Examination:
             self.tokenizers[role] = load_tokenizer(models.readable_directory(files), asking)
             kind = AutoModelForSequenceClassification if role == "reward model" else None
             self.models[role] = self._on_meta(files, kind)
-            models.require_embeddings(self.tokenizers[role], self.models[role].config, files.name)
+            config = self.models[role].config
+            models.require_embeddings(self.tokenizers[role], config, files.name)
+            stop_ids(models.read_generation(models.readable_directory(files), config), self.tokenizers[role])
         model = self.models[role]
         self.lines.append(
             f"ok    model {role}: {files.name} ({type(model).__name__}, {model.num_parameters() / 1e6:,.1f} million "

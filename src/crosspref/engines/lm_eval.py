@@ -14,7 +14,6 @@ import datasets
 import lm_eval
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
 from lm_eval.api import task as harness_tasks
 from lm_eval.evaluator import evaluate
@@ -27,7 +26,7 @@ from crosspref.engines.self_check import not_finite
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.engines.transformers.chat import read_tokenizer
 from crosspref.engines.transformers.models import Loading, free_memory, readable_directory
-from crosspref.errors import DataError, FileError, ModelError
+from crosspref.errors import AGAIN, DataError, FileError, LimitError, ModelError, explained
 from crosspref.keys import without_token
 from crosspref.models.locate import ModelFiles
 from crosspref.run.kept import Kept
@@ -134,19 +133,20 @@ class Harness:
 
         Raises:
             DataError: an item is not as the task expects it.
-            ModelError: the memory does not suffice, or a log-probability is NaN.
+            LimitError: the memory does not suffice.
+            ModelError: a log-probability is NaN.
             FileError: what is finished cannot be kept.
         """
         named, label = {task.task_name: task for task in tasks}, model.label
         try:
             samples = evaluate(model, {"tasks": named}, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{label}: the memory does not suffice. Set a smaller nlp.batch_size ({model.batch_size} now)."
-            ) from error
         except (FileError, ModelError):  # what is finished cannot be kept, or there is nothing to measure
             raise
         except Exception as error:  # likewise
+            fault = explained(error)
+            if isinstance(fault, LimitError):
+                advice = f"Set a smaller nlp.batch_size ({model.batch_size} now). {AGAIN}."
+                raise LimitError(f"{label}: {fault.problem}", advice) from error
             raise DataError(f"{label} cannot be measured: {_said(error)}") from error
         values: dict[str, dict[str, float]] = {}
         for item, sample in _named(sample for name in named for sample in samples[name]):

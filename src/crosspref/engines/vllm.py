@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
+from crosspref.paths import SAFE_PATH
+
 # vLLM reads its environment when it is imported. Nothing may leave the machine; and its engine runs in this process,
 # so that no child of its own can outlive the phase or keep memory. (Tensor parallel workers end with this process.)
-os.environ.update({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **SAFE_PATH}
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch

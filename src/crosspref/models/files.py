@@ -185,7 +185,7 @@ def is_kept(name: str) -> bool:
 
 def identity_of(directory: Path, weights: Sequence[str]) -> str:
     """Return a hash of a model in a directory: its weights, what describes them, and all files that are kept."""
-    small = [file for pattern in SMALL_FILES for file in directory.glob(pattern)]
+    small = [file for pattern in SMALL_FILES for file in directory.glob(pattern) if file.is_file()]
     files = {*(directory / name for name in weights), *small, *kept_files(directory)}
     return hash_files(sorted(files - {directory / ADAPTER_CONFIG}))
 

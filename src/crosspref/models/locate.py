@@ -277,9 +277,11 @@ def require_one_output(files: ModelFiles) -> None:
     """
     require_whole(files, "reward model")
     config = read_json(files.directory / "config.json")
-    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+    named = config.get("id2label")
+    labels = len(named) if isinstance(named, dict) else config.get("num_labels", 2)
     if labels != 1:
-        kind = ", ".join(config.get("architectures") or []) or "unknown"
+        kind = config.get("architectures") or "unknown"
+        kind = ", ".join(map(str, kind)) if isinstance(kind, list) else kind
         raise ModelError(
             f"A reward model must have one output, but {files.name!r} ({kind}) has {labels} labels; a model that is no "
             "classifier counts as having 2. Set reward.reward_model to a sequence-classification model that was "

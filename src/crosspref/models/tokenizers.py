@@ -30,7 +30,19 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
 
     Only the parts of ``tokenizer.json`` that change an encoding count, so that a file written anew by another version
     of a library still compares equal. A tokenizer with code of its own may read any file.
+
+    Raises:
+        ModelError: the files do not hold what a tokenizer's hold.
     """
+    try:
+        return _identity(directory)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"The tokenizer's files in {directory} are damaged: {error} ({type(error).__name__})."
+        ) from error
+
+
+def _identity(directory: Path) -> dict[str, str]:
     config = read_json(directory / "tokenizer_config.json")
     tokens = {**read_json(directory / "special_tokens_map.json"), **config}
     template_file = directory / "chat_template.jinja"

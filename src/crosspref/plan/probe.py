@@ -1,6 +1,5 @@
 """Measuring this machine: crosspref's engines on a few of the recipe's prompts, for about two minutes."""
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from crosspref.data.records import Pair, Prompt, Response
 from crosspref.engines import ENGINES, EngineFactory, EngineSettings
+from crosspref.errors import RunError
 from crosspref.languages import ENGLISH, crosslingual_instruction
 from crosspref.models.locate import locate_model
 from crosspref.plan.accelerators import Accelerator
@@ -22,6 +22,7 @@ from crosspref.plan.shapes import ModelShape
 from crosspref.plan.work import Lengths, Texts, Work, add_pair, bytes_of
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
+from crosspref.run.processes import ending, run_in_child
 from crosspref.run.progress import Reporter
 from crosspref.run.store import publish_directory
 from crosspref.stages.sample import Drawing, sample
@@ -248,5 +249,7 @@ def uncut_length(responses: Sequence[Response], limit: int) -> float:
 def _start_seconds(module: str) -> float:
     """Return how long a process takes to start and to import a module, which every phase does anew."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)  # noqa: S603 - our own interpreter
+    code, _ = run_in_child([sys.executable, "-c", f"import {module}"])
+    if code:
+        raise RunError(f"A process that imports {module} {ending(code)}")
     return time.monotonic() - began

@@ -14,6 +14,17 @@ from crosspref.models.locate import ModelFiles
 _HEADER_LIMIT = 100 << 20
 """Bytes above which safetensors itself takes a header for damage."""
 
+_GGUF_SIZES = {
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "num_hidden_layers": "block_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+}
+"""What a config.json calls sizes, and what GGUF calls them behind the name of the architecture."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -61,7 +72,7 @@ def read_shape(files: ModelFiles) -> ModelShape:
     if files.gguf_file is not None:
         return _from_gguf(files.directory / files.gguf_file, files.name)
     config = read_json(files.directory / "config.json")
-    config = config.get("text_config") or config
+    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     names = file_names(files.directory)
     weights = [files.directory / name for name in weight_names(files.directory, names) if name in names]
     tensors = {name: shape for path in weights for name, shape in safetensors_shapes(path).items()}
@@ -76,8 +87,9 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
             if size > _HEADER_LIMIT:
                 raise ValueError(f"its header would have {size} bytes")
             header = parse_json(stream.read(size))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        return {name: [int(size) for size in shape] for name, shape in shapes.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"{path} is no safetensors file, or is damaged: {error}") from error
 
 
@@ -86,7 +98,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, list[int]], name: str) -
 
     def value(*names: str, default: int | None = None) -> int:
         number = next((config[name] for name in names if config.get(name) is not None), default)
-        if not isinstance(number, int):
+        if not isinstance(number, int) or number < (default is None):
             raise ModelError(f"The config.json of {name} does not say {names[0]}, so its cost cannot be planned.")
         return number
 
@@ -95,7 +107,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, list[int]], name: str) -
     vocabulary = value("vocab_size")
     layers, kv_heads = value("num_hidden_layers", "n_layer"), value("num_key_value_heads", default=heads)
     head_size = value("head_dim", default=hidden // heads)
-    experts = value("num_local_experts", "num_experts", "n_routed_experts", default=1)
+    experts = max(1, value("num_local_experts", "num_experts", "n_routed_experts", default=1))
     used = value("num_experts_per_tok", default=1)
     exact = bool(tensors)
     if not exact:
@@ -130,24 +142,12 @@ def _from_gguf(path: Path, name: str) -> ModelShape:
         raise MissingLibraryError("gguf", f"Reading {path.name}", "pip install 'crosspref[gguf]'") from error
     try:
         reader = GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise ModelError(f"{path} is no GGUF file, or is damaged: {error}") from error
-    kind = reader.fields["general.architecture"].contents()
-
-    def field(key: str) -> int | None:
-        entry = reader.fields.get(f"{kind}.{key}")
-        return int(entry.contents()) if entry else None
-
-    tensors = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
+        kind = reader.fields["general.architecture"].contents()
+        entries = {name: reader.fields.get(f"{kind}.{key}") for name, key in _GGUF_SIZES.items()}
+        sizes = {name: int(entry.contents()) for name, entry in entries.items() if entry}
+        tensors = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
+    except Exception as error:  # the reader takes the file at its word
+        raise ModelError(f"{path} is no GGUF file, or is damaged: {error} ({type(error).__name__}).") from error
     # GGUF calls the input embedding token_embd, and its shapes are the other way round, which no number here sees.
-    config = {
-        "hidden_size": field("embedding_length"),
-        "num_attention_heads": field("attention.head_count"),
-        "num_key_value_heads": field("attention.head_count_kv"),
-        "head_dim": field("attention.key_length"),
-        "num_hidden_layers": field("block_count"),
-        "num_local_experts": field("expert_count"),
-        "num_experts_per_tok": field("expert_used_count"),
-        "vocab_size": max(tensors.get("token_embd.weight", [0])),
-    }
+    config = {**sizes, "vocab_size": max(tensors.get("token_embd.weight", [0]))}
     return shape_of(config, {key.replace("token_embd", "embed_tokens"): shape for key, shape in tensors.items()}, name)

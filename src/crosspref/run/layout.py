@@ -1,6 +1,6 @@
 """The places in a run directory. Every path of a run is built here, and nowhere else.
 
-recipe.yaml  phases.jsonl  report.md
+recipe.yaml  phases.jsonl  run.log  report.md
 prompts/  heldout/                    {language}.parquet, dropped.parquet
 iteration_0/                          pi_0: policy/ (if stage 0 trained it), referenced_pairs/, evaluation/
 iteration_t/                          responses/  translations/  scores/{reward}/     {language}/{shard}.parquet
@@ -18,7 +18,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,6 +29,7 @@ from crosspref.models.files import ADAPTER_CONFIG
 from crosspref.paths import existing, require_named, writing
 from crosspref.recipe.files import flatten, load_recipe, load_settings
 from crosspref.recipe.schema import Recipe
+from crosspref.run.log import kept_in
 from crosspref.run.owned import is_ours, owned, require_closed
 from crosspref.run.ranks import is_main
 from crosspref.run.store import DIGEST, DONE, Fingerprint, Unit, digest_of, is_amount
@@ -284,6 +284,11 @@ class RunDirectory:
         return self.root / "report.md"
 
     @property
+    def log(self) -> Path:
+        """What was done and said; nothing reads it."""
+        return self.root / "run.log"
+
+    @property
     def suites(self) -> Path:
         """Where the results of suites lie, under a lock of their own."""
         return self.root / "evaluation"
@@ -319,16 +324,19 @@ class RunDirectory:
                 rows.append(parse_json(line))
         return [row for row in rows if _is_logged(row)]
 
-    def locked(self, *more: str) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def locked(self, *more: str) -> Iterator[None]:
         """Hold the run, so that a second process does not write into it, and remove what killed ones left half-written.
 
-        ``more`` are places beside those of every run. Processes that the holder starts need no lock.
+        What is said meanwhile goes into its log. ``more`` are places beside those of every run. Processes that the
+        holder starts need no lock.
 
         Raises:
             RunError: another process holds it, the directory is not empty and no run, or a link leads out of it.
             FileError: it cannot be written.
         """
-        return owned(self.root, [*_places(), *more])
+        with owned(self.root, [*_places(), *more]), kept_in(self.log):
+            yield
 
     def read_recipe(self) -> Recipe:
         """Read the recipe that the run was begun with. It extends no file, as it was resolved before it was written.

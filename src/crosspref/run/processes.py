@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crosspref.errors import MissingLibraryError, RecipeError, RunError
+from crosspref.errors import AGAIN, NEEDS_LESS, MissingLibraryError, RecipeError, RunError
 from crosspref.paths import SAFE_PATH, existing, working_directory
 from crosspref.recipe.files import FOLDER
 from crosspref.recipe.sections import ResourceSettings
@@ -64,9 +64,22 @@ def ask_child(arguments: Sequence[str], text: str) -> str:
     )
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, without a word"]
-        raise RunError(said[-1].removeprefix("crosspref: "))
+        said = f"\n{done.stderr}".partition("\ncrosspref: ")[2].strip()
+        raise RunError(said or f"The process that was to {arguments[0]} the recipe {ending(done.returncode)}")
     return lines[-1]
+
+
+def ending(code: int) -> str:
+    """Say how a process ended, by its exit code: one that ended badly, by itself or by a signal."""
+    number = -code if code < 0 else code - 128  # as shells tell of a signal
+    if number not in set(signal.Signals):
+        return f"failed with exit code {code}; its message stands above."
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        return f"was killed ({name}), as the system does when memory runs out. {NEEDS_LESS}"
+    if number == signal.SIGBUS:
+        return f"was ended by {name}: a disk or /dev/shm is full, or a file was cut short while it was read. {AGAIN}."
+    return f"was ended by {name}. {AGAIN}."
 
 
 def end_with_parent() -> None:
@@ -89,7 +102,7 @@ def launch_command(resources: ResourceSettings) -> list[str]:
     if resources.launch is None:
         return [sys.executable]
     try:
-        program, *options = shlex.split(resources.launch)
+        program, *options = shlex.split(resources.launch) or [""]
     except ValueError as error:
         raise RecipeError(f"resources.launch cannot be read as a command ({error}): {resources.launch!r}") from error
     for option, value in itertools.pairwise([*options, ""]):

@@ -1,6 +1,7 @@
 """Progress of long steps: a bar with tokens per second and time left, or plain lines where there is no terminal."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping
 
@@ -95,8 +96,10 @@ class Reporter:
         self.console = console or Terminal(stderr=True, quiet=not is_main())
 
     def say(self, text: str) -> None:
-        """Print one line. Nothing in it acts: names and paths come from outside."""
+        """Print one line, and log it. Nothing in it acts: names and paths come from outside."""
         say(text, self.console)
+        if is_main():
+            logging.getLogger(__name__).info("%s", text)
 
     @contextlib.contextmanager
     def step(self, label: str, total: int) -> Iterator[Meter]:

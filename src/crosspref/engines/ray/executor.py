@@ -16,17 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from crosspref.engines import EngineSettings
 from crosspref.engines.local import do_shard
 from crosspref.engines.ray.cluster import DEATHS, connect, living_nodes, needs_of
-from crosspref.errors import CrossprefError, RunError
+from crosspref.errors import AGAIN, CrossprefError, RunError
 from crosspref.protocols import Advance, Done, Results, Work
 from crosspref.recipe.sections import RaySettings
 from crosspref.run.ranks import forget_launchers
 
-LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
+LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 """Errors that say that a worker or its node is gone, and not that its work is wrong."""
 
 NOTICE_SECONDS = 10.0
@@ -180,10 +188,13 @@ class _Workers:
             self.idle.append(call.actor)
             if isinstance(error.cause, CrossprefError):
                 raise error.cause from None
-            raise
+            raise error.cause from error  # as it would be raised here; the other has the worker's traceback as text
         except LOST as error:
             self._bury(call, error)
             return None
+        except RayError as error:
+            self.idle.append(call.actor)
+            raise RunError(f"Ray failed ({type(error).__name__}): {_brief(error)} {AGAIN}.") from error
         if call.what == "place":
             self._ask(call.actor, "load")
             return None

@@ -60,9 +60,10 @@ def train_together(settings: RaySettings, phase: Callable[[], None], folder: Pat
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        # Behind its first line Ray puts the workers' tracebacks; a worker's own error is the last line of one.
+        said = one_line(str(error).strip().splitlines()[-1])
         raise RunError(
-            f"Training on Ray failed {DEATHS} times: {one_line(error)}\n"
-            "Its last checkpoint is kept: run it again to go on."
+            f"Training on Ray failed {DEATHS} times: {said}\nIts last checkpoint is kept: run it again to go on."
         ) from error
     finally:
         fault: CrossprefError | None = ray.get(faults.first.remote())

@@ -187,9 +187,19 @@ class ChatTokenizer:
 
 
 def stop_ids(generation_config: Any, tokenizer: ChatTokenizer) -> list[int]:
-    """Return all token ids that end a response: those of a model's generation configuration and its chat template's."""
+    """Return all token ids that end a response: those of a model's generation configuration and its chat template's.
+
+    Raises:
+        ModelError: the configuration has something else there.
+    """
     ids = generation_config.eos_token_id
-    return sorted({*(ids if isinstance(ids, list) else [ids]), tokenizer.end_of_turn} - {None})
+    ids = [ids] if ids is None or isinstance(ids, int) else ids
+    if not isinstance(ids, list) or not all(token is None or type(token) is int for token in ids):
+        raise ModelError(
+            f"The generation_config.json of {tokenizer.template.name} must have token ids in eos_token_id, but has "
+            f"{ids!r:.80}. Correct it, or remove that entry."
+        )
+    return sorted({*ids, tokenizer.end_of_turn} - {None})
 
 
 PROBE = "Hello, world!  ¿Qué tal?\n\n\tЗдравствуйте, 你好: 1234 (a_b)."

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 from crosspref.engines import EXTRAS, missing_library
-from crosspref.errors import CrossprefError, ModelError, RecipeError
+from crosspref.errors import CrossprefError, ModelError, RecipeError, explained, is_failure
 from crosspref.escape import one_line
 
 ADVICE = {
     "trust_remote_code": "If you trust its authors, set trust_remote_code: true.",
     "flash": "Install that library, or take the attention implementation out of the model's config.json.",
     "quantiz": "Install what it needs, or name the model's original weights, which are not quantised.",
-    "out of memory": "A smaller model, resources.dtype: bfloat16 or a larger device helps.",
 }
 """What to do about an error, by a word of the library's message."""
 
@@ -35,12 +34,19 @@ def reading(what: str, place: Path | str) -> Iterator[None]:
     Raises:
         ModelError: it cannot be read.
         MissingLibraryError: a library is needed that one of crosspref's extras installs.
+        LimitError: the memory does not suffice, or too many files are open.
+        FileError: a disk is full or broken.
     """
     try:
         yield
     except CrossprefError:
         raise
-    except Exception as error:  # tokenizers raises a bare Exception, and a model's own code anything
+    except BaseException as error:  # tokenizers raises a bare Exception, and a model's own code anything
+        if not is_failure(error):
+            raise
+        fault = explained(error)
+        if fault is not None and fault.advice:
+            raise fault from error
         reason = reason_of(error)
         for library in EXTRAS:
             is_absent = isinstance(error, ImportError) or importlib.util.find_spec(library) is None
@@ -67,7 +73,7 @@ def find_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.zeros(1, device=device)
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:
         raise RecipeError(
             f"resources.device: {name} cannot be used on this machine: {reason_of(error)} Set it to auto, or to a "
             "device that torch finds here, such as cpu, cuda or cuda:1.",

@@ -1,5 +1,6 @@
 """Loading models with transformers, and what their files say of them."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -7,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from transformers import (
     GenerationConfig,
     modeling_gguf_pytorch_utils,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from crosspref.data.records import Message
 from crosspref.engines import EngineSettings
@@ -106,32 +109,58 @@ def readable_directory(files: ModelFiles) -> Path:
         require_tokenizer_of_base(files.name, files.adapter, directory)
         return directory
     target = _converted(files)
-    if target.is_dir():
-        return target
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with writing(temporary, OTHER_CACHE):  # before the minutes that converting takes
-        temporary.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as alone, reading("The GGUF model", files.directory / files.gguf_file):
-        # What lies beside the file is no part of the model.
-        (Path(alone) / files.gguf_file).symlink_to((files.directory / files.gguf_file).resolve())
+    if not target.is_dir():
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            _convert(files, temporary)
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # where another process was first, all is well
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # where the disk is full, that gives room back
+    return target
+
+
+def _convert(files: ModelFiles, output: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file as transformers has them."""
+    with writing(output, OTHER_CACHE):  # before the minutes that converting takes
+        output.mkdir(parents=True, exist_ok=True)
+    with _gguf_alone(files) as alone:
         tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=files.gguf_file)
         loaded = AutoModelForCausalLM.from_pretrained(alone, gguf_file=files.gguf_file, dtype=torch.float32)
-    config = loaded.config
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    # Only the ids belong to the model: sampling settings come from the recipe.
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    with writing(temporary, OTHER_CACHE):
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    try:
-        temporary.rename(target)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
-    return target
+        config = loaded.config
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict())
+        # Only the ids belong to the model: sampling settings come from the recipe.
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    with writing(output, OTHER_CACHE):
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+
+
+@contextlib.contextmanager
+def _gguf_alone(files: ModelFiles) -> Iterator[str]:
+    """Read a GGUF file in a directory without what lies beside it, which is no part of the model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    name = files.gguf_file or ""
+    with tempfile.TemporaryDirectory() as alone, reading("The GGUF model", files.directory / name):
+        (Path(alone) / name).symlink_to((files.directory / name).resolve())
+        yield alone
+
+
+def require_gguf(files: ModelFiles) -> None:
+    """Raise ModelError unless a GGUF file is whole and of a kind that can be converted; no weight is read."""
+    with _gguf_alone(files) as alone:
+        AutoConfig.from_pretrained(alone, gguf_file=files.gguf_file)  # its reader looks for the end of each tensor
 
 
 def is_readable(files: ModelFiles) -> bool:
@@ -161,7 +190,8 @@ def load_model(directory: Path, loading: Loading, kind: Any = None, **options: A
     """
     if loading.device.type == "meta":
         options["device_map"] = "meta"  # only the names and shapes of weights are read
-    kind = kind or language_model(read_config(directory, loading.trust_remote_code))
+    config = read_config(directory, loading.trust_remote_code)
+    kind = kind or language_model(config)
     with reading("The model", directory):
         model, loaded = kind.from_pretrained(
             directory,
@@ -175,6 +205,7 @@ def load_model(directory: Path, loading: Loading, kind: Any = None, **options: A
             **options,
         )
         model = model.to(loading.device).eval()
+        read_generation(directory, config)
     mismatched = sorted(loaded["mismatched_keys"])
     if mismatched:
         name, stored, wanted = mismatched[0]
@@ -289,9 +320,21 @@ def even_length(config: Any) -> float:
 
 
 def read_config(directory: Path, trust_remote_code: bool = False) -> Any:
-    """Return a model's configuration, or raise ModelError."""
+    """Return a model's configuration.
+
+    Raises:
+        ModelError: it cannot be read, or asks for code from the hub that nobody trusts.
+    """
     with reading("The configuration", directory):
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    kernel = next((name for part in parts if "/" in (name := str(getattr(part, "_attn_implementation", "")))), None)
+    if kernel and not trust_remote_code:  # transformers would fetch and run it
+        raise ModelError(
+            f"The config.json in {directory} has attention computed by code from the hub, {kernel!r}. Take it out of "
+            "that file; or, if you trust its authors, set trust_remote_code: true."
+        )
+    return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,13 +357,21 @@ def describe_model(files: ModelFiles, asking: AskingSettings = AS_IT_IS) -> Mode
     tokenizer = load_tokenizer(directory, asking)
     config = read_config(directory, asking.trust_remote_code)
     require_embeddings(tokenizer, config, files.name)
-    try:
-        generation = GenerationConfig.from_pretrained(directory)
-    except OSError:  # there is none, and then a model takes it from its configuration
-        generation = GenerationConfig.from_model_config(config)
-    except ValueError as error:
-        raise ModelError(f"The generation_config.json in {directory} cannot be read: {error}") from error
-    return ModelDescription(directory, tokenizer, config, stop_ids(generation, tokenizer))
+    return ModelDescription(directory, tokenizer, config, stop_ids(read_generation(directory, config), tokenizer))
+
+
+def read_generation(directory: Path, config: Any) -> Any:
+    """Return a model's generation configuration: that of its file or, where there is none, of its configuration.
+
+    transformers by itself takes a broken file for none, so that responses would end elsewhere.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    if not (directory / GENERATION_CONFIG_NAME).is_file():
+        return GenerationConfig.from_model_config(config)
+    with reading(f"The {GENERATION_CONFIG_NAME}", directory):
+        return GenerationConfig.from_pretrained(directory)
 
 
 def comparable_directories(policy: ModelFiles, reference: ModelFiles | None, asking: AskingSettings) -> list[Path]:

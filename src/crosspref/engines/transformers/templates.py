@@ -17,9 +17,6 @@ from crosspref.recipe.sections import AskingSettings
 PROBES = ("violet harbour", "quiet lantern")
 """Two texts that have neither their first nor their last letters in common."""
 
-FAULTS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What comes out of a template that cannot be read, that fails, or that refuses a conversation."""
-
 DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ")
 """What strftime replaces; the flag ``-`` leaves leading zeros out."""
 
@@ -28,6 +25,10 @@ THINKING_ENDS = "</think>"
 
 SWITCHES = re.compile(r"/(no_)?think\b")
 """What a system message may say to a model that can think aloud. SmolLM3's template shows it in another place."""
+
+
+class _RefusalError(Exception):
+    """A template cannot be read, fails, or refuses a conversation; says why."""
 
 
 class ChatTemplate:
@@ -66,11 +67,11 @@ class ChatTemplate:
         """
         try:
             text = self._apply(messages, finished)
-        except FAULTS as error:
+        except _RefusalError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
                 f"The chat template of {self.name} refuses a conversation ({roles}; it ends with "
-                f"{messages[-1]['content'][-80:]!r}): {_reason(error)}"
+                f"{messages[-1]['content'][-80:]!r}): {error}"
             ) from error
         for message in messages:
             if not _shows(text, message):
@@ -96,7 +97,7 @@ class ChatTemplate:
         prompt = self._apply(asked, False)
         try:
             whole = self._apply([*asked, {"role": "assistant", "content": answer}], True)
-        except FAULTS:
+        except _RefusalError:
             whole = prompt
         lead = whole.removeprefix(prompt).partition(answer)[0] if whole.startswith(prompt) else ""
         return prompt[prompt.rfind(question) :], lead
@@ -106,7 +107,7 @@ class ChatTemplate:
         question = {"role": "user", "content": PROBES[0]}
         try:
             texts = [self._apply([question, {"role": "assistant", "content": probe}], True) for probe in PROBES]
-        except FAULTS:
+        except _RefusalError:
             return ""
         return "" if texts[0] == texts[1] else _common_end(*texts)
 
@@ -118,7 +119,7 @@ class ChatTemplate:
         first, second = ({"role": "user", "content": probe} for probe in PROBES)
         try:
             text = self._apply([first, {"role": "assistant", "content": "1"}, second], False)
-        except FAULTS:
+        except _RefusalError:
             text = self._apply([first], False)
         for name in controls:
             text = text.replace(name, "")
@@ -134,11 +135,14 @@ class ChatTemplate:
             else message
             for message in messages
         ]
-        return str(
-            self.tokenizer.apply_chat_template(
-                given, chat_template=self.dated, tokenize=False, add_generation_prompt=not finished, **self.values
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    given, chat_template=self.dated, tokenize=False, add_generation_prompt=not finished, **self.values
+                )
             )
-        )
+        except Exception as error:  # a template is a program of the model's authors
+            raise _RefusalError(_reason(error)) from error
 
     def _find_parts(self) -> None:
         """Find the roles whose content the template takes as a list of parts, as templates for images do.
@@ -161,8 +165,8 @@ class ChatTemplate:
         for probe in PROBES:
             try:
                 text = self._apply(_conversation(role, probe), False, in_parts)
-            except FAULTS as error:
-                return _reason(error)
+            except _RefusalError as error:
+                return str(error)
             if probe not in text or (role in in_parts and any(f"{mark}type{mark}" in text for mark in "\"'")):
                 return f"{probe!r} becomes {text[-300:]!r}"
         return None
@@ -173,7 +177,7 @@ class ChatTemplate:
             for finished in (False, True):
                 try:
                     yield self._apply(_conversation(role, PROBES[0]), finished)
-                except FAULTS:
+                except _RefusalError:
                     continue
 
 

@@ -4,9 +4,12 @@ Differences between variants are paired by seed.
 """
 
 import math
+import os
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,9 +35,11 @@ from crosspref.lab.world.measure import HEADINGS, MEASURES, MEASURES_NOTE, measu
 from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
 from crosspref.maths.statistics import difference_interval
+from crosspref.paths import SAFE_PATH
 from crosspref.recipe.files import merged
 from crosspref.reports.table import Report, csv_text
 from crosspref.run.layout import RunDirectory
+from crosspref.run.processes import ending
 from crosspref.run.progress import Reporter
 from crosspref.run.store import write_text
 
@@ -166,12 +171,15 @@ def run_study(name: str, seeds: Sequence[int], out: Path, *, jobs: int, threads:
     """
     if name not in STUDIES:
         raise RunError(f"There is no study {name!r}. Known: {', '.join(STUDIES)}")
-    # The processes' warnings are as unwanted as the command's own.
+    os.environ |= SAFE_PATH  # for the processes; their warnings are as unwanted as the command's own
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=warnings.simplefilter, initargs=("ignore",), max_tasks_per_child=1
     ) as pool:
         futures = [pool.submit(run_seed, name, seed, out, threads) for seed in seeds]
-        results = [result for future in as_completed(futures) for result in future.result()]
+        try:
+            results = [result for future in as_completed(futures) for result in future.result()]
+        except BrokenProcessPool as error:
+            raise RunError(f"The process of a seed {ending(-signal.SIGKILL)}") from error
     order = list(STUDIES[name].variants)
     return sorted(results, key=lambda result: (order.index(result.variant), result.seed))
 

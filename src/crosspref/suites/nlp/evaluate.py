@@ -7,7 +7,7 @@ from typing import Any
 
 from crosspref.data.items import Problems
 from crosspref.engines import find_engine
-from crosspref.errors import DataError, ModelError, RecipeError, RunError
+from crosspref.errors import DataError, LimitError, ModelError, RecipeError, RunError
 from crosspref.reports.table import Report
 from crosspref.run.kept import keeping
 from crosspref.run.store import Fingerprint, Unit
@@ -165,7 +165,7 @@ def _measure(
                 with keeping(lambda *_: None, unit, fingerprint) as kept:
                     model.begin(label, kept)
                     rows, cut = _rows(setups.harness, model, task, made, work.settings.nlp.limit)
-            except (DataError, ModelError) as error:
+            except (DataError, LimitError, ModelError) as error:
                 measured.miss(label, str(error), work.reporter.say)
                 continue
             unit.write_rows(rows, ItemScore)
@@ -183,7 +183,7 @@ def _load(work: Evaluation, candidate: Candidate, harness: Any, measured: Measur
             raise ModelError(f"{candidate.name} is to be measured, but is not here. {candidate.missing}")
         work.reporter.say(f"{candidate.name}: loading the model")
         return harness.model(candidate.files, work.target.answering, settings.nlp.batch_size, work.reporter)
-    except ModelError as error:
+    except (LimitError, ModelError) as error:
         measured.miss(candidate.name, str(error), work.reporter.say)
         return None
 
