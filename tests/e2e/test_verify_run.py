@@ -218,6 +218,14 @@ def test_a_policy_of_other_pairs_is_found(run: Path) -> None:
     assert "iteration_1/policy" in damaged(run)
 
 
+def test_of_a_recipe_that_was_changed_nothing_else_is_said(command: Run, run: Path) -> None:
+    """Nobody may be told to remove what is whole."""
+    recipe = without_digests(run) / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("seed: 42", "seed: 43"), encoding="utf-8")
+    assert damaged(run) == ["recipe.yaml"]
+    assert "rm -r" not in command("verify", run)[1]
+
+
 def test_an_unfinished_run_is_not_damaged(run: Path) -> None:
     for name in ("iteration_1/policy", "iteration_1/evaluation", "iteration_1/pairs"):
         shutil.rmtree(run / name)

@@ -7,6 +7,7 @@ A run may come from anybody: nothing is written, no link is followed out of it, 
 file holds can only be its damage.
 """
 
+import math
 import os
 import stat
 from collections import defaultdict
@@ -201,8 +202,9 @@ class _Verification:
                 continue
             try:
                 for expected in phase.expect(job, phase.iteration):
-                    if expected.unit.marker in self.files:
-                        self._compare(expected, phase)
+                    if expected.unit.marker in self.files and not self._compare(expected, phase):
+                        self.findings.uncompared = phase
+                        return
             except Exception as error:  # noqa: BLE001 - an input is not finished, or a row makes no sense
                 self._damage(_folder(phase.outputs[0], self.run), f"it does not fit its inputs: {_said(error)}", phase)
 
@@ -232,7 +234,7 @@ class _Verification:
         """Check what is kept of an unfinished unit. A damaged one is not used; so it is in no phase's way."""
         self._count(path)
         try:
-            content = parse_json(read_text(path))
+            content = parse_json(read_text(path, math.inf))  # as large as the work
             fits = is_whole(content, kept.UNSEALED) and isinstance(content["items"], dict)
         except FileNotFoundError:  # its unit has been finished meanwhile
             return
@@ -303,17 +305,22 @@ class _Verification:
             return f"it cannot be read: {_said(error)}"
         return ""
 
-    def _compare(self, expected: Expected, phase: Phase) -> None:
-        """Compare a unit's marker and rows with what its phase expects."""
+    def _compare(self, expected: Expected, phase: Phase) -> bool:
+        """Compare a unit with what its phase expects; return whether the recipe is that of the unit."""
         unit, kind = expected.unit, expected.kind
         parts, wanted = unit.read_marker()["parts"], expected.fingerprint.parts
         names = dict.fromkeys([*wanted, *parts])
         differing = [name for name in names if not self._same(wanted.get(name), parts.get(name))]
+        settings = [name for name in differing if name not in expected.fingerprint.inputs]
+        if settings:  # one file is more likely to be wrong than all markers
+            where = unit.marker.relative_to(self.run.root)
+            self._damage(self.run.recipe, f"it has another {', '.join(settings)} than {where}", phase)
+            return False
         if differing:
-            told = f"it was made with another {', '.join(differing)} than the recipe and the run have"
+            told = f"it was made with another {', '.join(differing)} than lies in the run"
             self._damage(unit.path, told, phase, unit.path, unit.marker)
-        if kind is None:
-            return
+        if differing or kind is None:
+            return True
         table, _ = read_parquet(unit.path, unit.path.name)
         problem = _table_problem(table, kind)
         if not problem and len(table) != unit.read_marker()["rows"]:
@@ -321,6 +328,7 @@ class _Verification:
         problem = problem or next(iter(expected.faults(from_table(table, kind))), "")
         if problem:
             self._damage(unit.path, problem, phase, unit.path, unit.marker)
+        return True
 
     def _same(self, wanted: Any, found: Any) -> bool:
         if isinstance(wanted, str) and wanted.startswith(GIVEN):
