@@ -624,6 +624,8 @@ def test_every_number_has_bounds() -> None:
         "evaluate.resamples=1000000000", "server.timeout=0", "server.timeout=1e300", "server.retries=-1",
         "ray.cpus_per_worker=-1", "ray.workers=1000000", "vllm.memory=0", "prompts.source=7", "models.policy=7",
         "prompts.limit=0", "languages=[]", "languages=[es, es]", "languages=es", "train.lora={rank: 1000000000}",
+        "train.lora={target_modules: '(((('}", "train.lora={target_modules: '*'}",
+        "train.lora={target_modules: 'a{99999999999}'}",
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_the_work(change: str) -> None:

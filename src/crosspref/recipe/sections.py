@@ -376,6 +376,15 @@ class LoraSettings(Settings):
     )
     bits: Literal[4] | None = Field(None, description="4: hold the frozen weights in 4 bits (QLoRA, bitsandbytes).")
 
+    @field_validator("target_modules")
+    @classmethod
+    def _is_an_expression(cls, target_modules: str | list[str]) -> str | list[str]:
+        try:
+            re.compile(target_modules if isinstance(target_modules, str) else "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{shown(target_modules)} is no regular expression: {error}") from error
+        return target_modules
+
 
 class TrainSettings(Settings):
     """Training on the pairs by DPO (Eq. 11), KTO (Eq. 16), IPO, SimPO or ORPO, with or without an NLL term."""
