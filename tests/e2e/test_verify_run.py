@@ -22,6 +22,7 @@ NO_RESULTS = {
     ".lock": "it is empty, and only locked",
     "phases.jsonl": "a log of what phases took",
     "report.md": "made from the measures each time it is shown",
+    "run.log": "a log of what was said",
 }
 """Files of a run that no result depends on, and why."""
 
