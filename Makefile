@@ -5,7 +5,7 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: quickstart lab small bench test-fast test test-nightly campaign test-vllm test-deepspeed test-alpaca lint types check fix clean
+.PHONY: quickstart lab small bench test-fast test test-nightly campaign test-vllm test-deepspeed test-alpaca audit lint types check fix clean
 
 quickstart: .venv/ready
 	$(BIN)/crosspref run recipe:quickstart --out $(RUN)
@@ -82,6 +82,15 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+# Known vulnerabilities of the pinned versions; SECURITY.md. Without the network it fails: --strict lets nothing be skipped.
+audit: .venv/audit/ready
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+.venv/audit/ready:
+	$(PYTHON) -P -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
 
 # All that .ci/run does.
 check: lint types test

@@ -11,7 +11,7 @@ PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 PROMISES = re.split(r"^\d+\. ", PAGE.partition("## What is promised")[2].partition("\n## ")[0], flags=re.MULTILINE)[1:]
 
 
-def tests_in(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -26,4 +26,4 @@ def test_each_promise_has_tests_that_exist(promise: str) -> None:
     assert named
     assert len(named) == promise.count("::")
     for file, test in named:
-        assert test in tests_in(file), f"{file} has no {test}"
+        assert test in names_in(file), f"{file} has no {test}"
