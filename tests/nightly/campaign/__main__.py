@@ -53,7 +53,7 @@ def main() -> int:
     for name in COMMANDS:
         __import__(f"crosspref.commands.{name}")
     options.out.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f"seed-{options.seed}-", dir=options.out))
+    root = Path(tempfile.mkdtemp(prefix=f"seed-{options.seed}-", dir=options.out.resolve()))
     world = World(root / "world")
     world.root.mkdir()
     in_child(partial(make_world, world.root), world.root)
