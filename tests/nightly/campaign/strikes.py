@@ -213,11 +213,16 @@ def _resume(case: Case, scene: Scene, place: str = "") -> None:
     if (out / "recipe.yaml").exists():
         case.guard(root=out)
     command = [place if word == scene.out and place else word for word in scene.command]
-    is_trained = scene.name == "train" and out.is_dir()  # which is not overwritten
-    if case.expect(case.run(*command), 1 if is_trained else 0, f"{scene.name} was not resumed"):
+    code = 1 if _is_trained(scene, out) else 0
+    if case.expect(case.run(*command), code, f"{scene.name} was not resumed"):
         case.require_untouched()
         case.remove_sentinels(out)
         case.require_same(out, scene.reference)
+
+
+def _is_trained(scene: Scene, out: Path) -> bool:
+    """Tell whether a trained model is there already: `train` does not overwrite it."""
+    return scene.name == "train" and out.is_dir()
 
 
 class Kills(Strikes):
@@ -237,7 +242,8 @@ class Kills(Strikes):
             troubles = [sizes] if case.number % 3 == 0 else moments
         self.begin(case, scene)
         for trouble in troubles:
-            case.run(*scene.command, trouble=trouble, codes=KILLED)
+            if not _is_trained(scene, case.folder / scene.out):
+                case.run(*scene.command, trouble=trouble, codes=KILLED)
         _resume(case, scene)
 
 
