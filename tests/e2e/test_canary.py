@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from running import Models, Run, assert_one_message, assert_stopped, rows, succeeded, times
+from running import LOGS, Models, Run, assert_one_message, assert_stopped, rows, succeeded, times
 
 from crosspref.data.records import Pair, Prompt, Response, Score
 from crosspref.lab.canary.traits import TRAITS
@@ -57,8 +57,8 @@ def out(base: Path, canary: list[str | Path], command: Run) -> Path:
 
 def written(out: Path) -> dict[str, int]:
     """When every file but logs and reports was written."""
-    reports = ("phases.jsonl", ".lock", "canary.csv", "canary.md", "traits.md")
-    return {name: time for name, time in times(out).items() if not name.endswith(reports)}
+    others = (*LOGS, "canary.csv", "canary.md", "traits.md")
+    return {name: time for name, time in times(out).items() if not name.endswith(others)}
 
 
 class Figure(NamedTuple):
