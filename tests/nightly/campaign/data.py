@@ -291,8 +291,12 @@ def _write_parquet(chance: random.Random, rows: Rows, file: Path) -> None:
     if chance.random() < 0.05 and names:
         names, columns = [*names, names[0]], [*columns, columns[0]]
     shown = [name.encode("utf-8", "replace").decode() for name in names]
-    table = pa.Table.from_arrays(columns, names=shown)
-    pq.write_table(table, file, compression=chance.choice(("zstd", "none", "snappy")))
+    compression = chance.choice(("zstd", "none", "snappy"))
+    try:
+        pq.write_table(pa.Table.from_arrays(columns, names=shown), file, compression=compression)
+    except pa.ArrowException:  # Arrow has types that Parquet has not
+        texts = [pa.array(map(str, column.to_pylist()), pa.string()) for column in columns]
+        pq.write_table(pa.Table.from_arrays(texts, names=shown), file, compression=compression)
 
 
 def _array(chance: random.Random, values: list[Any]) -> pa.Array:
