@@ -13,7 +13,7 @@ from crosspref.data.records import Response, Score, to_table
 from crosspref.errors import DataError
 from crosspref.recipe.sections import LengthPenaltySettings, SelectSettings
 from crosspref.run.job import settings_of
-from crosspref.stages.select.select import PairRules, Part, Selection, select, select_parts
+from crosspref.stages.select.select import PairRules, Part, Selection, pair_faults, select, select_parts
 
 Row = tuple[Response, Score]
 
@@ -119,6 +119,16 @@ def test_pairs_say_which_texts_were_cut() -> None:
     assert ends(texts, truncated="keep", always_ended=True) == [(), ()]
     assert ends([row("p", 0, 2.0, 5, finish_reason="length"), row("p", 1, 1.0, 2)], truncated="keep") == [()]
     assert ends([row("p", 0, 2.0, 5, token_ids=None), row("p", 1, 1.0, 2, token_ids=None)], truncated="drop") == [()]
+
+
+def test_pairs_of_versions_that_did_not_say_which_texts_were_cut_are_whole() -> None:
+    texts = [row("p", 0, 2.0, 5, **CUT), row("p", 1, 1.0, 2, token_ids=None)]
+    [pair] = chosen(texts, truncated="keep").pairs
+    older = replace(pair, chosen_ended=None, rejected_ended=None)
+    assert pair.chosen_ended is False
+    assert not [*pair_faults([older], [pair])]
+    assert [*pair_faults([replace(pair, chosen_ended=True)], [pair])]
+    assert [*pair_faults([replace(older, chosen_reward=9.0)], [pair])]
 
 
 @pytest.mark.parametrize("rows", [WORKED, []])
