@@ -158,9 +158,8 @@ class Data:
         """A run directory of somebody else, which is looked at."""
         chance, run = case.chance, case.folder / "run"
         shutil.copytree(self.world.root / "run", run, ignore=shutil.ignore_patterns("report.md"))
-        for _ in range(chance.choice((1, 1, 2))):
-            files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"]
-            file = chance.choice([path for path in files if path.stat().st_size < 1 << 24])
+        files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"]
+        for file in chance.sample(files, k=chance.choice((1, 1, 2))):
             kind = chance.randrange(10)
             if kind == 0:
                 odd_file(chance, file)
