@@ -151,6 +151,18 @@ def test_a_damaged_marker_says_what_to_delete(unit: Unit, damage: str) -> None:
         unit.finished(MADE)
 
 
+def test_a_marker_that_never_ends_is_damaged(unit: Unit) -> None:
+    finish(unit)
+    with unit.marker.open("wb") as holes:
+        holes.truncate(1 << 40)
+    with pytest.raises(RunError, match="is damaged"):
+        unit.finished(MADE)
+    unit.marker.unlink()
+    os.mkfifo(unit.marker)
+    with pytest.raises(RunError, match="is damaged"):
+        unit.finished(MADE)
+
+
 def test_a_marker_that_another_program_wrote_anew_counts(unit: Unit) -> None:
     """The quick look at a marker's first bytes is no other rule than reading it."""
     finish(unit)

@@ -24,7 +24,7 @@ from crosspref.data.records import SCHEMA_VERSION, from_table, to_table
 from crosspref.data.rows import parse_json
 from crosspref.errors import RunError
 from crosspref.escape import json_text
-from crosspref.paths import read_text, writing
+from crosspref.paths import MOST_BYTES, read_text, require_file, writing
 from crosspref.run.ranks import is_main
 
 DIGEST = "[0-9a-f]{20}"
@@ -137,8 +137,10 @@ class Unit:
 
     def _known_digest(self) -> str | None:
         """Return the digest that a marker as written here begins with: quicker than to parse it."""
-        with contextlib.suppress(OSError), open(f"{self.path}.done.json", "rb", 0) as marker:  # noqa: PTH123
-            content = marker.readall()
+        with contextlib.suppress(OSError):
+            require_file(self.marker, MOST_BYTES)
+            with open(self.marker, "rb", 0) as marker:  # noqa: PTH123 - of ten thousand shards it shows
+                content = marker.readall()
             if content.endswith(b"}") and (found := _DIGEST.match(content)):  # it was not cut off
                 return found[1].decode()
         return None
