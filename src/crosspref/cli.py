@@ -12,6 +12,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +91,7 @@ def _prepare_process() -> None:
     warnings.simplefilter("default")
     for category in (DeprecationWarning, ImportWarning, PendingDeprecationWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)  # as Python does; they are for a library's authors
-    warnings.showwarning = _log_warning
+    warnings.showwarning = partial(_log_warning, set())
     logging.setLogRecordFactory(_LogRecord)
     for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
         os.environ.setdefault(name, value)
@@ -101,9 +102,12 @@ def _prepare_process() -> None:
 
 
 def _log_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+    logged: set[tuple[str, int]], message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
 ) -> None:
-    LOGGER.info("%s, line %d: %s: %s", filename, lineno, category.__name__, message)
+    """Log the first warning of a place in the code; a library may give one for each of a model's weights."""
+    if (filename, lineno) not in logged:
+        logged.add((filename, lineno))
+        LOGGER.info("%s, line %d: %s: %s", filename, lineno, category.__name__, message)
 
 
 class _LogRecord(logging.LogRecord):

@@ -165,12 +165,14 @@ def test_warnings_of_libraries_are_logged_and_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act() -> None:
-        warnings.warn("the weather changes", UserWarning, stacklevel=1)
+        for number in range(3):
+            warnings.warn(f"the weather changes {number}", UserWarning, stacklevel=1)
         warnings.warn("a name changes", DeprecationWarning, stacklevel=1)  # for the library's authors
 
     assert work(tmp_path, monkeypatch, act) == 0
     assert "weather" not in capsys.readouterr().err
-    assert "UserWarning: the weather changes" in read(tmp_path)
+    assert "UserWarning: the weather changes 0" in read(tmp_path)
+    assert read(tmp_path).count("the weather changes") == 1, "those of one place in the code are logged once"
     assert "a name changes" not in read(tmp_path)
 
 
