@@ -25,7 +25,7 @@ ADVICE = {
     errno.EDQUOT: f"Free some room there, or have the quota raised. {AGAIN}.",
     errno.EFBIG: f"The file system, or `ulimit -f`, allows no file of that size: raise the limit. {AGAIN}.",
     errno.EROFS: "That file system may only be read: name another place.",
-    errno.EIO: f"The disk, or the network to it, fails: see what the system says (`dmesg`). {AGAIN}, once it is well.",
+    errno.EIO: f"The disk, or the network to it, fails: see what the system says (`dmesg`). {AGAIN} once it works.",
     errno.ESTALE: f"The file system on the network was lost: mount it again. {AGAIN}.",
 }
 """What to do about an error of the system, by its number, where it is not the fault of what was asked for."""

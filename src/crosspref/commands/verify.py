@@ -36,8 +36,8 @@ def execute(options: argparse.Namespace) -> None:
         say(line)
     if findings.damages:
         raise RunError(
-            f"{len(findings.damages)} damages were found. Remove what is named above, then make it again and look once "
-            f"more: {command_line('run', str(run.recipe), '--out', str(run.root))}"
+            f"Damage was found in {len(findings.damages)} places. Remove the files named above, run the command "
+            f"below, and verify again: {command_line('run', str(run.recipe), '--out', str(run.root))}"
         )
 
 
@@ -48,7 +48,7 @@ def _within(path: Path, run: RunDirectory) -> str:
 def _mend(damage: Damage, run: RunDirectory) -> str:
     """Say what makes it again, and what to remove first."""
     if damage.path == run.recipe:
-        return "Put the recipe in its place with which the run was begun."
+        return "Restore the recipe that the run was started with."
     if damage.phase is None:
         made = "The command that made it makes it again"
     else:

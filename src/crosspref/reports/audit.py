@@ -83,8 +83,7 @@ def audit_run(
         iteration: whose scores to audit; the last one with pairs in every language if None.
         prompts: how many prompts per language, drawn with the recipe's seed.
         reporter: shows progress.
-        trust_remote_code: whether code that comes with the models may run; the run's recipe, which may be somebody
-            else's, is not asked.
+        trust_remote_code: whether code that comes with the models may run, whatever the run's recipe says.
 
     Raises:
         RunError: there are no scores to audit.

@@ -1,8 +1,8 @@
 """``run.log``: what was done in a run and what was said, for whoever has to find out why it failed.
 
 Every command that works in a run appends to the file beside its lock: its arguments, what it runs on, what it told the
-person, the libraries' warnings, and tracebacks. No key is in it. Nothing reads it, so it is in no fingerprint; and a
-log that cannot be written stops nothing.
+person, the libraries' warnings, and tracebacks. No key is in it. Nothing reads it, so it is in no fingerprint. A log
+that cannot be written stops nothing.
 
 What a person is told goes to Python's ``logging.getLogger("crosspref")``, too, for those who use crosspref from Python.
 """
@@ -64,7 +64,7 @@ class _Plain(logging.Formatter):
 
 
 class RunLog(logging.Handler):
-    """Appends what is said to the log of a run. What comes before it is known which run is held back."""
+    """Appends what is said to the log of a run. Messages are held back until the run is known."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

@@ -77,17 +77,21 @@ def require_closed(root: Path) -> None:
         RunError: a link in it leads out of it, or something in it is neither a file nor a folder, such as a pipe.
         FileError: a folder in it cannot be looked at.
     """
-    inside = os.path.realpath(root)
     for path in _unusual(root):
         if path.is_symlink():
-            target = os.path.realpath(path)
-            if os.path.commonpath([inside, target]) != inside:
+            if leads_out(path, root):
                 raise RunError(
-                    f"{path} is a link to {target}, outside of {root}. A run must hold all of its own files, so that "
-                    "nothing else is changed: put a copy in the place of the link, or remove it."
+                    f"{path} is a link to {os.path.realpath(path)}, outside of {root}. A run must hold all of its own "
+                    "files, so that nothing else is changed: replace the link with a copy, or remove it."
                 )
         elif path.exists():  # another process may have removed it by now
             raise RunError(f"{path} is neither a file nor a folder, so it is no part of a run. Remove it.")
+
+
+def leads_out(link: Path, root: Path) -> bool:
+    """Tell whether a link in a folder leads out of it."""
+    inside = os.path.realpath(root)
+    return os.path.commonpath([inside, os.path.realpath(link)]) != inside
 
 
 def _unusual(root: Path) -> Iterator[Path]:

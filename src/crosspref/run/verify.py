@@ -8,7 +8,6 @@ file holds can only be its damage.
 """
 
 import math
-import os
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.run import kept
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, TableFolder
+from crosspref.run.owned import leads_out
 from crosspref.run.phases import GIVEN, Expected, Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.store import DONE, PART, Unit, digest_of, file_record, fits_seal, is_whole
@@ -105,7 +105,7 @@ def verify_run(
 
 def _walk(root: Path, findings: Findings) -> Iterator[tuple[Path, int]]:
     """Yield the files below a folder with their sizes. Links out of it, pipes and the like are damage."""
-    inside, folders = os.path.realpath(root), [root]
+    folders = [root]
     while folders:  # not by recursion: folders may be nested without end
         try:
             paths = sorted(folders.pop().iterdir())
@@ -115,7 +115,7 @@ def _walk(root: Path, findings: Findings) -> Iterator[tuple[Path, int]]:
             findings.damages.append(Damage(Path(error.filename), f"it cannot be read: {error.strerror}"))
             continue
         for path in paths:
-            if path.is_symlink() and os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            if path.is_symlink() and leads_out(path, root):
                 findings.damages.append(Damage(path, "it is a link out of the run, and is not followed"))
                 continue
             try:
