@@ -26,8 +26,8 @@ from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import ResourceSettings, SampleSettings, ServerSettings
 from crosspref.run.progress import Reporter
+from crosspref.run.verdicts import Verdict, VerdictLog
 from crosspref.suites.judge.judge import Judge
-from crosspref.suites.judge.verdicts import Verdict, VerdictLog
 from crosspref.suites.settings import JudgeSettings
 from crosspref.suites.xalpaca.prompt import ask_about
 

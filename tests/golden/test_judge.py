@@ -13,9 +13,9 @@ from rich.console import Console
 
 from crosspref.errors import BudgetError, RecipeError, ServerError
 from crosspref.run.progress import Reporter
+from crosspref.run.verdicts import Verdict, VerdictLog
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Question
-from crosspref.suites.judge.verdicts import Verdict, VerdictLog
 from crosspref.suites.settings import JudgeSettings
 from crosspref.suites.xalpaca.prompt import ask_about
 

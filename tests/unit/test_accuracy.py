@@ -20,9 +20,9 @@ from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
+from crosspref.run.verdicts import VerdictLog, messages_digest
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import UnreadableError
-from crosspref.suites.judge.verdicts import VerdictLog, messages_digest
 from crosspref.suites.reward_accuracy.evaluate import sheet_report
 from crosspref.suites.reward_accuracy.judges import (
     TEMPLATE,

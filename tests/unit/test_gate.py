@@ -29,9 +29,9 @@ from crosspref.recipe.stages import TrainStage
 from crosspref.reports.comparison import compare_runs
 from crosspref.run.layout import open_run
 from crosspref.run.progress import Reporter
+from crosspref.run.verdicts import VerdictLog
 from crosspref.suites.given import read_given
 from crosspref.suites.judge.questions import Template
-from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.leaderboard import leaderboard
 from crosspref.suites.reward_accuracy.judges import Votes
 from crosspref.suites.settings import EvaluationSettings

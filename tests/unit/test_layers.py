@@ -46,7 +46,7 @@ READS = {
     "models.files": "weights, which are hashed, of names that are those of files",
     "models.tokenizers": "vocabularies, which are hashed, of names that are those of files",
     "plan.shapes": "the headers of weights, of a limited length",
-    "suites.judge.verdicts": "lines of verdicts, after the gate has seen that they are in a file",
+    "run.verdicts": "lines of verdicts, after the gate has seen that they are in a file",
     "suites.reward_accuracy.judges": "votes, which are hashed after the gate has read them",
     "run.store": "a run's markers and tables",
     "run.layout": "a run's log",

@@ -10,8 +10,8 @@ from crosspref.data.items import Problems
 from crosspref.data.rows import Row
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
-from crosspref.suites.judge.questions import UnreadableError
-from crosspref.suites.judge.verdicts import Verdict
+from crosspref.run.verdicts import Verdict
+from crosspref.suites.judge.questions import UnreadableError, read_answer
 from crosspref.suites.mtbench.files import REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.prompt import TEMPLATES, ask_about, describe_prompts, read_grade
 from crosspref.suites.mtbench.results import NO_ANSWER, NO_REFERENCE, Turn
@@ -83,7 +83,7 @@ def test_a_judgement_that_was_cut_before_its_grade_says_so() -> None:
     _, question = ask_about(POEM, 1, ("A red line.",))
     for text, grade, failure in (("It begins well, and", None, "cut off"), ("Well: [[8]] and", 8.0, None)):
         verdict = Verdict("", "j", {}, "", "", text, None, None, None, {}, finish_reason="length")
-        read = verdict.read(question, by_logprobs=False)
+        read = read_answer(verdict, question, by_logprobs=False)
         assert (read.verdict, read.failure) == (grade, failure)
 
 

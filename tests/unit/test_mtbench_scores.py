@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crosspref.maths.resampling import resample_means
-from crosspref.suites.judge.verdicts import Verdict
+from crosspref.run.verdicts import Verdict
 from crosspref.suites.mtbench.files import TwoTurns
 from crosspref.suites.mtbench.results import NO_ANSWER, Scores, Turn, compare, measure
 from crosspref.suites.results import MEAN, ModelChange

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from crosspref.errors import RecipeError
-from crosspref.suites.judge.questions import Template, UnreadableError, first_label_probability, read_label
-from crosspref.suites.judge.verdicts import Verdict
+from crosspref.run.verdicts import Verdict
+from crosspref.suites.judge.questions import Template, UnreadableError, first_label_probability, read_answer, read_label
 from crosspref.suites.xalpaca.prompt import LABELS, OWN, ask_about, is_switched, preference
 
 
@@ -87,7 +87,7 @@ def test_an_answer_that_was_cut_says_so() -> None:
         ("m", "stop", None, True, (None, "no label")),
     ):
         verdict = Verdict("", "j", {}, "", "", text, None, None, failure, {}, finish_reason=finish_reason)
-        read = verdict.read(question, by_logprobs=by_logprobs)
+        read = read_answer(verdict, question, by_logprobs=by_logprobs)
         assert (read.verdict, read.failure) == said
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from crosspref.run.job import digest_rows
 from crosspref.run.kept import keeping
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Fingerprint, Unit, fits_seal, is_whole, seal_text, sealed
+from crosspref.run.verdicts import VERDICTS, Verdict, VerdictLog, key_of
 
 PROMPTS = [Prompt("a", "es", "¿Qué?"), Prompt("b", "es", "¿Y?")]
 MADE = Fingerprint({"source": "prompts.jsonl"}, {"rows": digest_rows(PROMPTS)})
@@ -182,6 +185,26 @@ def test_what_is_kept_of_an_unfinished_unit(run: RunDirectory) -> None:
     assert damaged(run) == []
     with keeping(lambda *_: None, unit, MADE) as kept:
         assert kept.items == {"0": 1}
+
+
+def test_a_judges_verdicts_are_read_line_by_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run.suites / VERDICTS
+    log = VerdictLog.open(path)
+    for text in ("a", "b", "c", "d"):
+        key = key_of("judge", {}, text)
+        log.append(Verdict(key, "judge", {}, "2025-01-01", text, "m", {"m": -0.1}, 0.5, None, {"prompt_tokens": 3}))
+    log.close()
+    assert damaged(run) == []
+    whole, cut, impossible, changed = path.read_text().splitlines()
+    bad = [cut[:50], impossible.replace("-0.1", "NaN"), changed.replace('"judge": "judge"', '"judge": "fudge"')]
+    path.write_text("\n".join([whole, *bad, whole, ""]))
+    [found] = crosspref.verify(run.root).damages
+    assert (found.path, found.phase, found.remove, found.lines) == (path, None, (), (2, 3, 4))
+    assert main(["verify", str(run.root)]) == 1
+    [mend] = [line.strip() for line in capsys.readouterr().out.splitlines() if "sed -i" in line]
+    subprocess.run(shlex.split(mend.partition(": ")[2]), check=True)
+    assert path.read_text() == f"{whole}\n{whole}\n"
+    assert damaged(run) == []
 
 
 def test_replacing_a_file_of_a_finished_unit_keeps_its_digests(run: RunDirectory) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from crosspref.errors import DataError
+from crosspref.run.verdicts import Verdict, VerdictLog, key_of, messages_digest
 from crosspref.suites.judge.judge import Costs
-from crosspref.suites.judge.verdicts import Verdict, VerdictLog, key_of, messages_digest
+from crosspref.suites.judge.questions import read_answer
 from crosspref.suites.settings import JudgeSettings
 from crosspref.suites.xalpaca.prompt import ask_about
 
@@ -112,7 +113,7 @@ def test_impossible_numbers_of_a_file_are_no_verdict(tmp_path: Path) -> None:
     for value in (math.nan, math.inf, 0.5):
         path.write_text(json.dumps(asdict(verdict("a")) | {"logprobs": {"m": value, "M": -2.0}, "verdict": 0.9}) + "\n")
         [found] = VerdictLog.open(path).verdicts.values()
-        read = found.read(question, by_logprobs=True)
+        read = read_answer(found, question, by_logprobs=True)
         assert (read.verdict, read.failure) == (None, "impossible log-probabilities")
 
 

@@ -11,7 +11,7 @@ from crosspref.commands import command_line
 from crosspref.errors import RunError
 from crosspref.run.layout import RunDirectory
 from crosspref.run.terminal import say
-from crosspref.run.verify import Damage, Findings
+from crosspref.run.verify import MOST_LINES, Damage, Findings
 
 SHOWN = 5
 """How many files are named that are no results."""
@@ -46,9 +46,12 @@ def _within(path: Path, run: RunDirectory) -> str:
 
 
 def _mend(damage: Damage, run: RunDirectory) -> str:
-    """Say what makes it again, and what to remove first."""
+    """Say what makes it again, and the command that removes first what is damaged."""
     if damage.path == run.recipe:
         return "Restore the recipe that the run was started with."
+    if damage.lines:
+        script = "".join(f"{number}d;" for number in damage.lines[:MOST_LINES])
+        return f"The command that asked the judge asks it again: {shlex.join(['sed', '-i', script, str(damage.path)])}"
     if damage.phase is None:
         made = "The command that made it makes it again"
     else:

@@ -1,7 +1,8 @@
 """Whether everything in a run is as it was written: done-markers, files, tables, and the rows that belong together.
 
-Markers are compared with their seals, and files with the digests in the markers. Then, phase by phase, each unit's
-marker and rows are compared with what the stage expects of them. A unit without a marker is unfinished, not damaged.
+Markers are compared with their seals, and files with the digests in the markers; of a judge's verdicts each line is
+read. Then, phase by phase, each unit's marker and rows are compared with what the stage expects of them. A unit without
+a marker is unfinished, not damaged.
 
 A run may come from anybody: nothing is written, no link is followed out of it, no model is looked at, and whatever a
 file holds can only be its damage.
@@ -32,9 +33,13 @@ from crosspref.run.owned import leads_out
 from crosspref.run.phases import GIVEN, Expected, Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.store import DONE, PART, Unit, digest_of, file_record, fits_seal, is_whole
+from crosspref.run.verdicts import VERDICTS, Verdict, is_logprob, read_verdicts
 
 UNSEALED = ("digest", "parts", "rows", "figures")
 """What a marker held before there were seals."""
+
+MOST_LINES = 20
+"""How many damaged lines of a file are named."""
 
 _SHOWN = 300
 
@@ -48,12 +53,14 @@ class Damage:
         problem: what is wrong with it.
         phase: the phase that makes it again; None if no phase does.
         remove: what must be removed first, so that it is made again.
+        lines: the numbers of its lines that must be deleted first, if its other lines are whole.
     """
 
     path: Path
     problem: str
     phase: Phase | None = None
     remove: tuple[Path, ...] = ()
+    lines: tuple[int, ...] = ()
 
 
 @dataclass
@@ -190,6 +197,9 @@ class _Verification:
             elif path.name.endswith(PART):
                 checked.add(path)
                 self._check_part(path)
+            elif path.name == VERDICTS:
+                checked.add(path)
+                self._check_verdicts(path)
         self.findings.others = [path for path in self.files if path not in checked]
 
     def compare_rows(self, job: Job) -> None:
@@ -245,6 +255,20 @@ class _Verification:
             self.findings.damages.append(Damage(path, problem, self._phase(path)[0], (path,)))
         elif "seal" not in content:
             self.findings.unrecorded += 1
+
+    def _check_verdicts(self, path: Path) -> None:
+        """Check a judge's answers, line by line: no digest is recorded of a file that grows."""
+        self._count(path)
+        try:
+            is_whole_by_line = {number: _is_whole_verdict(verdict) for number, verdict in read_verdicts(path)}
+        except OSError as error:
+            self._damage(path, f"it cannot be read: {_said(error)}", None, path)
+            return
+        lines = tuple(number for number, whole in is_whole_by_line.items() if not whole)
+        if lines:
+            more = f", and {len(lines) - MOST_LINES:,} more" if len(lines) > MOST_LINES else ""
+            problem = f"no verdict stands in line {', '.join(map(str, lines[:MOST_LINES]))}{more}"
+            self.findings.damages.append(Damage(path, problem, lines=lines))
 
     def _check_unit(self, unit: Unit) -> list[Path]:
         """Check the marker and the files of a finished unit, and return its files."""
@@ -334,6 +358,11 @@ class _Verification:
         if isinstance(wanted, str) and wanted.startswith(GIVEN):
             return isinstance(found, str) and self.given.setdefault(wanted, found) == found
         return digest_of(wanted) == digest_of(found)
+
+
+def _is_whole_verdict(verdict: Verdict | None) -> bool:
+    """Tell whether a line holds a verdict with log-probabilities that can be: impossible ones are never stored."""
+    return verdict is not None and all(map(is_logprob, (verdict.logprobs or {}).values()))
 
 
 def _folder(output: Output, run: RunDirectory) -> Path:

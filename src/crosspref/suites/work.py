@@ -20,11 +20,11 @@ from crosspref.run.layout import RunDirectory, open_run
 from crosspref.run.owned import owned
 from crosspref.run.progress import Reporter
 from crosspref.run.store import DONE, PART, Fingerprint, Unit, write_text
+from crosspref.run.verdicts import VERDICTS, VerdictLog
 from crosspref.stages.sample import Drawing, sample, thinking_cut
 from crosspref.suites import find_suite
 from crosspref.suites.given import Given, read_given
 from crosspref.suites.judge.judge import Judge
-from crosspref.suites.judge.verdicts import VerdictLog
 from crosspref.suites.settings import EvaluationSettings
 
 RESULTS, NO_RESULTS = (".parquet", ".csv", ".json"), ("sheet.csv", PART, DONE)
@@ -118,7 +118,7 @@ class Evaluation:
     def judge(self) -> Judge:
         """The judge, on the verdicts of the target's folder or on those that are replayed."""
         replayed = self.replay is not None
-        log = VerdictLog.open(self.replay or self.target.folder / "verdicts.jsonl", writable=not replayed)
+        log = VerdictLog.open(self.replay or self.target.folder / VERDICTS, writable=not replayed)
         return Judge(self.settings.judge, log, self.reporter, replayed=replayed)
 
     def given_answers(self, languages: Sequence[str] | None) -> list[Given]:

@@ -17,7 +17,7 @@ from crosspref.data.tables import read_rows
 from crosspref.errors import CrossprefError
 from crosspref.recipe.files import load_recipe, make_recipe, override, parse_yaml
 from crosspref.recipe.sections import PromptSettings
-from crosspref.suites.judge.verdicts import VerdictLog
+from crosspref.run.verdicts import VerdictLog
 
 from .mutate import NUMBERS, TEXTS, as_json
 

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from crosspref.engines.server.chat import Index, Message, Usage, usage_of
 from crosspref.errors import BudgetError, RecipeError, RefusedError, ServerError, UnusableError
 from crosspref.run.progress import Meter, Reporter
+from crosspref.run.verdicts import Verdict, VerdictLog, is_logprob, key_of, messages_digest
 from crosspref.suites.judge.questions import (
     IMPOSSIBLE,
     NO_LOGPROBS,
@@ -25,9 +26,8 @@ from crosspref.suites.judge.questions import (
     UNUSABLE,
     Decoding,
     Question,
-    is_logprob,
+    read_answer,
 )
-from crosspref.suites.judge.verdicts import Verdict, VerdictLog, key_of, messages_digest
 from crosspref.suites.settings import JudgeSettings
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Judge:
         way = self.answered_way(question)
         if way is None:
             return None
-        return self.log.verdicts[self.key(question, way)].read(question, by_logprobs=way == "logprobs")
+        return read_answer(self.log.verdicts[self.key(question, way)], question, by_logprobs=way == "logprobs")
 
     def _ask_missing(self, questions: list[Question], label: str) -> None:
         from crosspref.engines import find_engine
@@ -442,7 +442,7 @@ class _Round:
             usage=usage,
             **{"text": None, "logprobs": None, "verdict": None, **answer},
         )
-        return verdict.read(question, by_logprobs=way == "logprobs")
+        return read_answer(verdict, question, by_logprobs=way == "logprobs")
 
     def _keep(self, verdict: Verdict) -> None:
         self.judge.log.append(verdict)

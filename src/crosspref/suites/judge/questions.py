@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosspref.data.records import Message
 from crosspref.data.rows import parse_json
 from crosspref.errors import RecipeError
 from crosspref.paths import expanded, read_text
+from crosspref.run.verdicts import Verdict, is_logprob
 
 DECORATION = " \t\r\n\"'`*.()[]"
 """What may stand around a label that is the whole answer."""
@@ -17,9 +18,6 @@ REFUSAL, REFUSED, NO_LOGPROBS = "refusal", "refused by the server", "no log-prob
 UNUSABLE, IMPOSSIBLE = "no usable answer", "impossible log-probabilities"
 NO_ANSWER = (REFUSAL, REFUSED, NO_LOGPROBS, UNUSABLE, IMPOSSIBLE)
 """Failures that come with an answer, and are not found by reading it."""
-
-ROUNDING = 1e-3
-"""Nats by which rounding may lift a log-probability above 0."""
 
 LACKING = "not in the replayed file"
 """Why a question has no verdict where nobody is asked."""
@@ -119,6 +117,21 @@ def unreadable(text: str, kind: str) -> UnreadableError:
     return UnreadableError(kind)
 
 
+def read_answer(verdict: Verdict, question: Question, *, by_logprobs: bool) -> Verdict:
+    """Return a verdict with what the answer says, or why it says nothing."""
+    if verdict.failure in NO_ANSWER:
+        return replace(verdict, verdict=None)
+    try:
+        if by_logprobs and question.labels:
+            value = first_label_probability(verdict.logprobs or {}, question.labels)
+        else:
+            value = question.read(verdict.text or "")
+    except UnreadableError as error:
+        cut_off = verdict.finish_reason == "length" and not by_logprobs
+        return replace(verdict, verdict=None, failure="cut off" if cut_off else str(error))
+    return replace(verdict, verdict=value, failure=None)
+
+
 def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, str]) -> float:
     """Return the probability of the first label among both, from the log-probabilities (nats) of one token.
 
@@ -139,11 +152,6 @@ def first_label_probability(logprobs: Mapping[str, float], labels: tuple[str, st
     if max(first, second) == -math.inf:
         raise UnreadableError("no label")
     return 1.0 / (1.0 + math.exp(min(second - first, 700.0))) if first > -math.inf else 0.0
-
-
-def is_logprob(value: object) -> bool:
-    """Tell whether a value can be the log-probability of a token, nats: a number up to 0, or -inf."""
-    return type(value) in (int, float) and value <= ROUNDING  # type: ignore[operator]
 
 
 def _is_json(text: str) -> bool:

@@ -12,8 +12,8 @@ from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.maths.resampling import Draws, difference, mean_over, percentile_interval, resample_means
 from crosspref.maths.statistics import sign_flip_test
 from crosspref.reports.table import Report, label, without_repeats
+from crosspref.run.verdicts import Verdict
 from crosspref.suites.judge.questions import LACKING, Question
-from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.mtbench.files import TEMPERATURES, WITH_REFERENCE, TwoTurns
 from crosspref.suites.mtbench.prompt import ask_about, describe_prompts
 from crosspref.suites.results import (

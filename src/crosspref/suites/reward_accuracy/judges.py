@@ -23,10 +23,10 @@ from crosspref.protocols import Advance, RewardModel
 from crosspref.reports.table import csv_text
 from crosspref.run.job import Filling, Shard, Workers, asking_of, digest_rows, fill
 from crosspref.run.store import Fingerprint, Unit, write_text
+from crosspref.run.verdicts import Verdict
 from crosspref.stages.score import rate
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Decoding, Question, Template, UnreadableError
-from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.reward_accuracy.pairs import Comparison
 from crosspref.suites.work import Candidate, Evaluation
 

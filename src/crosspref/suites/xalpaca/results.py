@@ -9,8 +9,8 @@ from typing import Any
 from crosspref.data.items import Item, Problems
 from crosspref.maths.estimate import Estimate
 from crosspref.reports.table import Report, label, without_repeats
+from crosspref.run.verdicts import Verdict
 from crosspref.suites.judge.questions import LACKING, Template
-from crosspref.suites.judge.verdicts import Verdict
 from crosspref.suites.results import (
     AT_THE_ENDS,
     CHANGES,

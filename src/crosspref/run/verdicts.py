@@ -8,8 +8,8 @@ read anew each time; the verdict in a line says how the answer was read then.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,12 @@ from crosspref.errors import DataError
 from crosspref.escape import json_text
 from crosspref.paths import require_file, writing
 from crosspref.run.store import digest_of
-from crosspref.suites.judge.questions import NO_ANSWER, Question, UnreadableError, first_label_probability
+
+VERDICTS = "verdicts.jsonl"
+"""The name of the file."""
+
+ROUNDING = 1e-3
+"""Nats by which rounding may lift a log-probability above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +50,6 @@ class Verdict:
     usage: Mapping[str, int]
     answered_as: str | None = None
     finish_reason: str | None = None
-
-    def read(self, question: Question, *, by_logprobs: bool) -> "Verdict":
-        """Return this verdict with what the answer says, or why it says nothing."""
-        if self.failure in NO_ANSWER:
-            return replace(self, verdict=None)
-        try:
-            if by_logprobs and question.labels:
-                value = first_label_probability(self.logprobs or {}, question.labels)
-            else:
-                value = question.read(self.text or "")
-        except UnreadableError as error:
-            cut_off = self.finish_reason == "length" and not by_logprobs
-            return replace(self, verdict=None, failure="cut off" if cut_off else str(error))
-        return replace(self, verdict=value, failure=None)
 
 
 def messages_digest(messages: Sequence[Message]) -> str:
@@ -91,21 +82,14 @@ class VerdictLog:
         """
         log = cls(path, writable)
         try:
-            content = b""
-            if path.exists() or not writable:
-                require_file(path)
-                content = path.read_bytes()
+            for _, verdict in read_verdicts(path) if path.exists() or not writable else ():
+                if verdict is None:
+                    log.broken += 1
+                else:
+                    log.verdicts.setdefault(verdict.key, verdict)
         except OSError as error:
             raise DataError(f"The file of verdicts {path} cannot be read: {error}") from error
-        for line in content.split(b"\n"):
-            if not line.strip():
-                continue
-            verdict = _parse(line)
-            if verdict is None:
-                log.broken += 1
-            else:
-                log.verdicts.setdefault(verdict.key, verdict)
-        if content.strip() and not log.verdicts and not writable:
+        if log.broken and not log.verdicts and not writable:
             raise DataError(f"{path} holds no verdict: {log.broken} lines are none. Give a run's verdicts.jsonl.")
         return log
 
@@ -131,6 +115,24 @@ class VerdictLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def is_logprob(value: object) -> bool:
+    """Tell whether a value can be the log-probability of a token, nats: a number up to 0, or -inf."""
+    return type(value) in (int, float) and value <= ROUNDING  # type: ignore[operator]
+
+
+def read_verdicts(path: Path) -> Iterator[tuple[int, Verdict | None]]:
+    """Yield the number and the verdict of every line that is not empty; None if it is cut in half or no verdict.
+
+    Raises:
+        OSError: the file cannot be read, or is no file.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _parse(line)
 
 
 _VERDICT = TypeAdapter(Verdict)
