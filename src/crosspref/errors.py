@@ -163,6 +163,13 @@ def explained(error: BaseException, place: str | Path | None = None) -> Crosspre
     return fault
 
 
+def raise_if_machine_failed(error: BaseException) -> None:
+    """Raise what ``explained`` returns if the machine is at fault, as a broken disk is; then the files may be whole."""
+    fault = explained(error)
+    if fault is not None and fault.advice:
+        raise fault from error
+
+
 def is_failure(error: BaseException) -> bool:
     """Tell whether a program failed, and was not stopped, as by Ctrl-C."""
     # A library in Rust that stumbles over its own mistake raises what is no Exception.

@@ -117,6 +117,43 @@ def require_writable(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that it is either whole or absent: yield a temporary name beside it, which it gets at the end.
+
+    Folders that are not there yet are made. If the work fails, what was written goes.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    temporary = temporary_name(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        flush(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name that a file or folder has while this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def writing(path: str | Path, advice: str = "") -> Iterator[None]:
     """Turn what fails while a file, or a file in a folder, is written into one kind of error, with advice.
 

@@ -142,6 +142,7 @@ def test_a_full_disk_is_one_kind_of_error(write: Callable[[Path], None], tmp_pat
         write(tmp_path / "new")
     assert Path(caught.value.path).parent == tmp_path
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob(".*")), "a half-written file stays"
 
 
 def test_other_errors_stay_what_they_are_while_something_is_written(tmp_path: Path) -> None:

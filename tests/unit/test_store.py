@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosspref.data.records import Pair, Prompt, Response, to_table
-from crosspref.errors import FileError, RunError
+from crosspref.errors import FileError, LimitError, RunError
 from crosspref.run import store
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Fingerprint, Unit, digest_of, publish_directory, write_text
@@ -161,6 +162,20 @@ def test_a_marker_that_never_ends_is_damaged(unit: Unit) -> None:
     os.mkfifo(unit.marker)
     with pytest.raises(RunError, match="is damaged"):
         unit.finished(MADE)
+
+
+def test_what_the_machine_cannot_read_is_not_said_to_be_damaged(unit: Unit) -> None:
+    finish(unit)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for read in (unit.read_marker, unit.table):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # no file can be opened
+        try:
+            with pytest.raises(LimitError) as caught:
+                read()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert "rm " not in str(caught.value)
+    assert unit.finished(MADE)
 
 
 def test_a_marker_that_another_program_wrote_anew_counts(unit: Unit) -> None:

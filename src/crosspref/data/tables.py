@@ -1,6 +1,5 @@
 """crosspref's own tables as files that people bring or take away: Parquet or JSONL, checked against the record."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -29,7 +28,7 @@ from crosspref.data.rows import (
 from crosspref.errors import DataError, shown
 from crosspref.escape import json_text, listed
 from crosspref.languages import as_tag, language_name
-from crosspref.paths import existing, writing
+from crosspref.paths import existing, replacing
 
 Values: TypeAlias = "pa.ChunkedArray | list[Any]"
 """A column of a Parquet file, or of JSONL."""
@@ -127,9 +126,7 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
     """
     path = Path(path)
     table = to_table(list(rows), kind)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process alone
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         if path.suffix == ".parquet":
             pq.write_table(table, temporary, compression="zstd")
         elif path.suffix == ".jsonl":
@@ -137,7 +134,6 @@ def write_rows(path: str | Path, rows: Sequence[Any], kind: type) -> None:
             temporary.write_text("".join(lines), encoding="utf-8")
         else:
             raise DataError(f"{path} must end with .parquet or .jsonl.")
-        temporary.replace(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from crosspref.data.records import SCHEMA_VERSION, from_table, to_table
 from crosspref.data.rows import parse_json
-from crosspref.errors import RunError
+from crosspref.errors import RunError, raise_if_machine_failed
 from crosspref.escape import json_text
-from crosspref.paths import MOST_BYTES, read_text, require_file, writing
+from crosspref.paths import MOST_BYTES, flush, read_text, replacing, require_file, temporary_name, writing
 from crosspref.run.ranks import is_main
 
 DIGEST = "[0-9a-f]{20}"
@@ -120,12 +120,18 @@ class Unit:
         return True
 
     def read_marker(self) -> dict[str, Any]:
-        """Return what the marker holds: digest, parts, rows and figures."""
+        """Return what the marker holds: digest, parts, rows and figures.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+            FileError, LimitError: the machine fails to read it.
+        """
         try:
             return _checked_marker(parse_json(read_text(self.marker)))
         except FileNotFoundError as error:
             raise RunError(f"{self.path} is not finished: there is no {self.marker.name} beside it.") from error
         except (OSError, ValueError) as error:
+            raise_if_machine_failed(error)
             raise RunError(
                 f"The done-marker {self.marker} is damaged. To do this unit again: rm {self.marker}"
             ) from error
@@ -151,11 +157,8 @@ class Unit:
 
     def write_table(self, table: pa.Table) -> None:
         """Write an Arrow table as Parquet, without marking the unit as done."""
-        temporary = _temporary(self.path)
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-            _publish(temporary, self.path)
 
     @contextlib.contextmanager
     def writer(self, kind: type) -> Iterator[Callable[[pa.Table], None]]:
@@ -163,12 +166,11 @@ class Unit:
 
         All have the columns of the first one.
         """
-        temporary, waiting = _temporary(self.path), list[pa.Table]()
-        with writing(self.path), contextlib.ExitStack() as stack:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        waiting: list[pa.Table] = []
+        with replacing(self.path) as temporary, contextlib.ExitStack() as stack:
             file: pq.ParquetWriter | None = None
 
-            def flush() -> None:
+            def write_out() -> None:
                 nonlocal file
                 table = pa.concat_tables(waiting) if waiting else to_table([], kind)
                 file = file or stack.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
@@ -179,13 +181,11 @@ class Unit:
             def write(table: pa.Table) -> None:
                 waiting.append(table)
                 if sum(map(len, waiting)) >= ROW_GROUP:
-                    flush()
+                    write_out()
 
             yield write
             if waiting or file is None:
-                flush()
-            stack.close()
-            _publish(temporary, self.path)
+                write_out()
 
     def finish(self, fingerprint: Fingerprint, rows: int, **figures: Any) -> None:
         """Mark the unit as done. Call this after all its files are written."""
@@ -222,7 +222,7 @@ class Unit:
 
     def temporary(self) -> Path:
         """Return a fresh folder beside the unit, to be filled and then published; only rank 0 makes it."""
-        folder = _temporary(self.path)
+        folder = temporary_name(self.path)
         if not is_main():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -250,11 +250,13 @@ class Unit:
 
         Raises:
             RunError: the file is damaged.
+            FileError, LimitError: the machine fails to read it.
         """
         try:
             # Not pq.read_table: it would read directory names such as "language=es" as columns.
             return pq.ParquetFile(self.path).read()
         except (OSError, pa.ArrowException) as error:
+            raise_if_machine_failed(error)
             raise RunError(
                 f"{self.path} cannot be read: {error}\nTo make it again: rm {self.path} {self.marker}"
             ) from error
@@ -279,11 +281,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         FileError: it cannot be written.
     """
-    temporary = _temporary(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        _publish(temporary, path)
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
@@ -297,9 +296,9 @@ def publish_directory(temporary: Path, path: Path) -> None:
     with writing(path):
         for file in temporary.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         temporary.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def is_amount(value: object) -> bool:
@@ -316,24 +315,6 @@ def _checked_marker(content: Any) -> dict[str, Any]:
     if not (is_named and is_counted and all(isinstance(marker.get(name), dict) for name in ("parts", "figures"))):
         raise ValueError("this is no marker")
     return marker
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _stale(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

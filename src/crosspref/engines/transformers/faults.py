@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from crosspref.engines import EXTRAS, missing_library
-from crosspref.errors import CrossprefError, ModelError, RecipeError, explained, is_failure
+from crosspref.errors import CrossprefError, ModelError, RecipeError, is_failure, raise_if_machine_failed
 from crosspref.escape import one_line
 
 ADVICE = {
@@ -44,9 +44,7 @@ def reading(what: str, place: Path | str) -> Iterator[None]:
     except BaseException as error:  # tokenizers raises a bare Exception, and a model's own code anything
         if not is_failure(error):
             raise
-        fault = explained(error)
-        if fault is not None and fault.advice:
-            raise fault from error
+        raise_if_machine_failed(error)
         reason = reason_of(error)
         for library in EXTRAS:
             is_absent = isinstance(error, ImportError) or importlib.util.find_spec(library) is None
