@@ -1,16 +1,29 @@
-"""Keys of servers and of the hub: taken out of what others say, and out of messages about settings.
+"""Keys of servers and of the hub: taken out of what others say, of logs, and of messages about settings.
 
 A server may repeat a key, in one form or another, and a person may give one in the wrong place.
 """
 
 import base64
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import AnyStr
 
 _PLACEHOLDER = re.compile(r".{0,7}|[a-z-]{8,15}", re.DOTALL)
 """Keys of servers that want none, such as EMPTY and not-needed; they are secret to nobody, and words of other texts."""
+
+LONGEST = 300
+"""Characters of a key; to look for all forms of a longer secret, such as a certificate, would take seconds."""
+
+_SECRET = re.compile(r"(^|_)(API)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+"""How environment variables are called that hold secrets."""
+
+_GIVEN_AWAY = re.compile(
+    r"(?<=://)[^/@\s]+(?=@)|(?<=[?&.])(?P<name>[\w-]*(?:key|key_variable|token|secret|password)=)[^\s&'\"]+",
+    re.IGNORECASE,
+)
+"""Where secrets stand in addresses and arguments."""
 
 _WORD = re.compile(r"[\w-]{16,}", re.ASCII)
 _RUN = re.compile(r"[A-Za-z0-9]{16,}")
@@ -28,6 +41,14 @@ def without_key(text: AnyStr, key: str) -> AnyStr:
     if isinstance(text, bytes):
         return re.sub(_forms(key).encode(), b"***", text)
     return re.sub(_forms(key), "***", text)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the values of secret environment variables, and what addresses and arguments give away."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET.search(name):
+            text = re.sub(_forms(value), "***", text)
+    return _GIVEN_AWAY.sub(lambda found: f"{found['name'] or ''}***", text)
 
 
 def without_token(error: BaseException) -> str:
@@ -52,8 +73,9 @@ def _is_mixed(run: str) -> bool:
 
 @functools.lru_cache
 def _forms(key: str) -> str:
-    """Return the pattern of all forms of a key."""
-    return "|".join(["".join(map(_sign, key)), *map(re.escape, _encoded(key))])
+    """Return the pattern of all forms of a key; a very long one is not looked for where it is escaped."""
+    signs = map(_sign, key) if len(key) <= LONGEST else [re.escape(key)]
+    return "|".join(["".join(signs), *map(re.escape, _encoded(key))])
 
 
 def _sign(sign: str) -> str:
@@ -69,10 +91,11 @@ def _sign(sign: str) -> str:
 
 def _encoded(key: str) -> Iterator[str]:
     """Yield the key in hexadecimal, and as it is in base64, wherever it stands in the text that was encoded."""
-    yield key.encode().hex()
-    yield key.encode().hex().upper()
+    content = key.encode("utf-8", "surrogateescape")
+    yield content.hex()
+    yield content.hex().upper()
     for before in range(3):
-        text = bytes(before) + key.encode()
+        text = bytes(before) + content
         # The characters at both ends also depend on what stands beside the key.
         encoded = base64.b64encode(text[: len(text) // 3 * 3]).decode()[-(-before * 8 // 6) :]
         yield encoded

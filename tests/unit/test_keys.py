@@ -9,7 +9,7 @@ import pytest
 from hostile_server import FORMS, odd_json
 
 from crosspref.errors import RecipeError
-from crosspref.keys import without_key, without_what_looks_like_a_key
+from crosspref.keys import without_key, without_secrets, without_what_looks_like_a_key
 from crosspref.recipe.files import load_recipe, load_settings
 from crosspref.recipe.sections import ServerSettings
 from crosspref.suites.settings import EvaluationSettings
@@ -18,9 +18,11 @@ KEY = "sk-live-aB3dE/fG+hIjK_0123456789"
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_key_is_taken_out_in_every_form(form: str) -> None:
+def test_a_key_is_taken_out_in_every_form(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
     said = odd_json({"text": f"the key {FORMS[form](KEY)} is wrong"})
-    for hidden in (without_key(said, KEY), without_key(said.decode(), KEY).encode()):
+    text = said.decode()
+    for hidden in (without_key(said, KEY), without_key(text, KEY).encode(), without_secrets(text).encode()):
         assert b"***" in hidden
         assert hidden.startswith(b'{"text": "the key ')
         assert hidden.endswith(b' is wrong"}')
@@ -94,6 +96,20 @@ def test_a_key_in_the_wrong_place_of_a_recipe_is_refused_and_not_repeated(place:
             load_recipe(file, [change])
         assert caught.value.keys == (setting,)
         assert key not in "".join(traceback.format_exception(caught.value))
+
+
+def test_secrets_of_the_environment_and_of_addresses_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "DB_PASSWORD": "correcthorse",
+        "GOOGLE_CREDENTIALS": "x1/" * 2000,
+        "ODD_KEY": "ab\udcffcdefgh",
+    }
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    for secret in secrets.values():
+        assert without_secrets(f"a {secret} b") == "a *** b"
+    address = "https://me:pass@host/v1?api_key=x&b=1 judge.key_variable=sesame"
+    assert without_secrets(address) == "https://***@host/v1?api_key=***&b=1 judge.key_variable=***"
 
 
 def test_a_short_key_in_an_unknown_setting_is_not_repeated_either() -> None:

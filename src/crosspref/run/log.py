@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from crosspref.escape import printable
+from crosspref.keys import without_secrets
 
 LOGGER = logging.getLogger("crosspref")
 
@@ -36,15 +37,6 @@ VARIABLES = (
 )
 """The environment variables that are written down."""
 
-_SECRET = re.compile(r"(^|_)(API)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-"""How variables are called whose values must not be written down, wherever they come up."""
-
-_GIVEN_AWAY = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
-    (re.compile(r"((?<=[?&.])[\w-]*(?:key|key_variable|token|secret|password)=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
-)
-"""Where secrets stand in addresses and arguments, and what is written instead."""
-
 LARGEST = 4 << 20
 """Bytes at which the log becomes ``run.log.1``, in the place of an earlier one, and a new one begins."""
 
@@ -57,7 +49,7 @@ class _Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message; its further lines are indented."""
-        text = _without_secrets(super().format(record))
+        text = without_secrets(super().format(record))
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]}\n...\n{text[-LONGEST // 2 :]}"
         return "\n    ".join(map(printable, text.splitlines()))
@@ -149,7 +141,7 @@ def described() -> list[str]:
     machine = [platform.platform(), f"{os.cpu_count()} processors", f"{memory:.1f} GB", *devices]
     environment = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     lines = [", ".join(versions), ", ".join(machine), " ".join(environment)]
-    return ["", *(printable(_without_secrets(line)) for line in lines)]
+    return ["", *(printable(without_secrets(line)) for line in lines)]
 
 
 def _gpu(information: Path) -> str:
@@ -170,13 +162,3 @@ def _append(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
     if about.st_size > LARGEST:
         path.replace(path.with_name(f"{path.name}.1"))
-
-
-def _without_secrets(text: str) -> str:
-    """Return a text without the values of secret variables, and without what addresses and arguments give away."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET.search(name):
-            text = text.replace(value, "***")
-    for pattern, instead in _GIVEN_AWAY:
-        text = pattern.sub(instead, text)
-    return text
