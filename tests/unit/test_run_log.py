@@ -13,7 +13,7 @@ from crosspref.cli import main
 from crosspref.commands import status
 from crosspref.errors import RunError
 from crosspref.recipe.files import FOLDER
-from crosspref.run import log
+from crosspref.run import log, terminal
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
 
@@ -50,9 +50,15 @@ def test_a_command_leaves_its_arguments_versions_and_all_that_was_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert work(tmp_path, monkeypatch, say("blåbær")) == 0
-    said = capsys.readouterr().err.split()
-    assert said == ["before", "blåbær", "behind"]
+
+    def act() -> None:
+        Reporter().say("blåbær")
+        terminal.say("Written: x")
+
+    assert work(tmp_path, monkeypatch, act) == 0
+    printed = capsys.readouterr()
+    said = ["before", "blåbær", "Written: x", "behind"]
+    assert printed.out + printed.err == "Written: x\nbefore\nblåbær\nbehind\n"
     content = read(tmp_path)
     wanted = [f"crosspref status {tmp_path}", *said, "Ended with exit code 0."]
     assert [content.index(f" {part}\n") for part in wanted] == sorted(content.index(f" {part}\n") for part in wanted)
@@ -186,7 +192,7 @@ def test_python_code_has_the_log_and_the_logger(tmp_path: Path, caplog: pytest.L
         say_and_fail("hello")
     assert " hello\n" in read(tmp_path)
     assert "ZeroDivisionError" in read(tmp_path)
-    assert ("crosspref.run.progress", logging.INFO, "hello") in caplog.record_tuples
+    assert ("crosspref.run.terminal", logging.INFO, "hello") in caplog.record_tuples
     Reporter().say("later")
     assert "later" not in read(tmp_path)
 

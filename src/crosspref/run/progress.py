@@ -1,7 +1,6 @@
 """Progress of long steps: a bar with tokens per second and time left, or plain lines where there is no terminal."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +8,7 @@ from rich.console import Console  # noqa: TID251 - whoever calls may give any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from crosspref.run.ranks import is_main
-from crosspref.run.terminal import Terminal, say
+from crosspref.run.terminal import Terminal, say, show
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line is printed at most this often, and at the end of each step."""
@@ -43,8 +42,7 @@ class Meter:
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
             left = self.seconds * (self.total - self.done) / max(self.done, 1)
-            line = f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left"
-            say(line, self.console)
+            show(f"{self.label}: {self.done}/{self.total}  {self.speed}  {left:.0f} s left", self.console)
 
 
 class Schedule:
@@ -96,10 +94,8 @@ class Reporter:
         self.console = console or Terminal(stderr=True, quiet=not is_main())
 
     def say(self, text: str) -> None:
-        """Print one line, and log it. Nothing in it acts: names and paths come from outside."""
+        """Print one line, and log it."""
         say(text, self.console)
-        if is_main():
-            logging.getLogger(__name__).info("%s", text)
 
     @contextlib.contextmanager
     def step(self, label: str, total: int) -> Iterator[Meter]:

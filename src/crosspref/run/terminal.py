@@ -1,5 +1,6 @@
 """The door to the terminal. All that a command prints passes it, so that no text of somebody else can act there."""
 
+import logging
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType  # noqa: TID251 - this is the door
@@ -7,6 +8,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from crosspref.escape import printable_lines
+from crosspref.run.ranks import is_main
 
 
 class Terminal(Console):
@@ -25,5 +27,15 @@ class Terminal(Console):
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a text as it is: no markup, no emoji for words, and no line is cut; on the standard output if left out."""
-    (console or Terminal()).print(Text(printable_lines(text)), soft_wrap=True)
+    """Print a message as it is, and log it: no markup, no emoji for words, and no line is cut.
+
+    It goes to the standard output unless a console is given. Of processes that train together, only the first one logs.
+    """
+    show(text, console or Terminal())
+    if is_main():
+        logging.getLogger(__name__).info("%s", text)
+
+
+def show(text: str, console: Console) -> None:
+    """Print a line as ``say`` does, without logging it."""
+    console.print(Text(printable_lines(text)), soft_wrap=True)
