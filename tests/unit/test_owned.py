@@ -96,10 +96,24 @@ def test_a_copy_without_hidden_files_is_still_a_run(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").exists()
 
 
-def test_what_a_first_start_that_failed_left_is_no_obstacle(tmp_path: Path) -> None:
-    write(tmp_path / "error-20260101-000000-7.log")
+def test_logs_of_a_scheduler_or_an_earlier_start_are_no_obstacle(tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("slurm-123.out", "slurm-123.err", "error-20260101-000000-7.log")]
+    write(*logs)
     with RunDirectory(tmp_path).locked():
+        assert set(contents(tmp_path)) == {".lock", "run.log", *(path.name for path in logs)}
+
+
+@pytest.mark.parametrize("name", ["folder.log/mine", "slurm.out/mine", "link.out", "notes.out.txt"])
+def test_what_only_looks_like_a_log_is_an_obstacle(tmp_path: Path, name: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    write(tmp_path / "theirs")
+    if name == "link.out":
+        link(run.root / name, tmp_path / "theirs")
+    else:
+        write(run.root / name)
+    with pytest.raises(RunError), run.locked():
         pass
+    assert [path.name for path in run.root.iterdir()] == [name.partition("/")[0]]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from crosspref.run.store import PART, Unit
 LOCK = ".lock"
 _LEFTOVER = re.compile(r"\.(?P<name>.+?)(?:\.done\.json|\.part\.json)?\.\d+\.tmp")
 """The name of what is written to be renamed, as ``run.store`` chooses it: of a file, its marker, or its part."""
-_OF_ERRORS = ("error-*.log", "run.log")
-"""Files that a command may leave in a folder before it works there."""
+_LOGS = ("*.log", "*.out", "*.err")
+"""Files that may lie in a folder before crosspref works there: a scheduler's, or our own. They are left alone."""
 
 
 @contextlib.contextmanager
@@ -121,12 +121,16 @@ def _require_ours(root: Path, places: Iterable[PurePath]) -> None:
     """Raise RunError if crosspref has not worked in a folder before, and it is not empty."""
     if is_ours(root, places) or not root.is_dir():
         return
-    theirs = [path.name for path in root.iterdir() if not any(fnmatchcase(path.name, name) for name in _OF_ERRORS)]
+    theirs = [path.name for path in root.iterdir() if not _is_log(path)]
     if theirs:
         raise RunError(
             f"{root} is not empty, and crosspref has not worked in it before: it holds {min(theirs)}. Nothing was "
             "touched. Name a new or an empty directory."
         )
+
+
+def _is_log(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and any(fnmatchcase(path.name, name) for name in _LOGS)
 
 
 def _remove_leftovers(root: Path, places: Iterable[PurePath]) -> None:
