@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_runs import store as store_made
 
-from crosspref import api
+from crosspref import api, paths
 from crosspref.data.records import Prompt, Response, Score
 from crosspref.engines import EngineFactory, EngineSettings
 from crosspref.recipe.files import dump_recipe, make_recipe
@@ -26,7 +26,7 @@ from crosspref.stages.select.select import PairRules, select
 @pytest.fixture
 def job(tiny_models: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run whose shards have one prompt each."""
-    monkeypatch.setattr(store, "_flush", lambda path: None)  # the disk's own time
+    monkeypatch.setattr(paths, "flush", lambda path: None)  # the disk's own time
     initial, aligned = tiny_models["llama"]
     recipe = make_recipe(
         {
