@@ -15,7 +15,7 @@ def draw_gamed(items: int, seed: int = 7) -> Gamed:
     difficulty = np.tile(draw.normal(0, 1.2, items), 2)
     lengths = np.concatenate([draw.normal(-0.6, 1, items), draw.normal(0.9, 1, items)])
     outcomes = expit(0.9 * difficulty - 1.5 * np.tanh(lengths) + draw.normal(0, 1.5, 2 * items))
-    return Gamed((*range(items), *range(items)), outcomes, lengths, difficulty)
+    return Gamed(outcomes, lengths, difficulty)
 
 
 def draw_comparisons(

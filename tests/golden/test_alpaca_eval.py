@@ -23,7 +23,6 @@ ITEMS = 805
 GLM_NAMES = {
     "LC": "length_controlled_v1",
     "LC-noreg": "length_controlled_noreg",
-    "LC-minimal": "length_controlled_minimal",
 }
 
 
@@ -60,9 +59,8 @@ class Case:
             self.items,
             self.preferences,
             *self.lengths,
-            gamed=GAMED if self.lc_name == "LC" else None,
-            difficulty=None if self.lc_name == "LC-minimal" else GAMED.difficulties(),
-            by_position=self.by_position,
+            GAMED.difficulty[: self.keep] if self.by_position else GAMED.difficulty[self.items],
+            GAMED if self.lc_name == "LC" else None,
         )
         return win_rates(compared, fit_by_cross_validation)
 
@@ -90,7 +88,6 @@ CASES = {
     "a weak model": Case(seed=5, skill=-7.0),
     "without gamed answers": Case("LC-noreg", seed=6),
     "without gamed answers, few": Case("LC-noreg", seed=7, keep=100, missing=0.1, by_position=True),
-    "without difficulties": Case("LC-minimal", seed=8),
 }
 
 
@@ -98,9 +95,9 @@ CASES = {
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("alpaca_eval")
     lines = ["model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"]
-    for row, item in enumerate(GAMED.items):
+    for row in range(2 * ITEMS):
         numbers = ",".join(repr(float(column[row])) for column in (GAMED.outcomes, GAMED.lengths, GAMED.difficulty))
-        lines.append(f"{'verbose' if row < ITEMS else 'concise'},{item},{numbers},False")
+        lines.append(f"{'verbose' if row < ITEMS else 'concise'},{row % ITEMS},{numbers},False")
     (folder / "gamed.csv").write_text("\n".join(lines))
     (folder / "cases.json").write_text(json.dumps({name: case.theirs() for name, case in CASES.items()}))
     oracle = Path(__file__).with_name("alpaca_eval_oracle.py")

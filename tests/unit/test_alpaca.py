@@ -17,7 +17,6 @@ from crosspref.maths.alpaca import (
     Floats,
     Gamed,
     comparisons,
-    length_controlled_rate,
     length_controlled_rates,
     win_rates,
 )
@@ -60,13 +59,6 @@ def test_length_is_held_equal() -> None:
         compared = compare(preferences, lengths=([10 * unit] * 50 + [20 * unit] * 50, [15 * unit] * 100))
         found = length_controlled_rates(compared, 1e8, np.ones((1, 100)))
         assert found == pytest.approx([100 / (1 + math.exp(-c))], abs=1e-4)
-
-
-def test_rate_of_published_weights() -> None:
-    # sigma(log 3) = 3/4 and sigma(-log 3) = 1/4; with log 3 more they are 9/10 and 1/2.
-    difficulty = np.array([1.0, -1.0])
-    assert length_controlled_rate(difficulty, math.log(3), 0.0) == pytest.approx(50.0)
-    assert length_controlled_rate(difficulty, math.log(3), math.log(3)) == pytest.approx(70.0)
 
 
 def naive_rate(compared: Comparisons, penalty: float) -> float:
@@ -134,48 +126,6 @@ def test_refit_is_the_fit_of_alpaca_eval_taken_further() -> None:
         assert length_controlled_rates(compared, found.C, np.ones((1, 300))) == pytest.approx([found.lc], abs=0.01)
 
 
-def test_difficulty_by_item_and_by_position() -> None:
-    gamed = Gamed(("a", "b", "c", "a", "b", "c"), np.full(6, 0.5), np.zeros(6), np.array([1.0, 2, 3, 1, 2, 3]))
-    for options, expected in (({}, [3.0, 2.0]), ({"by_position": True}, [1.0, 2.0])):
-        compared = compare([1.0, 2.0], items=["c", "b"], gamed=gamed, **options)
-        assert compared.difficulty is not None
-        assert compared.difficulty.tolist() == expected
-    complete = [compare([1, 2, 1], items="abc", gamed=gamed, by_position=by).difficulty for by in (False, True)]
-    assert complete[0].tolist() == complete[1].tolist()
-
-
-def test_leaving_an_item_out_matters_by_position_only() -> None:
-    gamed = draw_gamed(200)
-    draw = np.random.default_rng(5)
-    # The model writes more, most of all where it loses: only who knows the difficulty can tell it from length.
-    difficulty = gamed.difficulty[:200]
-    outcomes = 1 / (1 + np.exp(-2 * difficulty - draw.normal(0, 1, 200)))
-    lengths = np.stack([np.exp(6.5 - 0.3 * difficulty + draw.normal(0, 0.2, 200)), np.full(200, 500.0)])
-    rates = {}
-    for by_position in (False, True):
-        for first in (0, 1):
-            compared = comparisons(
-                range(first, 200), 1 + outcomes[first:], *lengths[:, first:], gamed=gamed, by_position=by_position
-            )
-            rates[by_position, first] = length_controlled_rates(compared, 20.0, np.ones((1, 200 - first)))[0]
-    assert rates[True, 0] == rates[False, 0]
-    assert abs(rates[False, 1] - rates[False, 0]) < 0.3
-    assert abs(rates[True, 1] - rates[True, 0]) > 1
-
-
-def test_the_name_says_what_was_held() -> None:
-    pytest.importorskip("sklearn")
-    lengths = np.random.default_rng(0).integers(50, 90, (2, 20))
-    preferences = [1.2, 1.7, 1.5, 1.9] * 5
-    names, rates = [], []
-    for options in ({}, {"difficulty": dict.fromkeys(range(20), 0.5)}):
-        found = win_rates(compare(preferences, lengths=lengths, **options), liblinear.fit_by_cross_validation)
-        names.append((found.lc_name, len(found.weights)))
-        rates.append(found.lc)
-    assert names == [("LC-minimal", 2), ("LC-noreg", 3)]
-    assert all(0 < rate < 100 for rate in rates)
-
-
 @pytest.mark.parametrize("preference", [1.0, 2.0])
 def test_verdicts_that_are_all_the_same_have_no_fit(preference: float) -> None:
     def fit(design: Floats, outcomes: Floats, weights: Floats) -> tuple[Floats, float]:
@@ -202,12 +152,11 @@ def test_fit_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: compare([1.0], items=["x", "y"]), "2 items"),
         (lambda: compare([1.0, 2.0], lengths=([1, 2], [3])), r"shapes \[\(2,\), \(2,\), \(1,\)\]"),
         (lambda: compare([1.0], lengths=([-1], [3])), "item 0 is -1"),
-        (lambda: compare([1.0, 2.0], difficulty={1: 0.5}), "1 of 2 items have no difficulty; the first is 0"),
-        (lambda: compare([1.0, 2.0], difficulty={1: 0.5}, by_position=True), "only 1 difficulties"),
+        (lambda: compare([1.0, 2.0], difficulty=[0.5]), r"shapes \[\(2,\), \(2,\), \(2,\), \(1,\)\]"),
         (lambda: win_rates(compare([None, None])), "No item has a verdict"),
         (lambda: win_rates(compare([1.0, 2.0]), liblinear.fit_by_cross_validation), "there are 2"),
-        (lambda: Gamed(("a",), np.ones(1), np.ones(2), np.ones(1)), "no finite lengths"),
-        (lambda: Gamed(("a",), np.full(1, 2.0), np.ones(1), np.ones(1)), "preference - 1"),
+        (lambda: Gamed(np.ones(1), np.ones(2), np.ones(1)), "no finite lengths"),
+        (lambda: Gamed(np.full(1, 2.0), np.ones(1), np.ones(1)), "preference - 1"),
         (lambda: length_controlled_rates(compare([1.0]), 1.0, np.ones((1, 2))), r"shape \(1, 2\)"),
         (lambda: length_controlled_rates(compare([1.0]), 0.0, np.ones((1, 1))), "C is 0.0"),
     ],

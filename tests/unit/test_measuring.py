@@ -25,6 +25,7 @@ from crosspref.suites.xalpaca.rates import Compared, Place, Rates, measure
 
 ITEMS = 200
 GAMED = draw_gamed(ITEMS)
+DIFFICULTY = GAMED.difficulty[:ITEMS]
 
 
 def rows(given: Comparisons) -> list[Compared]:
@@ -35,7 +36,7 @@ def rows(given: Comparisons) -> list[Compared]:
 
 def table(path: Path, gamed: Gamed = GAMED) -> Path:
     """alpaca_eval's gamed table as a file."""
-    columns = zip(gamed.items, gamed.outcomes, gamed.lengths, gamed.difficulty, strict=True)
+    columns = zip([*range(ITEMS)] * 2, gamed.outcomes, gamed.lengths, gamed.difficulty, strict=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "preference", "std_delta_len", "instruction_difficulty", "model"])
@@ -44,9 +45,8 @@ def table(path: Path, gamed: Gamed = GAMED) -> Path:
 
 
 def with_difficulty_of(gamed: Gamed, given: Comparisons, *, held: bool) -> Comparisons:
-    difficulty = np.array([gamed.difficulties()[item] for item in given.items])
     parts = given.items, given.outcomes, given.model_lengths, given.baseline_lengths
-    return Comparisons(*parts, difficulty, gamed if held else None)
+    return Comparisons(*parts, DIFFICULTY, gamed if held else None)
 
 
 def drawn(seed: int, *skills: float) -> list[Comparisons]:
@@ -57,8 +57,7 @@ def by_difficulty(seed: int = 0) -> Comparisons:
     """Verdicts that follow the difficulty of the gamed table's items, and the answers' lengths."""
     draw = np.random.default_rng(seed)
     lengths = [np.floor(np.exp(draw.normal(mean, 0.6, ITEMS))) for mean in (7.5, 7.3)]
-    difficulty = np.array([*GAMED.difficulties().values()])
-    logits = 0.7 + 1.5 * difficulty - 1.2 * np.tanh((lengths[1] - lengths[0]) / 1000)
+    logits = 0.7 + 1.5 * DIFFICULTY - 1.2 * np.tanh((lengths[1] - lengths[0]) / 1000)
     return Comparisons(tuple(range(ITEMS)), expit(logits + draw.normal(0, 0.5, ITEMS)), *lengths, None, None)
 
 
@@ -80,7 +79,7 @@ def test_lc_is_that_of_the_mathematics_with_the_files_joined_by_place(tmp_path: 
     assert found.lc.low < found.lc.value < found.lc.high
 
     difficulty = tmp_path / "difficulty.json"
-    content = [{"id": item + 1, "instruction_difficulty": value} for item, value in GAMED.difficulties().items()]
+    content = [{"id": item + 1, "instruction_difficulty": value} for item, value in enumerate(DIFFICULTY)]
     difficulty.write_text(json.dumps(content))
     controls = read_controls(XAlpacaSettings(difficulty=str(difficulty)))
     found = measured({("m", "en"): rows(given)}, controls)[0]["m", "en"]
@@ -109,7 +108,7 @@ def test_an_item_less_moves_difficulties_only_where_the_paper_had_it_so(tmp_path
 
 def test_a_fit_that_keeps_nothing_has_no_interval_and_no_difference() -> None:
     pytest.importorskip("sklearn")
-    controls = Controls(difficulties=GAMED.difficulties())
+    controls = Controls(difficulties=dict(enumerate(DIFFICULTY)))
     even = [Compared(str(n + 1), n, 1.5, 5 + n % 7, 9) for n in range(ITEMS)]
     found, changes = measured({("a", "en"): even, ("b", "en"): rows(by_difficulty())}, controls)
     rates = found["a", "en"]

@@ -8,7 +8,7 @@ The probability that a model beats the baseline on an item is
 where D = characters of the baseline's answer - characters of the model's. The length-controlled rate (LC) is the mean
 of this at D = 0. The weights are fitted for each model separately, together with the verdicts on answers that were made
 long or short on purpose ("gamed"), which regularise a and b. Without the gamed verdicts the result is different and is
-called "LC-noreg"; without difficulties too, it is called "LC-minimal".
+called "LC-noreg". Without difficulties there is no LC.
 
 For its bootstrap interval, LC is refitted under many weightings of the items at once (``length_controlled_rates``). A
 resample gives every item a count. sd(D), the weights at a fixed C, and the mean at D = 0 are computed anew under the
@@ -17,7 +17,7 @@ alpaca-eval's own fit (``engines.liblinear``) stops a little earlier, some thous
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +51,10 @@ _TOLERANCE = 1e-7
 class Gamed:
     """Verdicts on gamed answers, one per row. AlpacaEval's table ``df_gamed`` has 2 models x 805 items.
 
-    ``items`` (rows) are ids in the table's own numbering. ``outcomes`` (rows,) are preference - 1, in [0, 1].
-    ``lengths`` (rows,) are D / sd(D) within the row's model. ``difficulty`` (rows,) belongs to the item.
+    ``outcomes`` (rows,) are preference - 1, in [0, 1]. ``lengths`` (rows,) are D / sd(D) within the row's model.
+    ``difficulty`` (rows,) belongs to the item.
     """
 
-    items: tuple[Hashable, ...]
     outcomes: Floats
     lengths: Floats
     difficulty: Floats
@@ -64,17 +63,10 @@ class Gamed:
         """Check the columns."""
         for name in ("outcomes", "lengths", "difficulty"):
             column = getattr(self, name)
-            if column.shape != (len(self.items),) or not np.isfinite(column).all():
-                raise ValueError(f"The gamed table has {len(self.items)} items but no finite {name} of each.")
+            if column.shape != (len(self.outcomes),) or not np.isfinite(column).all():
+                raise ValueError(f"The gamed table has {len(self.outcomes)} rows but no finite {name} of each.")
         if ((self.outcomes < 0) | (self.outcomes > 1)).any():
             raise ValueError("The gamed table has outcomes outside [0, 1]. Pass preference - 1.")
-
-    def difficulties(self) -> dict[Hashable, float]:
-        """Return the difficulty of every item, in order of first appearance."""
-        by_item: dict[Hashable, float] = {}
-        for item, difficulty in zip(self.items, self.difficulty, strict=True):
-            by_item.setdefault(item, float(difficulty))
-        return by_item
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,32 +101,31 @@ class WinRates:
     C: float | None
 
 
-def comparisons(  # noqa: PLR0913 - its options are keyword-only
+def comparisons(
     items: Iterable[Hashable],
     preferences: Iterable[float | None],
     model_lengths: ArrayLike,
     baseline_lengths: ArrayLike,
-    *,
+    difficulty: ArrayLike | None = None,
     gamed: Gamed | None = None,
-    difficulty: Mapping[Hashable, float] | None = None,
-    by_position: bool = False,
 ) -> Comparisons:
-    """Check the verdicts (n,) of one model and look up the difficulty of their items.
+    """Check the verdicts (n,) of one model.
 
     A preference is in [1, 2], where 2 is a certain win of the model. 0 and 1.5 are ties; None and nan mean that there
-    is no verdict. Lengths (n,) are in characters. ``difficulty`` is by item, and defaults to the gamed table's.
-    ``by_position`` takes the difficulties in their own order instead of by item. This is the paper's variant; it is
-    wrong if an item in between is missing. Without ``gamed`` and ``difficulty`` there is no difficulty.
+    is no verdict. Lengths (n,) are in characters; ``difficulty`` (n,) is that of the items.
 
-    Raises ValueError when sizes differ, an item is a duplicate or has no difficulty, a preference is out of range, or
-    a length is not a finite number of at least zero.
+    Raises ValueError when sizes differ, an item is a duplicate, a preference is out of range, or a length is not a
+    finite number of at least zero.
     """
     names = tuple(items)
     outcomes = preference_outcomes(preferences)
     ours, theirs = (np.asarray(given, dtype=np.float64) for given in (model_lengths, baseline_lengths))
-    shapes = [column.shape for column in (outcomes, ours, theirs)]
+    difficulties = None if difficulty is None else np.asarray(difficulty, dtype=np.float64)
+    shapes = [column.shape for column in (outcomes, ours, theirs, difficulties) if column is not None]
     if any(shape != (len(names),) for shape in shapes):
-        raise ValueError(f"There are {len(names)} items, but preferences and both lengths have the shapes {shapes}.")
+        raise ValueError(
+            f"There are {len(names)} items, but preferences, both lengths and difficulties have the shapes {shapes}."
+        )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"The item {twice!r} is a duplicate. Keep one verdict per item.")
@@ -142,9 +133,7 @@ def comparisons(  # noqa: PLR0913 - its options are keyword-only
         if not (np.isfinite(column) & (column >= 0)).all():
             position = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))[0]
             raise ValueError(f"The length of an answer to item {names[position]!r} is {column[position]}.")
-    if difficulty is None and gamed is not None:
-        difficulty = gamed.difficulties()
-    return Comparisons(names, outcomes, ours, theirs, _difficulty_of(names, difficulty, by_position), gamed)
+    return Comparisons(names, outcomes, ours, theirs, difficulties, gamed)
 
 
 def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
@@ -164,7 +153,7 @@ def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
 
 
 def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
-    """Return the win rate, and with a ``fit`` the length-controlled win rate too.
+    """Return the win rate, and with a ``fit`` the length-controlled win rate too, which needs difficulties.
 
     WR = 100 mean(outcome). An item without a verdict does not count in it or in the fit, but it counts in sd(D) and in
     the mean that is LC. LC is nan if all rows to fit are certain wins, or all certain losses: then no finite weights
@@ -174,7 +163,7 @@ def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:
     if not judged.size:
         raise ValueError("No item has a verdict, so there is no win rate. Pass at least one.")
     lc, weights, penalty = (None, {}, None) if fit is None else _length_controlled(compared, fit)
-    name = "LC-minimal" if compared.difficulty is None else "LC" if compared.gamed is not None else "LC-noreg"
+    name = "LC-noreg" if compared.gamed is None else "LC"
     return WinRates(judged.size, 100 * float(judged.mean()), lc, name, weights, penalty)
 
 
@@ -184,18 +173,9 @@ def _length_controlled(compared: Comparisons, fit: Fit) -> tuple[float, dict[str
     if outcomes[0] in (0.0, 1.0) and (outcomes == outcomes[0]).all():
         return math.nan, {}, None
     found, penalty = fit(design, outcomes, weights)
-    names = ("length", "not_gamed") if compared.difficulty is None else ("length", "difficulty", "not_gamed")
-    named = dict(zip(names, found.tolist(), strict=True))
-    rate = length_controlled_rate(_difficulty(compared), named.get("difficulty", 0.0), named["not_gamed"])
+    named = dict(zip(("length", "difficulty", "not_gamed"), found.tolist(), strict=True))
+    rate = 100 * float(expit(named["difficulty"] * _difficulty(compared) + named["not_gamed"]).mean())
     return rate, named, penalty
-
-
-def length_controlled_rate(difficulty: Floats, difficulty_weight: float, not_gamed_weight: float) -> float:
-    """Return LC in percent for given weights: 100 mean sigma(b d + c) over the items' difficulties d (n,).
-
-    With published weights, this checks the published rate.
-    """
-    return 100 * float(expit(difficulty_weight * difficulty + not_gamed_weight).mean())
 
 
 def length_feature(differences: Floats, spread: Floats | float) -> Floats:
@@ -211,14 +191,12 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
     """Return design, outcomes and weights of the rows to fit: first the gamed rows, then the judged items."""
     differences = compared.baseline_lengths - compared.model_lengths
     spread = float(differences.std(ddof=1)) if differences.size > 1 else 0.0
-    columns = [length_feature(differences, spread), np.ones(differences.size)]
-    if compared.difficulty is not None:
-        columns.insert(1, compared.difficulty)
+    columns = [length_feature(differences, spread), _difficulty(compared), np.ones(differences.size)]
     design = np.stack(columns, axis=1)
     judged = ~np.isnan(compared.outcomes)
     design, outcomes, weights = design[judged], compared.outcomes[judged], np.ones(int(judged.sum()))
     if (gamed := compared.gamed) is not None:
-        rows = np.stack([np.tanh(gamed.lengths), gamed.difficulty, np.zeros(len(gamed.items))], axis=1)
+        rows = np.stack([np.tanh(gamed.lengths), gamed.difficulty, np.zeros(len(gamed.outcomes))], axis=1)
         design = np.concatenate([rows, design])
         outcomes = np.concatenate([gamed.outcomes, outcomes])
         weights = np.concatenate([np.full(len(rows), GAMED_WEIGHT), weights])
@@ -227,25 +205,6 @@ def _training_rows(compared: Comparisons) -> tuple[Floats, Floats, Floats]:
             f"The length-controlled win rate needs five verdicts for its five folds; there are {len(design)}."
         )
     return design, outcomes, weights
-
-
-def _difficulty_of(
-    items: Sequence[Hashable], difficulty: Mapping[Hashable, float] | None, by_position: bool
-) -> Floats | None:
-    """Return the difficulty (n,) of every item, by id or by position. None if there are no difficulties."""
-    if difficulty is None:
-        return None
-    if by_position:
-        if len(items) > len(difficulty):
-            raise ValueError(f"There are {len(items)} items but only {len(difficulty)} difficulties to take in order.")
-        return np.fromiter(difficulty.values(), dtype=np.float64)[: len(items)]
-    unknown = [item for item in items if item not in difficulty]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(items)} items have no difficulty; the first is {unknown[0]!r}. "
-            f"Difficulties have ids such as {next(iter(difficulty), None)!r}: use the same numbering."
-        )
-    return np.array([difficulty[item] for item in items], dtype=np.float64)
 
 
 def length_controlled_rates(compared: Comparisons, penalty: float, counts: Floats) -> Floats:
@@ -259,7 +218,7 @@ def length_controlled_rates(compared: Comparisons, penalty: float, counts: Float
             f"The counts have shape {counts.shape} for {len(compared.items)} items, and C is {penalty}. Pass a count "
             "of at least zero for every item, and a positive C."
         )
-    rows = len(compared.items) + (len(compared.gamed.items) if compared.gamed else 0)
+    rows = len(compared.items) + (len(compared.gamed.outcomes) if compared.gamed else 0)
     size = max(1, _BATCH_NUMBERS // max(1, rows))
     parts = [_rates(compared, penalty, counts[start : start + size]) for start in range(0, len(counts), size)]
     return np.concatenate(parts) if parts else np.empty(0)

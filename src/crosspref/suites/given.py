@@ -48,15 +48,15 @@ class Given:
 
         Of what cannot be used, or is there twice, the first row is said.
         """
-        rows, known = self.rows.get(language, ()), set(ids)
+        rows, known = self.rows.get(language, ()), {None, *ids}
         counts = Counter(id_of(row) for row in rows)
-        unknown = [row for row in rows if known and id_of(row) not in {None, *known}]
+        unknown = [row for row in rows if ids and id_of(row) not in known]
         problems[f"answers of {self.model} to unknown items"] += len(unknown)
         self._say(language, "cannot be read", [row for row in rows if row.broken], reporter)
         self._say(language, "are to items that are not known", unknown, reporter)
         repeated = [row for row in rows if id_of(row) is not None and counts[id_of(row)] > 1]
         self._say(language, "are to the same item as another", repeated, reporter)
-        return [row for row in rows if not known or id_of(row) in {None, *known}]
+        return [row for row in rows if not ids or id_of(row) in known]
 
     def _say(self, language: str, what: str, rows: Sequence[Row], reporter: Reporter) -> None:
         if rows:

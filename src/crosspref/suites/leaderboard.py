@@ -175,7 +175,11 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
             empty.append(f"{place} has no results of the suite {suite}.")
     if not lines:
         raise RunError("\n".join([*empty, f"Measure a run first: crosspref evaluate RUN --suite {suite}"]))
-    lines, notes = _marked(_told_apart(lines))
+    names = [line.model for line in lines]
+    lines = [
+        replace(line, model=f"{line.model} ({line.source})") if names.count(line.model) > 1 else line for line in lines
+    ]
+    lines, notes = _marked(lines)
     if quoted:
         lines += paper_lines(table)
         notes.append(table.quoted)
@@ -186,6 +190,7 @@ def leaderboard(places: Sequence[str | Path], suite: str = "xalpaca", *, quoted:
 
 
 def _meaning(table: SuiteTable, lines: Sequence[Line]) -> list[str]:
+    """Return what the columns mean, and whether the means of the lines are over the same languages."""
     notes = [f"{table.meaning} {MEAN}: the plain mean of a row's languages."]
     judged = {
         # Lengths are there also where there is no verdict.
@@ -260,14 +265,6 @@ def _judged(table: SuiteTable, content: Mapping[str, Any], rows: Sequence[Mappin
         compat = content["settings"]["paper_compat"]
         judged["difficulty"] = "by position (paper_compat)" if compat else "by item"
     return judged
-
-
-def _told_apart(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines, with their source in names that occur more than once."""
-    names = [line.model for line in lines]
-    return [
-        replace(line, model=f"{line.model} ({line.source})") if names.count(line.model) > 1 else line for line in lines
-    ]
 
 
 def _marked(lines: Sequence[Line]) -> tuple[list[Line], list[str]]:

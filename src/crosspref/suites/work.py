@@ -138,9 +138,9 @@ class Evaluation:
     ) -> list[Response]:
         """Return a candidate's answers, one to each prompt; those that are stored already are not made again.
 
-        The seed of an answer derives from the prompt's id and language alone, so it is the same for every model. A
-        prompt that is too long for the model has no answer. Shards are named by their prompts, so that other items, or
-        fewer, are other shards. ``temperatures``, one per prompt, replace that of the settings; 0 is greedy.
+        The seed of an answer derives from the prompt's id and language alone. A prompt that is too long for the model
+        has no answer. Shards are named by their prompts, so that other items, or fewer, are other shards.
+        ``temperatures``, one per prompt, replace that of the settings; 0 is greedy.
 
         Raises:
             ModelError: answers are missing, and the model is not on this machine.
@@ -248,20 +248,22 @@ def without_models(name: str | None, out: str | None, settings: EvaluationSettin
 
 def _of_run(run: RunDirectory, recipe: Recipe, chosen: Sequence[str] | None, reporter: Reporter) -> list[Candidate]:
     """Return pi_I where there is one, pi_0, and the policy of each iteration that is done."""
-    known = [*(["pi_I"] if recipe.models.initial else []), *(f"pi_{t}" for t in range(recipe.iterations + 1))]
+    policies = {f"pi_{t}": t for t in range(recipe.iterations + 1)}
+    known = [*(["pi_I"] if recipe.models.initial else []), *policies]
     unknown = [name for name in chosen or [] if name not in known]
     if unknown:
         raise RecipeError(f"models: {run.root} has no {', '.join(unknown)}. It has {', '.join(known)}.")
+    trained = {name: t for name, t in policies.items() if t > 0 or recipe.models.policy is None}
     candidates = []
     for name in [name for name in known if chosen is None or name in chosen]:
-        number = None if name == "pi_I" else int(name.removeprefix("pi_"))
-        trained = number is not None and (number > 0 or recipe.models.policy is None)
-        if trained and number is not None and not run.iteration(number).policy.marker.exists():
+        if name in trained and not run.iteration(trained[name]).policy.marker.exists():
             reporter.say(f"{name} is not measured: it has not been trained yet.")
             continue
         try:
-            initial = recipe.models.initial or ""
-            files = locate_model(initial) if number is None else find_policy(recipe, run, number)
+            if name in policies:
+                files = find_policy(recipe, run, policies[name])
+            else:
+                files = locate_model(recipe.models.initial or "")
             candidates.append(Candidate(name, files))
         except ModelError as error:
             candidates.append(Candidate(name, None, str(error)))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from crosspref.data.items import Problems
-from crosspref.data.records import Prompt, as_messages
+from crosspref.data.records import Instruction, Prompt, as_messages
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report, write_table
@@ -110,17 +110,12 @@ Asked = tuple[str, TwoTurns]
 def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> list[Turn]:
     """Return both turns of every question, with the model's answers; the second turn continues the first."""
     every_question = [(language, question) for language, every in questions.items() for question in every]
-    first = {
-        (language, question): Prompt(f"{question.question_id}.1", language, question.turns[0])
-        for language, question in every_question
-    }
-    opened = _texts(work, candidate, first)
-    second: dict[Asked, Prompt] = {}
+    opened = _texts(work, candidate, 1, {one: one[1].turns[0] for one in every_question})
+    conversations: dict[Asked, Instruction] = {}
     for (language, question), text in opened.items():
         answer = {"role": "assistant", "content": text}
-        conversation = [*as_messages(question.turns[0]), answer, *as_messages(question.turns[1])]
-        second[language, question] = Prompt(f"{question.question_id}.2", language, conversation)
-    closed = _texts(work, candidate, second)
+        conversations[language, question] = [*as_messages(question.turns[0]), answer, *as_messages(question.turns[1])]
+    closed = _texts(work, candidate, 2, conversations)
     return [
         Turn(candidate.name, *one, number, tuple(texts[one] for texts in (opened, closed)[:number] if one in texts))
         for one in every_question
@@ -128,8 +123,14 @@ def _answer(work: Evaluation, candidate: Candidate, questions: Questions) -> lis
     ]
 
 
-def _texts(work: Evaluation, candidate: Candidate, prompts: Mapping[Asked, Prompt]) -> dict[Asked, str]:
+def _texts(
+    work: Evaluation, candidate: Candidate, turn: int, instructions: Mapping[Asked, Instruction]
+) -> dict[Asked, str]:
     """Return a model's answers, each sampled at the temperature of its category; some may be missing."""
+    prompts = {
+        (language, question): Prompt(f"{question.question_id}.{turn}", language, instruction)
+        for (language, question), instruction in instructions.items()
+    }
     temperatures = [question.temperature for _, question in prompts]
     responses = work.answers(NAME, candidate, list(prompts.values()), temperatures=temperatures)
     texts = {(row.language, row.prompt_id): row.text for row in responses}

@@ -19,13 +19,14 @@ from crosspref.suites.work import Candidate, Evaluation
 NAME = "nlp"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LanguageTask:
     """One task in one language, and its items where they come from a file."""
 
     task: TaskName
     language: str
     items: Items | None
+    _made: dict[str, list[Any]] | DataError | None = None
 
     @property
     def name(self) -> str:
@@ -36,6 +37,32 @@ class LanguageTask:
     def parts(self) -> Sequence[Part]:
         """What the harness calls it."""
         return parts_of(self.task, self.language)
+
+    def set_up(self, harness: Any) -> dict[str, list[Any]]:
+        """Return the harness's tasks by part, kept for the next model; what fails is tried once.
+
+        Raises:
+            DataError: they cannot be set up.
+        """
+        if self._made is None:
+            try:
+                self._made = {part.name: self._tasks(harness, part.name) for part in self.parts}
+            except DataError as error:
+                self._made = error
+        if isinstance(self._made, DataError):
+            raise self._made
+        return self._made
+
+    def _tasks(self, harness: Any, name: str) -> list[Any]:
+        shots = SHOTS.get(self.task, 0)
+        if self.items is None:
+            return list(harness.tasks(name, shots))
+        subjects = by_subject(self.items) if name == ENGLISH_MMLU else {name: self.items}
+        return [
+            made
+            for subject, items in subjects.items()
+            for made in harness.tasks_of_files(subject, items.rows, items.examples, shots)
+        ]
 
 
 def evaluate(work: Evaluation) -> list[Report]:
@@ -54,9 +81,8 @@ def evaluate(work: Evaluation) -> list[Report]:
     measured = Measured(harness.version, languages)
     try:
         tasks = [task for language in languages for task in _tasks_of(work, harness, language, measured)]
-        setups = _Setups(harness)
         for candidate in work.target.models:
-            _measure(work, candidate, tasks, setups, measured)
+            _measure(work, candidate, tasks, harness, measured)
     finally:
         harness.close()
     if not measured.values:
@@ -104,58 +130,22 @@ def _tasks_of(work: Evaluation, harness: Any, language: str, measured: Measured)
     return tasks
 
 
-class _Setups:
-    """The harness's tasks, set up when a model first needs them and kept for the next one; what fails is tried once."""
-
-    def __init__(self, harness: Any) -> None:
-        self.harness = harness
-        self._done: dict[str, dict[str, list[Any]] | DataError] = {}
-
-    def of(self, task: LanguageTask) -> dict[str, list[Any]]:
-        """Return them by part.
-
-        Raises:
-            DataError: they cannot be set up.
-        """
-        if task.name not in self._done:
-            try:
-                self._done[task.name] = {part.name: self._set_up(task, part.name) for part in task.parts}
-            except DataError as error:
-                self._done[task.name] = error
-        done = self._done[task.name]
-        if isinstance(done, DataError):
-            raise done
-        return done
-
-    def _set_up(self, task: LanguageTask, name: str) -> list[Any]:
-        shots, items = SHOTS.get(task.task, 0), task.items
-        if items is None:
-            tasks: list[Any] = self.harness.tasks(name, shots)
-            return tasks
-        subjects = by_subject(items) if name == ENGLISH_MMLU else {name: items}
-        return [
-            made
-            for subject, its in subjects.items()
-            for made in self.harness.tasks_of_files(subject, its.rows, its.examples, shots)
-        ]
-
-
 def _measure(
-    work: Evaluation, candidate: Candidate, tasks: Sequence[LanguageTask], setups: _Setups, measured: Measured
+    work: Evaluation, candidate: Candidate, tasks: Sequence[LanguageTask], harness: Any, measured: Measured
 ) -> None:
     """Measure one model on all that is not stored yet; it is loaded only if there is anything."""
     todo = []
     for task in tasks:
-        unit, fingerprint = _shard(work, candidate, task, setups.harness.version)
+        unit, fingerprint = _shard(work, candidate, task, harness.version)
         if _finished(unit, fingerprint):
             cut = unit.read_marker()["figures"].get("cut", 0)
             measured.add(candidate.name, task.task, task.language, unit.rows(ItemScore), cut)
             continue
         try:
-            todo.append((task, setups.of(task), unit, fingerprint))
+            todo.append((task, task.set_up(harness), unit, fingerprint))
         except DataError as error:
             measured.miss(task.name, str(error), work.reporter.say)
-    model = _load(work, candidate, setups.harness, measured) if todo else None
+    model = _load(work, candidate, harness, measured) if todo else None
     if model is None:
         return
     try:
@@ -164,7 +154,7 @@ def _measure(
             try:
                 with keeping(lambda *_: None, unit, fingerprint) as kept:
                     model.begin(label, kept)
-                    rows, cut = _rows(setups.harness, model, task, made, work.settings.nlp.limit)
+                    rows, cut = _rows(harness, model, task, made, work.settings.nlp.limit)
             except (DataError, LimitError, ModelError) as error:
                 measured.miss(label, str(error), work.reporter.say)
                 continue

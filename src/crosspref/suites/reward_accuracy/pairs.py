@@ -38,19 +38,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """What a reward chose of two answers to a prompt, and by which gap, if a reward did."""
-
-    prompt_id: str
-    instruction: Instruction
-    chosen: str
-    rejected: str
-    gap: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Sampled:
-    """One pair of a sample; ``gap`` is chosen_reward - rejected_reward, None where no reward made the pair."""
+    """What was chosen of two answers; ``gap`` is chosen_reward - rejected_reward, None where no reward chose."""
 
     comparison: Comparison
     prompt_id: str
@@ -123,7 +112,7 @@ def draw_samples(work: Evaluation) -> list[Sample]:
         raise RecipeError(f"--languages: {run.root} has pairs in {', '.join(recipe.languages)}.")
     names = {candidate.name for candidate in work.target.models}
     samples = [
-        _sample(reward, iteration, language, [_of_pair(pair) for pair in pairs], work.settings)
+        _sample(reward, iteration, language, [_of_pair(language, pair) for pair in pairs], work.settings)
         for iteration in range(1, recipe.iterations + 1)
         if f"pi_{iteration - 1}" in names
         for reward, by_language in _pairs_by_reward(job, iteration, languages).items()
@@ -171,7 +160,7 @@ def _given_sample(work: Evaluation, first: Given, second: Given, language: str) 
         texts, rows = join_answers(given.rows[language], items, WHAT, problems)
         column = _reward_column(given.rows[language])
         rated.append({item_id: (text, rows[item_id].number_in(column)) for item_id, text in texts.items()})
-    choices = []
+    pairs = []
     for item in items:
         both = [one[item.item_id] for one in rated if item.item_id in one]
         if len(both) < 2:
@@ -180,11 +169,12 @@ def _given_sample(work: Evaluation, first: Given, second: Given, language: str) 
             problems["pairs with equal rewards"] += 1
         else:
             (rejected, lower), (chosen, higher) = sorted(both, key=lambda answer: answer[1])
-            choices.append(_Choice(item.item_id, item.instruction, chosen, rejected, higher - lower))
+            comparison, chosen_is_a = compare(language, item.instruction, chosen, rejected)
+            pairs.append(Sampled(comparison, item.item_id, chosen_is_a, higher - lower))
     if str(problems):
         work.reporter.say(f"reward_accuracy {language}: {problems}, which are left out.")
     name = f"{column}: {first.model} or {second.model}"
-    return _sample(name, 0, language, choices, work.settings)
+    return _sample(name, 0, language, pairs, work.settings)
 
 
 def _reward_column(rows: Sequence[Row]) -> str:
@@ -211,23 +201,20 @@ def _pairs_by_reward(job: Job, iteration: int, languages: Sequence[str]) -> dict
     return by_reward
 
 
-def _of_pair(pair: Pair) -> _Choice:
+def _of_pair(language: str, pair: Pair) -> Sampled:
     chosen, rejected = (chat[-1]["content"] for chat in (pair.chosen, pair.rejected))
+    comparison, chosen_is_a = compare(language, as_instruction(pair.prompt), chosen, rejected)
     rewards = pair.chosen_reward, pair.rejected_reward
     gap = None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1]
-    return _Choice(pair.prompt_id, as_instruction(pair.prompt), chosen, rejected, gap)
+    return Sampled(comparison, pair.prompt_id, chosen_is_a, gap)
 
 
 def _sample(
-    reward: str, iteration: int, language: str, choices: Sequence[_Choice], settings: EvaluationSettings
+    reward: str, iteration: int, language: str, pairs: Sequence[Sampled], settings: EvaluationSettings
 ) -> Sample:
+    differing = [pair for pair in pairs if pair.comparison.answer_a != pair.comparison.answer_b]
     by_id: dict[str, Sampled] = {}
-    alike = 0
-    for choice in sorted(choices, key=lambda choice: choice.prompt_id):
-        if choice.chosen == choice.rejected:
-            alike += 1
-            continue
-        comparison, is_a = compare(language, choice.instruction, choice.chosen, choice.rejected)
-        by_id.setdefault(comparison.pair_id, Sampled(comparison, choice.prompt_id, is_a, choice.gap))
+    for pair in sorted(differing, key=lambda pair: pair.prompt_id):
+        by_id.setdefault(pair.comparison.pair_id, pair)
     drawn = stratified_sample([*by_id.values()], settings.reward_accuracy.pairs, settings.seed)
-    return Sample(reward, iteration, language, len(by_id), alike, drawn)
+    return Sample(reward, iteration, language, len(by_id), len(pairs) - len(differing), drawn)

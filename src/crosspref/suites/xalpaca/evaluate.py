@@ -47,7 +47,7 @@ def evaluate(work: Evaluation) -> list[Report]:
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
     for contest in contests:
         _write_annotations(work, contest)
-    return write(work, contests, problems, controls)
+    return write(work, contests, problems, controls, template)
 
 
 def _items(work: Evaluation, problems: dict[str, Problems]) -> dict[str, list[Item]]:

@@ -44,16 +44,21 @@ class Controls:
     """What the length-controlled rate needs in addition to verdicts: the gamed table and the items' difficulties.
 
     Difficulties are by the item's id (a text), or by its place (a number). ``compat`` joins them by position among the
-    judged items.
+    judged items, as the paper does; that is wrong if an item in between is missing.
     """
 
     gamed: Gamed | None = None
     difficulties: Mapping[Any, float] = field(default_factory=dict)
     compat: bool = False
 
-    def difficulty(self, item_id: str, place: int) -> float | None:
-        """Return an item's difficulty, or None where it is not known."""
-        return self.difficulties.get(item_id, self.difficulties.get(place))
+    def of_items(self, items: Sequence[tuple[str, int]]) -> Sequence[float | None]:
+        """Return the difficulty of each item, given by its id and place, or None where it is not known.
+
+        With ``compat`` there are fewer if the table ends before the items do.
+        """
+        if self.compat:
+            return [*self.difficulties.values()][: len(items)]
+        return [self.difficulties.get(item_id, self.difficulties.get(place)) for item_id, place in items]
 
 
 def read_controls(settings: XAlpacaSettings) -> Controls:
@@ -90,9 +95,9 @@ def _read(path: str, setting: str, needed: Sequence[str]) -> list[Row]:
 
 
 def _gamed(rows: Sequence[Row]) -> Gamed:
-    places, *columns = zip(*([row.number_in(name, ADVICE) for name in GAMED_COLUMNS] for row in rows), strict=True)
+    _, *columns = zip(*([row.number_in(name, ADVICE) for name in GAMED_COLUMNS] for row in rows), strict=True)
     for row, preference in zip(rows, columns[0], strict=True):
         if not 0 <= preference <= 1:
             wrong = f"preference is {preference:g}, and not from 0 to 1 (of one from 1 to 2 subtract 1)"
             raise row.error(wrong, ADVICE)
-    return Gamed(tuple(int(place) for place in places), *map(np.array, columns))
+    return Gamed(*map(np.array, columns))

@@ -8,7 +8,7 @@ import numpy as np
 
 from crosspref.engines import find_engine
 from crosspref.errors import MissingLibraryError
-from crosspref.maths.alpaca import Comparisons, Fit, WinRates, comparisons, win_rates
+from crosspref.maths.alpaca import Comparisons, Fit, Gamed, WinRates, comparisons, win_rates
 from crosspref.maths.estimate import UNKNOWN, Estimate
 from crosspref.maths.resampling import (
     RateDraws,
@@ -63,15 +63,17 @@ def measure(
     Items are resampled jointly over models and languages. If the library that fits the length-controlled rate is
     missing, ``say`` says so, and there are only win rates.
     """
+    difficulties = {place: controls.of_items([row[:2] for row in rows]) for place, rows in given.items()}
     for (model, language), rows in given.items():
-        without = [row.item_id for row in rows if controls.difficulty(row.item_id, row.place) is None]
-        if without and not controls.compat and controls.difficulties:
+        known = difficulties[model, language]
+        without = [row.item_id for row, difficulty in zip(rows, known, strict=False) if difficulty is None]
+        if without and controls.difficulties:
             say(
                 f"xalpaca {language}: {len(without):,} of {len(rows):,} items of {model} have no difficulty, such as "
                 f"{without[0]!r}, so that there is no LC, nor its mean over languages."
             )
     compared = {
-        place: _comparisons(rows, controls)
+        place: _comparisons(rows, difficulties[place], controls.gamed)
         for place, rows in given.items()
         if any(row.preference is not None for row in rows)
     }
@@ -97,29 +99,18 @@ def measure(
     return rates | {(model, MEAN): mean for model, mean in means.items()}, changes
 
 
-def _comparisons(rows: Sequence[Compared], controls: Controls) -> Comparisons:
+def _comparisons(rows: Sequence[Compared], difficulties: Sequence[float | None], gamed: Gamed | None) -> Comparisons:
     """Return the items of one model and language, without difficulties if any of them has none."""
-    if controls.compat:
-        difficulty = controls.difficulties
-    else:
-        known = {row.item_id: controls.difficulty(row.item_id, row.place) for row in rows}
-        difficulty = {name: value for name, value in known.items() if value is not None}
-    whole = len(difficulty) >= len(rows)
     items, _, preferences, lengths, baseline_lengths = zip(*rows, strict=True)
-    return comparisons(
-        items,
-        preferences,
-        lengths,
-        baseline_lengths,
-        gamed=controls.gamed if whole else None,
-        difficulty=difficulty if whole else None,
-        by_position=controls.compat and whole,
-    )
+    known = [difficulty for difficulty in difficulties if difficulty is not None]
+    if len(known) < len(rows):
+        return comparisons(items, preferences, lengths, baseline_lengths)
+    return comparisons(items, preferences, lengths, baseline_lengths, known, gamed)
 
 
 def _win_rates(compared: Comparisons, fit: Fit | None) -> WinRates:
     """Return the rates, with LC if there are difficulties and enough verdicts for its folds."""
-    rows = int((~np.isnan(compared.outcomes)).sum()) + (len(compared.gamed.items) if compared.gamed else 0)
+    rows = int((~np.isnan(compared.outcomes)).sum()) + (len(compared.gamed.outcomes) if compared.gamed else 0)
     return win_rates(compared, fit if compared.difficulty is not None and rows >= FEWEST else None)
 
 

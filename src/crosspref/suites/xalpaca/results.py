@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crosspref.data.items import Item, Problems
@@ -24,7 +24,6 @@ from crosspref.suites.results import (
 )
 from crosspref.suites.work import Evaluation
 from crosspref.suites.xalpaca.files import Controls
-from crosspref.suites.xalpaca.prompt import OWN
 from crosspref.suites.xalpaca.rates import Compared, Rates, measure
 
 NAME = "xalpaca"
@@ -115,9 +114,13 @@ class WinRate:
 
 
 def write(
-    work: Evaluation, contests: Sequence[Contest], problems: Mapping[str, Problems], controls: Controls
+    work: Evaluation,
+    contests: Sequence[Contest],
+    problems: Mapping[str, Problems],
+    controls: Controls,
+    template: Template,
 ) -> list[Report]:
-    """Compute the rates, write the tables, and return the reports."""
+    """Compute the rates, write the tables, and return the reports; ``template`` is what the judge was asked by."""
     compared = {(contest.model, contest.language): contest.compared() for contest in contests}
     settings = work.settings
     rates, changes = measure(
@@ -127,7 +130,7 @@ def write(
     for model in dict.fromkeys(contest.model for contest in contests):
         by_tag = [_row(one, rates[model, one.language]) for one in contests if one.model == model]
         rows += [*by_tag, _mean(by_tag, rates[model, MEAN])] if len(by_tag) > 1 else by_tag
-    about = _about(work, contests, problems)
+    about = describe(work, NAME, {"prompt": template.messages}, _failures(contests), problems)
     write_results(work.target.folder / NAME / "win_rates", WinRate, rows, changes, about)
     note = CHANGES.format(flipped="the win rate")
     return [rates_report(rows, about), *changes_reports("X-AlpacaEval: what differs between models", changes, note)]
@@ -162,8 +165,8 @@ def _mean(rows: Sequence[WinRate], rates: Rates) -> WinRate:
     """Return the row for all languages: the mean of rates and lengths, and the sum of counts."""
     counts = ("items", "n", "ties", "failed", "lacking", "no_answer", "no_baseline")
     judged = [row for row in rows if row.n]
-    return WinRate(
-        model=rows[0].model,
+    return replace(
+        rows[0],
         language=MEAN,
         **{name: sum(getattr(row, name) for row in rows) for name in counts},
         wr=rates.wr,
@@ -181,16 +184,15 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _about(work: Evaluation, contests: Sequence[Contest], problems: Mapping[str, Problems]) -> dict[str, Any]:
-    """Return who judged what and how, and what could not be used."""
-    failures: dict[str, dict[str, int]] = {}
+def _failures(contests: Sequence[Contest]) -> dict[str, dict[str, int]]:
+    """Return how many items have no verdict, by model and language and by reason."""
+    failures = {}
     for contest in contests:
         no_answer, no_baseline = contest.unanswered()
         without = {"items without an answer": no_answer, "items without an answer of the baseline": no_baseline}
         counts = {reason: count for reason, count in {**contest.failures, **without}.items() if count}
         failures[f"{contest.model} {contest.language}"] = counts
-    template = Template.read(work.settings.xalpaca.prompt, "xalpaca.prompt", OWN)
-    return describe(work, NAME, {"prompt": template.messages}, failures, problems)
+    return failures
 
 
 def rates_report(rows: Sequence[WinRate], about: Mapping[str, Any]) -> Report:
