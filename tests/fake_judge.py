@@ -5,16 +5,31 @@ what it says of an answer means nothing.
 """
 
 import hashlib
+import io
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from http_server import JsonHandler, LocalServer
+from rich.console import Console
+
+from crosspref.run.progress import Reporter
+from crosspref.run.verdicts import VerdictLog
+from crosspref.suites.judge.judge import Judge
+from crosspref.suites.settings import JudgeSettings
 
 TOKENS_IN, TOKENS_OUT = 100, 1
 """What every answer is said to have taken."""
+
+
+def make_judge(path: Path, url: str = "http://127.0.0.1:9/v1", *, replayed: bool = False, **settings: Any) -> Judge:
+    """A judge named j on a file of verdicts; without an address nobody is there."""
+    reporter = Reporter(Console(file=io.StringIO(), width=400))
+    log = VerdictLog.open(path, writable=not replayed)
+    return Judge(JudgeSettings(**{"model": "j", "url": url, "retries": 3} | settings), log, reporter, replayed=replayed)
 
 
 class FakeJudge(LocalServer):

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import TOKENS_IN, TOKENS_OUT, FakeJudge, opinion
+from fake_judge import TOKENS_IN, TOKENS_OUT, FakeJudge, make_judge, opinion
 from fault_proxy import FaultProxy
-from rich.console import Console
 
 from crosspref.errors import BudgetError, RecipeError, ServerError
-from crosspref.run.progress import Reporter
 from crosspref.run.verdicts import Verdict, VerdictLog
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Question
-from crosspref.suites.settings import JudgeSettings
 from crosspref.suites.xalpaca.prompt import ask_about
 
 pytest.importorskip("openai")
@@ -25,12 +22,6 @@ KEY = "sk-secret-of-the-judge"
 QUESTIONS = [ask_about(f"Instruction {number}", f"theirs {number}", f"ours {number}") for number in range(12)]
 PRICES = {"price_in": 1000.0, "price_out": 2000.0}  # of a million: an answer costs 0.102
 COST = (TOKENS_IN * PRICES["price_in"] + TOKENS_OUT * PRICES["price_out"]) / 1e6
-
-
-def make_judge(path: Path, url: str = "http://127.0.0.1:9/v1", *, replayed: bool = False, **settings: Any) -> Judge:
-    reporter = Reporter(Console(file=io.StringIO(), width=400))
-    log = VerdictLog.open(path, writable=not replayed)
-    return Judge(JudgeSettings(**{"model": "j", "url": url, "retries": 3} | settings), log, reporter, replayed=replayed)
 
 
 def said(judge: Judge) -> str:
@@ -150,37 +141,34 @@ def message(content: Any, finish_reason: str = "stop", **more: Any) -> dict[str,
     return {"message": {"content": content, **more}, "finish_reason": finish_reason, "logprobs": None}
 
 
+ALONE = {"logprobs": {"content": [{"token": "M", "logprob": -0.1, "top_logprobs": None}]}}
+
+
 @pytest.mark.parametrize(
-    ("said", "verdict", "failure"),
+    ("protocol", "said", "verdict", "failure"),
     [
-        (message(None), None, "empty"),
-        (message(None, "length", reasoning_content="First I compare"), None, "cut off"),
-        (message([]), None, "empty"),
-        (message(None, "tool_calls", tool_calls=[]), None, "empty"),
-        (message(None, "content_filter"), None, "refusal"),
-        (message(None, refusal="I would rather not."), None, "refusal"),
-        (message([{"type": "thinking", "thinking": "M is longer"}, {"type": "text", "text": "M"}]), 0.0, None),
-        (message("m", "an unknown reason"), 1.0, None),
-        ({"message": {}, "logprobs": {"content": []}}, None, "empty"),
+        ("text", message(None), None, "empty"),
+        ("text", message(None, "length", reasoning_content="First I compare"), None, "cut off"),
+        ("text", message([]), None, "empty"),
+        ("text", message(None, "content_filter"), None, "refusal"),
+        ("text", message(None, refusal="I would rather not."), None, "refusal"),
+        ("text", message([{"type": "thinking", "thinking": "M is longer"}, {"type": "text", "text": "M"}]), 0.0, None),
+        ("text", message("m", "an unknown reason"), 1.0, None),
+        ("text", {"message": {}, "logprobs": {"content": []}}, None, "empty"),
+        ("logprobs", ALONE, 0.0, None),
     ],
 )
-def test_a_verdict_of_nothing_has_failed_and_is_not_asked_for_again(
-    path: Path, said: dict[str, Any], verdict: float | None, failure: str | None
+def test_an_odd_answer_is_read_or_has_failed_and_is_not_asked_for_again(
+    path: Path, protocol: str, said: dict[str, Any], verdict: float | None, failure: str | None
 ) -> None:
     with FakeJudge(odd={"theirs 0\\n": said}) as server:
-        found = make_judge(path, server.url, protocol="text").ask(QUESTIONS[:2])
-        assert make_judge(path, server.url, protocol="text").ask(QUESTIONS[:2]) == found
+        found = make_judge(path, server.url, protocol=protocol).ask(QUESTIONS[:2])
+        assert make_judge(path, server.url, protocol=protocol).ask(QUESTIONS[:2]) == found
         assert len(server.asked) == 2
     assert found[0] is not None
     assert (found[0].verdict, found[0].failure) == (verdict, failure)
     assert found[1] is not None
     assert found[1].failure is None
-
-
-def test_log_probabilities_without_rivals(path: Path) -> None:
-    alone = {"logprobs": {"content": [{"token": "M", "logprob": -0.1, "top_logprobs": None}]}}
-    with FakeJudge(odd={"theirs 0\\n": alone}) as server:
-        assert values(make_judge(path, server.url).ask(QUESTIONS[:1])) == [0.0]
 
 
 def test_a_server_in_trouble_is_asked_again_and_every_verdict_comes(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import FakeJudge
+from fake_judge import FakeJudge, make_judge
 from made_runs import begin, store
 from rich.console import Console
 
@@ -20,8 +20,7 @@ from crosspref.errors import DataError
 from crosspref.maths.statistics import newcombe_interval, nominal_alpha, wilson_interval
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.verdicts import VerdictLog, messages_digest
-from crosspref.suites.judge.judge import Judge
+from crosspref.run.verdicts import messages_digest
 from crosspref.suites.judge.questions import UnreadableError
 from crosspref.suites.reward_accuracy.evaluate import sheet_report
 from crosspref.suites.reward_accuracy.judges import (
@@ -36,7 +35,7 @@ from crosspref.suites.reward_accuracy.judges import (
 )
 from crosspref.suites.reward_accuracy.pairs import Comparison, Sample, Sampled, compare, draw_samples, stratified_sample
 from crosspref.suites.reward_accuracy.rates import ALL, accuracies_of, changes_of, outcomes_of
-from crosspref.suites.settings import EvaluationSettings, JudgeSettings, RewardAccuracySettings
+from crosspref.suites.settings import EvaluationSettings, RewardAccuracySettings
 from crosspref.suites.work import Candidate, Evaluation, Target
 
 
@@ -71,15 +70,6 @@ def test_every_pair_is_as_likely_as_any_other(gaps: list[float | None]) -> None:
     assert all(150 <= drawn[row.prompt_id] <= 250 for row in pairs)
 
 
-def test_gaps_of_the_sample_are_those_of_the_whole() -> None:
-    draw = random.Random(0)
-    pairs = [pair(number, draw.expovariate(1.0)) for number in range(1000)]
-    mean = sum(row.gap or 0 for row in pairs) / 1000
-    errors = [sum(row.gap or 0 for row in stratified_sample(pairs, 50, seed)) / 50 - mean for seed in range(40)]
-    # A simple random sample has a standard error of 1 / sqrt(50) = 0.14.
-    assert math.sqrt(sum(error**2 for error in errors) / 40) < 0.04
-
-
 def test_what_was_chosen_does_not_show() -> None:
     one, is_a = compare("es", "¿Qué?", "Sí.", "No.")
     other, other_is_a = compare("es", "¿Qué?", "No.", "Sí.")
@@ -87,10 +77,10 @@ def test_what_was_chosen_does_not_show() -> None:
     assert is_a != other_is_a
     assert (one.answer_a == "Sí.") == is_a
     assert compare("en", "¿Qué?", "Sí.", "No.")[0].pair_id != one.pair_id
-    sides = [pair(number).chosen_is_a for number in range(400)]
-    assert 160 <= sum(sides) <= 240
-    assert all(pair(number).comparison.pair_id.isalnum() for number in range(100))
-    assert all(pair(number).comparison.pair_id.startswith("p") for number in range(100))  # 12e4 would become a number
+    pairs = [pair(number) for number in range(400)]
+    assert 160 <= sum(row.chosen_is_a for row in pairs) <= 240
+    # An id of digits, or 12e4, would become a number.
+    assert all(row.comparison.pair_id.isalnum() and row.comparison.pair_id.startswith("p") for row in pairs)
 
 
 # The judge
@@ -103,7 +93,6 @@ def test_what_was_chosen_does_not_show() -> None:
         ("Comparison: answer1 is wrong.\n\nPreferred: answer2\n", 0.0),
         ("Comparison: alike.\npreferred:  Tie.", 0.5),
         ("**Preferred:** <answer1>", 1.0),
-        ("Comparison: so.\n`answer_2`", 0.0),
         ("Answer 1", 1.0),
     ],
 )
@@ -115,13 +104,9 @@ def test_choices(text: str, value: float) -> None:
     ("text", "kind"),
     [
         ("", "empty"),
-        (" \n ", "empty"),
         ("answer1 is better", "no label"),
         ("Preferred: answer3", "no label"),
-        ("Preferred: answer1 or answer2", "no label"),
         ("Preferred: answer1\nI hope this helps.", "no label"),
-        ("Comparison: answer1", "no label"),
-        ('{"preferred": "answer1"}', "no label"),
         ("Preferred: t\u0131e", "no label"),  # letters that are an i and an s to whoever ignores case in all alphabets
         ("Preferred: an\u017fwer1", "no label"),
     ],
@@ -163,9 +148,9 @@ def test_both_orders(tmp_path: Path) -> None:
         first, second, *_ = SAID[text.split("<instruction>\n")[1].split("\n")[0]]
         return first if "<answer1>\na\n" in text else second
 
-    log = VerdictLog.open(tmp_path / "verdicts.jsonl")
+    path = tmp_path / "verdicts.jsonl"
     with FakeJudge(says=says) as server:
-        found = ask_judge(make_judge(log, server.url), pairs, TEMPLATE)
+        found = ask_judge(make_judge(path, server.url), pairs, TEMPLATE)
     assert {name: one.value for name, one in found.outcomes.items()} == {name: row[2] for name, row in SAID.items()}
     assert {name: one.failure for name, one in found.outcomes.items()} == {name: row[3] for name, row in SAID.items()}
     assert [name for name, one in found.outcomes.items() if one.contradicted] == ["always the first"]
@@ -174,18 +159,13 @@ def test_both_orders(tmp_path: Path) -> None:
     assert (found.kind, found.name, found.about["failed"]) == ("judge", "j", 3)
 
     # A replayed file that has one order of one pair alone.
-    lines = (tmp_path / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     digest = messages_digest(ask_about(pairs[0]).messages)
     short = tmp_path / "short.jsonl"
     short.write_text("".join(line for line in lines if digest in line), encoding="utf-8")
-    half = ask_judge(make_judge(VerdictLog.open(short, writable=False), replayed=True), pairs, TEMPLATE)
+    half = ask_judge(make_judge(short, replayed=True), pairs, TEMPLATE)
     assert list(half.outcomes) == ["both a"]
     assert half.outcomes["both a"].failure == "one order is not in the replayed file"
-
-
-def make_judge(log: VerdictLog, url: str = "http://127.0.0.1:9/v1", *, replayed: bool = False) -> Judge:
-    reporter = Reporter(Console(file=io.StringIO()))
-    return Judge(JudgeSettings(model="j", url=url), log, reporter, replayed=replayed)
 
 
 # The rates
@@ -206,19 +186,12 @@ def sample(pairs: list[Sampled], reward: str = "crosslingual", iteration: int = 
     return Sample(reward, iteration, language, 900, 0, pairs)
 
 
-def test_the_papers_interval() -> None:
-    pairs = [pair(number) for number in range(100)]
-    [row] = accuracies_of(judged(pairs, [1.0] * 61 + [0.0] * 39), [sample(pairs)])
-    assert row.accuracy.text(".2f") == "0.61 [0.51, 0.70]"
-    assert row.decided == row.accuracy
-    assert (row.pairs, row.sampled, row.n, row.wins, row.losses, row.ties) == (900, 100, 100, 61, 39, 0)
-
-
 def test_ties_failures_and_what_nobody_judged() -> None:
     pairs = [pair(number) for number in range(10)]
     given = judged(pairs, [1.0, 1.0, 1.0, 0.0, 0.5, 0.5, None, None])
     [row] = accuracies_of(given, [sample(pairs)])
-    assert (row.n, row.wins, row.losses, row.ties, row.failed, row.lacking) == (6, 3, 1, 2, 2, 2)
+    assert (row.pairs, row.sampled, row.n, row.failed, row.lacking) == (900, 10, 6, 2, 2)
+    assert (row.wins, row.losses, row.ties) == (3, 1, 2)
     assert (row.accuracy.value, row.decided.value) == (pytest.approx(4 / 6), 0.75)
     half, clear = wilson_interval([1, 1, 1, 0, 0.5, 0.5]), wilson_interval([1, 1, 1, 0])
     assert (row.accuracy.low, row.accuracy.high) == (pytest.approx(half.low), pytest.approx(half.high))

@@ -45,21 +45,6 @@ def test_what_answers_are_read_by_is_not_to_be_requested_otherwise() -> None:
     assert caught.value.keys == ("judge.request",)
 
 
-def test_a_secret_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError) as caught:
-        load_settings(EvaluationSettings, None, ["judge.url=http://me:sesame@host/v1"])
-    assert caught.value.keys == ("judge.url",)
-    assert "sesame" not in str(caught.value)
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read"):
-        load_settings(EvaluationSettings, tmp_path / "none.yaml", [])
-    (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(RecipeError, match="must be a mapping of sections, but it is a list"):
-        load_settings(EvaluationSettings, tmp_path / "list.yaml", [])
-
-
 def test_every_suite_is_there_and_others_are_named() -> None:
     for name in SUITES:
         assert callable(find_suite(name))
@@ -69,16 +54,7 @@ def test_every_suite_is_there_and_others_are_named() -> None:
 
 def test_every_setting_is_listed() -> None:
     lines = list(describe_settings(EvaluationSettings))
-    for line in (
-        "judge:",
-        "  budget: null",
-        "  max_new_tokens: 2048",
-        "xalpaca:",
-        "  paper_compat: false",
-        "mtbench:",
-        "  references: null",
-    ):
-        assert line in lines
+    assert {"judge:", "  budget: null", "xalpaca:", "  paper_compat: false"} <= set(lines)
     assert not any("extends" in line for line in lines)
 
 

@@ -10,8 +10,7 @@ from crosspref.data.items import Problems
 from crosspref.data.rows import Row
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
-from crosspref.run.verdicts import Verdict
-from crosspref.suites.judge.questions import UnreadableError, read_answer
+from crosspref.suites.judge.questions import UnreadableError
 from crosspref.suites.mtbench.files import REFERENCES, TwoTurns, read_questions
 from crosspref.suites.mtbench.prompt import TEMPLATES, ask_about, describe_prompts, read_grade
 from crosspref.suites.mtbench.results import NO_ANSWER, NO_REFERENCE, Turn
@@ -23,14 +22,11 @@ POEM = TwoTurns("81", "writing", ("Write a line.", "Now in prose."), ("A line.",
 @pytest.mark.parametrize(
     ("text", "grade"),
     [
-        ("Good. Grade: [[7]]", 7.0),
+        ("Good. Grade: [[1]]", 1.0),
         ("[[7.5]]", 7.5),
         ("Grade: [8]", 8.0),
         ("See [1], and [2]. Grade: [[3]]", 3.0),  # single brackets count only where there are no double ones
         ("It would be [[10]] but for the end: [[4]]", 10.0),  # the first one, as upstream reads it
-        ("Está bien escrito, aunque es breve. [[6]]", 6.0),
-        ("[[1]]", 1.0),
-        ("[[10]]", 10.0),
         ("গ্রেড: [[৭]]", 7.0),
     ],
 )
@@ -41,22 +37,16 @@ def test_a_grade_is_read(text: str, grade: float) -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("", "empty"),
         (" \n", "empty"),
-        ("A good answer, I would say seven of ten.", "no grade"),
         ("La respuesta es buena: 7/10", "no grade"),
-        ("I'm sorry, but I cannot grade this.", "no grade"),
-        ("[[seven]]", "half JSON"),
         ("Grade: [[-3]]", "no grade"),
         ("Grade: [[7", "no grade"),
-        ('{"grade": 7', "half JSON"),
+        ("Grade: [[10/10]]", "no grade"),
+        ("[[seven]]", "half JSON"),
         ('{"grade": 7}', "JSON"),
         ("Grade: [[0]]", "grade out of 1..10"),
         ("Grade: [[11]]", "grade out of 1..10"),
         ("Grade: [[0.5]] or rather [[5]]", "grade out of 1..10"),
-        ("Grade: [[1e2]]", "no grade"),
-        ("Grade: [[nan]]", "no grade"),
-        ("Grade: [[10/10]]", "no grade"),
     ],
 )
 def test_anything_else_has_no_grade_and_is_counted_by_kind(text: str, kind: str) -> None:
@@ -66,25 +56,13 @@ def test_anything_else_has_no_grade_and_is_counted_by_kind(text: str, kind: str)
 
 
 @pytest.mark.parametrize(
-    ("piece", "count", "kind"), [("1", 1_000_000, "no grade"), ("[[1", 300_000, "no grade"), ("[", 300_000, "no grade")]
+    ("text", "kind"),
+    [("1" * 1_000_000, "no grade"), ("[[1" * 300_000, "no grade"), ("9" * 10_000 + "]]", "grade out of 1")],
 )
-def test_a_text_without_end_is_read_once(piece: str, count: int, kind: str) -> None:
+def test_a_text_without_end_is_read_once(text: str, kind: str) -> None:
     """From each of a million digits to the last one it would take days."""
     with pytest.raises(UnreadableError, match=kind):
-        read_grade(f"Grade: [[{piece * count}")
-
-
-def test_a_grade_of_thousands_of_digits() -> None:
-    with pytest.raises(UnreadableError, match="out of 1"):
-        read_grade(f"Grade: [[{'9' * 10_000}]]")
-
-
-def test_a_judgement_that_was_cut_before_its_grade_says_so() -> None:
-    _, question = ask_about(POEM, 1, ("A red line.",))
-    for text, grade, failure in (("It begins well, and", None, "cut off"), ("Well: [[8]] and", 8.0, None)):
-        verdict = Verdict("", "j", {}, "", "", text, None, None, None, {}, finish_reason="length")
-        read = read_answer(verdict, question, by_logprobs=False)
-        assert (read.verdict, read.failure) == (grade, failure)
+        read_grade(f"Grade: [[{text}")
 
 
 def asked(question: TwoTurns, turn: int, *answers: str) -> tuple[str, str]:

