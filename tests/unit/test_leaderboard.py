@@ -172,7 +172,7 @@ def test_lc_without_the_gamed_rows_is_starred(tmp_path: Path) -> None:
     [
         "[x](javascript:alert(1))",
         "<img src=x onerror=alert(1)>",
-        "=1\x1b[2J",
+        "=1\x1b[2J\nx",
         "\\input{x}",
     ],
 )
