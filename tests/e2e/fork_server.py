@@ -29,6 +29,8 @@ def run(work: Callable[[], int], log: str) -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        # What pytest put in their place writes elsewhere.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))
         code = work()
     except SystemExit as stop:
         code = int(stop.code or 0)

@@ -66,7 +66,10 @@ class Servers:
         of_list = [name for name in BEHAVIOURS if name in OF_THE_LIST]
         others = [name for name in BEHAVIOURS if name not in OF_THE_LIST]
         asks_others = command in ("xalpaca", "mtbench") or chance.random() < 0.8
-        behaviour, when = chance.choice(others if asks_others else of_list), chance.choice(list(WHEN))
+        self.misbehave(case, command, chance.choice(others if asks_others else of_list), chance.choice(list(WHEN)))
+
+    def misbehave(self, case: Case, command: str, behaviour: str, when: str) -> None:
+        """Let the server of a command misbehave in some way at some requests, and then be well again."""
         case.guard("out", "out/*", "out.jsonl*", "well")
         with _served(case, behaviour, when, str(self.world.root / "policy")) as url:
             arguments = [argument.replace("URL", url) for argument in self.commands[command]]

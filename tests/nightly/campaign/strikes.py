@@ -127,6 +127,8 @@ class Scene:
     seconds: float
     largest: int
     """Bytes of the largest file that it made."""
+    start: Path | None = None
+    """What lies in the place of its output when it begins."""
 
     def outputs(self) -> tuple[str, ...]:
         """Return the patterns of what it may leave in a case's folder."""
@@ -134,13 +136,17 @@ class Scene:
 
 
 class Strikes:
-    """What all cases share: commands whose result is known."""
+    """What all cases share: commands whose result is known; those of ``make_scenes`` if left out."""
 
-    def __init__(self, world: World) -> None:
-        self.world, root = world, world.root
-        self.place = root / type(self).__name__.lower()
-        self.place.mkdir()
-        recipe = write_recipe(self.place / "recipe.yaml", world.recipe_content(train={"lora": {"rank": 4}}))
+    def __init__(self, world: World, scenes: Sequence[Scene] = ()) -> None:
+        self.world = world
+        self.scenes = scenes or self.make_scenes(world.root / type(self).__name__.lower())
+
+    def make_scenes(self, place: Path) -> list[Scene]:
+        """Make a whole run, train, and sample."""
+        root = self.world.root
+        place.mkdir()
+        recipe = write_recipe(place / "recipe.yaml", self.world.recipe_content(train={"lora": {"rank": 4}}))
         given = {
             "run": ["run", str(recipe), "--out", "out"],
             "train": ["train", "--pairs", str(root / "pairs.jsonl"), "--out", "out"],
@@ -161,20 +167,7 @@ class Strikes:
         here = ("resources.device=cpu", "resources.dtype=float32", "resources.threads=1")
         for name in ("train", "sample"):
             given[name] += ["--model", str(root / "policy"), *(f"--set={one}" for one in (*settings[name], *here))]
-        self.scenes = [self._scene(name, command) for name, command in given.items()]
-
-    def _scene(self, name: str, command: list[str]) -> Scene:
-        """Run a command undisturbed, and note what it does to files."""
-        folder = self.place / name
-        folder.mkdir()
-        begun = time.monotonic()
-        in_child(partial(_watched, command, folder), folder)
-        seconds = time.monotonic() - begun
-        events = [tuple(event) for event in json.loads((folder / "events.json").read_text(encoding="utf-8"))]
-        out = command[command.index("--out") + 1]
-        files = [path for path in (folder / out).rglob("*") if path.is_file()] or [folder / out]
-        largest = max(path.stat().st_size for path in files)
-        return Scene(name, tuple(command), out, folder / out, events, seconds, largest)
+        return [make_scene(place / name, command) for name, command in given.items()]
 
     def at_share(self, share: float) -> tuple[Scene, int]:
         """Return the scene and the event at a share of all events of all scenes."""
@@ -191,11 +184,28 @@ class Strikes:
             (case.folder / "out.checkpoints").mkdir()
             (case.folder / "out.checkpoints" / "notes.txt").write_text("mine\n", encoding="utf-8")
         case.guard(*scene.outputs(), *outputs)
+        if scene.start:
+            shutil.copytree(scene.start, case.folder / scene.out)
 
     def some(self, case: Case) -> tuple[Scene, int]:
         """Return any scene, the whole run more often than others, and any of its events."""
         scene = case.chance.choice([self.scenes[0], *self.scenes])
         return scene, case.chance.randrange(len(scene.events))
+
+
+def make_scene(folder: Path, command: Sequence[str], start: Path | None = None) -> Scene:
+    """Run a command undisturbed, and note what it does to files; its output begins as a copy of ``start``."""
+    folder.mkdir()
+    out = command[command.index("--out") + 1]
+    if start:
+        shutil.copytree(start, folder / out)
+    begun = time.monotonic()
+    in_child(partial(_watched, command, folder), folder)
+    seconds = time.monotonic() - begun
+    events = [tuple(event) for event in json.loads((folder / "events.json").read_text(encoding="utf-8"))]
+    files = [path for path in (folder / out).rglob("*") if path.is_file()] or [folder / out]
+    largest = max(path.stat().st_size for path in files)
+    return Scene(folder.name, tuple(command), out, folder / out, events, seconds, largest, start)
 
 
 def _watched(command: Sequence[str], folder: Path) -> int:
@@ -207,7 +217,7 @@ def _watched(command: Sequence[str], folder: Path) -> int:
     return code
 
 
-def _resume(case: Case, scene: Scene, place: str = "") -> None:
+def resume(case: Case, scene: Scene, place: str = "") -> None:
     """Give the command again: it goes on, and makes what it makes undisturbed; files of others stay as they are."""
     out = case.folder / (place or scene.out)
     if (out / "recipe.yaml").exists():
@@ -235,7 +245,7 @@ class Kills(Strikes):
     def __call__(self, case: Case) -> None:
         if case.number < self.EVERYWHERE:
             scene, at = self.at_share((case.number + case.chance.random()) / self.EVERYWHERE)
-            troubles = [Watch(case.folder, at, _kill).begin]
+            troubles = [Watch(case.folder, at, kill).begin]
         else:
             scene, _ = self.some(case)
             sizes = partial(_limit_files, case.chance.randrange(1, scene.largest), kills=True)
@@ -245,7 +255,7 @@ class Kills(Strikes):
         for trouble in troubles:
             if not _is_trained(scene, case.folder / scene.out):
                 case.run(*scene.command, trouble=trouble, codes=KILLED)
-        _resume(case, scene)
+        resume(case, scene)
 
 
 class Disks(Strikes):
@@ -257,18 +267,18 @@ class Disks(Strikes):
         if case.number < self.EVERYWHERE:
             scene, at = self.at_share((case.number + case.chance.random()) / self.EVERYWHERE)
             name = case.chance.choice(["the disk is full", *TROUBLES])
-            strike, reads = partial(_fail, TROUBLES[name]), name != "the disk is full" and case.chance.random() < 0.3
+            strike, reads = partial(fail, TROUBLES[name]), name != "the disk is full" and case.chance.random() < 0.3
             lasting = name == "the disk is read-only" or case.chance.random() < 0.6
             self.begin(case, scene)
             case.run(*scene.command, trouble=Watch(case.folder, at, strike, lasting=lasting, reads=reads).begin)
-            _resume(case, scene)
+            resume(case, scene)
         elif case.number < self.EVERYWHERE + self.BY_SIZE:
             scene = self.scenes[case.number % 2]  # whose largest files are larger than what it prints
             self.begin(case, scene)
             case.run(
                 *scene.command, trouble=partial(_limit_files, case.chance.randrange(20_000, scene.largest), kills=False)
             )
-            _resume(case, scene)
+            resume(case, scene)
         else:
             self._small_disk(case)
 
@@ -286,7 +296,7 @@ class Disks(Strikes):
             command = [f"disk/{word}" if word == scene.out else word for word in scene.command]
             case.run(*command)
             subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
-            _resume(case, scene, f"disk/{scene.out}")
+            resume(case, scene, f"disk/{scene.out}")
 
 
 class Odd(Strikes):
@@ -304,7 +314,7 @@ class Odd(Strikes):
         self.begin(case, scene)
         ends = CODES | {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
         case.run(*scene.command, megabytes=case.chance.choice((1, 5, 20, 50, 100, 200, 400)), codes=ends)
-        _resume(case, scene)
+        resume(case, scene)
 
     def two(self, case: Case) -> None:
         """Two processes with one run: one does it, and the other waits for nothing and says so."""
@@ -316,7 +326,7 @@ class Odd(Strikes):
         outcomes = [case.judge(child.wait(SECONDS), CODES, SECONDS) for child in (first, second)]
         if 0 not in [outcome.code for outcome in outcomes]:
             case.faults.append(f"two at once: neither ended well: {outcomes[1].output[-300:]}")
-        _resume(case, scene)
+        resume(case, scene)
 
     def clock(self, case: Case) -> None:
         """A clock that jumps by years, and files from the past and the future."""
@@ -326,20 +336,23 @@ class Odd(Strikes):
 
         def trouble() -> None:
             jumps()
-            Watch(case.folder, at, _kill).begin()
+            Watch(case.folder, at, kill).begin()
 
         case.run(*scene.command, trouble=trouble, codes=KILLED)
         for path in sorted((case.folder / scene.out).rglob("*")):
             os.utime(path, (when := case.chance.choice((0, 1, 2**31, 2**33)), when))
-        _resume(case, scene)
+        resume(case, scene)
 
     def read_only(self, case: Case) -> None:
-        """A run that may only be read is shown; one that would have to be written says so."""
+        """A run that may only be read is shown; a command that would have to write it says so."""
+        self.show(case, case.chance.choice(("report", "status", "compare", "leaderboard")))
+
+    def show(self, case: Case, command: str) -> None:
+        """Show a run that may only be read by a command, and try to resume it."""
         shutil.copytree(self.world.root / "run", case.folder / "run")
         case.guard("comparison.*")
-        only = Watch(case.folder / "run", 0, partial(_fail, errno.EROFS), lasting=True).begin
-        shown = case.chance.choice((("report", "run"), ("status", "run"), ("compare", "run"), ("leaderboard", "run")))
-        case.expect(case.run(*shown, trouble=only), 0, f"{shown[0]} of a run that may only be read")
+        only = Watch(case.folder / "run", 0, partial(fail, errno.EROFS), lasting=True).begin
+        case.expect(case.run(command, "run", trouble=only), 0, f"{command} of a run that may only be read")
         case.run("run", self.world.root / "recipe.yaml", "--out", "run", trouble=only)
         case.require_untouched()
 
@@ -348,31 +361,36 @@ class Odd(Strikes):
         scene, _ = self.some(case)
         self.begin(case, scene)
         case.run(*scene.command, trouble=Watch(case.folder, 0, _dawdle, lasting=True).begin)
-        _resume(case, scene)
+        resume(case, scene)
 
     def moved(self, case: Case) -> None:
-        """A run that was killed, and then moved, copied or linked, goes on where it lies now."""
-        scene, at = self.scenes[0], case.chance.randrange(len(self.scenes[0].events))
-        self.begin(case, scene, "elsewhere/*", "linked")
-        case.run(*scene.command, trouble=Watch(case.folder, at, _kill).begin, codes=KILLED)
-        out, place = case.folder / scene.out, case.chance.choice(("elsewhere/a run", "linked"))
-        if not out.exists():
-            return
-        (case.folder / "elsewhere").mkdir()
-        if place == "linked":
-            (case.folder / place).symlink_to(out)
-        elif case.chance.random() < 0.5:
-            out.rename(case.folder / place)
-        else:
-            shutil.copytree(out, case.folder / place)
-        _resume(case, scene, place)
+        """A run that was killed, and then moved, copied or linked."""
+        self.move(case, case.chance.choice(list(MOVES)), case.chance.randrange(len(self.scenes[0].events)))
+
+    def move(self, case: Case, how: str, at: int) -> None:
+        """Kill a run at an event, move it, and go on where it lies now."""
+        scene, place = self.scenes[0], "elsewhere/a run"
+        self.begin(case, scene, "elsewhere/*")
+        case.run(*scene.command, trouble=Watch(case.folder, at, kill).begin, codes=KILLED)
+        if (out := case.folder / scene.out).exists():
+            (case.folder / "elsewhere").mkdir()
+            MOVES[how](out, case.folder / place)
+            resume(case, scene, place)
 
 
-def _kill(_: str, __: str) -> None:
+MOVES: dict[str, Callable[[Path, Path], object]] = {
+    "moved": Path.rename,
+    "copied": shutil.copytree,
+    "linked": lambda out, place: place.symlink_to(out),
+}
+"""How a run comes to lie in another place."""
+
+
+def kill(_: str, __: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _fail(number: int, _: str, path: str) -> None:
+def fail(number: int, _: str, path: str) -> None:
     raise OSError(number, os.strerror(number), path)
 
 
