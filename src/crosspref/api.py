@@ -125,12 +125,7 @@ def check_models(recipe: Recipe) -> dict[str, ModelFiles]:
     Raises:
         ModelError: one is not there, or they do not belong together.
     """
-    names = {"initial": recipe.models.initial, "policy": recipe.models.policy}
-    if recipe.needs_translations:
-        names["translator"] = recipe.translate.model
-    if "reward_model" in recipe.reward.names:
-        names["reward model"] = recipe.reward.reward_model
-    models = {role: locate_model(name, weights=False) for role, name in names.items() if name is not None}
+    models = {role: locate_model(name, weights=False) for role, name in recipe.model_names.items()}
     if "policy" in models and "initial" in models:
         policy, initial = models["policy"], models["initial"]
         require_different(policy, initial)

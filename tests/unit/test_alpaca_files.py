@@ -89,6 +89,7 @@ def test_rows_without_ids_are_joined_by_instruction_the_kth_to_the_kth() -> None
     )
     assert outputs(join(given, ITEMS, "output", problems)) == {"4": "D", "2": "B", "3": "C", "1": "A"}
     assert problems == {"rows without item or output": 1}
+    assert join(rows({"instruction": 5, "output": "A"}), [Item("1", 0, "5")], "output", problems) == {}
 
 
 def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:

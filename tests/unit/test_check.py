@@ -151,7 +151,29 @@ def test_several_faults_are_reported_together(recipe_file: str) -> None:
     with pytest.raises(CrossprefError) as caught:
         check(recipe_file, "resources.device=nonsense", "prompts.source=nowhere.jsonl", "sample.engine=vllm")
     message = str(caught.value)
-    assert all(part in message for part in ("resources.device", "nowhere.jsonl", "'vllm'"))
+    assert all(message.count(part) == 1 for part in ("resources.device: ", "'nowhere.jsonl'", "library 'vllm'"))
+
+
+def test_wrong_paths_are_named_before_anything_takes_time(recipe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = {
+        "translate.model": "no/such/model",
+        "models.initial": "./no-pi_I",
+        "prompts.source": "[no-prompts.jsonl, package:no_such_package/x]",
+        "evaluate.prompts": "no-heldout.jsonl",
+    }
+    recipe = load_recipe(recipe_file, [f"{key}={value}" for key, value in nowhere.items()] + ["reward.name=translated"])
+
+    def take_long(*_: object, **__: object) -> tuple[list[str], list[CrossprefError]]:
+        raise TimeoutError
+
+    monkeypatch.setattr("crosspref.commands.check.examine", take_long)
+    lines = check_recipe(recipe)
+    first = [next(lines) for _ in range(5)]
+    assert all(line.startswith("fault ") for line in first)
+    for name in ("no/such/model", "./no-pi_I", "no-prompts.jsonl", "package:no_such_package/x", "no-heldout.jsonl"):
+        assert sum(f"{name!r}" in line for line in first) == 1
+    with pytest.raises(TimeoutError):
+        next(lines)
 
 
 def faults_of(recipe: str, *overrides: str) -> tuple[list[str], list[CrossprefError]]:

@@ -234,10 +234,13 @@ def test_bytes_that_are_no_text_name_their_row(tmp_path: Path) -> None:
 def test_other_types_that_say_the_same(tmp_path: Path) -> None:
     [row] = read_rows(write(tmp_path, [{**ANSWER, "prompt_id": 7, "sample": 3.0}]), Response)
     assert (row.prompt_id, row.sample) == ("7", 3)
-    large = pa.table({name: pa.array([value], pa.large_string()) for name, value in ANSWER.items()})
-    pq.write_table(large, tmp_path / "large.parquet")
-    [row] = read_rows(tmp_path / "large.parquet", Response)
-    assert (row.prompt_id, row.language, row.text) == ("a", "es", "hola")
+    for kind in (pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
+        columns = {name: pa.array([value]).cast(kind) for name, value in ANSWER.items()}
+        pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+        [row] = read_rows(tmp_path / "x.parquet", Response)
+        assert (row.prompt_id, row.language, row.text) == ("a", "es", "hola")
+    pq.write_table(pa.table({**columns, "text": [7]}), tmp_path / "x.parquet")
+    assert problem_of(tmp_path / "x.parquet", Response)[1] == 1
 
 
 def test_a_byte_order_mark_and_empty_lines(tmp_path: Path) -> None:
@@ -263,6 +266,7 @@ def test_columns_that_cannot_be_used(tmp_path: Path, kind: type, rows: list[Any]
 
 
 KEY = {"prompt_id": "a", "language": "es", "instruction": "?"}
+SIDES = {"prompt_id": "a", "prompt": USER, "chosen": GOOD, "rejected": BAD}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +289,13 @@ KEY = {"prompt_id": "a", "language": "es", "instruction": "?"}
         (Response, [ANSWER, {**ANSWER, "sample": "first"}], 2, "'sample' must be of type int32"),
         (Response, [ANSWER, {**ANSWER, "seed": 2**64}], 2, "'seed' must be of type int64"),
         (Response, [ANSWER, {**ANSWER, "text": 7}], 2, "'text' must be of type string"),
+        (Response, [{**ANSWER, "text": 7}, {**ANSWER, "text": 8}], 1, "'text' must be of type string"),
+        (Response, [{**ANSWER, "text": True}], 1, "'text' must be of type string"),
+        (Response, [{**ANSWER, "text": None}], 1, "'text'"),
+        (Response, [{**ANSWER, "language": 5}], 1, "'language' must be of type string"),
+        (Prompt, [KEY | {"instruction": 5}], 1, "'instruction' must be of type string"),
+        (Pair, [{**SIDES, "chosen": [{"role": "assistant", "content": 5}]}], 1, "'chosen'"),
+        (Pair, [SIDES, {**SIDES, "prompt": [{"role": "user", "content": False}]}], 2, "'prompt'"),
         (Response, [ANSWER, {**ANSWER, "text": ["x"]}], 2, "'text' must be of type string"),
         (Response, [ANSWER, '{"prompt_id": "b", "language": "es", "text": "\\ud800"}'], 2, "'text'"),
         (Response, [ANSWER, {**ANSWER, "prompt_id": [1]}], 2, "'prompt_id'"),

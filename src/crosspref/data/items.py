@@ -95,7 +95,8 @@ def join(rows: Sequence[Row], items: Sequence[Item], column: str, problems: Prob
         by_text.setdefault(item.instruction.strip(), []).append(item.item_id)
     given, met = [], Counter[str]()
     for row in rows:
-        text = str(first_of(row, TEXT_COLUMNS) or "").strip()
+        instruction = first_of(row, TEXT_COLUMNS)
+        text = instruction.strip() if isinstance(instruction, str) else ""
         item_id, same = id_of(row) if named or not text else None, by_text.get(text, [])
         if item_id is None and met[text] < len(same):
             item_id = same[met[text]]

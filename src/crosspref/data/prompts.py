@@ -94,10 +94,9 @@ def load_prompts(settings: PromptSettings, languages: Sequence[str]) -> LoadedPr
         DataError: a language is unknown or wholly missing, or there is no id column.
         RowError: nothing usable is left or, with ``on_problem="stop"``, any prompt has a problem.
     """
-    sources = [settings.source] if isinstance(settings.source, str) else settings.source
-    source, wanted = ", ".join(sources), _with_english(languages)
+    source, wanted = ", ".join(settings.sources), _with_english(languages)
     problems: list[Problem] = []
-    parts = [part for one in sources for part in read_source(one, wanted)]
+    parts = [part for one in settings.sources for part in read_source(one, wanted)]
     cells = [cell for part in parts for cell in _cells(part, wanted, settings, problems)]
     index = _index(cells, wanted, problems)
     problems += [*_unmatched(index, wanted), *_misaligned(index, wanted)]

@@ -143,25 +143,38 @@ def read_source(source: str, languages: Sequence[str]) -> list[Part]:
     Raises:
         DataError: the source or a wanted language's file is not there, or a whole file cannot be read.
     """
+    place = place_of(source)
+    if place is not None:
+        return _local_parts(place, source, languages)
+    named = _HUB_ID_OR_DIRECTORY if source.startswith(_HUB) else _HUB_ID
+    return _hub_parts(named.fullmatch(source.removeprefix(_HUB)), source, languages)
+
+
+def place_of(source: str) -> Path | None:
+    """Return the file or folder that a source names, or None for a hub dataset. Nothing is read.
+
+    Raises:
+        DataError: the source is not there.
+    """
     if source.startswith(PACKAGE):
         try:
-            return _local_parts(inside_package(source), source, languages)
+            return inside_package(source)
         except LookupError as error:
             raise DataError(error.args[0]) from error
     if source.startswith(_HUB):
-        return _hub_parts(_HUB_ID_OR_DIRECTORY.fullmatch(source.removeprefix(_HUB)), source, languages)
+        return None
     if not source.strip():
         raise DataError("the source is empty: give a file, a folder, package:NAME/path or a hub dataset id.")
-    if (place := existing(source)) is not None:
-        return _local_parts(place, source, languages)
-    match, path = _HUB_ID.fullmatch(source), Path(source)
-    if match is None or split_name(path)[1] in READERS or existing(path.parts[0]) is not None:
+    place, path = existing(source), Path(source)
+    if place is not None:
+        return place
+    if not _HUB_ID.fullmatch(source) or split_name(path)[1] in READERS or existing(path.parts[0]) is not None:
         raise DataError(
             f"{source!r} was taken for a path, and there is no such file or folder (looked in "
             f"{working_directory()}). A hub dataset is written owner/name, or {_HUB}owner/name where that looks like a "
             "path."
         )
-    return _hub_parts(match, source, languages)
+    return None
 
 
 def _local_parts(place: Path, source: str, languages: Sequence[str]) -> list[Part]:

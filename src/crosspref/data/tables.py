@@ -69,6 +69,13 @@ IMPOSSIBLE: list[tuple[set[str], Callable[[pa.Array], pa.Array], str]] = [
 
 LANGUAGE_COLUMNS = ("language", "target")
 
+_KINDS_OF_TEXT = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+    pa.types.is_null,
+)
+"""Of a column that holds text, or nothing."""
+
 KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "other", "stage", "measure")
 """The columns that identify a row, where its record has them; pairs of one prompt differ in their answers."""
 
@@ -195,12 +202,31 @@ def _column(given: _Given, field: Field[Any], kind: type) -> pa.ChunkedArray:
 
 
 def _typed(values: Values, expected: pa.DataType) -> pa.ChunkedArray:
-    """Return values in a type, and see that they are what the type says, such as text in UTF-8."""
+    """Return values in a type, and see that they are what the type says, such as text in UTF-8.
+
+    A whole number may be written as 3.0, but nothing else becomes a text.
+    """
     if isinstance(values, list):  # first in a type of their own, from which 3.0 becomes 3, but not 3.5
         values = pa.table([pa.array(values)], [""]).column(0)
+    _require_text(values.type, expected)
     column = values.cast(expected)
     column.validate(full=True)
     return column
+
+
+def _require_text(given: pa.DataType, expected: pa.DataType) -> None:
+    """Raise pa.ArrowTypeError where numbers or truth values stand in the place of text: Arrow would write them out."""
+    if pa.types.is_dictionary(given):
+        given = given.value_type
+    is_text = any(is_kind(given) for is_kind in _KINDS_OF_TEXT)
+    if pa.types.is_string(expected) and not is_text:
+        raise pa.ArrowTypeError(f"the value is {given}, not text")
+    if pa.types.is_list(expected) and hasattr(given, "value_type"):
+        _require_text(given.value_type, expected.value_type)
+    if pa.types.is_struct(expected) and pa.types.is_struct(given):
+        for field in expected:
+            if field.name in given.names:
+                _require_text(given.field(field.name).type, field.type)
 
 
 def _first_misfit(values: Values, expected: pa.DataType, error: BaseException) -> tuple[int, str]:

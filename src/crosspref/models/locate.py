@@ -70,26 +70,35 @@ class ModelFiles:
         return self.directory.resolve(), self.gguf_file
 
 
+def place_of_model(name: str) -> Path | HubModel:
+    """Return the path or the hub's repository that a model's name stands for. Nothing is read or fetched.
+
+    Raises:
+        ModelError: there is no such path, and it is no hub id.
+    """
+    if name.startswith(PACKAGE):
+        try:
+            return inside_package(name)
+        except LookupError as error:
+            raise ModelError(f"The model {error.args[0]}") from error
+    place = existing(name) or HubModel.of(name)
+    if place is None:
+        raise ModelError(
+            f"The model {name!r} was not found: it is no existing path, and no hub id (owner/name) either. "
+            "Give a directory with config.json and safetensors, a .gguf file, a hub id, or package:NAME/file."
+        )
+    return place
+
+
 def locate_model(name: str, *, weights: bool = True) -> ModelFiles:
     """Find a model; a hub id is downloaded (only its small files when ``weights`` is False, but a GGUF file whole).
 
     Raises:
         ModelError: there is no such model, or the directory does not hold one.
     """
-    if name.startswith(PACKAGE):
-        try:
-            path = inside_package(name)
-        except LookupError as error:
-            raise ModelError(f"The model {error.args[0]}") from error
-    elif (found := existing(name)) is not None:
-        path = found
-    elif hub := HubModel.of(name):
-        return _from_hub(hub, weights)
-    else:
-        raise ModelError(
-            f"The model {name!r} was not found: it is no existing path, and no hub id (owner/name) either. "
-            "Give a directory with config.json and safetensors, a .gguf file, a hub id, or package:NAME/file."
-        )
+    path = place_of_model(name)
+    if isinstance(path, HubModel):
+        return _from_hub(path, weights)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(

@@ -104,6 +104,16 @@ class Recipe(Settings):
         return self.prompts.model_copy(update={"source": self.evaluate.prompts, "limit": self.evaluate.limit})
 
     @property
+    def model_names(self) -> dict[str, str]:
+        """The models that a run reads, by role."""
+        names = {"initial": self.models.initial, "policy": self.models.policy}
+        if self.needs_translations:
+            names["translator"] = self.translate.model
+        if "reward_model" in self.reward.names:
+            names["reward model"] = self.reward.reward_model
+        return {role: name for role, name in names.items() if name is not None}
+
+    @property
     def needs_translations(self) -> bool:
         """Whether the responses are translated, for R_t or for language imbalance."""
         return self.language_imbalance is not None or "translated" in self.reward.names

@@ -187,6 +187,11 @@ class PromptSettings(Settings):
     text_column: str | None = Field(None, description="Name of the text column, if it is not detected.")
     language_column: str | None = Field(None, description="Name of the language column, if it is not detected.")
 
+    @property
+    def sources(self) -> list[str]:
+        """The places that ``source`` names."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
 
 class SampleSettings(Settings):
     """Sampling responses (Eq. 7)."""
