@@ -32,44 +32,34 @@ def test_noise_and_gaps_are_in_nats() -> None:
     assert (row.gap, row.pairs, row.doubtful) == (pytest.approx(2.7), 2, 0)
     assert least_gap(row.noise) == pytest.approx(2 * math.sqrt(2) * 0.2)
     assert (row.changed, row.exchanged, row.prompts) == (0, 0, 1)
-
-
-def test_a_gap_within_the_noise_is_doubtful() -> None:
-    stored = [score("a", 0, 0.53), score("a", 1, 0.09)]
-    exact = [score("a", 0, 0.50), score("a", 1, 0.10)]
     row = found(stored, exact, [pair("a", (0, 0.53), (1, 0.09)), pair("b", (0, 0.15), (1, 0.1))])
     assert (row.pairs, row.doubtful) == (2, 1)
 
 
-def test_a_pair_that_exact_scores_turn_round_is_counted() -> None:
-    stored = [score("a", 0, 0.5), score("a", 1, 0.4)]
-    exact = [score("a", 0, 0.3), score("a", 1, 0.4)]
-    row = found(stored, exact, [pair("a", (0, 0.5), (1, 0.4))])
-    assert (row.changed, row.exchanged, row.prompts) == (1, 1, 1)
+@pytest.mark.parametrize(
+    ("stored", "exact", "made", "changed", "exchanged"),
+    [
+        # Exact scores turn the pair round.
+        ([0.5, 0.4], [0.3, 0.4], pair("a", (0, 0.5), (1, 0.4)), 1, 1),
+        # Another response is the best one, but the pair is not turned round.
+        ([0.5, 0.45, 0.1], [0.5, 0.55, 0.1], pair("a", (0, 0.5), (2, 0.1)), 1, 0),
+        # Without the penalty sample 1 would be the best; it is 20 characters longer, at .01 each.
+        ([0.5, 0.6, 0.1], [0.5, 0.6, 0.1], pair("a", (0, 0.4), (2, 0.0), alpha=0.01), 0, 0),
+        ([0.5, 0.6, 0.1], [0.35, 0.6, 0.1], pair("a", (0, 0.4), (2, 0.0), alpha=0.01), 1, 0),
+        # Exact rewards prefer the rejected response by .05; its 20 characters more cost .2.
+        ([0.6, 0.5], [0.45, 0.5], pair("a", (0, 0.5), (1, 0.2), alpha=0.01), 0, 0),
+        ([0.6, 0.5], [0.45, 0.5], pair("a", (0, 0.6), (1, 0.5)), 1, 1),
+    ],
+)
+def test_pairs_that_exact_scores_would_not_make(
+    stored: list[float], exact: list[float], made: Pair, changed: int, exchanged: int
+) -> None:
+    def scores(rewards: list[float]) -> list[Score]:
+        """Sample 1 is 20 characters longer than the others."""
+        return [score("a", sample, reward, 30 if sample == 1 else 10) for sample, reward in enumerate(rewards)]
 
-
-def test_another_best_response_is_counted_though_the_pair_is_not_turned_round() -> None:
-    stored = [score("a", 0, 0.5), score("a", 1, 0.45), score("a", 2, 0.1)]
-    exact = [score("a", 0, 0.5), score("a", 1, 0.55), score("a", 2, 0.1)]
-    row = found(stored, exact, [pair("a", (0, 0.5), (2, 0.1))])
-    assert (row.changed, row.exchanged, row.prompts) == (1, 0, 1)
-
-
-def test_the_length_penalty_of_the_pair_holds_for_exact_scores() -> None:
-    # Without the penalty sample 1 would be the best; it is 20 characters longer, at .01 each.
-    stored = [score("a", 0, 0.5, 10), score("a", 1, 0.6, 30), score("a", 2, 0.1, 10)]
-    row = found(stored, stored, [pair("a", (0, 0.4), (2, 0.0), alpha=0.01)])
-    assert (row.noise, row.changed, row.exchanged) == (0.0, 0, 0)
-    exact = [score("a", 0, 0.35, 10), score("a", 1, 0.6, 30), score("a", 2, 0.1, 10)]
-    assert found(stored, exact, [pair("a", (0, 0.4), (2, 0.0), alpha=0.01)]).changed == 1
-
-
-def test_a_pair_is_turned_round_under_the_penalty_and_not_without() -> None:
-    # Exact rewards prefer the rejected response by .05; it is 10 characters longer, which costs .1.
-    stored = [score("a", 0, 0.6, 10), score("a", 1, 0.5, 20)]
-    exact = [score("a", 0, 0.45, 10), score("a", 1, 0.5, 20)]
-    assert found(stored, exact, [pair("a", (0, 0.5), (1, 0.3), alpha=0.01)]).exchanged == 0
-    assert found(stored, exact, [pair("a", (0, 0.6), (1, 0.5))]).exchanged == 1
+    row = found(scores(stored), scores(exact), [made])
+    assert (row.changed, row.exchanged, row.prompts) == (changed, exchanged, 1)
 
 
 def test_what_has_no_reward_is_left_out() -> None:

@@ -274,29 +274,21 @@ def put(path: Path, **values: object) -> None:
 
 BROKEN: dict[str, Callable[[Path], object]] = {
     "config null": lambda model: (model / "config.json").write_text("null"),
-    "config list": lambda model: (model / "config.json").write_text("[]"),
     "config cut": lambda model: cut(model / "config.json", 20),
     "config no UTF-8": lambda model: (model / "config.json").write_bytes(b'{"model_type": "\xff"}'),
     "no model_type": lambda model: (model / "config.json").write_text("{}"),
-    "hidden_size text": lambda model: put(model / "config.json", hidden_size="x"),
     "hidden_size zero": lambda model: put(model / "config.json", hidden_size=0),
-    "heads zero": lambda model: put(model / "config.json", num_attention_heads=0),
     "more layers": lambda model: put(model / "config.json", num_hidden_layers=3),
-    "vocab_size text": lambda model: put(model / "config.json", vocab_size="many"),
     "vocab_size small": lambda model: put(model / "config.json", vocab_size=7),
-    "context text": lambda model: put(model / "config.json", max_position_embeddings="long"),
     "rope nonsense": lambda model: put(model / "config.json", rope_parameters={"rope_type": "spiral"}),
     "activation": lambda model: put(model / "config.json", hidden_act="of_tomorrow"),
     "kernel": lambda model: put(model / "config.json", _attn_implementation="somebody/kernels"),
     "weights cut": lambda model: cut(model / "model.safetensors", 500),
-    "weights empty": lambda model: (model / "model.safetensors").write_bytes(b""),
     "weights header": lambda model: (model / "model.safetensors").write_bytes(b"\xff" * 64),
-    "weights text": lambda model: (model / "model.safetensors").write_text("<!DOCTYPE html>" * 9),
     "tokenizer null": lambda model: (model / "tokenizer.json").write_text("null"),
     "tokenizer kind": lambda model: (model / "tokenizer.json").write_text(
         '{"version": "1.0", "model": {"type": "No"}}'
     ),
-    "tokenizer tokens": lambda model: put(model / "tokenizer.json", added_tokens=5),
     "tokenizer merges": lambda model: put(model / "tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": [5]}),
     "tokenizer config": lambda model: (model / "tokenizer_config.json").write_text("{"),
     "template": lambda model: (model / "chat_template.jinja").write_text("{% if %}"),
@@ -304,7 +296,6 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "template no UTF-8": lambda model: (model / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}"),
     "generation end": lambda model: put(model / "generation_config.json", eos_token_id="x"),
     "generation cut": lambda model: cut(model / "generation_config.json", 5),
-    "generation list": lambda model: (model / "generation_config.json").write_text("[]"),
 }
 
 

@@ -1,6 +1,5 @@
-"""Whatever the environment holds: left-over ranks, a person's own modules, an output that is full or closed."""
+"""Whatever the environment holds: left-over ranks, and a person's own modules."""
 
-import io
 import json
 import os
 import sys
@@ -92,25 +91,3 @@ def test_a_child_is_asked_in_any_language_and_from_any_directory(
     recipe = {"models": {"initial": "modèle", "policy": "blåbær"}, "languages": ["en"], "prompts": {"source": "p"}}
     _, faults = json.loads(ask_child(["examine"], json.dumps(recipe, ensure_ascii=False)))
     assert "modèle" in str(faults)  # which is not there
-
-
-def test_what_an_output_cannot_hold_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    assert main(["init", str(tmp_path / "blåbær")]) == 0
-    assert rb"bl\xe5b\xe6r" in written.getvalue()
-
-
-def test_a_full_output_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        for arguments in (["settings"], ["--help"]):
-            assert main(arguments) == 1
-            errors = capsys.readouterr().err
-            assert "No space left on device" in errors
-            assert errors.count("\n") == 1
-
-
-def test_a_closed_output_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    assert main(["settings"]) == 0

@@ -42,9 +42,8 @@ def marker_with(**changes: Any) -> str:
         b"[]",
         b'{"digest": 1}',
         marker_with(digest="../../../elsewhere").encode(),
-        marker_with(digest=["0"]).encode(),
         marker_with(parts=["policy"]).encode(),
-        marker_with(rows="1").encode(),
+        marker_with(rows="R").replace('"R"', "9" * 10_000).encode(),
         marker_with(rows=True).encode(),
         marker_with(rows=-1).encode(),
         marker_with(rows=float("nan")).encode(),
@@ -89,10 +88,9 @@ def test_parts_of_a_marker_may_be_anything(tmp_path: Path) -> None:
         b'"sample"',
         json.dumps({**PHASE, "phase": ["sample"]}).encode(),
         json.dumps({**PHASE, "iteration": "1"}).encode(),
-        json.dumps({**PHASE, "iteration": [1]}).encode(),
         json.dumps({**PHASE, "seconds": None}).encode(),
         json.dumps({**PHASE, "seconds": float("nan")}).encode(),
-        json.dumps({**PHASE, "seconds": float("inf")}).encode(),
+        json.dumps(PHASE).encode()[:-3],
         json.dumps({**PHASE, "seconds": 10**400}).encode(),
         json.dumps({"phase": "sample"}).encode(),
     ],
@@ -102,7 +100,7 @@ def test_a_broken_line_of_the_log_is_left_out(line: bytes, tmp_path: Path) -> No
     run = measured(tmp_path)
     run.log_phase(PHASE)
     with (tmp_path / "phases.jsonl").open("ab") as log:
-        log.write(line + b"\n")
+        log.write(line)  # as a kill leaves it, too: the next line begins anew
     run.log_phase(PHASE)
     assert run.logged_phases() == [PHASE, PHASE]
     [policy] = [row for row in compare_runs([tmp_path]).policies if row.iteration == 1]

@@ -10,11 +10,10 @@ import pytest
 
 from crosspref.cli import main
 from crosspref.data.records import Dropped
-from crosspref.data.sources import read_source
 from crosspref.data.tables import write_rows
-from crosspref.errors import DataError, FileError, ModelError, RunError
-from crosspref.models.locate import cache_directory, locate_model
-from crosspref.paths import existing, require_writable, writing
+from crosspref.errors import FileError, RunError
+from crosspref.models.locate import cache_directory
+from crosspref.paths import require_writable, writing
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Unit, write_text
 
@@ -150,17 +149,6 @@ def test_other_errors_stay_what_they_are_while_something_is_written(tmp_path: Pa
         with pytest.raises(type(error)) as caught, writing(tmp_path):
             raise error
         assert caught.value is error
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b", "loop"])
-def test_a_name_that_no_file_has_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("loop").symlink_to("loop")
-    assert existing(name) is None
-    with pytest.raises(ModelError):
-        locate_model(name)
-    with pytest.raises(DataError):
-        read_source(name, ["en"])
 
 
 def test_without_a_home_the_cache_says_how_to_name_it(monkeypatch: pytest.MonkeyPatch) -> None:

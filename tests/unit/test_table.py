@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from crosspref.escape import REPLACEMENT
 from crosspref.maths.estimate import Change, Estimate
 from crosspref.reports.table import Report, column_types, columns, csv_text, write_table
 
@@ -59,22 +58,6 @@ def test_unquoted_csv_has_numbers_as_they_were_rounded() -> None:
     texts = ["x y", "-", "-0.25", "+1e-05", "-1+1", FORMULA]
     lines = csv_text(["a"], [[-0.5], *([text] for text in texts)], quoted=False).splitlines()
     assert lines == ["a", "-0.5", *texts[:4], "'-1+1", '"' + f"'{FORMULA}".replace('"', '""') + '"']
-
-
-EVIL = "[red]a|b*c[/red] :smile: [/]\x1b[2J"
-SHOWN = f"[red]a|b*c[/red] :smile: [/]{REPLACEMENT}[2J"
-
-
-def test_no_text_is_markup_moves_the_cursor_or_breaks_a_line() -> None:
-    report = Report(f"{EVIL}\nx", ["name" * 12, EVIL], [[EVIL, f"{EVIL}\n|"]], [f"{EVIL}\nnote"])
-    screen, text = report.screen(150), report.markdown()
-    assert "\x1b" not in screen + text
-    assert screen.count(SHOWN) == 5
-    heading, _, *table, _, note, _ = text.split("\n")
-    escaped = SHOWN.replace("*", r"\*").replace("|", r"\|")
-    assert heading == f"# {escaped}{REPLACEMENT}x"
-    assert [line.replace("\\|", "").count("|") for line in table] == [3, 3, 3]
-    assert note == f"{escaped}{REPLACEMENT}note"
 
 
 def test_a_narrow_screen_cuts_nothing_and_folds_the_first_column() -> None:

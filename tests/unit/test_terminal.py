@@ -156,6 +156,12 @@ def test_every_command_prints_to_any_output(
     board = ["leaderboard", str(tmp_path / "m"), "--suite", "mtbench"]
     forms = ([*board, "--format", form] for form in ("terminal", "markdown", "csv", "latex"))
     commands = [["settings"], ["status", str(tmp_path / "run")], *forms]
+    for arguments in (["--help"], *commands):
+        with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+            patch.setattr(sys, "stdout", full)
+            capsys.readouterr()
+            assert cli.main(arguments) == 1, arguments
+        assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     for arguments in commands:
         written = io.BytesIO()
         with monkeypatch.context() as patch:
@@ -164,11 +170,6 @@ def test_every_command_prints_to_any_output(
             sys.stdout.detach()
         assert written.getvalue().isascii()
         assert written.getvalue()
-        with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
-            patch.setattr(sys, "stdout", full)
-            capsys.readouterr()
-            assert cli.main(arguments) == 1, arguments
-            assert "No space left on device" in capsys.readouterr().err
         reader, writer = os.pipe()
         os.close(reader)  # as head does when it has enough
         with monkeypatch.context() as patch, os.fdopen(writer, "w") as closed:
