@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from crosspref.escape import one_line, printable_lines
 from crosspref.keys import without_what_looks_like_a_key
@@ -42,12 +43,18 @@ class CrossprefError(Exception):
 
     A message may repeat what a file, a server or a library said: what would act on a terminal is replaced in it.
     ``advice`` says what to do where the machine is at fault, and not what was asked for; elsewhere it is empty.
+    ``given`` are the arguments of a subclass that makes its message of several.
     """
 
     advice = ""
+    given: tuple[str, ...] = ()
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable_lines(message))
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Make it picklable: by default, an exception is rebuilt from its message alone."""
+        return (type(self), self.given) if self.given else super().__reduce__()
 
 
 class RecipeError(CrossprefError):
@@ -94,11 +101,7 @@ class FileError(CrossprefError):
 
     def __init__(self, path: object, problem: str, advice: str = "") -> None:
         super().__init__(f"{path} {problem.rstrip('.')}.{advice and ' '}{advice}")
-        self.path, self.problem, self.advice = str(path), problem, advice
-
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        """Make it picklable: by default, an exception is rebuilt from its message alone."""
-        return type(self), (self.path, self.problem, self.advice)
+        self.path, self.problem, self.advice = self.given = str(path), problem, advice
 
 
 class LimitError(CrossprefError):
@@ -106,11 +109,7 @@ class LimitError(CrossprefError):
 
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem.rstrip('.')}. {advice}")
-        self.problem, self.advice = problem, advice
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """Make it picklable: by default, an exception is rebuilt from its message alone."""
-        return type(self), (self.problem, self.advice)
+        self.problem, self.advice = self.given = problem, advice
 
 
 class MissingLibraryError(CrossprefError):
@@ -121,10 +120,6 @@ class MissingLibraryError(CrossprefError):
             f"{purpose} needs the library {library!r}, which is not installed.\nInstall it with: {install}"
         )
         self.given = library, purpose, install
-
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        """Make it picklable: by default, an exception is rebuilt from its message alone."""
-        return type(self), self.given
 
 
 def shown(value: object, most: int = 200) -> str:

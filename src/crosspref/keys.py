@@ -64,11 +64,12 @@ def without_token(error: BaseException) -> str:
 
 def without_what_looks_like_a_key(text: str) -> str:
     """Return a text with *** in the place of words with 16 or more letters and digits in a row, and some of both."""
-    return _WORD.sub(lambda word: "***" if any(map(_is_mixed, _RUN.findall(word[0]))) else word[0], text)
 
+    def hidden(word: re.Match[str]) -> str:
+        is_mixed = any(not run.isalpha() and not run.isdecimal() for run in _RUN.findall(word[0]))
+        return "***" if is_mixed else word[0]
 
-def _is_mixed(run: str) -> bool:
-    return not run.isalpha() and not run.isdecimal()
+    return _WORD.sub(hidden, text)
 
 
 @functools.lru_cache

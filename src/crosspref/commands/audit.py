@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Audit a run, and write the report into it."""
     if options.prompts < 1:
         raise RecipeError(f"--prompts must be at least 1, but it is {options.prompts}.")
     report, _, iteration = audit_run(

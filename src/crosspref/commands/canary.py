@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Do what is not done yet of a trait's canary, or measure every trait."""
     if (options.trait is None) != options.measure:
         raise RecipeError(
             "crosspref canary takes either a trait, or --measure, which shows how frequent each known trait is."

@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Print a line for each thing that was checked."""
     recipe = given_recipe(options.recipe, options.overrides)
     say(f"ok    recipe {options.recipe}")
     for line in check_recipe(recipe):

@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Show the runs side by side, and write the comparison."""
     for ending in ("md", "csv"):
         require_writable(f"{options.out}.{ending}")
     comparison = compare_runs(options.runs)

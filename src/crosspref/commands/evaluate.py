@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Evaluate a target by a suite, or files without one."""
     if options.target is None and options.answers is None:
         _check_alone(options)
         _evaluate_files(options)

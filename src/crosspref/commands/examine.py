@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Examine the recipe."""
     recipe = make_recipe(parse_yaml(sys.stdin.read(), "The recipe"))
     lines, faults = api.examine(recipe, apart=False, convert=options.convert)
     print(json.dumps([lines, [_told(fault) for fault in faults]], default=str))  # noqa: T201 - all is ASCII

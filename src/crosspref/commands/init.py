@@ -17,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Write the files, and say what to do next."""
     source, directory = Path(data.__file__).parent / "start", options.directory
     recipe, prompts = directory / "recipe.yaml", directory / "prompts.jsonl"
     for path in (recipe, prompts):

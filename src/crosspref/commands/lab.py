@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Run what the options ask for."""
     find_engine("figures", "curves")  # what draws must not be missed only when there is something to draw
     if options.evidence:
         say(f"Written: {write_evidence(Path(options.evidence))}")

@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Show or write the table."""
     board = leaderboard(options.places, options.suite, quoted=options.quoted)
     ending = options.out.suffix.lower() if options.out else ""
     form = options.format or ENDINGS.get(ending, "terminal")

@@ -14,6 +14,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Perform the phase."""
     end_with_parent()
     api.run_phase(options.run, options.name, options.iteration, Reporter())

@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Print the plan."""
     plan = _made(options)
     if options.json:
         print(json.dumps(asdict(plan), indent=1))  # noqa: T201 - all is ASCII

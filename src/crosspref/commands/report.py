@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Show the report."""
     run = RunDirectory(options.run)
     if run.iterations():
         require_closed(run.root)

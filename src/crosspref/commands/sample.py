@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Sample from the model, and write the responses."""
     given = {"languages": options.languages.split(","), "prompts": {"source": options.prompts}}
     settings = stage_settings(SampleStage, given, options.overrides)
     loaded = load_prompts(settings.prompts, settings.languages)  # English too, which may not be asked for

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
 from crosspref.commands import PROMPTS, TABLE, add_set, languages_of, output_table
 from crosspref.commands.select import rules_by_language
@@ -15,7 +15,7 @@ from crosspref.errors import RecipeError
 from crosspref.maths.reward import noise_gap
 from crosspref.models.locate import ModelFiles, locate_model, require_different
 from crosspref.recipe.files import PRESETS, stage_settings
-from crosspref.recipe.sections import REFERENCE_FREE
+from crosspref.recipe.sections import REFERENCE_FREE, RewardName
 from crosspref.recipe.stages import ScoreStage
 from crosspref.run.job import digest_rows, fingerprint_alone
 from crosspref.run.kept import Parts
@@ -24,8 +24,6 @@ from crosspref.run.store import digest_of
 from crosspref.run.terminal import Terminal
 from crosspref.stages.score import rate, score
 from crosspref.stages.select.flips import Flips, flips, flips_table
-
-REWARDS = ["crosslingual", "multilingual", "translated", "reward_model"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", help="the model it was aligned from, pi_I; not for reward_model, nor after simpo or orpo"
     )
     parser.add_argument(
-        "--reward", choices=REWARDS, default=REWARDS[0], help="R_n is what --set reward.reward_model=NAME says"
+        "--reward",
+        choices=get_args(RewardName),
+        default="crosslingual",
+        help="R_n is what --set reward.reward_model=NAME says",
     )
     parser.add_argument(
         "--translations", help=f"English translations of the responses {TABLE}, for the reward translated"
@@ -51,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Score the responses, and compare the two countings if asked to."""
     responses = read_rows(options.responses, Response)
     languages = languages_of(responses, options.responses)
     settings = _settings(options, languages, options.overrides)
@@ -111,18 +111,10 @@ def score_table(
     parts: Parts,
     translations: Sequence[Translation] = (),
 ) -> list[Score]:
-    """Score a table of responses.
+    """Score a table of responses by the policy and, where the reward has one, its reference; or by the reward model.
 
-    Languages are scored one after the other, in the order of their first response: the batches of the released scripts
-    hold prompts of one language.
-
-    Args:
-        settings: which reward, and how it is computed.
-        models: the policy and, where the reward has one, its reference; or the reward model.
-        responses: the responses; the prompts of a language are taken in the order of their first response.
-        prompts: their prompts, in the languages that the reward needs.
-        parts: where finished scores are kept until the table is written.
-        translations: of the responses into English, for the reward ``translated``.
+    Languages are scored one after the other, in the order of their first response, and so are a language's prompts:
+    the batches of the released scripts hold prompts of one language.
     """
     reward = settings.reward
     engine = _engine(settings, models)
@@ -163,15 +155,7 @@ def _count_flips(
     exact_scores: Sequence[Score],
     znlp_scores: Sequence[Score],
 ) -> list[Flips]:
-    """Compare both ways of counting in every language, over the prompts that have responses.
-
-    Args:
-        settings: how pairs are made of the exact scores.
-        responses: the responses.
-        prompts: their prompts.
-        exact_scores: their scores with ``reward.counting`` exact.
-        znlp_scores: their scores with ``reward.counting`` znlp.
-    """
+    """Compare both ways of counting in every language, over the prompts that have responses."""
     answered = {(row.prompt_id, row.language) for row in responses}
     used = [prompt for prompt in prompts if (prompt.prompt_id, prompt.language) in answered]
     counts = []

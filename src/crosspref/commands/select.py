@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Make the pairs, and write them."""
     responses, scores = read_rows(options.responses, Response), read_rows(options.scores, Score)
     given = {"languages": languages_of(responses, options.responses), "prompts": {"source": options.prompts}}
     settings = stage_settings(SelectStage, given, options.overrides)

@@ -13,5 +13,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Print the settings as YAML."""
     say("\n".join(describe_settings(EvaluationSettings if options.suites else Recipe)))

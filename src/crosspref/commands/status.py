@@ -13,7 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Show how many units of each phase are done."""
     statuses = api.status(options.run)
     table = Table(box=None)
     for name in ("iteration", "phase", "done", "of"):

@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Train, and publish the trained model."""
     out = options.out
     if out.exists():
         raise DataError(f"{out} is there already, and is not overwritten. Name another --out, or remove it.")

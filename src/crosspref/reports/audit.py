@@ -140,8 +140,8 @@ def audit(
     Args:
         language: the responses' language.
         scores: the run's, of every response to the audited prompts.
-        exact: computed again; joined by prompt_id and sample.
-        pairs: the run's pairs of the whole language.
+        exact: computed again.
+        pairs: the run's, of the whole language.
         unit: ``characters`` or ``tokens``, in which the pairs' alpha penalises length.
         scale: by what rewards are divided to be in nats: beta, or 1 where the reward has none.
     """

@@ -56,11 +56,7 @@ class Job:
     reporter: Reporter
 
     def policy(self, iteration: int) -> ModelFiles:
-        """Return where pi_t lies: the given pi_0, or what an iteration trained.
-
-        Raises:
-            DataError: it has not been trained yet.
-        """
+        """Return where pi_t lies, as ``find_policy`` does."""
         return find_policy(self.recipe, self.run, iteration)
 
     def model(self, name: str | None) -> ModelFiles:

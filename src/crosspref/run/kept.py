@@ -78,14 +78,23 @@ class Kept:
         return items
 
 
+def read_part(part: Path) -> dict[str, Any]:
+    """Return the digest and the items of what was kept, and the seal if there is one.
+
+    Raises:
+        OSError: it cannot be read, or there is none.
+        ValueError: something else lies there.
+    """
+    content = parse_json(read_text(part, math.inf))  # as large as the work: that of a long sampling has gigabytes
+    if not (isinstance(content, dict) and "digest" in content and isinstance(content.get("items"), dict)):
+        raise ValueError("nothing is kept here")
+    return content
+
+
 def _content(part: Path) -> dict[str, Any]:
-    """Return the digest and the items of what was kept; nothing where there is none, or something else lies there."""
-    try:
-        content = parse_json(read_text(part, math.inf))  # as large as the work: that of a long sampling has gigabytes
-    except (OSError, ValueError):
-        return {}
-    is_kept = isinstance(content, dict) and "digest" in content and isinstance(content.get("items"), dict)
-    return content if is_kept else {}
+    with contextlib.suppress(OSError, ValueError):
+        return read_part(part)
+    return {}
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class TableFolder:
 
     def finished(self) -> int:
         """Count the finished units."""
-        return _count_markers(self.folder, "*")
+        return len(list(self.folder.glob(f"*{DONE}")))
 
     def total(self, names: Sequence[str], _: int) -> int:
         """Return how many units there will be."""
@@ -116,7 +116,7 @@ class ShardedTable:
 
     def finished(self) -> int:
         """Count the finished units."""
-        return _count_markers(self.folder, "*/*")
+        return len(list(self.folder.glob(f"*/*{DONE}")))
 
     def total(self, languages: Sequence[str], size: int) -> int | None:
         """Return how many units there will be, or None while the prompts are not stored."""
@@ -127,10 +127,6 @@ class ShardedTable:
 
 
 Table = TableFolder | ShardedTable
-
-
-def _count_markers(folder: Path, pattern: str) -> int:
-    return sum(1 for _ in folder.glob(f"{pattern}{DONE}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,26 +268,11 @@ class RunDirectory:
         self.root = require_named(root)
         self.prompts = TableFolder(self.root / "prompts", Prompt)
         self.heldout = TableFolder(self.root / "heldout", Prompt)
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.root / "recipe.yaml"
-
-    @property
-    def report(self) -> Path:
-        """The report as Markdown."""
-        return self.root / "report.md"
-
-    @property
-    def log(self) -> Path:
-        """What was done and said; nothing reads it."""
-        return self.root / "run.log"
-
-    @property
-    def suites(self) -> Path:
-        """Where the results of suites lie, under a lock of their own."""
-        return self.root / "evaluation"
+        self.recipe = self.root / "recipe.yaml"  # the resolved one
+        self.report = self.root / "report.md"
+        self.log = self.root / "run.log"  # what was done and said; nothing reads it
+        self.phases = self.root / "phases.jsonl"  # what each phase took
+        self.suites = self.root / "evaluation"  # results of suites, under a lock of their own
 
     def iteration(self, number: int) -> Iteration:
         """Return the places of one iteration."""
@@ -302,13 +283,9 @@ class RunDirectory:
         names = [path.name.removeprefix("iteration_") for path in self.root.glob("iteration_*")]
         return [self.iteration(number) for number in sorted({int(name) for name in names if name.isdecimal()})]
 
-    @property
-    def _log(self) -> Path:
-        return self.root / "phases.jsonl"
-
     def log_phase(self, row: Mapping[str, Any]) -> None:
         """Append what a phase took to the log."""
-        with writing(self._log), self._log.open("a+b") as log:
+        with writing(self.phases), self.phases.open("a+b") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - 1))
             # A kill may have cut the last line off; it must not swallow this one.
@@ -318,7 +295,7 @@ class RunDirectory:
     def logged_phases(self) -> list[dict[str, Any]]:
         """Return what each phase that ran took, in the order of running."""
         rows = []
-        for line in self._log.read_bytes().splitlines() if self._log.exists() else []:
+        for line in self.phases.read_bytes().splitlines() if self.phases.exists() else []:
             # A kill can leave half a line; the phase is run and logged again.
             with contextlib.suppress(ValueError):
                 rows.append(parse_json(line))

@@ -31,11 +31,7 @@ PARTS = {
 def holds_the_same(run: RunDirectory, recipe: Recipe, setting: str, units: Sequence[Unit]) -> bool:
     """Tell whether units were made from what a recipe names now, wherever that lay when they were made.
 
-    Args:
-        run: the run.
-        recipe: the recipe as it is now.
-        setting: the setting that has changed.
-        units: what depends on the setting directly.
+    ``setting`` has changed, and the units depend on it directly.
     """
     if setting not in PARTS:
         return False

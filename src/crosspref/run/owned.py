@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
@@ -77,39 +77,47 @@ def require_closed(root: Path) -> None:
         RunError: a link in it leads out of it, or something in it is neither a file nor a folder, such as a pipe.
         FileError: a folder in it cannot be looked at.
     """
-    for path in _unusual(root):
-        if path.is_symlink():
-            if leads_out(path, root):
+
+    def fail(error: OSError) -> None:
+        raise FileError(error.filename, f"cannot be looked at: {error.strerror}") from error
+
+    for entry in below(root, fail):
+        if entry.is_symlink():
+            if leads_out(entry.path, root):
                 raise RunError(
-                    f"{path} is a link to {os.path.realpath(path)}, outside of {root}. A run must hold all of its own "
-                    "files, so that nothing else is changed: replace the link with a copy, or remove it."
+                    f"{entry.path} is a link to {os.path.realpath(entry.path)}, outside of {root}. A run must hold all "
+                    "of its own files, so that nothing else is changed: replace the link with a copy, or remove it."
                 )
-        elif path.exists():  # another process may have removed it by now
-            raise RunError(f"{path} is neither a file nor a folder, so it is no part of a run. Remove it.")
+        elif not entry.is_file() and os.path.exists(entry.path):  # noqa: PTH110 - another process may have removed it
+            raise RunError(f"{entry.path} is neither a file nor a folder, so it is no part of a run. Remove it.")
 
 
-def leads_out(link: Path, root: Path) -> bool:
+def leads_out(link: str, root: Path) -> bool:
     """Tell whether a link in a folder leads out of it."""
     inside = os.path.realpath(root)
     return os.path.commonpath([inside, os.path.realpath(link)]) != inside
 
 
-def _unusual(root: Path) -> Iterator[Path]:
-    """Yield what lies below a folder and is neither a file nor a folder; not recursive, as it may be very deep."""
+def below(root: Path, failed: Callable[[OSError], None]) -> Iterator[os.DirEntry[str]]:
+    """Yield what lies below a folder and is no folder; ``failed`` is told of folders that cannot be read.
+
+    What another process removes meanwhile is left out.
+    """
     folders = [str(root)]
-    while folders:
-        folder = folders.pop()
+    while folders:  # not by recursion: folders may be nested without end
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif not entry.is_file(follow_symlinks=False):
-                        yield Path(entry.path)
-        except (FileNotFoundError, NotADirectoryError):  # another process may remove what it has finished
+            with os.scandir(folders.pop()) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise FileError(folder, f"cannot be looked at: {error.strerror}") from error
+            failed(error)
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            else:
+                yield entry
 
 
 def is_ours(root: Path, places: Iterable[PurePath]) -> bool:

@@ -46,13 +46,10 @@ class Meter:
 
 
 class Schedule:
-    """Announces the phases of a run one after another, and about how long the rest of the run takes.
+    """Announces the ``count`` phases of a run one after another, and about how long the rest of the run takes.
 
-    Args:
-        reporter: where they are announced.
-        count: how many phases the run has.
-        expected: by (name, iteration) what a phase takes, in any unit: what phases took is compared with it. Without
-            it, nothing is said of the time left.
+    ``expected`` says by (name, iteration) what a phase takes, in any unit: what phases took is compared with it.
+    Without it, nothing is said of the time left.
     """
 
     def __init__(self, reporter: "Reporter", count: int, expected: Mapping[tuple[str, int], float]) -> None:
@@ -80,11 +77,8 @@ class Schedule:
         minutes = self.seconds / self.measured * sum(self.left.values()) / 60
         if minutes < 1:
             return "less than a minute left in the run"
-        return (
-            f"about {minutes:.0f} min left in the run"
-            if minutes < 120
-            else f"about {minutes / 60:.0f} h left in the run"
-        )
+        left = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+        return f"about {left} left in the run"
 
 
 class Reporter:
@@ -100,20 +94,17 @@ class Reporter:
     @contextlib.contextmanager
     def step(self, label: str, total: int) -> Iterator[Meter]:
         """Show one step of ``total`` units."""
-        if not self.console.is_terminal:
-            meter = Meter(self.console, label, total, None)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self.console, transient=True) if self.console.is_terminal else None
+        with bar or contextlib.nullcontext():
+            meter = Meter(self.console, label, total, bar)
             yield meter
-        else:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self.console, transient=True) as bar:
-                meter = Meter(self.console, label, total, bar)
-                yield meter
         self.say(f"{label}: {meter.done}/{meter.total}  {meter.speed}  {meter.seconds:.0f} s")

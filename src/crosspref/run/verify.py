@@ -8,7 +8,7 @@ A run may come from anybody: nothing is written, no link is followed out of it, 
 file holds can only be its damage.
 """
 
-import math
+import contextlib
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crosspref.data.records import Prompt, from_table, schema_of
-from crosspref.data.rows import parse_json, read_parquet
+from crosspref.data.rows import read_parquet
 from crosspref.errors import CrossprefError, DataError, RunError
 from crosspref.models.locate import ModelFiles
 from crosspref.paths import read_text
@@ -29,7 +29,7 @@ from crosspref.recipe.schema import Recipe
 from crosspref.run import kept
 from crosspref.run.job import Job
 from crosspref.run.layout import RunDirectory, TableFolder
-from crosspref.run.owned import leads_out
+from crosspref.run.owned import below, leads_out
 from crosspref.run.phases import GIVEN, Expected, Output, Phase
 from crosspref.run.progress import Reporter
 from crosspref.run.store import DONE, PART, Unit, digest_of, file_record, fits_seal, is_whole
@@ -112,29 +112,21 @@ def verify_run(
 
 def _walk(root: Path, findings: Findings) -> Iterator[tuple[Path, int]]:
     """Yield the files below a folder with their sizes. Links out of it, pipes and the like are damage."""
-    folders = [root]
-    while folders:  # not by recursion: folders may be nested without end
-        try:
-            paths = sorted(folders.pop().iterdir())
-        except FileNotFoundError:  # another process has removed it
+
+    def fail(error: OSError) -> None:
+        findings.damages.append(Damage(Path(error.filename), f"it cannot be read: {error.strerror}"))
+
+    for entry in below(root, fail):
+        path = Path(entry.path)
+        if entry.is_symlink() and leads_out(entry.path, root):
+            findings.damages.append(Damage(path, "it is a link out of the run, and is not followed"))
             continue
-        except OSError as error:
-            findings.damages.append(Damage(Path(error.filename), f"it cannot be read: {error.strerror}"))
-            continue
-        for path in paths:
-            if path.is_symlink() and leads_out(path, root):
-                findings.damages.append(Damage(path, "it is a link out of the run, and is not followed"))
-                continue
-            try:
-                status = path.stat()
-            except OSError:  # another process has removed it, or a link leads nowhere
-                continue
+        with contextlib.suppress(OSError):  # another process has removed it, or a link leads nowhere
+            status = entry.stat()
             if stat.S_ISREG(status.st_mode):
                 yield path, status.st_size
             elif not stat.S_ISDIR(status.st_mode):
                 findings.damages.append(Damage(path, "it is neither a file nor a folder"))
-            elif not path.is_symlink():
-                folders.append(path)
 
 
 def _read_recipe(run: RunDirectory, size: int, findings: Findings) -> Recipe | None:
@@ -244,8 +236,8 @@ class _Verification:
         """Check what is kept of an unfinished unit. A damaged one is not used; so it is in no phase's way."""
         self._count(path)
         try:
-            content = parse_json(read_text(path, math.inf))  # as large as the work
-            fits = is_whole(content, kept.UNSEALED) and isinstance(content["items"], dict)
+            content = kept.read_part(path)
+            fits = is_whole(content, kept.UNSEALED)
         except FileNotFoundError:  # its unit has been finished meanwhile
             return
         except Exception:  # noqa: BLE001 - whatever the file holds is its damage
