@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from alpaca_world import draw_gamed
 
-from crosspref.maths.alpaca import WinRates, comparisons, preference_outcomes, win_rates
+from crosspref.maths.alpaca import Comparisons, WinRates, comparisons, win_rates
+from crosspref.suites.xalpaca.files import read_preference
 
 if importlib.util.find_spec("alpaca_eval") is None:
     pytest.skip("alpaca-eval is not installed: make test-alpaca", allow_module_level=True)
@@ -54,15 +55,17 @@ class Case:
         missing = draw.random(self.keep) < self.missing
         self.preferences = [None if gone else float(one) for one, gone in zip(preferences, missing, strict=True)]
 
-    def ours(self) -> WinRates:
-        compared = comparisons(
+    def compared(self) -> Comparisons:
+        return comparisons(
             self.items,
-            self.preferences,
+            [read_preference(one) for one in self.preferences],
             *self.lengths,
             GAMED.difficulty[: self.keep] if self.by_position else GAMED.difficulty[self.items],
             GAMED if self.lc_name == "LC" else None,
         )
-        return win_rates(compared, fit_by_cross_validation)
+
+    def ours(self) -> WinRates:
+        return win_rates(self.compared(), fit_by_cross_validation)
 
     def theirs(self) -> dict[str, object]:
         """Their difficulty is by row, or by a column named "index" where the annotations have one."""
@@ -114,7 +117,7 @@ def test_rates_are_those_of_alpaca_eval(name: str, answers: dict[str, dict[str, 
     assert ours.lc_name == CASES[name].lc_name
     assert ours.lc == pytest.approx(theirs["length_controlled_winrate"], abs=1e-9)
     assert ours.win_rate == pytest.approx(theirs["win_rate"], abs=1e-9)
-    outcomes = preference_outcomes(CASES[name].preferences)
+    outcomes = CASES[name].compared().outcomes
     counts = [ours.n, (outcomes > 0.5).sum(), (outcomes < 0.5).sum(), (outcomes == 0.5).sum()]
     assert counts == [theirs["n_total"], theirs["n_wins"], theirs["n_wins_base"], theirs["n_draws"]]
 

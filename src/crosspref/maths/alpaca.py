@@ -10,10 +10,9 @@ of this at D = 0. The weights are fitted for each model separately, together wit
 long or short on purpose ("gamed"), which regularise a and b. Without the gamed verdicts the result is different and is
 called "LC-noreg". Without difficulties there is no LC.
 
-For its bootstrap interval, LC is refitted under many weightings of the items at once (``length_controlled_rates``). A
-resample gives every item a count. sd(D), the weights at a fixed C, and the mean at D = 0 are computed anew under the
-counts; the gamed rows stay as they are. This fit is Newton's method with a soft threshold, for all resamples together.
-alpaca-eval's own fit (``engines.liblinear``) stops a little earlier, some thousandths of a percent away.
+For its bootstrap interval, LC is refitted under many resamples of the items at once (``length_controlled_rates``), by
+Newton's method with a soft threshold: sd(D), the weights at a fixed C, and the mean at D = 0 are computed anew, and the
+gamed rows stay as they are. alpaca-eval's own fit (``engines.liblinear``) stops some thousandths of a percent away.
 """
 
 import math
@@ -59,15 +58,6 @@ class Gamed:
     lengths: Floats
     difficulty: Floats
 
-    def __post_init__(self) -> None:
-        """Check the columns."""
-        for name in ("outcomes", "lengths", "difficulty"):
-            column = getattr(self, name)
-            if column.shape != (len(self.outcomes),) or not np.isfinite(column).all():
-                raise ValueError(f"The gamed table has {len(self.outcomes)} rows but no finite {name} of each.")
-        if ((self.outcomes < 0) | (self.outcomes > 1)).any():
-            raise ValueError("The gamed table has outcomes outside [0, 1]. Pass preference - 1.")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparisons:
@@ -111,14 +101,14 @@ def comparisons(
 ) -> Comparisons:
     """Check the verdicts (n,) of one model.
 
-    A preference is in [1, 2], where 2 is a certain win of the model. 0 and 1.5 are ties; None and nan mean that there
-    is no verdict. Lengths (n,) are in characters; ``difficulty`` (n,) is that of the items.
+    A preference is in [1, 2], where 2 is a certain win of the model; None means that there is no verdict. Lengths (n,)
+    are in characters; ``difficulty`` (n,) is that of the items.
 
     Raises ValueError when sizes differ, an item is a duplicate, a preference is out of range, or a length is not a
     finite number of at least zero.
     """
     names = tuple(items)
-    outcomes = preference_outcomes(preferences)
+    outcomes = np.array([math.nan if one is None else one for one in preferences], dtype=np.float64) - 1
     ours, theirs = (np.asarray(given, dtype=np.float64) for given in (model_lengths, baseline_lengths))
     difficulties = None if difficulty is None else np.asarray(difficulty, dtype=np.float64)
     shapes = [column.shape for column in (outcomes, ours, theirs, difficulties) if column is not None]
@@ -129,27 +119,17 @@ def comparisons(
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"The item {twice!r} is a duplicate. Keep one verdict per item.")
+    if (wrong := (outcomes < 0) | (outcomes > 1)).any():
+        position = np.flatnonzero(wrong)[0]
+        raise ValueError(
+            f"The preference at position {position} is {outcomes[position] + 1}. Pass a number from 1 (the baseline "
+            "wins) to 2 (the model wins), or None where there is no verdict."
+        )
     for column in (ours, theirs):
         if not (np.isfinite(column) & (column >= 0)).all():
             position = np.flatnonzero(~(np.isfinite(column) & (column >= 0)))[0]
             raise ValueError(f"The length of an answer to item {names[position]!r} is {column[position]}.")
     return Comparisons(names, outcomes, ours, theirs, difficulties, gamed)
-
-
-def preference_outcomes(preferences: Iterable[float | None]) -> Floats:
-    """Return preference - 1 (n,), in [0, 1]: 0.5 for a tie (0 or 1.5), nan without a verdict (None or nan).
-
-    Raises ValueError for any other number outside [1, 2].
-    """
-    given = np.array([math.nan if one is None else one for one in preferences], dtype=np.float64)
-    wrong = ~np.isnan(given) & (given != 0) & ((given < 1) | (given > 2))
-    if wrong.any():
-        position = np.flatnonzero(wrong)[0]
-        raise ValueError(
-            f"The preference at position {position} is {given[position]}. Pass a number from 1 (the baseline wins) to "
-            "2 (the model wins), 0 or 1.5 for a tie, or None where there is no verdict."
-        )
-    return np.where(given == 0, 1.5, given) - 1
 
 
 def win_rates(compared: Comparisons, fit: Fit | None = None) -> WinRates:

@@ -61,15 +61,10 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 def changes_of(
     model: str, other: str, rate: str, gaps: Mapping[str, Draws], p_values: Sequence[float], *, with_mean: bool = True
 ) -> list[ModelChange]:
-    """Return the differences of two models in one rate.
+    """Return by how much ``rate`` of ``model`` exceeds that of ``other``.
 
-    Args:
-        model: the first model.
-        other: the second model, whose rate is subtracted.
-        rate: what is compared.
-        gaps: the difference in each language, drawn jointly.
-        p_values: one per language, two-sided; they are adjusted by Holm.
-        with_mean: whether the mean over languages follows, where there are several.
+    ``gaps`` are the differences in each language, drawn jointly. ``p_values``, one per language and two-sided, are
+    adjusted by Holm. ``with_mean`` says whether the mean over languages follows, where there are several.
     """
     adjusted = [float(p) for p in holm(p_values)] if p_values else []
     tested = [(language, gap, p) for (language, gap), p in zip(gaps.items(), adjusted, strict=True)]

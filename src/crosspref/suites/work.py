@@ -39,11 +39,6 @@ class Candidate:
     files: ModelFiles | None
     missing: str = ""
 
-    @property
-    def slug(self) -> str:
-        """Its name as that of a folder."""
-        return re.sub(r"[^\w.-]+", "_", self.name).strip("_.") or "model"
-
     def identity(self, unit: Unit, part: str = "policy") -> str:
         """Return what identifies the model; if it is not here, what a unit's marker says of it under ``part``."""
         if self.files is not None:
@@ -146,7 +141,7 @@ class Evaluation:
             ModelError: answers are missing, and the model is not on this machine.
             RunError: stored answers were made with other settings, or by another model.
         """
-        folder = self.target.folder / "answers" / suite / candidate.slug
+        folder = self.target.folder / "answers" / suite / folder_name(candidate.name)
         given: Sequence[float | None] = [None] * len(prompts) if temperatures is None else temperatures
         groups: dict[tuple[str, float | None], list[Prompt]] = {}
         for prompt, temperature in zip(prompts, given, strict=True):
@@ -196,6 +191,11 @@ class Evaluation:
             fill(workers, shards, Filling(label, Response, build, work))
 
 
+def folder_name(model: str) -> str:
+    """Return the name of the folder with a model's files."""
+    return re.sub(r"[^\w.-]+", "_", model).strip("_.") or "model"
+
+
 def _places(suite: str) -> list[str]:
     """Return where a suite's files lie that are written as a whole; * stands for any name."""
     tables = [f"{suite}/*.{ending}" for ending in ("parquet", "csv", "json")]
@@ -204,7 +204,6 @@ def _places(suite: str) -> list[str]:
 
 
 def _result_files(folder: Path) -> list[Path]:
-    """Return the files of a suite's results."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if path.name.endswith(RESULTS) and not path.name.endswith(NO_RESULTS))
 

@@ -14,7 +14,7 @@ from crosspref.run.store import Fingerprint, Unit
 from crosspref.suites.nlp.items import Items, by_subject, languages_of, read_items
 from crosspref.suites.nlp.results import ItemScore, Measured, write_results
 from crosspref.suites.nlp.tasks import ENGLISH_MMLU, SHOTS, Part, TaskName, parts_of
-from crosspref.suites.work import Candidate, Evaluation
+from crosspref.suites.work import Candidate, Evaluation, folder_name
 
 NAME = "nlp"
 
@@ -196,7 +196,8 @@ def _shard(work: Evaluation, candidate: Candidate, task: LanguageTask, version: 
     limit = work.settings.nlp.limit
     # A limit is part of the name, so that a first look at a few items is not in the way of all of them.
     name = task.task if limit is None else f"{task.task}-first-{limit}"
-    unit = Unit(work.target.folder / NAME / "items" / candidate.slug / task.language / f"{name}.parquet")
+    folder = work.target.folder / NAME / "items" / folder_name(candidate.name) / task.language
+    unit = Unit(folder / f"{name}.parquet")
     settings = {
         "lm_eval": version,
         "tasks": [part.name for part in task.parts],

@@ -28,7 +28,7 @@ from crosspref.stages.score import rate
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import Decoding, Question, Template, UnreadableError
 from crosspref.suites.reward_accuracy.pairs import Comparison
-from crosspref.suites.work import Candidate, Evaluation
+from crosspref.suites.work import Evaluation, folder_name
 
 JUDGE, REWARD_MODEL, PEOPLE = "judge", "reward model", "people"
 """The kinds of who judges."""
@@ -183,7 +183,7 @@ def ask_reward_model(work: Evaluation, name: str, model: ModelFiles, pairs: Sequ
     """
     target = work.target
     workers = Workers(EngineFactory(target.answering), work.reporter)
-    folder = target.folder / "reward_accuracy" / "ratings" / Candidate(name, None).slug
+    folder = target.folder / "reward_accuracy" / "ratings" / folder_name(name)
     size = target.answering.resources.shard_prompts
     fingerprint = Fingerprint(asking_of(target.answering.asking), {"reward_model": model.identity})
     shards = []

@@ -11,7 +11,7 @@ from crosspref.errors import DataError, RecipeError
 from crosspref.reports.table import Report
 from crosspref.suites.judge.judge import Judge
 from crosspref.suites.judge.questions import LACKING, Template
-from crosspref.suites.work import Candidate, Evaluation
+from crosspref.suites.work import Evaluation, folder_name
 from crosspref.suites.xalpaca.files import ANNOTATIONS, OUTPUTS, read_controls, read_preference, write_json
 from crosspref.suites.xalpaca.prompt import OWN, ask_about, preference
 from crosspref.suites.xalpaca.results import NAME, Baseline, Contest, write
@@ -36,12 +36,12 @@ def evaluate(work: Evaluation) -> list[Report]:
         contests = _from_annotations(work, items, wanted, problems)
     else:
         judge, baselines = work.judge, _baselines(work, items, wanted, problems)
-        if work.given is not None:
-            contests = _given(work, items, wanted, baselines, problems)
-        else:
-            contests = [
-                contest for candidate in work.target.models for contest in _answer(work, candidate, wanted, baselines)
-            ]
+        answered = _outputs(work, items, wanted, list(baselines), problems)
+        contests = [
+            Contest(model, language, wanted[language], baseline, outputs[language], judge.name)
+            for model, outputs in answered.items()
+            for language, baseline in baselines.items()
+        ]
         _ask(judge, contests, template)
     if not any(contest.preferences for contest in contests):
         raise DataError("X-AlpacaEval: no item has an answer of a model, one of the baseline, and a verdict.")
@@ -109,27 +109,22 @@ def _generator(rows: Iterable[Row], *columns: str) -> str:
     return ", ".join(filter(None, names)) or "baseline"
 
 
-def _answer(work: Evaluation, candidate: Candidate, items: Items, baselines: Mapping[str, Baseline]) -> list[Contest]:
-    prompts = [Prompt(item.item_id, language, item.instruction) for language in baselines for item in items[language]]
-    answers: dict[str, dict[str, str]] = {language: {} for language in baselines}
-    for row in work.answers(NAME, candidate, prompts):
-        answers[row.language][row.prompt_id] = row.text
-    return [
-        Contest(candidate.name, language, items[language], baseline, answers[language], work.judge.name)
-        for language, baseline in baselines.items()
-    ]
-
-
-def _given(
-    work: Evaluation, items: Items, wanted: Items, baselines: Mapping[str, Baseline], problems: Mapping[str, Problems]
-) -> list[Contest]:
-    """Return the contests of answers that exist already, of one model or of several."""
-    contests = []
-    for given in work.given_answers(list(baselines)):
-        for language, baseline in baselines.items():
-            texts = given.answers(language, items[language], problems[language], work.reporter)
-            contests.append(Contest(given.model, language, wanted[language], baseline, texts, work.judge.name))
-    return contests
+def _outputs(
+    work: Evaluation, items: Items, wanted: Items, languages: Sequence[str], problems: Mapping[str, Problems]
+) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the answers by model, language and item id: those that exist already, or else new ones."""
+    if work.given is not None:
+        return {
+            given.model: {tag: given.answers(tag, items[tag], problems[tag], work.reporter) for tag in languages}
+            for given in work.given_answers(languages)
+        }
+    prompts = [Prompt(item.item_id, language, item.instruction) for language in languages for item in wanted[language]]
+    by_model: dict[str, dict[str, dict[str, str]]] = {}
+    for candidate in work.target.models:
+        outputs = by_model[candidate.name] = {language: {} for language in languages}
+        for row in work.answers(NAME, candidate, prompts):
+            outputs[row.language][row.prompt_id] = row.text
+    return by_model
 
 
 def _ask(judge: Judge, contests: Sequence[Contest], template: Template) -> None:
@@ -185,7 +180,7 @@ def _is_whole(row: Row) -> bool:
 
 def _write_annotations(work: Evaluation, contest: Contest) -> None:
     """Write a model's outputs and annotations in one language in alpaca_eval's format."""
-    folder = work.target.folder / NAME / Candidate(contest.model, None).slug / contest.language
+    folder = work.target.folder / NAME / folder_name(contest.model) / contest.language
     about = {"dataset": NAME, "language": contest.language}
     outputs = [
         {"id": item.item_id, "instruction": item.instruction, "output": contest.outputs[item.item_id],
