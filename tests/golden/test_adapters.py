@@ -10,25 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, SHAPE, make_adapter, make_model
+from tiny_engines import KINDS, NATS, RESOURCES, Models, change_json, make_sampler
+from tiny_engines import make_scorer as make_any_scorer
 from transformers import LlamaConfig
 
 from crosspref.data.records import Response
 from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.adapters import load_files, load_views
 from crosspref.engines.transformers.models import Loading
-from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.engines.transformers.scorer import ReleasedScorer, TransformersScorer
 from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import ResourceSettings, RewardSettings, SampleSettings
+from crosspref.recipe.sections import RewardSettings
 
-KINDS = ["llama", "qwen", "gemma"]
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
-NATS = 1e-4  # per sequence
 QUESTION = "¿Por qué el cielo es azul? " * 3
 ROWS = [[(31 * row + 17 * column * column) % 378 + 6 for column in range(7 * row + 1)] for row in range(5)]
 
-Models = dict[str, tuple[Path, Path]]
 Four = tuple[Path, Path, Path, Path]
 
 
@@ -58,9 +55,7 @@ def four(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def make_scorer(policy: Path, reference: Path | None) -> TransformersScorer:
-    other = None if reference is None else locate_model(str(reference))
-    settings = EngineSettings(reward=RewardSettings(batch_tokens=128), resources=RESOURCES)
-    return TransformersScorer(settings, locate_model(str(policy)), other)
+    return make_any_scorer(policy, reference, batch_tokens=128)
 
 
 def score(scorer: TransformersScorer) -> list[float]:
@@ -152,16 +147,15 @@ def test_the_released_counting_reads_adapters(four: dict[str, Four], tiny_models
     for policy in (adapter, merged):
         settings = EngineSettings(reward=RewardSettings(counting="znlp", beta=1.0), resources=RESOURCES)
         models = (locate_model(str(policy)), locate_model(str(base)))
-        [rows] = ReleasedScorer(settings, *models).score_all([(QUESTION, responses)])
+        [rows] = ReleasedScorer(settings, *models).score_each([(QUESTION, responses)])
         found.append([value for row in rows for value in (row.policy, row.reference)])
     assert found[0] == pytest.approx(found[1], abs=NATS)
 
 
 def test_samples_are_those_of_merged_weights(four: dict[str, Four]) -> None:
-    settings = EngineSettings(sample=SampleSettings(max_new_tokens=12), resources=RESOURCES)
     adapter, _, merged, _ = four["llama"]
     requests = [(QUESTION, [1, 2, 3]), ("Hi!", [4])]
-    samplers = [TransformersSampler(settings, locate_model(str(path))) for path in (adapter, merged)]
+    samplers = [make_sampler(path, max_new_tokens=12) for path in (adapter, merged)]
     assert not [name for name, _ in samplers[0].model.named_parameters() if "lora_" in name]
     answers = [sampler.sample(requests, lambda *_: None) for sampler in samplers]
     assert answers[0] == answers[1]
@@ -178,8 +172,7 @@ def test_merging_is_done_in_float32(four: dict[str, Four]) -> None:
 
 def test_adapters_of_another_model(four: dict[str, Four], tiny_models: Models, tmp_path: Path) -> None:
     def load(adapter: Path, base: Path) -> None:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+        change_json(adapter / "adapter_config.json", base_model_name_or_path=str(base))
         load_files(locate_model(str(adapter)), Loading())
 
     base = tiny_models["llama"][0]

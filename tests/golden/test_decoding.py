@@ -9,14 +9,14 @@ from typing import Any
 import naive
 import pytest
 import torch
+from tiny_engines import KINDS, Models
+from tiny_engines import make_sampler as make_any_sampler
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from crosspref.data.records import derive_seed
-from crosspref.engines import EngineSettings
 from crosspref.engines.packed import decoding
 from crosspref.engines.packed.decoding import (
     BLOCK,
-    Cache,
     Decoder,
     Draft,
     SharedPrompt,
@@ -25,25 +25,16 @@ from crosspref.engines.packed.decoding import (
     lay_out_weights,
 )
 from crosspref.engines.transformers.sampler import NUCLEUS, TransformersSampler, nucleus
-from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
-KINDS = ["llama", "qwen", "gemma"]
 INSTRUCTIONS = ["Hi!", "Explain in three short sentences why the sky is blue.", "¿Qué es un volcán?", "Назови столицы."]
 REQUESTS = [
     (text, [derive_seed(7, 1, f"p{index}", "en", sample) for sample in range(5)])
     for index, text in enumerate(INSTRUCTIONS)
 ]
 
-Models = dict[str, tuple[Path, Path]]
 
-
-def make_sampler(directory: Path, greedy: bool = False, **settings: Any) -> TransformersSampler:
-    resources = ResourceSettings(device="cpu", dtype="float32")
-    asked = SampleSettings(**{"max_new_tokens": 40, "temperature": 1.5, **settings})
-    return TransformersSampler(
-        EngineSettings(sample=asked, resources=resources), locate_model(str(directory)), greedy=greedy
-    )
+def make_sampler(directory: Path, **settings: Any) -> TransformersSampler:
+    return make_any_sampler(directory, **{"max_new_tokens": 40, "temperature": 1.5, **settings})
 
 
 def token_ids(sampler: TransformersSampler) -> list[list[list[int] | None]]:
@@ -91,16 +82,23 @@ def test_the_decoder_gives_what_generate_gives(kind: str, tiny_models: Models, m
             assert token_ids(sampler) == found, asked
 
 
+@pytest.mark.parametrize("leg", [decoding.LEG * decoding.LEG_ROWS, 100])
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_rows_equal_naive_ones(kind: str, tiny_models: Models) -> None:
+def test_greedy_rows_equal_naive_ones(
+    kind: str, leg: int, tiny_models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Rows beyond a block of memory, which leave and enter beside others, behind prompts around the window of 8.
     directory = tiny_models[kind][1]
     model = naive.load(directory)
+    monkeypatch.setattr(decoding, "TAKEN_UP_TOKENS", 30)  # so that a prompt's rows come in several passes
     prompts = [naive.prompt_ids(directory, text) for text in INSTRUCTIONS[:3]]
-    limits = [[BLOCK + 9, 3], [1, 7, 5], [2, 12]]
-    rows = greedy_rows(prompts, limits)
+    rows = greedy_rows(prompts, [[BLOCK + 9, 30, 3], [1, 7, 5], [2, 12]])
     ended: list[Draft] = []
-    Decoder(model, rows=3, tokens=10000, stops=[1, 2]).run(rows, greedy, ended.append)
+    legs: list[int] = []
+    decoder = Decoder(model, rows=3, tokens=10000, stops=[1, 2])
+    decoder.leg = leg
+    decoder.run(rows, greedy, ended.append, lambda: legs.append(len(ended)))
+    assert (len(legs) > 3) == (leg == 100)
     assert sorted(map(id, ended)) == sorted(map(id, rows))
     for row in rows:
         assert row.ids == naive.greedy(model, row.prompt.ids, row.limit)
@@ -171,15 +169,11 @@ def test_an_error_leaves_the_model_as_it_was(tiny_models: Models) -> None:
     assert can_decode(model)
 
 
-@pytest.fixture
-def wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps whose rows see one token less than they should."""
+def test_what_differs_from_the_model_is_not_used(
+    tiny_models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     mask = Step._mask
-    monkeypatch.setattr(Step, "_mask", lambda step, _: mask(step, 3))
-
-
-@pytest.mark.usefixtures("wrong_step")
-def test_what_differs_from_the_model_is_not_used(tiny_models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(Step, "_mask", lambda step, _: mask(step, 3))  # rows see less than they should
     directory = tiny_models["llama"][1]
     with caplog.at_level(logging.WARNING):
         sampler = make_sampler(directory)
@@ -266,18 +260,6 @@ def test_weights_stay_as_they_are_where_that_does_not_help(
     monkeypatch.setattr(decoding, "_has_bfloat16_kernels", lambda: False)
     assert not lay_out_weights(model)
     assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_moving_a_row_takes_its_tokens_along() -> None:
-    cache = Cache(3, 100)
-    for place in range(2):
-        key = torch.arange(12.0).view(3, 2, 2) + 100 * place
-        cache.write(0, key, -key, torch.full((3,), place), place + 1)
-    cache.move(2, 0, 2)
-    assert cache.keys[0].shape == (3, 2, 2, BLOCK)
-    assert cache.keys[0][0, ..., :2].tolist() == [[[8, 108], [9, 109]], [[10, 110], [11, 111]]]
-    assert torch.equal(cache.keys[0][0], cache.keys[0][2])
-    assert torch.equal(cache.keys[0], -cache.values[0].transpose(2, 3))
 
 
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 8.0])

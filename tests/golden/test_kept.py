@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import naive
 import pytest
 import torch
 from tiny import make_model
+from tiny_engines import RESOURCES, Models
+from tiny_engines import make_sampler as make_any_sampler
 from training import PAIRS
 from training import make_trainer as make_any_trainer
 from transformers import AutoModelForCausalLM
@@ -25,7 +26,7 @@ from crosspref.engines.transformers.translator import TranslationModel
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Advance
 from crosspref.recipe.files import dump_recipe, make_recipe
-from crosspref.recipe.sections import ResourceSettings, SampleSettings, TranslateSettings
+from crosspref.recipe.sections import TranslateSettings
 from crosspref.run import kept as kept_work
 from crosspref.run.job import Job, store_rows
 from crosspref.run.kept import keeping
@@ -34,16 +35,13 @@ from crosspref.run.progress import Reporter
 from crosspref.run.store import Fingerprint, Unit, write_text
 from crosspref.stages.sample import sample_prompts
 
-KINDS = ["llama", "qwen", "gemma"]
 MADE = Fingerprint({}, {"policy": "abc"})
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 INSTRUCTIONS = ["Hi!", "Explain in three short sentences why the sky is blue.", "¿Qué es un volcán?", "Назови столицы."]
 REQUESTS = [
     (text, [derive_seed(7, 1, f"p{index}", "en", sample) for sample in range(3)])
     for index, text in enumerate(INSTRUCTIONS)
 ]
 
-Models = dict[str, tuple[Path, Path]]
 Work = Callable[[Advance], Any]
 
 
@@ -71,9 +69,8 @@ def resumed(work: Work, unit: Unit, state: str) -> Any:
         return work(kept)
 
 
-def make_sampler(directory: Path, **settings: Any) -> TransformersSampler:
-    asked = SampleSettings(**{"max_new_tokens": 20, "temperature": 1.5, "batch_size": 5, **settings})
-    return TransformersSampler(EngineSettings(sample=asked, resources=RESOURCES), locate_model(str(directory)))
+def make_sampler(directory: Path) -> TransformersSampler:
+    return make_any_sampler(directory, max_new_tokens=20, temperature=1.5, batch_size=5)
 
 
 def counted(
@@ -147,23 +144,6 @@ def test_a_leg_goes_on_to_the_last_bit(monkeypatch: pytest.MonkeyPatch, tmp_path
         rest, _ = run(drafts(ids))
         assert len(rest) == len(steps) - done
         assert all(map(torch.equal, rest, steps[done:]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_are_taken_up_equal_naive_ones(
-    kind: str, tiny_models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = naive.load(tiny_models[kind][1])
-    monkeypatch.setattr(decoding, "TAKEN_UP_TOKENS", 30)  # so that a prompt's rows come in several passes
-    prompts = [SharedPrompt(naive.prompt_ids(tiny_models[kind][1], text)) for text in INSTRUCTIONS[:2]]
-    rows = [Draft(prompt, limit) for prompt in prompts for limit in (75, 30, 1, 9)]
-    decoder = Decoder(model, rows=3, tokens=10000, stops=[1, 2])
-    decoder.leg = 100
-    legs = counted(monkeypatch, decoder, "_run_leg")
-    decoder.run(rows, lambda logits, _: logits.argmax(-1), lambda _: None)
-    assert len(legs) > 3
-    for row in rows:
-        assert row.ids == naive.greedy(model, row.prompt.ids, row.limit)
 
 
 @pytest.mark.usefixtures("short_legs")

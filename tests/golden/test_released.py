@@ -5,6 +5,7 @@ The padded batches of three are really built here, with an attention mask, and t
 
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,29 +15,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_engines import END, EOS, KINDS, NATS, RESOURCES, Models
 from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Prompt, Response
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer, are_padded
+from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer
 from crosspref.maths.length_penalty import grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
 from crosspref.recipe.files import PRESETS
-from crosspref.recipe.sections import ResourceSettings, RewardSettings
+from crosspref.recipe.sections import RewardSettings
 from crosspref.stages.score import score
 from crosspref.stages.select.flips import ZNLP_PENALTY, ZNLP_SELECT
 from crosspref.stages.select.select import PairRules, select
 
-KINDS = ["llama", "qwen", "gemma"]
-NATS = 1e-4  # per sequence
-PAD, END, USER = 1, 2, 3
-EOS = PAD  # of the tiny tokenizer
-SETTINGS = EngineSettings(
-    reward=RewardSettings(counting="znlp", beta=1.0), resources=ResourceSettings(device="cpu", dtype="float32")
-)
+PAD, USER = EOS, 3  # of the tiny tokenizer
+SETTINGS = EngineSettings(reward=RewardSettings(counting="znlp", beta=1.0), resources=RESOURCES)
 
-Models = dict[str, tuple[Path, Path]]
 Requests = list[tuple[str, list[Response]]]
 Row = tuple[list[int], list[int]]  # the ids of the prompt, and of the response with its end-of-turn token
 
@@ -112,7 +108,7 @@ def step_by_step(directory: Path, requests: Requests, pad: int = PAD) -> dict[tu
     return found
 
 
-def by_key(requests: Requests, found: list[list[LogProbs]]) -> dict[tuple[int, int], LogProbs]:
+def by_key(requests: Requests, found: Iterable[list[LogProbs]]) -> dict[tuple[int, int], LogProbs]:
     return {
         (index, row.sample): value
         for index, ((_, responses), values) in enumerate(zip(requests, found, strict=True))
@@ -123,7 +119,7 @@ def by_key(requests: Requests, found: list[list[LogProbs]]) -> dict[tuple[int, i
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_scripts_step_by_step(kind: str, tiny_models: Models, scorers: dict[str, ReleasedScorer]) -> None:
     initial, aligned = tiny_models[kind]
-    found = by_key(REQUESTS, scorers[kind].score_all(REQUESTS))
+    found = by_key(REQUESTS, scorers[kind].score_each(REQUESTS))
     policy, reference = step_by_step(aligned, REQUESTS), step_by_step(initial, REQUESTS)
     assert found.keys() == policy.keys()
     for key, value in found.items():
@@ -185,7 +181,7 @@ def test_equals_the_scripts_whatever_the_model_pads_with(
 ) -> None:
     """Where that is the end-of-turn token it is masked, so that no padding counts. Without any it is the eos token."""
     directories = padding_with(pad_token, tiny_models["llama"], tmp_path)
-    found = by_key(REQUESTS, make_scorer(*directories).score_all(REQUESTS))
+    found = by_key(REQUESTS, make_scorer(*directories).score_each(REQUESTS))
     reference, policy = (step_by_step(directory, REQUESTS, pad) for directory in directories)
     for key, value in found.items():
         assert value.policy == pytest.approx(policy[key][0], abs=NATS), key
@@ -194,63 +190,15 @@ def test_equals_the_scripts_whatever_the_model_pads_with(
     assert found[4, 2].tokens == (0 if pad == END else 1)  # an empty response in a padded row
 
 
-def test_the_ids_that_were_sampled_do_not_count(scorers: dict[str, ReleasedScorer]) -> None:
-    """Only the text does, so neither its blanks nor its finish reason change anything, and its ids are made anew."""
-    variants = [answer(0, "Porque sí.", "length", [9, 9]), answer(0, " \nPorque sí.\t"), answer(0, "Porque sí.")]
-    found = [scorers["llama"].score_all([("Why?", [variant])]) for variant in variants]
-    assert found[0] == found[1] == found[2]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_score_changes_with_what_stands_beside_it(
-    kind: str, tiny_models: Models, scorers: dict[str, ReleasedScorer]
-) -> None:
-    """The same response, alone or as the longest row, and padded: it differs by exactly log p(PAD | row)."""
-    _, aligned = tiny_models[kind]
-    own = ("Why?", [answer(0, "Porque sí.")])
-    short, long = ("Why?", [answer(0, "No")]), ("Why?", [answer(0, "Porque sí, y porque lo digo yo.")])
-    scorer = scorers[kind]
-    [[alone]] = scorer.score_all([own])
-    [longest, _, _] = (rows[0] for rows in scorer.score_all([own, short, short]))
-    [padded, other, _] = (rows[0] for rows in scorer.score_all([own, long, short]))
-    [_, _, _, next_batch] = (rows[0] for rows in scorer.score_all([long, long, long, own]))
-    assert alone == longest == next_batch
-    prompt, response = rows_of(aligned, [own])[0, 0]
-    assert alone.policy == pytest.approx(
-        naive.released_logprob(naive.load(aligned), prompt, response[:-1], END), abs=NATS
-    )
-    with torch.no_grad():
-        leak = float(naive.token_logprobs(naive.load(aligned), prompt, [*response, PAD])[-1])
-    assert padded.policy - alone.policy == pytest.approx(leak, abs=NATS)
-    assert leak < -0.5  # it would be noticed
-    assert (alone.tokens, padded.tokens) == (len(response) - 1, len(response))
-    [[other_alone]] = scorer.score_all([long])
-    assert other == other_alone
-
-
 def test_without_a_reference(tiny_models: Models, scorers: dict[str, ReleasedScorer]) -> None:
-    found = by_key(REQUESTS, make_scorer(None, tiny_models["qwen"][1]).score_all(REQUESTS))
-    expected = by_key(REQUESTS, scorers["qwen"].score_all(REQUESTS))
+    found = by_key(REQUESTS, make_scorer(None, tiny_models["qwen"][1]).score_each(REQUESTS))
+    expected = by_key(REQUESTS, scorers["qwen"].score_each(REQUESTS))
     assert found == {key: LogProbs(value.policy, None, value.tokens) for key, value in expected.items()}
 
 
 def test_nothing_to_score(scorers: dict[str, ReleasedScorer]) -> None:
-    assert scorers["llama"].score_all([]) == []
-    assert scorers["llama"].score_all([("Why?", []), ("Who?", [])]) == [[], []]
-
-
-def test_which_rows_are_padded() -> None:
-    # (sample, length); the prompt without responses does not count, so the fifth is the first of the second batch.
-    lengths = [
-        [(0, 5), (1, 9)],
-        [],
-        [(0, 7), (1, 8)],
-        [(0, 7), (2, 4)],
-        [(1, 3), (0, 6), (2, 2)],
-        [(2, 3)],
-    ]
-    assert are_padded(lengths) == [[True, False], [], [False, True], [False, False], [False, False, True], [False]]
-    assert are_padded([]) == []
+    assert list(scorers["llama"].score_each([])) == []
+    assert list(scorers["llama"].score_each([("Why?", []), ("Who?", [])])) == [[], []]
 
 
 def test_tokens_that_do_not_count_are_left_out_on_every_path(tiny_models: Models) -> None:

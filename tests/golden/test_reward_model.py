@@ -1,15 +1,12 @@
 """The reward model against a naive forward pass over ids of its own template, and models that are none."""
 
-import json
 import math
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny import SHAPE, make_tokenizer
+from tiny_engines import EOS, Models, copy_with, copy_with_weights
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from crosspref.engines import EngineSettings
@@ -18,15 +15,12 @@ from crosspref.errors import ModelError
 from crosspref.models.locate import locate_model
 from crosspref.recipe.sections import ResourceSettings
 
-EOS = 1
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{{ eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 INSTRUCTION = "¿Qué es un volcán?"
 RESPONSES = ["Una montaña.", "", "Una montaña que arroja lava, ceniza y gases, y que a veces duerme siglos.", "No."]
-
-Models = dict[str, tuple[Path, Path]]
 
 
 def make_model(directory: Path, labels: int = 1, pad: int | None = None) -> Path:
@@ -105,6 +99,8 @@ def test_a_response_is_rated_alone(directory: Path) -> None:
     assert [model.rate(INSTRUCTION, [response])[0] for response in RESPONSES] == found
     assert model.rate(INSTRUCTION, []) == []
     assert model.rate("Otra pregunta.", RESPONSES) != found
+    model.close()
+    assert model.model is None
 
 
 def test_where_the_padding_is_the_end_of_turn_the_model_reads_before_it(tmp_path: Path) -> None:
@@ -124,9 +120,7 @@ def test_a_reward_has_more_digits_than_bfloat16(directory: Path) -> None:
 def test_a_conversation_beyond_the_context_has_no_reward(directory: Path, tmp_path: Path) -> None:
     longest = len(ids_of(directory, RESPONSES[0]))
     for file, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
-        short = shutil.copytree(directory, tmp_path / key)
-        own = json.loads((short / file).read_text())
-        (short / file).write_text(json.dumps({**own, key: longest}))
+        short = copy_with(directory, tmp_path / key, file, **{key: longest})
         found = rater(short).rate(INSTRUCTION, RESPONSES)
         assert [math.isnan(reward) for reward in found] == [False, False, True, False]
         assert found[:2] == rater(directory).rate(INSTRUCTION, RESPONSES[:2])
@@ -137,20 +131,9 @@ def test_an_output_that_is_not_finite_is_no_reward(value: float, directory: Path
     # One weight only, since a sum of infinities of both signs is nan already.
     single = torch.zeros(1, SHAPE["hidden_size"])
     single[0, 0] = value
-    broken = change_weights(directory, tmp_path / "broken", "score.weight", lambda _: single)
+    broken = copy_with_weights(directory, tmp_path / "broken", lambda weights: weights.update({"score.weight": single}))
     with pytest.raises(ModelError, match="not finite"):
         rater(broken).rate(INSTRUCTION, RESPONSES)
-
-
-def change_weights(source: Path, target: Path, name: str, change: Any) -> Path:
-    """Copy a model with one of its tensors changed, or left out where ``change`` is None."""
-    shutil.copytree(source, target)
-    tensors = load_file(target / "model.safetensors")
-    tensor = tensors.pop(name)
-    if change is not None:
-        tensors[name] = change(tensor)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 def test_two_outputs_are_refused(tmp_path: Path) -> None:
@@ -164,35 +147,14 @@ def test_a_language_model_is_refused(tiny_models: Models, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"LlamaForCausalLM\) has 2 labels"):
         rater(policy)
     # One whose configuration was edited has no weights for the output: they would be random.
-    edited = shutil.copytree(policy, tmp_path / "edited")
-    own = json.loads((edited / "config.json").read_text())
-    (edited / "config.json").write_text(json.dumps({**own, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}))
+    labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    edited = copy_with(policy, tmp_path / "edited", "config.json", **labels)
     with pytest.raises(ModelError, match=r"lack 1 weights of a LlamaForSequenceClassification, such as score.weight"):
         rater(edited)
 
 
-@pytest.mark.parametrize("name", ["score.weight", "model.layers.1.mlp.up_proj.weight"])
-def test_missing_weights_are_refused(name: str, directory: Path, tmp_path: Path) -> None:
-    lacking = change_weights(directory, tmp_path / "lacking", name, None)
+def test_missing_weights_are_refused(directory: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    lacking = copy_with_weights(directory, tmp_path / "lacking", lambda weights: weights.pop(name))
     with pytest.raises(ModelError, match=f"lack 1 weights of .*, such as {name}"):
         rater(lacking)
-
-
-def test_no_chat_template_is_refused(directory: Path, tmp_path: Path) -> None:
-    bare = shutil.copytree(directory, tmp_path / "bare")
-    (bare / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match="has no chat template"):
-        rater(bare)
-
-
-def test_a_directory_that_is_no_model_is_refused(directory: Path, tmp_path: Path) -> None:
-    unknown = shutil.copytree(directory, tmp_path / "unknown")
-    (unknown / "config.json").write_text(json.dumps({"model_type": "no-such-model", "num_labels": 1}))
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        rater(unknown)
-
-
-def test_closing_gives_the_model_back(directory: Path) -> None:
-    model = rater(directory)
-    model.close()
-    assert model.model is None

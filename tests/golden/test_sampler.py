@@ -1,8 +1,6 @@
 """The sampler: a response is a function of its prompt and its own seed, drawn from the model's own probabilities."""
 
-import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny_engines import END, EOS, KINDS, Models, copy_with, make_sampler
 from transformers import AutoTokenizer
 
 from crosspref.data.records import derive_seed
-from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.sampler import SeededChoice, TransformersSampler, _first_above
-from crosspref.models.locate import locate_model
+from crosspref.engines.transformers.sampler import SeededChoice, TransformersSampler
 from crosspref.protocols import Sampled
-from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
-KINDS = ["llama", "qwen", "gemma"]
-EOS, END = 1, 2
 INSTRUCTIONS = [
     "Hi!",
     "¿Qué es un volcán?",
@@ -30,14 +24,7 @@ INSTRUCTIONS = [
     "Назови три столицы.",
 ]
 
-Models = dict[str, tuple[Path, Path]]
 Requests = Sequence[tuple[str, Sequence[int]]]
-
-
-def make_sampler(directory: Path, **settings: Any) -> TransformersSampler:
-    sample = SampleSettings(**{"max_new_tokens": 24, **settings})
-    resources = ResourceSettings(device="cpu", dtype="float32")
-    return TransformersSampler(EngineSettings(sample=sample, resources=resources), locate_model(str(directory)))
 
 
 def seeds_of(index: int, count: int = 3) -> list[int]:
@@ -105,15 +92,11 @@ def test_a_response_depends_on_its_own_seed_only(kind: str, tiny_models: Models)
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
+    state = torch.get_rng_state()
     for index, (instruction, seeds) in enumerate(REQUESTS):
         for position, seed in enumerate(seeds):
             assert draw(sampler, [(instruction, [seed])]) == [[whole[index][position]]]
-
-
-def test_sampling_leaves_the_global_generator_alone(tiny_models: Models) -> None:
-    before = torch.get_rng_state()
-    draw(make_sampler(tiny_models["llama"][1]), REQUESTS[:1])
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_ends_ids_and_text(tiny_models: Models) -> None:
@@ -167,22 +150,20 @@ def test_a_prompt_without_room_for_an_answer_gets_none(tiny_models: Models) -> N
 def test_a_models_own_sampling_defaults_have_no_effect(tiny_models: Models, tmp_path: Path) -> None:
     directory = tiny_models["llama"][1]
     expected = draw(make_sampler(directory, temperature=1.5), REQUESTS)
-    other = shutil.copytree(directory, tmp_path / "other")
-    own = json.loads((other / "generation_config.json").read_text())
-    own |= {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.01, "repetition_penalty": 5.0}
+    own = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.01, "repetition_penalty": 5.0}
     own |= {"no_repeat_ngram_size": 1, "min_new_tokens": 20, "max_length": 3, "suppress_tokens": list(range(100, 384))}
     own |= {"num_beams": 4, "num_return_sequences": 2, "bad_words_ids": [[50]], "forced_eos_token_id": 1}
-    (other / "generation_config.json").write_text(json.dumps(own))
+    other = copy_with(directory, tmp_path / "other", "generation_config.json", **own)
     assert draw(make_sampler(other, temperature=1.5), REQUESTS) == expected
 
 
 def test_all_ends_that_a_model_names_stop_it(tiny_models: Models, tmp_path: Path) -> None:
     directory = tiny_models["llama"][1]
     expected = draw(make_sampler(directory, temperature=1.5), REQUESTS)[2][0]
-    other = shutil.copytree(directory, tmp_path / "other")
     third = expected.token_ids[2]
     assert third not in expected.token_ids[:2]
-    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, third], "pad_token_id": 5}))
+    ends = {"eos_token_id": [EOS, third], "pad_token_id": 5}
+    other = copy_with(directory, tmp_path / "other", "generation_config.json", **ends)
     sampler = make_sampler(other, temperature=1.5)
     assert sampler.stops == sorted({EOS, END, third})
     found = draw(sampler, REQUESTS)[2][0]
@@ -267,15 +248,3 @@ class TestSeededChoice:
         choice = SeededChoice([1] * rows, 1, 1.0, 1.0)
         choice.uniforms = np.full((rows, 1), np.nextafter(1.0, 0.0))
         assert (choice(torch.zeros(rows, 1, dtype=torch.int64), logits).argmax(-1) == possible - 1).all()
-
-    def test_a_draw_beyond_the_sum_picks_the_last_position_that_adds_to_it(self) -> None:
-        # Rounding can leave a sum this short; what stands behind it has no probability.
-        ends = torch.tensor([[0.0, 0.5, 1.0, 1.0, 1.0]], dtype=torch.float64)
-        for target, expected in ((0.0, 1), (0.5, 2), (0.999, 2), (1.0, 2), (1.0 + 1e-15, 2)):
-            assert int(_first_above(ends, torch.tensor([[target]], dtype=torch.float64))) == expected
-
-    def test_one_certain_token_is_always_picked(self) -> None:
-        for position in (0, 3, 299, 511):
-            logits = np.full(512, -1000.0)
-            logits[position] = 1000.0
-            assert set(choose(logits.tolist(), self.SEEDS[:100])) == {position}

@@ -7,28 +7,14 @@ from pathlib import Path
 import naive
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tiny_engines import END, EOS, KINDS, NATS, Models, make_scorer
 
 from crosspref.data.records import FinishReason, Response
-from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.scorer import TransformersScorer
-from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
-from crosspref.recipe.sections import ResourceSettings, RewardSettings
 
-KINDS = ["llama", "qwen", "gemma"]
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
-NATS = 1e-4  # per sequence
-EOS, END = 1, 2
 # Ten tokens with the template, and some eighty: both longer than the Gemma-2-like model's window of eight.
 INSTRUCTIONS = ["Hi!", "Объясни простыми словами, почему небо голубое.\n\n¿Y por qué se pone rojo al atardecer?"]
-
-Models = dict[str, tuple[Path, Path]]
-
-
-def make_scorer(policy: Path, reference: Path, **settings: object) -> TransformersScorer:
-    given = EngineSettings(reward=RewardSettings(**settings), resources=RESOURCES)
-    return TransformersScorer(given, locate_model(str(policy)), locate_model(str(reference)))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +22,8 @@ def scorers(tiny_models: Models) -> dict[str, TransformersScorer]:
     return {kind: make_scorer(aligned, initial) for kind, (initial, aligned) in tiny_models.items()}
 
 
-def response(ids: list[int] | None, finish_reason: FinishReason = "stop", text: str = "") -> Response:
-    return Response("p", "es", 0, text, ids, finish_reason, None)
+def response(ids: list[int] | None, finish_reason: FinishReason = "stop") -> Response:
+    return Response("p", "es", 0, "", ids, finish_reason, None)
 
 
 def random_ids(count: int, seed: int) -> list[int]:
@@ -137,38 +123,6 @@ def test_what_is_known_is_not_computed(scorers: dict[str, TransformersScorer], m
     computed.clear()
     scorer.score(INSTRUCTIONS[0], responses[:1] * 5)
     assert computed == [1, 1]
-
-
-def test_ids_are_scored_as_sampled(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
-    """A model may sample "la" as two tokens where the tokenizer would make one: its own two are scored."""
-    initial, aligned = tiny_models["llama"]
-    tokenizer = AutoTokenizer.from_pretrained(initial)
-    text = "para una persona"
-    merged = tokenizer(text, add_special_tokens=False)["input_ids"]
-    letters = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in text]
-    spelled = [token for ids in letters for token in ids]
-    assert tokenizer.decode(spelled) == tokenizer.decode(merged) == text
-    assert len(merged) < len(spelled)
-    found = scorers["llama"].score(INSTRUCTIONS[0], [response([*spelled, END], text=text)])[0]
-    assert found.tokens == len(spelled) + 1
-    expected = naive_scores(aligned, INSTRUCTIONS[0], [[*spelled, END], [*merged, END]])
-    assert found.policy == pytest.approx(expected[0], abs=NATS)
-    assert abs(found.policy - expected[1]) > 0.1
-
-
-def test_text_without_ids_equals_its_ids(tiny_models: Models, scorers: dict[str, TransformersScorer]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"][0])
-    text = "Una frase de prueba, con acentos: ¿qué tal?\n"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pairs = [(response(None, "stop", text), [*ids, END]), (response(None, "length", text), ids)]
-    for without, same in pairs:
-        found = scorers["llama"].score(INSTRUCTIONS[0], [without, response(same, without.finish_reason, text)])
-        assert found[0] == found[1]
-        assert found[0].tokens == len(same)
-    never = make_scorer(*reversed(tiny_models["llama"]), end_of_turn="never")
-    found = never.score(INSTRUCTIONS[0], [pairs[0][0], response([*ids, END], "stop", text), pairs[1][0]])
-    assert found[0] == found[1] == found[2]
-    assert found[0].tokens == len(ids)
 
 
 @pytest.mark.parametrize("end", [EOS, END])

@@ -12,6 +12,7 @@ import naive
 import peft
 import pytest
 import torch
+from tiny_engines import KINDS, NATS, Models, make_scorer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -26,22 +27,15 @@ from transformers import (
     Qwen2_5_VLConfig,
 )
 
-from crosspref.engines import EngineSettings
 from crosspref.engines.transformers import adapters
 from crosspref.engines.transformers.adapters import POLICY, lora_config, require_untied
 from crosspref.engines.transformers.models import Loading, load_model
-from crosspref.engines.transformers.scorer import ModelScorer, TransformersScorer
+from crosspref.engines.transformers.scorer import ModelScorer
 from crosspref.errors import DataError, ModelError
-from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import LoraSettings, ResourceSettings, RewardSettings
+from crosspref.recipe.sections import LoraSettings, RewardSettings
 
-KINDS = ["llama", "qwen", "gemma"]
-NATS = 1e-4
-CPU = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"))
 PROMPT = [0, *range(20, 50)]
 RESPONSES = [[(31 * row + 17 * column * column) % 384 for column in range(5 * row + 1)] for row in range(9)]
-
-Models = dict[str, tuple[Path, Path]]
 
 
 def naive_values(model: Any) -> list[float]:
@@ -56,10 +50,11 @@ def score_by_all_paths(scorer: ModelScorer) -> Iterator[tuple[str, list[float]]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_paths_give_the_naive_values(kind: str, tiny_models: Models) -> None:
+def test_all_paths_give_the_naive_values(kind: str, tiny_models: Models, caplog: pytest.LogCaptureFixture) -> None:
     model = naive.load(tiny_models[kind][1])
     scorer = ModelScorer(model, RewardSettings(batch_tokens=64))
     assert scorer.packed
+    assert not caplog.records
     expected = naive_values(model)
     for path, values in score_by_all_paths(scorer):
         assert values == pytest.approx(expected, abs=NATS), path
@@ -182,12 +177,6 @@ def test_other_models_fall_back_and_say_so(
     assert scorer.logprobs(PROMPT, RESPONSES) == pytest.approx(naive_values(model), abs=NATS)
 
 
-def test_models_on_the_fast_path_say_nothing(tiny_models: Models, caplog: pytest.LogCaptureFixture) -> None:
-    for _, aligned in tiny_models.values():
-        ModelScorer(naive.load(aligned), RewardSettings())
-    assert not caplog.records
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -223,7 +212,7 @@ def test_models_that_read_a_prompt_differently_are_refused_before_they_are_loade
     loaded: list[Path] = []
     monkeypatch.setattr(adapters, "load_model", lambda directory, *_: loaded.append(directory))
     with pytest.raises(ModelError) as caught:
-        TransformersScorer(CPU, locate_model(str(other)), locate_model(str(initial)))
+        make_scorer(other, initial)
     assert "differ in: chat template." in str(caught.value)
     assert repr(str(other)) in str(caught.value)
     assert repr(str(initial)) in str(caught.value)

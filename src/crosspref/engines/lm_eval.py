@@ -63,9 +63,7 @@ class Harness:
     def tasks(self, name: str, shots: int) -> list[Any]:
         """Return a task or the tasks of a group, on the data set that it names on the hub.
 
-        Args:
-            name: the task.
-            shots: how many examples stand before each item.
+        ``shots`` is how many examples stand before each item.
 
         Raises:
             DataError: the data set cannot be fetched, or is not as the task expects it.
@@ -124,12 +122,7 @@ class Harness:
         """Return what each item of the tasks counts by each metric, from 0 to 1: metric -> item -> value.
 
         Also return how many choices did not fit into the model's context behind their prompt, which the harness then
-        cuts on the left.
-
-        Args:
-            model: the model, with the work that this is a part of.
-            tasks: one task, or those of a group.
-            limit: only the first so many items of each.
+        cuts on the left. ``limit`` takes only the first so many items of each task.
 
         Raises:
             DataError: an item is not as the task expects it.

@@ -59,10 +59,10 @@ class SelfCheck:
     """Compares fast paths with plain ones; where they differ, a log line or an error says so.
 
     Args:
-        model: the model; the messages name its class.
+        model: the messages name its class.
         consequence: what follows for the model where a fast path fails, such as "is trained on padded rows".
         stops: whether a failure is an error instead of a line in the log.
-        nats: by how much values may differ per token; by the model's number format if left out.
+        nats: by how much values may differ per token; by default what suits the model's number format.
     """
 
     def __init__(self, model: Any, consequence: str, *, stops: bool = False, nats: float | None = None) -> None:
@@ -72,11 +72,7 @@ class SelfCheck:
     def passes(self, reason: str, fast: Values, plain: Values, tokens: Sequence[int]) -> bool:
         """Compare the values of a fast path with those of the plain one.
 
-        Args:
-            reason: what is wrong with the fast path if they differ.
-            fast: computes its values.
-            plain: computes the values that they should be.
-            tokens: of how many tokens each value is the sum.
+        ``reason`` says what is wrong with the fast path if they differ; ``tokens``, of how many each value is the sum.
 
         Raises:
             ModelError: they differ or cannot be computed, and a failure is an error; or the plain values are NaN.

@@ -22,10 +22,7 @@ ENOUGH = 0.8
 def settle_waiting(threads: int | None) -> None:
     """Let threads sleep at barriers if other processes are busy, unless a person has chosen or torch is loaded.
 
-    It changes no result: there are as many threads as before.
-
-    Args:
-        threads: how many will compute; None for one per core.
+    It changes no result: there are as many threads as before. None is for one per core.
     """
     cores = os.cpu_count() or 1
     wanted = min(threads or cores, cores)

@@ -86,28 +86,6 @@ class Reading(RowAttention):
         return super().attend(module, query, key, value, **options)
 
 
-def read(model: Any, prompt: SharedPrompt, function: str) -> torch.Tensor:
-    """Keep a prompt's keys and values, and return the logits (1, vocabulary) of the token behind it.
-
-    The model is within ``packed_attention``; ``function`` is the name of its own attention function.
-
-    Raises:
-        NotImplementedError: not all layers attend in a way that is known here.
-    """
-
-    def keep(key: torch.Tensor, value: torch.Tensor) -> None:
-        prompt.keys.append(key.transpose(1, 2).contiguous())  # products are fastest in this order
-        prompt.values.append(value.contiguous())
-
-    reading = Reading(function, [Group(0, len(prompt.ids), [])], keep)
-    ids = torch.tensor([prompt.ids], device=model.device)
-    places = torch.arange(ids.shape[1], device=model.device)[None]
-    output = model(input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=1, packed=reading)
-    reading.require_all_layers(model)
-    logits: torch.Tensor = output.logits[0, -1:].clone()
-    return logits
-
-
 class Cache:
     """What rows side by side have written: for each layer (rows, heads, width, tokens) keys, and values the other way.
 
@@ -246,14 +224,10 @@ class Decoder:
     """Writes responses with one model."""
 
     def __init__(self, model: Any, rows: int, tokens: int, stops: Collection[int]) -> None:
-        """Take a model that ``can_decode``.
+        """Take a causal language model that ``can_decode``.
 
-        Args:
-            model: a causal language model.
-            rows: how many rows are written side by side, at most.
-            tokens: for how many tokens of prompts and responses there is room beside each other; one draft is always
-                written, however long it is.
-            stops: the tokens that end a draft.
+        At most ``rows`` rows are written side by side, as far as ``tokens`` tokens of prompts and responses leave room;
+        one draft is always written, however long it is. ``stops`` are the tokens that end a draft.
         """
         self.model, self.most_rows, self.most_tokens, self.stops = model, rows, tokens, stops
         self.leg = LEG * max(LEG_ROWS, rows)
@@ -314,10 +288,22 @@ class Decoder:
 
     def _read(self, prompt: SharedPrompt, function: str) -> torch.Tensor:
         """Return the logits (1, vocabulary) of the token behind a prompt, which is read once for all its drafts."""
-        if prompt.logits is None:
-            prompt.logits = read(self.model, prompt, function)
-            self.budget -= len(prompt.ids) / READ_FASTER
-        return prompt.logits
+        if prompt.logits is not None:
+            return prompt.logits
+
+        def keep(key: torch.Tensor, value: torch.Tensor) -> None:
+            prompt.keys.append(key.transpose(1, 2).contiguous())  # products are fastest in this order
+            prompt.values.append(value.contiguous())
+
+        reading = Reading(function, [Group(0, len(prompt.ids), [])], keep)
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        places = torch.arange(ids.shape[1], device=self.model.device)[None]
+        output = self.model(input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=1, packed=reading)
+        reading.require_all_layers(self.model)
+        logits: torch.Tensor = output.logits[0, -1:].clone()
+        prompt.logits = logits
+        self.budget -= len(prompt.ids) / READ_FASTER
+        return logits
 
     def _take_up(self, first: int, function: str) -> None:
         """Compute the keys and values of what the drafts from ``first`` on have written in an earlier leg."""

@@ -108,7 +108,10 @@ class RowAttention:
         return output.to(value.dtype)
 
     def _attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> Any:
-        attend = eager_of(module) if self.function == "eager" else AttentionInterface()[self.function]
+        if self.function == "eager":  # which a layer's own file writes out in plain torch
+            attend = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attend = AttentionInterface()[self.function]
         window = options.get("sliding_window")
         self.windows.append(window)
         # Split and not sliced piece by piece: going back, a slice makes a gradient as large as the whole row.
@@ -154,11 +157,6 @@ def _attention(module: Any, query: Any, key: Any, value: Any, _mask: Any, packed
 AttentionInterface.register(NAME, _attention)
 
 
-def eager_of(module: Any) -> Any:
-    """Return the attention that a layer's own file writes out in plain torch."""
-    return sys.modules[type(module).__module__].eager_attention_forward
-
-
 def layer_windows(config: Any) -> list[int | None]:
     """Return the sliding window that each layer must have named; -1 for a layer of another kind."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -185,11 +183,8 @@ def packed_attention(model: Any) -> contextlib.AbstractContextManager[str]:
 def predicting_states(model: Any, row: PackedRow, function: str) -> torch.Tensor:
     """Return the hidden states (response tokens, width) that predict the response tokens of a row.
 
-    Args:
-        model: a causal language model within ``packed_attention``; with gradient checkpointing it must still be so in
-            the backward pass.
-        row: the row.
-        function: the name of the model's own attention function.
+    The model is a causal language model within ``packed_attention``, with gradient checkpointing still so in the
+    backward pass; ``function`` is the name of its own attention function.
 
     Raises:
         NotImplementedError: not all layers attend in a way that is known here.

@@ -30,7 +30,6 @@ from crosspref.recipe.sections import LoraSettings
 POLICY, REFERENCE = "default", "reference"
 """What the adapters of one base are called in training; peft saves the first one without a folder of its own."""
 
-
 View = tuple[Any, Callable[[], AbstractContextManager[None]]]
 """A causal language model, and a context in which its forward pass is that of one model of those that share it."""
 
@@ -180,12 +179,9 @@ def lora_config(settings: LoraSettings) -> peft.LoraConfig:
 
 
 def require_targets(model: Any, settings: LoraSettings, setting: str) -> None:
-    """Put adapters as the settings ask for into a model, which may lie on the device meta, and keep nothing else of it.
+    """Put adapters into a causal language model without any, which is of no other use afterwards.
 
-    Args:
-        model: a causal language model without adapters.
-        settings: the adapters.
-        setting: the dotted key of ``target_modules``, for messages.
+    It may lie on the device meta; ``setting`` is the dotted key of ``target_modules``, for messages.
 
     Raises:
         RecipeError: a name matches no module, or a module cannot have an adapter that is trained.

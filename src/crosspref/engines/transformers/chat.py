@@ -101,12 +101,8 @@ class ChatTokenizer:
         """Return the ids of an answer that came as text, as they stand behind a prompt; an end of turn if it ended.
 
         The thinking that it begins with keeps its marks as tokens, or is left out where thinking is cut. Decoded by
-        ``text`` the ids are the same text, but for a space at its beginning that some tokenizers leave out.
-
-        Args:
-            text: the answer.
-            ended: whether the model ended its turn.
-            alone: whether the text is encoded by itself instead, as the released scripts do.
+        ``text`` the ids are the same text, but for a space at its beginning that some tokenizers leave out. ``alone``
+        encodes the text by itself instead, as the released scripts do.
         """
         thinking, pieces = self.template.thinking, self.texts.pieces(text)
         if thinking is not None and thinking.closes in text and text.lstrip().startswith(thinking.opens):
@@ -127,11 +123,8 @@ class ChatTokenizer:
     def answer(self, ids: list[int], reason: FinishReason) -> Sampled:
         """Return what a model generated as an answer, without its thinking if that is to be cut.
 
-        What ends inside its thinking is an empty answer that was cut at the token limit.
-
-        Args:
-            ids: all that was generated, and the token that ended it if the reason is ``stop``.
-            reason: why it ended.
+        What ends inside its thinking is an empty answer that was cut at the token limit. With the reason ``stop``, the
+        last id is the token that ended it.
         """
         count = self.thinking.thinking_tokens(ids, self.tokenizer.decode) if self.thinking else 0
         if count is None:

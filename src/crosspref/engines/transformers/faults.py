@@ -27,9 +27,7 @@ ADVICE = {
 def reading(what: str, place: Path | str) -> Iterator[None]:
     """Turn what a library raises while it reads a model's files into a ModelError.
 
-    Args:
-        what: what is read, as the beginning of a sentence: ``The tokenizer``.
-        place: the directory or file that it is read from.
+    ``what`` is the beginning of a sentence, such as ``The tokenizer``; ``place`` is the directory or file.
 
     Raises:
         ModelError: it cannot be read.

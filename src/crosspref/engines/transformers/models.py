@@ -176,13 +176,9 @@ def _converted(files: ModelFiles) -> Path:
 
 
 def load_model(directory: Path, loading: Loading, kind: Any = None, **options: Any) -> Any:
-    """Load a model for inference; only safetensors are read.
+    """Load a model for inference; only safetensors are read, and ``options`` are further arguments for that.
 
-    Args:
-        directory: the model's.
-        loading: how it is loaded.
-        kind: a class of transformers that chooses the model's; by default that of causal language models.
-        options: further arguments of ``from_pretrained``.
+    ``kind`` is a class of transformers that chooses the model's; by default that of causal language models.
 
     Raises:
         ModelError: transformers cannot read it, or the files lack some of its weights or hold others.
@@ -232,10 +228,8 @@ def language_model(config: Any) -> Any:
 def load_quantized(directory: Path, loading: Loading) -> Any:
     """Load a causal language model with its linear layers in 4 bits, as QLoRA has them: nf4, doubly quantised.
 
-    Args:
-        directory: an ordinary model; its weights are quantised as they are read.
-        loading: the device, from which such a model is not moved afterwards; the number format in which the layers
-            compute, and of what is not quantised.
+    The weights of an ordinary model are quantised as they are read, on the device where they stay. The number format is
+    that in which the layers compute, and of what is not quantised.
     """
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -290,8 +284,7 @@ def longest_prompt(
 ) -> float:
     """Return how many tokens a prompt may have: what the settings allow, if a response then fits into the context.
 
-    ``context`` is the context length where the model is served, if that is known; ``setting`` is what a message calls
-    the limit of a response.
+    ``context`` is the server's context length, if known; ``setting`` is what a message calls the limit of a response.
 
     Raises:
         RecipeError: a response may be as long as the context, so that no prompt has room beside it.

@@ -13,7 +13,6 @@ from crosspref.engines.packed.decoding import Decoder, Draft, SharedPrompt, can_
 from crosspref.engines.self_check import require_finite
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_files
-from crosspref.engines.transformers.chat import load_tokenizer, stop_ids
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
 from crosspref.run.kept import Kept
@@ -63,8 +62,8 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray, temperature: float, top_p: 
     Args:
         logits: (rows, vocabulary), any float dtype.
         uniforms: (rows,), float64, in [0, 1).
-        temperature: what logits are divided by first; at 0 the likeliest token is taken.
-        top_p: only the fewest tokens that have this probability together can be picked.
+        temperature: at 0 the likeliest token is taken.
+        top_p: the nucleus is taken after the temperature.
 
     Raises:
         ModelError: a row has a logit that is NaN or +inf, or none but -inf.
@@ -144,11 +143,10 @@ class TransformersSampler:
     def __init__(self, settings: EngineSettings, policy: ModelFiles, *, greedy: bool = False) -> None:
         self.settings = settings.sample
         self.temperature = 0.0 if greedy else self.settings.temperature
+        described = models.describe_model(policy, settings.asking)
+        self.tokenizer, self.stops = described.tokenizer, described.stops
+        self.longest_prompt = models.longest_prompt(self.settings, described.config)
         self.model: Any = load_files(policy, models.Loading.of(settings))
-        self.tokenizer = load_tokenizer(models.readable_directory(policy), settings.asking)
-        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
-        models.require_embeddings(self.tokenizer, self.model.config, policy.name)
-        self.longest_prompt = models.longest_prompt(self.settings, self.model.config)
         # A model's own sampling defaults (temperature, repetition penalty ...) must not mix with the recipe's.
         self.model.generation_config = GenerationConfig()
         lay_out_weights(self.model)

@@ -18,7 +18,7 @@ from crosspref.engines.packed.rows import cut_rows, pack, packed_attention, pred
 from crosspref.engines.self_check import SelfCheck, made_up_ids, not_finite, plain_logprobs
 from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_views
-from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer, require_ids, stop_ids
+from crosspref.engines.transformers.chat import ChatTokenizer, require_ids
 from crosspref.errors import DataError
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Known, LogProbs
@@ -140,16 +140,14 @@ class TransformersScorer:
     """
 
     def __init__(self, settings: EngineSettings, policy: ModelFiles, reference: ModelFiles | None) -> None:
-        directory, *_ = models.comparable_directories(policy, reference, settings.asking)
+        models.comparable_directories(policy, reference, settings.asking)
+        described = models.describe_model(policy, settings.asking)
+        self.tokenizer, self.stops = described.tokenizer, described.stops
         loading = models.Loading.of(settings)
-        self.tokenizer = load_tokenizer(directory, settings.asking)
         views = load_views([policy] if reference is None else [policy, reference], loading)
-        model = views[0][0]
-        models.require_embeddings(self.tokenizer, model.config, policy.name)
-        self.stops = stop_ids(model.generation_config, self.tokenizer)
         scorers = [ModelScorer(model, settings.reward, use) for model, use in views]
         self.policy, self.reference = scorers[0], None if reference is None else scorers[1]
-        self.vocabulary = min(model.config.get_text_config().vocab_size for model, _ in views)
+        self.vocabulary = min(models.vocabulary_of(model.config) for model, _ in views)
         self.count_end_of_turn = settings.reward.end_of_turn == "if_stopped"
 
     def score(
@@ -220,14 +218,10 @@ class ReleasedScorer(TransformersScorer):
     for models whose positions depend on the length of the row (``even_length``).
     """
 
-    def score_all(self, requests: Sequence[tuple[Instruction, Sequence[Response]]]) -> list[list[LogProbs]]:
-        """Score the responses to each (instruction, responses) in batches of 3 in the order given."""
-        return list(self.score_each(requests))
-
     def score_each(
         self, requests: Sequence[tuple[Instruction, Sequence[Response]]], without: Collection[int] = ()
     ) -> Iterator[list[LogProbs]]:
-        """Do the same one by one; see ``protocols.ReleasedScorer``."""
+        """Score in batches of 3 in the order given; see ``protocols.ReleasedScorer``."""
         tokenizer, padding = self.tokenizer, self._padding()
         prompts = [tokenizer.prompt_ids(instruction, answered=True) for instruction, _ in requests]
         rows = [

@@ -57,11 +57,9 @@ class Thinking:
 
 
 def find_thinking(known: str, prompt: str) -> Thinking | None:
-    """Return how a model thinks, or None if neither its template nor its tokens know of thinking.
+    """Return how a model thinks, or None if ``known``, its chat template and added tokens, does not know of thinking.
 
-    Args:
-        known: the chat template and the added tokens.
-        prompt: a prompt as the template makes it, up to where the answer begins.
+    ``prompt`` is one as the template makes it, up to where the answer begins.
     """
     for opens, closes in MARKS:
         if closes in known:
