@@ -206,7 +206,7 @@ tm tn to tr tt tv tw tz ua ug us uy uz va vc ve vg vi vn vu wf ws xk ye yt za zm
 _SUBTAGS = frozenset(_CODES.split())
 """Scripts of ISO 15924 and regions of ISO 3166-1, so that a misspelt tag is not taken for one of a region."""
 
-LONGEST_TAG = 50
+_LONGEST_TAG = 50
 
 
 def as_tag(name: str) -> str:
@@ -240,7 +240,7 @@ def language_name(language: str) -> str:
     if name is not None:
         return name
     tags = {tag: tag for tag in LANGUAGES} | {name.lower(): tag for tag, name in LANGUAGES.items()}
-    wanted = language.strip().lower()[:LONGEST_TAG]
+    wanted = language.strip().lower()[:_LONGEST_TAG]
     near = dict.fromkeys(tags[match] for match in difflib.get_close_matches(wanted, tags, n=5))
     similar = ", ".join(f"{tag} ({LANGUAGES[tag]})" for tag in near)
     hint = f"did you mean {similar}?" if near else "tags are ISO 639 codes such as en, es, zh; see crosspref.languages."

@@ -17,19 +17,7 @@ def test_table_is_about_a_hundred_well_formed_tags_with_distinct_names():
         assert name[0].isupper(), tag
 
 
-@pytest.mark.parametrize(
-    ("tag", "name"),
-    [
-        ("en", "English"),
-        ("zh", "Chinese"),
-        ("es", "Spanish"),
-        ("sw", "Swahili"),
-        ("th", "Thai"),
-        ("bn", "Bengali"),
-        ("zh-hant", "Traditional Chinese"),
-        ("pt-br", "Brazilian Portuguese"),
-    ],
-)
+@pytest.mark.parametrize(("tag", "name"), [("en", "English"), ("sw", "Swahili"), ("pt-br", "Brazilian Portuguese")])
 def test_names(tag, name):
     assert LANGUAGES[tag] == name
     assert language_name(tag) == name

@@ -58,7 +58,13 @@ def _read_pair(row: Row, prompt_id: str | None, id_column: str | None, seen: dic
     if prompt_id is None:
         raise _UnusableError(f"{shown(row.values.get(id_column or ''))} in the column {id_column!r} is not an id")
     _refuse_duplicate(seen, f"id {prompt_id}", row.number)
-    pair = _pair(row, prompt_id)
+    chosen_head, chosen = _answer(row, "chosen")
+    rejected_head, rejected = _answer(row, "rejected")
+    if chosen_head != rejected_head:
+        raise _UnusableError("chosen and rejected differ before their last message")
+    if chosen["content"] == rejected["content"]:
+        raise _UnusableError("chosen and rejected are equal")
+    pair = Pair(prompt_id, ENGLISH, _prompt(row, chosen_head), [chosen], [rejected])
     _refuse_duplicate(seen, f"pair {pair.prompt} {pair.chosen} {pair.rejected}", row.number)
     return pair
 
@@ -67,16 +73,6 @@ def _refuse_duplicate(seen: dict[str, int], key: str, number: int) -> None:
     first = seen.setdefault(key, number)
     if first != number:
         raise _UnusableError(f"duplicate {key.partition(' ')[0]}: row {first} has it already")
-
-
-def _pair(row: Row, prompt_id: str) -> Pair:
-    chosen_head, chosen = _answer(row, "chosen")
-    rejected_head, rejected = _answer(row, "rejected")
-    if chosen_head != rejected_head:
-        raise _UnusableError("chosen and rejected differ before their last message")
-    if chosen["content"] == rejected["content"]:
-        raise _UnusableError("chosen and rejected are equal")
-    return Pair(prompt_id, ENGLISH, _prompt(row, chosen_head), [chosen], [rejected])
 
 
 def _answer(row: Row, column: str) -> tuple[list[Message], Message]:

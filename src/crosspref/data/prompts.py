@@ -24,7 +24,7 @@ from crosspref.data.sources import (
 )
 from crosspref.errors import DataError, shown
 from crosspref.escape import listed
-from crosspref.languages import ENGLISH, as_tag, is_language, language_name
+from crosspref.languages import ENGLISH, as_tag, language_name
 from crosspref.recipe.sections import PromptSettings
 
 _PROMPT_COLUMNS = (*TEXT_COLUMNS, "messages")
@@ -58,10 +58,6 @@ class _Layout:
     language_column: str = ""
     text_column: str = ""
     tags: dict[str, str] = field(default_factory=dict)
-
-    def languages(self) -> tuple[str, ...]:
-        """Return the languages of a row of which nothing is known."""
-        return tuple(self.texts) or (UNDETERMINED,)
 
     def id_of(self, row: Row) -> str | None:
         """Return a row's id, or None if it has none that can be read."""
@@ -199,7 +195,8 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
     layout = _layout(part, wanted, settings)
     for row in part.rows:
         if row.broken:
-            problems.append(row.problem("broken row", row.broken, part.language, affects=layout.languages()))
+            affected = tuple(layout.texts) or (UNDETERMINED,)
+            problems.append(row.problem("broken row", row.broken, part.language, affects=affected))
             continue
         texts = _texts(row, layout, problems)
         prompt_id = layout.id_of(row)
@@ -233,17 +230,14 @@ def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str
         return [(language, texts.get(column)) for language, column in layout.texts.items()]
     value = row.values.get(layout.language_column)
     tag = as_tag(value) if isinstance(value, str) else ""
-    if is_language(tag):
-        return [(layout.tags[tag], row.values.get(layout.text_column))] if tag in layout.tags else []
-    detail = f"the language is {shown(value)}, which is no tag"
-    if tag:
-        try:
-            language_name(tag)
-        except DataError as error:
-            detail = str(error)
-    prompt_id = layout.id_of(row)
-    problems.append(row.problem("unknown language", detail, tag or None, prompt_id, (tag or UNDETERMINED,)))
-    return []
+    try:
+        language_name(tag)
+    except DataError as error:
+        detail = str(error) if tag else f"the language is {shown(value)}, which is no tag"
+        affected = (tag or UNDETERMINED,)
+        problems.append(row.problem("unknown language", detail, tag or None, layout.id_of(row), affected))
+        return []
+    return [(layout.tags[tag], row.values.get(layout.text_column))] if tag in layout.tags else []
 
 
 def _read_instruction(value: object, language: str) -> tuple[Instruction, tuple[str, str] | None]:

@@ -226,10 +226,6 @@ class Agreement:
 LATER = ("thinking_tokens", "chosen_ended", "rejected_ended")
 """Columns that came later, and that most tables have no use for."""
 
-SCHEMAS: dict[type, pa.Schema] = {
-    kind: schema_of(kind) for kind in (Prompt, Response, Translation, Score, Pair, Dropped, Agreement, Measure)
-}
-
 
 def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
     """Return rows of one kind as an Arrow table with that kind's schema.

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -397,10 +398,6 @@ def _json_row(name: str, number: int, value: object) -> Row:
     return Row(name, number, value)
 
 
-def _tsv_rows(file: Path, name: str) -> Iterator[Row]:
-    return _csv_rows(file, name, "\t")
-
-
 def _csv_rows(file: Path, name: str, delimiter: str | None = None) -> Iterator[Row]:
     """Yield the records below the header; a record's number is the line it starts in. Blank lines are skipped.
 
@@ -465,7 +462,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _json_rows,
     ".parquet": _parquet_rows,
     ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
+    ".tsv": partial(_csv_rows, delimiter="\t"),
 }
 """The kinds of files that can be read, by the ending of their name."""
 

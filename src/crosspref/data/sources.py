@@ -8,6 +8,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from crosspref.data.rows import READERS, Row, column_names, read_file, split_name, table_rows
@@ -261,10 +262,14 @@ def _of_language(rows: Iterable[Row], language: str) -> Iterator[Row]:
 
 def other_language(row: Row, language: str) -> str | None:
     """Return the tag of the language that a row says it is in, if that is neither the given one nor a part of it."""
-    value = first_of(row, LANGUAGE_COLUMNS)
-    tag = as_tag(value) if isinstance(value, str) else language
+    tag = _named_language(row) or language
     is_same = f"{tag}-".startswith(f"{language}-") or f"{language}-".startswith(f"{tag}-")
     return tag if is_language(tag) and not is_same else None
+
+
+def _named_language(row: Row) -> str | None:
+    value = first_of(row, LANGUAGE_COLUMNS)
+    return as_tag(value) if isinstance(value, str) else None
 
 
 def _hub_parts(match: re.Match[str] | None, source: str, languages: Sequence[str]) -> list[Part]:
@@ -330,12 +335,12 @@ def read_languages(source: str, what: str, wanted: Sequence[str] | None, inside:
 
 def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, list[Row]]:
     by_language: dict[str, list[Row]] = {}
-    values = [first_of(row, LANGUAGE_COLUMNS) for row in rows]
-    tags = [as_tag(value) if isinstance(value, str) else None for value in values]
-    after = reversed(_last_so_far(reversed(tags)))
-    for row, tag, around in zip(rows, tags, zip(_last_so_far(tags), after, strict=True), strict=True):
+    tags = [_named_language(row) for row in rows]
+    last_before = accumulate(tags, _last_given)
+    first_after = reversed([*accumulate(reversed(tags), _last_given)])
+    for row, tag, before, after in zip(rows, tags, last_before, first_after, strict=True):
         # A broken row is counted in the language that it stands in: items are found by their place there.
-        language = tag or (None if row.values else _language_around(row, *around))
+        language = tag or (None if row.values else _language_around(row, before, after))
         if language is not None:
             try:
                 language_name(language)
@@ -352,12 +357,8 @@ def _by_column(rows: Sequence[Row], wanted: Sequence[str] | None) -> dict[str, l
     return by_language
 
 
-def _last_so_far(tags: Iterable[str | None]) -> list[str | None]:
-    """Return for each place the last tag up to there that is one."""
-    found: list[str | None] = []
-    for tag in tags:
-        found.append(tag or (found[-1] if found else None))
-    return found
+def _last_given(before: str | None, tag: str | None) -> str | None:
+    return tag or before
 
 
 def _language_around(row: Row, before: str | None, after: str | None) -> str | None:

@@ -67,7 +67,7 @@ IMPOSSIBLE: list[tuple[set[str], Callable[[pa.Array], pa.Array], str]] = [
 ]
 """Columns, which of their values are impossible, and what they should be."""
 
-LANGUAGE_COLUMNS = ("language", "target")
+_TAG_COLUMNS = frozenset({"language", "target"})
 
 _KINDS_OF_TEXT = (
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
@@ -109,8 +109,9 @@ def read_rows(path: str | Path, kind: type) -> list[Any]:
     if split_name(path)[1] == ".jsonl" and not given.names:
         return []  # without a line there is no object that would name the columns
     columns = {field.name: _column(given, field, kind) for field in fields(kind)}
-    for name in [name for name in columns if name in LANGUAGE_COLUMNS]:
-        columns[name] = _tags(columns[name])
+    for name in _TAG_COLUMNS & columns.keys():
+        tags = [as_tag(language) for language in columns[name].to_pylist()]
+        columns[name] = pa.chunked_array([pa.array(tags, pa.string())])
     if kind is Response and "sample" not in given.names:
         columns["sample"] = _numbered(columns)
     _require_possible(given, columns)
@@ -257,7 +258,7 @@ def _require_possible(given: _Given, columns: Mapping[str, pa.ChunkedArray]) -> 
 
 def _require_languages(given: _Given, columns: Mapping[str, pa.ChunkedArray]) -> None:
     """Raise RowError for a language that nobody knows, with similar ones."""
-    for name in [name for name in columns if name in LANGUAGE_COLUMNS]:
+    for name in [name for name in columns if name in _TAG_COLUMNS]:
         for tag in columns[name].unique().to_pylist():
             try:
                 language_name(tag)
@@ -314,15 +315,6 @@ def _ids(values: Values, what: str) -> Values:
             return values
         values = column_values(values, what)
     return [read_id(value) for value in values]
-
-
-def _tags(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the languages in the spelling of tags, of which a recipe's languages are."""
-    values = column.to_pylist()
-    tags = {value: as_tag(value) for value in set(values)}
-    if all(value == tag for value, tag in tags.items()):
-        return column
-    return pa.chunked_array([pa.array([tags[value] for value in values])])
 
 
 def _numbered(columns: dict[str, Any]) -> pa.ChunkedArray:

@@ -12,6 +12,7 @@ from typing import Any
 
 from crosspref.data.rows import parse_json
 from crosspref.errors import ModelError
+from crosspref.escape import listed
 from crosspref.paths import read_text
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -69,10 +70,7 @@ def weight_names(directory: Path, names: Collection[str]) -> list[str]:
 
     One file goes before several that an index names. All others, such as an adapter's, or the same weights in their
     authors' own format, are not read. It is empty if the directory holds an adapter or another kind of weights.
-
-    Args:
-        directory: where the small files lie.
-        names: of all files, also where the weights are still elsewhere.
+    ``names`` are those of all files; the weights themselves need not be in the directory yet.
 
     Raises:
         ModelError: what is named are no safetensors files beside each other.
@@ -113,7 +111,8 @@ def require_weights(what: str, directory: Path, names: Collection[str]) -> None:
     if not weights:
         raise ModelError(
             f"{what} holds no {WEIGHTS}, and no {WEIGHTS_INDEX}. Weights in other formats can run code when they are "
-            f"loaded and are not read; convert them with transformers' save_pretrained. It holds: {listed(names)}"
+            "loaded and are not read; convert them with transformers' save_pretrained. "
+            f"It holds: {listed(sorted(names))}"
         )
 
 
@@ -125,18 +124,15 @@ def require_no_other_weights(directory: Path, purpose: str) -> None:
     others = read ^ set(weight_names(directory, names))
     if others:
         raise ModelError(
-            f"{purpose} would not read the weights in {directory} as they are meant, because of {listed(others)}. "
-            "Move the files that are not the model's weights out of the directory."
+            f"{purpose} would not read the weights in {directory} as they are meant, because of "
+            f"{listed(sorted(others))}. Move the files that are not the model's weights out of the directory."
         )
 
 
 def chosen_gguf(what: str, named_by: str, names: Collection[str]) -> str | None:
-    """Return the one GGUF file among some names, or None; of a model in several parts it is the first.
+    """Return the one GGUF file among names, or None; of a model in several parts it is the first.
 
-    Args:
-        what: holds them, for the message.
-        named_by: what the name of one of several files is put behind.
-        names: of files.
+    In messages, ``what`` holds the files, and ``named_by`` stands before the name of one.
 
     Raises:
         ModelError: there are several.
@@ -207,11 +203,6 @@ def hash_files(files: Sequence[Path]) -> str:
                 stream.seek(-_EDGE_BYTES, os.SEEK_END)
                 digest.update(stream.read())
     return digest.hexdigest()
-
-
-def listed(names: Collection[str]) -> str:
-    """Return names for a message, at most 20."""
-    return ", ".join(sorted(names)[:20]) or "nothing"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from crosspref.data.sources import PACKAGE, inside_package
 from crosspref.errors import FileError, ModelError
+from crosspref.escape import listed
 from crosspref.models.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -27,7 +28,6 @@ from crosspref.models.files import (
     identity_of,
     is_adapter,
     is_kept,
-    listed,
     read_json,
     require_fetched,
     require_one_part,
@@ -126,7 +126,7 @@ def _from_directory(name: str, path: Path) -> ModelFiles:
 
 def _require_config(what: str, names: Collection[str]) -> None:
     if "config.json" not in names:
-        raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {listed(names)}")
+        raise ModelError(f"{what} holds no config.json, so it is not a model. It holds: {listed(sorted(names))}")
 
 
 def _from_hub(hub: HubModel, weights: bool) -> ModelFiles:
@@ -161,28 +161,20 @@ def _gguf_from_hub(hub: HubModel, commit: str, file: str) -> ModelFiles:
     path = hub.fetch([file], commit) / file
     if not path.is_file():
         found = [name for name in hub.listed(commit) if name.endswith(".gguf")]
-        raise ModelError(f"The hub's {hub.repository!r} holds no {file}. It holds: {listed(found)}")
+        raise ModelError(f"The hub's {hub.repository!r} holds no {file}. It holds: {listed(sorted(found))}")
     identity = hashlib.sha256(f"{hub.repository}@{commit}:{file}".encode()).hexdigest()
     return ModelFiles(hub.name, path.parent, path.name, identity)
 
 
 def _over_base(name: str, adapter: Path, content: str, names: Collection[str], *, weights: bool = True) -> ModelFiles:
-    """Find the base of an adapter, and check that they belong together.
-
-    Args:
-        name: by which the adapter was asked for.
-        adapter: its directory, with the files ``names``.
-        content: a hash of its weights.
-        names: see there.
-        weights: whether the base's are wanted.
-    """
+    """Find the base of the adapter ``name``, whose directory holds ``names``; ``content`` is a hash of its weights."""
     config = read_json(adapter / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"The adapter {name!r} is of the kind {config.get('peft_type')!r}; only LORA can be read.")
     if ADAPTER_WEIGHTS not in names:
         raise ModelError(
             f"The adapter {name!r} holds no {ADAPTER_WEIGHTS}. Weights in other formats can run code when they are "
-            f"loaded and are not read; save it again with a newer peft. It holds: {listed(names)}"
+            f"loaded and are not read; save it again with a newer peft. It holds: {listed(sorted(names))}"
         )
     if pickled := [file for file in names if file.startswith("pytorch_model")]:
         raise ModelError(

@@ -35,14 +35,15 @@ def tokenizer_identity(directory: Path) -> dict[str, str]:
         ModelError: the files do not hold what a tokenizer's hold.
     """
     try:
-        return _identity(directory)
+        parts = _parts(directory)
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(
             f"The tokenizer's files in {directory} are damaged: {error} ({type(error).__name__})."
         ) from error
+    return {part: short_hash(json.dumps(said, sort_keys=True).encode()) for part, said in parts.items()}
 
 
-def _identity(directory: Path) -> dict[str, str]:
+def _parts(directory: Path) -> dict[str, Any]:
     config = read_json(directory / "tokenizer_config.json")
     tokens = {**read_json(directory / "special_tokens_map.json"), **config}
     template_file = directory / "chat_template.jinja"
@@ -55,13 +56,12 @@ def _identity(directory: Path) -> dict[str, str]:
         content = {key: tokenizer.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         content["model"] = _settled(content["model"] or {})
     content["files"] = {file.name: short_hash(file.read_bytes()) for file in _files_read(directory, config, tokenizer)}
-    parts = {
+    return {
         "tokenizer": content,
         "end-of-sequence token": _token_text(tokens.get("eos_token")),
         "beginning-of-sequence token": _token_text(tokens.get("bos_token")),
         "chat template": template,
     }
-    return {part: short_hash(json.dumps(said, sort_keys=True).encode()) for part, said in parts.items()}
 
 
 def _files_read(directory: Path, config: dict[str, Any], tokenizer: dict[str, Any]) -> list[Path]:
@@ -90,8 +90,7 @@ def require_same_tokenizer(policy: Path, reference: Path, names: tuple[str, str]
     """Raise ModelError unless both directories turn a conversation into the same token ids."""
     if have_same_files(policy, reference):  # as a trained policy's are, which are copied: no need to read what they say
         return
-    ours, theirs = tokenizer_identity(policy), tokenizer_identity(reference)
-    require_no_difference(ours, theirs, names)
+    require_no_difference(tokenizer_identity(policy), tokenizer_identity(reference), names)
 
 
 def require_no_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str]) -> None:

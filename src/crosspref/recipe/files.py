@@ -12,7 +12,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -52,9 +52,7 @@ PREFIX = "recipe:"
 FOLDER = Path(__file__).parents[1] / "data" / "recipes"
 """The folder of the recipes that come with crosspref: ``recipe:NAME`` is ``NAME.yaml`` in it."""
 
-
 _SettingsType = TypeVar("_SettingsType", bound=Settings)
-
 
 _MOST_BYTES = 2**20
 _MOST_VALUES = 100_000
@@ -123,13 +121,12 @@ class _Dumper(yaml.SafeDumper):
 
 
 _NUMBER = re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?([eE][-+]?\d+)?$|^[-+]?\.\d+([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$")
-_INTEGER = re.compile(r"^[-+]?\d+$")
 _Loader.yaml_implicit_resolvers = {}
 _Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _tag, _pattern, _first in (
     ("bool", re.compile("^(true|false|True|False)$"), "tfTF"),
-    ("int", _INTEGER, "-+0123456789"),
+    ("int", re.compile(r"^[-+]?\d+$"), "-+0123456789"),
     ("float", _NUMBER, "-+.0123456789"),
     ("null", re.compile("^(null|~|)$"), ["n", "~", ""]),
 ):
@@ -187,16 +184,20 @@ def _locate(name: str | Path, folder: Path | None = None) -> Path:
     """Return the file of a recipe: of ``recipe:NAME``, or of a path, which is relative to ``folder`` if that is given.
 
     Raises:
-        RecipeError: no recipe of that name comes with crosspref.
+        RecipeError: no such recipe comes with crosspref.
     """
     if not str(name).startswith(PREFIX):
         return Path(name) if folder is None else folder / name
     wanted, known = str(name).removeprefix(PREFIX).removesuffix(".yaml"), known_recipes()
     if wanted not in known:
-        near = difflib.get_close_matches(wanted[:_SHOWN_KEY], known, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise RecipeError(f"No recipe {shown(wanted)} comes with crosspref. {hint}Known: {', '.join(known)}")
+        hint = _did_you_mean(wanted, known)
+        raise RecipeError(f"No recipe {shown(wanted)} comes with crosspref; {hint}Known: {', '.join(known)}")
     return FOLDER / f"{wanted}.yaml"
+
+
+def _did_you_mean(given: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(given)[:_SHOWN_KEY], list(known), n=2)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -294,8 +295,7 @@ def _own_layers(content: dict[str, Any], name: str) -> _Layers:
     if preset is None:
         return [own]
     if preset not in list(PRESETS):
-        near = difflib.get_close_matches(str(preset)[:_SHOWN_KEY], PRESETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = _did_you_mean(preset, PRESETS)
         raise _recipe_error(name, [("preset", f"unknown preset {shown(preset)}; {hint}Known: {', '.join(PRESETS)}")])
     return [(f"the preset {preset}", PRESETS[preset]), own]
 
@@ -390,7 +390,7 @@ def _sets(layer: Any, keys: tuple[int | str, ...]) -> bool:
 
 def _recipe_error(where: str, faults: list[tuple[str, str]]) -> RecipeError:
     """Return one error for all faults, each with the setting's key and a message."""
-    count = f"{len(faults)} fault" + ("s" if len(faults) > 1 else "")
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     lines = [f"  - {one_line(key, 200) or 'the recipe'}: {message}" for key, message in faults[:_MOST_FAULTS]]
     if len(faults) > _MOST_FAULTS:
         lines.append(f"  ... and {len(faults) - _MOST_FAULTS} more")
@@ -399,8 +399,7 @@ def _recipe_error(where: str, faults: list[tuple[str, str]]) -> RecipeError:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, including defaults, as YAML. ``load_recipe`` reads it back as an equal recipe."""
-    content = recipe.model_dump(mode="json")
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
@@ -419,8 +418,7 @@ def _explain(fault: dict[str, Any], root: type[Settings]) -> str:
     if fault["type"] == "extra_forbidden":
         file_keys = _FILE_KEYS if root is Recipe and len(fault["loc"]) == 1 else ()
         known = [*_section_at(fault["loc"][:-1], root).model_fields, *file_keys]
-        near = difflib.get_close_matches(str(fault["loc"][-1])[:_SHOWN_KEY], known, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = _did_you_mean(fault["loc"][-1], known)
         return f"unknown setting; {hint}Allowed here: {', '.join(known)}"  # its value may be a key: server.api_key
     if fault["type"] == "missing":
         field = _section_at(fault["loc"][:-1], root).model_fields[str(fault["loc"][-1])]

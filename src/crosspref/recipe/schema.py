@@ -4,13 +4,12 @@ Only the models, the languages and the prompts are required. ``sections`` has th
 from YAML.
 """
 
-import difflib
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from crosspref.errors import shown
-from crosspref.languages import ENGLISH, LANGUAGES, LONGEST_TAG, as_tag, is_language, language_name
+from crosspref.errors import DataError
+from crosspref.languages import ENGLISH, LANGUAGES, as_tag, is_language, language_name
 from crosspref.recipe.sections import (
     REFERENCE_FREE,
     AlignEnglishSettings,
@@ -38,15 +37,14 @@ def _check_languages(languages: list[str]) -> list[str]:
     languages = [as_tag(language) for language in languages]
     faults, named = [], dict[str, str]()
     for language in dict.fromkeys(languages):
-        if is_language(language):
+        try:
             name = language_name(language)
+        except DataError as error:
+            faults.append(str(error))
+        else:
             other = named.setdefault(name, language)
             if other != language:
                 faults.append(f"{other!r} and {language!r} are both {name} in the instruction; list one")
-        else:
-            near = difflib.get_close_matches(language[:LONGEST_TAG], LANGUAGES, n=3, cutoff=0.5)
-            hint = f" (did you mean {', '.join(near)}?)" if near else ""
-            faults.append(f"unknown language {shown(language)}{hint}")
         if languages.count(language) > 1:
             faults.append(f"{language!r} is listed more than once")
     if not all(map(is_language, languages)):

@@ -14,7 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crosspref.data.records import LATER, SCHEMAS, Dropped, Pair, Response, Score, as_messages, from_table, to_table
+from crosspref.data.records import (
+    LATER,
+    Dropped,
+    Pair,
+    Response,
+    Score,
+    as_messages,
+    from_table,
+    schema_of,
+    to_table,
+)
 from crosspref.maths.length_penalty import LengthPenalty, best_and_worst, grid_length_penalty, solve_flat
 from crosspref.recipe.sections import SelectSettings
 from crosspref.stages.select.screen import REASONS, Floats, Identify, Indices, PairRules, Part, Screened, screen
@@ -222,7 +232,7 @@ def _pair_table(
     instructions = [rules.instructions[prompt_id] for prompt_id in prompt_ids]
     answers = part.responses(["sample", "text", "token_ids", "finish_reason"])
     chosen, rejected = answers.take(best[0]), answers.take(worst[0])
-    count, schema = len(prompt_ids), SCHEMAS[Pair]
+    count, schema = len(prompt_ids), schema_of(Pair)
     if rules.always_ended:
         schema = pa.schema([field for field in schema if field.name not in LATER])
 
