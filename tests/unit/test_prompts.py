@@ -133,22 +133,6 @@ def test_rows_are_joined_by_id_in_the_order_of_english(tmp_path):
     assert loaded.prompts == prompts_of(TEXTS, ["en", "es"], "cab")
 
 
-def test_numbers_as_ids_become_strings_also_where_one_file_has_them_as_decimals(tmp_path):
-    write(tmp_path / "en.parquet", [{"id": 1, "text": "one"}, {"id": 20, "text": "two"}])
-    write(tmp_path / "es.parquet", [{"id": 20.0, "text": "dos"}, {"id": 1.0, "text": "uno"}])
-    write(tmp_path / "th.csv", [{"id": "1", "text": "หนึ่ง"}, {"id": "20", "text": "สอง"}])
-    loaded = load(str(tmp_path), ["es", "th"]).prompts
-    assert [p.prompt_id for p in loaded] == ["1", "20"] * 3
-    assert [p.instruction for p in loaded] == ["one", "two", "uno", "dos", "หนึ่ง", "สอง"]
-
-
-def test_tags_in_files_may_be_written_in_capitals_and_with_underscores(tmp_path):
-    rows = [{"id": "a", "EN": "Hi", "pt_BR": "Oi"}]
-    assert load(write(tmp_path / "x.jsonl", rows), ["pt-br"]).prompts[1] == Prompt("a", "pt-br", "Oi")
-    folder = write_folder(tmp_path / "f", {"en": {"a": "Hi"}, "zh_Hant": {"a": "嗨"}})
-    assert load(folder, ["zh-hant"]).prompts[1] == Prompt("a", "zh-hant", "嗨")
-
-
 def test_indonesian_is_a_column_called_id_too(tmp_path):
     rows = [{"id": "apa kabar", "question_id": "q1", "en": "how are you"}]
     source = write(tmp_path / "x.jsonl", rows)
