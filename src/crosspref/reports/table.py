@@ -37,7 +37,7 @@ from crosspref.run.terminal import Terminal, say
 FOLDED = 30
 """Width of the first column's text, in characters, on a screen that is too narrow for the table."""
 
-_NUMBER = re.compile(r"[-+]?\d*\.?\d*(e[-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?\d*+\.?\d*(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from crosspref.models.tokenizers import require_no_difference
 from crosspref.protocols import Sampled
 from crosspref.recipe.sections import AskingSettings
 
-SIGN = re.compile(r"\W.*\w.*\W", re.DOTALL)
+SIGN = re.compile(r"\W+\w.*\W", re.DOTALL)
 """How a control token is written: between signs, as ``<|end|>``. Words and white space are text, even if added."""
 
 AS_IT_IS = AskingSettings()

@@ -29,9 +29,10 @@ _QUOTES = '"“”„‟«»‹›「」『』《》＂'
 _CLOSING = _QUOTES + "'’)）]］】*_`"
 """What may follow a sentence's last mark: quotes, brackets, and the marks of bold and italic."""
 
+# White space before an item stays on its line. With \s* each of many blank lines would be read up to the last one.
 _NUMBER = r"\(?\d{1,2}(?:[.):]\s+|[、）．：]\s*)"
-_ITEM = re.compile(rf"^\s*(?:[-*•‣◦·–—+]\s+|{_NUMBER})\S", re.MULTILINE)
-_NUMBERED = re.compile(rf"^\s*{_NUMBER}\S", re.MULTILINE)
+_ITEM = re.compile(rf"^[^\S\n]*(?:[-*•‣◦·–—+]\s+|{_NUMBER})\S", re.MULTILINE)
+_NUMBERED = re.compile(rf"^[^\S\n]*{_NUMBER}\S", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
 

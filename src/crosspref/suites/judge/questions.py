@@ -25,7 +25,8 @@ LACKING = "not in the replayed file"
 _PARTS = ("{instruction}", "{output_1}", "{output_2}")
 """What a prompt of one's own must have."""
 _PART = re.compile(r"\{(\w+)\}")
-_CHAT = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
+_MESSAGE = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*)", re.DOTALL)
+"""A chat message without its <|im_end|>, at which a text is cut first: so each part is read only once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Template:
             text = read_text(expanded(path))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{setting}: {path} cannot be read: {error}") from error
-        messages = tuple((role, content) for role, content in _CHAT.findall(text)) or (("user", text),)
+        ended = map(_MESSAGE.search, text.split("<|im_end|>")[:-1])
+        messages = tuple((found[1], found[2].removesuffix("\n")) for found in ended if found) or (("user", text),)
         missing = [part for part in _PARTS if not any(part in content for _, content in messages)]
         if missing:
             raise RecipeError(f"{setting}: {path} has no {', '.join(missing)} in it.")
