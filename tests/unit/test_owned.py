@@ -140,11 +140,6 @@ def test_an_empty_name_is_not_the_working_directory(
     assert list(contents(tmp_path)) == [".notes.77.tmp"]
 
 
-def test_the_api_takes_no_empty_name_either() -> None:
-    with pytest.raises(FileError):
-        api.status("")
-
-
 def link(path: Path, target: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

@@ -91,12 +91,6 @@ def test_a_bar_on_a_terminal() -> None:
     assert text().splitlines()[-1].rstrip().split(":")[0].endswith("[red]sample[/red]")
 
 
-def test_by_default_it_speaks_on_the_error_output(capsys: pytest.CaptureFixture[str]) -> None:
-    Reporter().say("kept apart from results")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "kept apart from results\n")
-
-
 def test_phases_are_counted_and_tell_how_long_the_rest_of_the_run_takes(clock: Clock) -> None:
     shown, text = reporter()
     schedule = Schedule(shown, 4, {("prompts", 0): 0.0, ("sample", 1): 2.0, ("train", 1): 3.0, ("evaluate", 1): 1.0})

@@ -56,9 +56,8 @@ def test_a_command_leaves_its_arguments_versions_and_all_that_was_said(
         terminal.say("Written: x")
 
     assert work(tmp_path, monkeypatch, act) == 0
-    printed = capsys.readouterr()
+    assert capsys.readouterr() == ("Written: x\n", "before\nblåbær\nbehind\n")
     said = ["before", "blåbær", "Written: x", "behind"]
-    assert printed.out + printed.err == "Written: x\nbefore\nblåbær\nbehind\n"
     content = read(tmp_path)
     wanted = [f"crosspref status {tmp_path}", *said, "Ended with exit code 0."]
     assert [content.index(f" {part}\n") for part in wanted] == sorted(content.index(f" {part}\n") for part in wanted)

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import made_runs
-import pytest
 
 from crosspref import api
 from crosspref.data.records import Prompt
-from crosspref.errors import RunError
 from crosspref.run.layout import RunDirectory
 from crosspref.run.store import Unit
 
@@ -102,8 +100,3 @@ def test_a_reference_that_is_computed_before_training_is_a_phase(tmp_path: Path)
         (1, "reference", 1, 2),
         (1, "train", 0, 1),
     ]
-
-
-def test_a_directory_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no run: there is no recipe\.yaml in it"):
-        api.status(tmp_path)

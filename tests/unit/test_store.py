@@ -1,7 +1,6 @@
 """The run directory: what counts as finished, what is refused, and that nothing is silently reused or overwritten."""
 
 import hashlib
-import json
 import os
 import re
 import resource
@@ -305,14 +304,6 @@ def test_what_is_no_checkpoint_stays(tmp_path: Path) -> None:
     assert {path.name for path in other.parent.iterdir()} == {"notes.txt", "best", other.name}
     places.remove_checkpoints()
     assert set(contents(other.parent)) == {"notes.txt", "best/weights"}
-
-
-def test_logs_grow_by_lines(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    run.log_phase({"phase": "sample"})
-    run.log_phase({"phase": "score"})
-    lines = (tmp_path / "phases.jsonl").read_text().splitlines()
-    assert [json.loads(line)["phase"] for line in lines] == ["sample", "score"]
 
 
 def test_what_was_kept_goes_with_the_unit_that_is_done(tmp_path: Path) -> None:

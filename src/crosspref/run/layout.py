@@ -129,99 +129,50 @@ class ShardedTable:
 Table = TableFolder | ShardedTable
 
 
-@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The places of the evaluation of one policy on the held-out prompts."""
 
-    folder: Path
-    prompts: TableFolder
-
-    @property
-    def responses(self) -> ShardedTable:
-        """Responses to the held-out prompts."""
-        return ShardedTable(self.folder / "responses", Response, self.prompts)
-
-    @property
-    def scores(self) -> ShardedTable:
-        """Their rewards by pi_0 and pi_I, each response given the prompt in its own language."""
-        return ShardedTable(self.folder / "scores" / "multilingual", Score, self.prompts)
-
-    @property
-    def measures(self) -> Unit:
-        """What was measured."""
-        return Unit(self.folder / "measures.parquet")
+    def __init__(self, folder: Path, prompts: TableFolder) -> None:
+        self.prompts = prompts
+        self.responses = ShardedTable(folder / "responses", Response, prompts)
+        # Their rewards by pi_0 and pi_I, each response given the prompt in its own language.
+        self.scores = ShardedTable(folder / "scores" / "multilingual", Score, prompts)
+        self.measures = Unit(folder / "measures.parquet")
 
     def measured(self) -> list[Measure]:
         """Read what was measured; nothing if that is not finished."""
         return self.measures.rows(Measure) if self.measures.marker.exists() else []
 
 
-@dataclass(frozen=True, slots=True)
 class Iteration:
     """The places of one iteration; iteration 0 holds pi_0 and its evaluation."""
 
-    number: int
-    folder: Path
-    prompts: TableFolder
-    heldout: TableFolder
-
-    @property
-    def responses(self) -> ShardedTable:
-        """Responses to the training prompts (Eq. 7)."""
-        return ShardedTable(self.folder / "responses", Response, self.prompts)
-
-    @property
-    def translations(self) -> ShardedTable:
-        """The responses in English (Eq. 14); for language imbalance also the English ones in other languages."""
-        return ShardedTable(self.folder / "translations", Translation, self.prompts)
-
-    @property
-    def rewards(self) -> Path:
-        """The folder of the scores by all rewards."""
-        return self.folder / "scores"
+    def __init__(self, number: int, folder: Path, prompts: TableFolder, heldout: TableFolder) -> None:
+        self.number, self.folder, self.prompts = number, folder, prompts
+        # Responses to the training prompts (Eq. 7), and the responses in English (Eq. 14); for language imbalance also
+        # the English ones in other languages.
+        self.responses = ShardedTable(folder / "responses", Response, prompts)
+        self.translations = ShardedTable(folder / "translations", Translation, prompts)
+        self.rewards = folder / "scores"  # by all rewards
+        # Preference pairs (Eq. 10), whose markers count for the tables of dropped prompts and of Eq. 15, too.
+        self.pairs = TableFolder(folder / "pairs", Pair, beside=(DROPPED, LENGTH_PENALTY))
+        self.dropped = TableFolder(folder / DROPPED, Dropped)
+        # How far two rewards agree; the files are named by ``{reward}-{reward}``.
+        self.agreement = TableFolder(folder / "agreement", Agreement)
+        # The pairs with the log-probabilities of the training reference.
+        self.referenced_pairs = TableFolder(folder / "referenced_pairs", Pair)
+        # The policy that the iteration ends with, and its evaluation.
+        self.policy = Unit(folder / "policy")
+        self.evaluation = Evaluation(folder / "evaluation", heldout)
+        self.audit = folder / "audit.md"  # the report of ``crosspref audit``
 
     def scores(self, reward: str) -> ShardedTable:
         """Scores of the responses by one reward (Eq. 9, 12, 13)."""
         return ShardedTable(self.rewards / reward, Score, self.prompts)
 
-    @property
-    def pairs(self) -> TableFolder:
-        """Preference pairs (Eq. 10), whose markers count for the tables of dropped prompts and of Eq. 15, too."""
-        return TableFolder(self.folder / "pairs", Pair, beside=(DROPPED, LENGTH_PENALTY))
-
-    @property
-    def dropped(self) -> TableFolder:
-        """Prompts without a pair, and why. Its units have no markers: those of the pairs count for them."""
-        return TableFolder(self.folder / DROPPED, Dropped)
-
     def length_penalty(self, language: str) -> Unit:
-        """The curve of Eq. 15 in one language; without a marker, too."""
+        """The curve of Eq. 15 in one language. Like the dropped prompts it has no marker."""
         return Unit(self.folder / LENGTH_PENALTY / f"{language}.parquet")
-
-    @property
-    def agreement(self) -> TableFolder:
-        """How far two rewards agree; the files are named by ``{reward}-{reward}``."""
-        return TableFolder(self.folder / "agreement", Agreement)
-
-    @property
-    def referenced_pairs(self) -> TableFolder:
-        """The pairs with the log-probabilities of the training reference."""
-        return TableFolder(self.folder / "referenced_pairs", Pair)
-
-    @property
-    def policy(self) -> Unit:
-        """The folder of the policy that the iteration ends with."""
-        return Unit(self.folder / "policy")
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """The evaluation of that policy."""
-        return Evaluation(self.folder / "evaluation", self.heldout)
-
-    @property
-    def audit(self) -> Path:
-        """The report of ``crosspref audit``."""
-        return self.folder / "audit.md"
 
     def checkpoints(self, fingerprint: Fingerprint) -> Path:
         """Return the folder for training checkpoints; those of other settings or inputs are removed.
