@@ -10,6 +10,8 @@ from crosspref.data.items import Item, Problems, join, read_items
 from crosspref.data.rows import Row, RowError
 from crosspref.data.sources import read_languages
 from crosspref.errors import DataError
+from crosspref.run.progress import Reporter
+from crosspref.suites.given import read_given
 from crosspref.suites.xalpaca.files import OUTPUTS, read_preference, write_json
 
 
@@ -90,6 +92,17 @@ def test_rows_without_ids_are_joined_by_instruction_the_kth_to_the_kth() -> None
     assert outputs(join(given, ITEMS, "output", problems)) == {"4": "D", "2": "B", "3": "C", "1": "A"}
     assert problems == {"rows without item or output": 1}
     assert join(rows({"instruction": 5, "output": "A"}), [Item("1", 0, "5")], "output", problems) == {}
+
+
+def test_answers_that_are_not_text_are_counted_and_the_first_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [{"id": 1, "output": "A"}, {"id": 2, "output": True}, {"id": 3, "output": 5}, {"id": 4, "output": None}]
+    write_json(tmp_path / "es.json", answers)
+    [given], problems = read_given(tmp_path / "es.json", ["es"], "mine"), Problems()
+    assert given.answers("es", ITEMS, problems, Reporter()) == {"1": "A"}
+    assert +problems == {"answers of mine that are not text": 3}
+    assert f"{tmp_path / 'es.json'}, row 2" in capsys.readouterr().err
 
 
 def test_doubled_rows_count_once_and_contradicting_ones_not_at_all() -> None:

@@ -6,7 +6,7 @@ of chat messages. The answer is the last message; what comes before it is the pr
 
 from crosspref.data.messages import MessagesError, read_messages
 from crosspref.data.records import Message, Pair
-from crosspref.data.rows import Problem, Row, RowError, column_names, read_id, text_problem
+from crosspref.data.rows import Problem, Row, RowError, column_names, text_problem
 from crosspref.data.sources import ID_COLUMNS, other_language, read_source
 from crosspref.errors import DataError, shown
 from crosspref.escape import listed
@@ -41,20 +41,21 @@ def load_preferences(source: str) -> list[Pair]:
         if not english:
             raise DataError(f"{part.name} has no row in English: all of them say that they are in other languages.")
         for row in english:
-            prompt_id = str(row.number) if id_column is None else read_id(row.values.get(id_column))
             try:
-                pairs.append(_read_pair(row, prompt_id, id_column, seen))
+                pairs.append(_read_pair(row, id_column, seen))
             except _UnusableError as error:
-                problems.append(row.problem("unusable", str(error), None, None if row.broken else prompt_id))
+                prompt_id = None if row.broken else row.id_in(id_column)
+                problems.append(row.problem("unusable", str(error), None, prompt_id))
     if problems:
         raise RowError.of(f"the preferences of {source}", problems, "Correct these rows, or remove them from the file.")
     return pairs
 
 
-def _read_pair(row: Row, prompt_id: str | None, id_column: str | None, seen: dict[str, int]) -> Pair:
+def _read_pair(row: Row, id_column: str | None, seen: dict[str, int]) -> Pair:
     """Return the pair of a row; ``seen`` has the row of each id and pair so far."""
     if row.broken:
         raise _UnusableError(row.broken)
+    prompt_id = row.id_in(id_column)
     if prompt_id is None:
         raise _UnusableError(f"{shown(row.values.get(id_column or ''))} in the column {id_column!r} is not an id")
     _refuse_duplicate(seen, f"id {prompt_id}", row.number)

@@ -11,7 +11,7 @@ from itertools import product
 
 from crosspref.data.messages import MessagesError, read_instruction
 from crosspref.data.records import Dropped, Instruction, Prompt, as_messages
-from crosspref.data.rows import Problem, Row, RowError, column_names, read_id
+from crosspref.data.rows import Problem, Row, RowError, column_names
 from crosspref.data.sources import (
     ID_COLUMNS,
     LANGUAGE_COLUMNS,
@@ -58,10 +58,6 @@ class _Layout:
     language_column: str = ""
     text_column: str = ""
     tags: dict[str, str] = field(default_factory=dict)
-
-    def id_of(self, row: Row) -> str | None:
-        """Return a row's id, or None if it has none that can be read."""
-        return str(row.number) if self.id_column is None else read_id(row.values.get(self.id_column))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +195,7 @@ def _cells(part: Part, wanted: Sequence[str], settings: PromptSettings, problems
             problems.append(row.problem("broken row", row.broken, part.language, affects=affected))
             continue
         texts = _texts(row, layout, problems)
-        prompt_id = layout.id_of(row)
+        prompt_id = row.id_in(layout.id_column)
         if texts and prompt_id is None:
             value = row.values.get(layout.id_column or "")
             detail = f"{shown(value)} in the column {layout.id_column!r} is not an id (a text or a whole number)"
@@ -234,8 +230,8 @@ def _texts(row: Row, layout: _Layout, problems: list[Problem]) -> list[tuple[str
         language_name(tag)
     except DataError as error:
         detail = str(error) if tag else f"the language is {shown(value)}, which is no tag"
-        affected = (tag or UNDETERMINED,)
-        problems.append(row.problem("unknown language", detail, tag or None, layout.id_of(row), affected))
+        prompt_id = row.id_in(layout.id_column)
+        problems.append(row.problem("unknown language", detail, tag or None, prompt_id, (tag or UNDETERMINED,)))
         return []
     return [(layout.tags[tag], row.values.get(layout.text_column))] if tag in layout.tags else []
 

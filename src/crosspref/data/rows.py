@@ -131,6 +131,10 @@ class Row:
         problem = self.problem("row", detail)
         return RowError(f"{problem}. {advice}" if advice else str(problem), [problem])
 
+    def id_in(self, column: str | None) -> str | None:
+        """Return the id in a column, or None if it is none; without a column, the row's number is its id."""
+        return str(self.number) if column is None else read_id(self.values.get(column))
+
     def number_in(self, column: str, advice: str = "") -> float:
         """Return the finite number in a column, which may be written as text; ``advice`` is part of the RowError."""
         value = self.values.get(column)

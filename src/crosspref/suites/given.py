@@ -38,7 +38,9 @@ class Given:
         """
         rows = self.known(language, [item.item_id for item in items if item.named], problems, reporter)
         texts, joined = join_answers(rows, items, WHAT, problems)
-        problems[f"answers of {self.model} that are not text"] += len(joined) - len(texts)
+        not_text = [row for item_id, row in joined.items() if item_id not in texts]
+        problems[f"answers of {self.model} that are not text"] += len(not_text)
+        self._say(language, "are not text", not_text, reporter)
         if rows and not texts:
             reporter.say(f"{WHAT} {language}: none of the {len(rows)} rows of {self.model} answers an item.")
         return texts
