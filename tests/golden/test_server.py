@@ -498,3 +498,55 @@ def test_an_answer_that_came_is_not_asked_for_again(
         with keeping(lambda *_: None, unit, fingerprint) as kept:
             assert sampler.sample(REQUESTS, kept) == expected
     assert len(server.asked) - asked == 12 - 6
+
+
+class FailsOnce(FaultProxy):
+    """Answers one request as another model at once, and the others after a while: well, or with ``fault``."""
+
+    def __init__(self, target: str, seed: int, delay: float, fault: str | None) -> None:
+        self.failing, self.fault = f'"seed":{seed}'.encode(), fault
+        super().__init__(target, delay=delay)
+
+    def draw(self, request: bytes) -> str | None:
+        if request.startswith(b"GET"):
+            return None
+        with self.lock:
+            self.seen[request] += 1
+        if self.failing in request:
+            return "other model"
+        time.sleep(self.delay)
+        return self.fault
+
+
+@pytest.mark.parametrize(
+    ("delay", "fault", "timeout", "kept_answers"),
+    [(1.0, None, 60.0, 3), (1.0, "500", 60.0, 0), (4.0, None, 1.5, 0)],
+    ids=["they come", "they fail", "they come too late"],
+)
+def test_answers_on_their_way_are_kept_after_an_error(
+    delay: float,
+    fault: str | None,
+    timeout: float,
+    kept_answers: int,
+    models: Pair,
+    server: FakeOpenAIServer,
+    expected: Answers,
+    tmp_path: Path,
+) -> None:
+    """They are awaited up to the time limit; no request is sent again, and none that waits for its turn."""
+    unit, fingerprint = Unit(tmp_path / "00000000.parquet"), Fingerprint({})
+    with FailsOnce(server.url, REQUESTS[0][1][0], delay, fault) as proxy:
+        with closing(make_sampler(models, proxy.url, concurrency=4, timeout=timeout)) as sampler:
+            started = time.monotonic()
+            with (
+                pytest.raises(ServerError, match="answered as 'another'"),
+                keeping(lambda *_: None, unit, fingerprint) as kept,
+            ):
+                sampler.sample(REQUESTS, kept)
+            assert time.monotonic() - started < 3.5
+        assert len(kept.items) == kept_answers
+        assert list(proxy.seen.values()) == [1] * 4
+    server.asked.clear()
+    with closing(make_sampler(models, server.url)) as sampler, keeping(lambda *_: None, unit, fingerprint) as kept:
+        assert sampler.sample(REQUESTS, kept) == expected
+    assert len(server.asked) == 12 - kept_answers

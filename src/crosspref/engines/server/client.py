@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -83,6 +83,8 @@ class ServerClient:
         self.key = _read_key(settings.key_variable)
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.next_turn = 0.0
+        self.sent: set[asyncio.Task[Any] | None] = set()
+        self.is_ending = False
         self.clients: dict[str, openai.AsyncOpenAI] = {}
         stack = contextlib.ExitStack()
         self.portal = stack.enter_context(start_blocking_portal())
@@ -116,13 +118,20 @@ class ServerClient:
         url = self.settings.urls.get(role, self.settings.url)
         return ServedModel(role, url, name or self.settings.names.get(role, role), None)
 
-    def gather(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """Run jobs side by side and return their results; the first error stops them all."""
+    def gather(self, jobs: Sequence[Coroutine[Any, Any, T]], patience: float = 0.0) -> list[T]:
+        """Run jobs side by side and return their results; the first error stops them all.
+
+        ``patience`` is for jobs that keep what they are answered: how many seconds after an error their answers, which
+        are paid for, are awaited. No more requests are sent then.
+        """
 
         async def run() -> list[T]:
             tasks = [asyncio.ensure_future(job) for job in jobs]
             try:
                 return await asyncio.gather(*tasks)
+            except Exception:
+                await self._await_sent(tasks, patience)
+                raise
             finally:
                 for task in tasks:
                     task.cancel()
@@ -133,6 +142,18 @@ class ServerClient:
         except BaseException:  # Ctrl-C comes here, and must not wait for answers that nobody wants any more
             future.cancel()
             raise
+
+    async def _await_sent(self, tasks: Sequence[asyncio.Task[Any]], seconds: float) -> None:
+        """Wait for the answers to what is sent, and stop all other tasks."""
+        self.is_ending = True
+        try:
+            answering = self.sent.intersection(tasks)
+            for task in set(tasks) - answering:
+                task.cancel()
+            if answering:
+                await asyncio.wait(answering, timeout=seconds)
+        finally:
+            self.is_ending = False
 
     async def complete(
         self, model: ServedModel, read: Callable[[bytes], T], *, any_name: bool = False, **request: Any
@@ -213,20 +234,29 @@ class ServerClient:
                 timeout=openai.Timeout(self.settings.timeout, connect=10.0),
                 http_client=GuardedClient(
                     self.key,
-                    self._wait_for_turn,
+                    self._turn,
                     # A proxy that the environment names is not for this machine's own servers.
                     trust_env=urlsplit(url).hostname not in LOOPBACK,
                 ),
             )
         return self.clients[url]
 
-    async def _wait_for_turn(self) -> None:
-        """Keep requests, retries among them, apart by what ``requests_per_minute`` says."""
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Hold each request, retries among them, back until ``requests_per_minute`` allows it; inside it is sent."""
+        if self.is_ending:
+            raise asyncio.CancelledError
         if self.settings.requests_per_minute is not None:
             now = time.monotonic()
             turn = max(now, self.next_turn)
             self.next_turn = turn + 60 / self.settings.requests_per_minute
             await asyncio.sleep(turn - now)
+        task = asyncio.current_task()
+        self.sent.add(task)
+        try:
+            yield
+        finally:
+            self.sent.remove(task)
 
     def _refusal(self, model: ServedModel, error: openai.APIStatusError, advice: str) -> str:
         said = f"{error.status_code}: {one_line(error.message)}"

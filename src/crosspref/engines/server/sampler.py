@@ -84,7 +84,7 @@ class ServerSampler:
                 if name not in kept.items
             ]
         kept(sum(len(seeds) for _, seeds in requests) - len(answering), 0)
-        self.client.gather(answering)
+        self.client.gather(answering, patience=self.client.settings.timeout)
         return [[Sampled(*kept.items[name]) for name in of_request] for of_request in names]
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import openai
@@ -26,11 +27,11 @@ class GuardedClient(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]
 
     Args:
         key: what is taken out of all that comes in.
-        turn: waits until a request may be sent; that does not count as time of the answer.
+        turn: waits until a request may be sent, which does not count as time of the answer, and knows when it came.
         options: what httpx's client takes.
     """
 
-    def __init__(self, key: str, turn: Callable[[], Awaitable[None]], **options: Any) -> None:
+    def __init__(self, key: str, turn: Callable[[], AbstractAsyncContextManager[None]], **options: Any) -> None:
         self.key, self.turn = key, turn
         # Uncompressed, a few kilobytes cannot become more than the memory.
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "identity"}, **options)
@@ -42,10 +43,9 @@ class GuardedClient(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]
             httpx.ReadTimeout: it took longer than the request's time limit.
             httpx.RemoteProtocolError: it is compressed or too large.
         """
-        await self.turn()
         seconds = request.extensions["timeout"]["read"]
         try:
-            async with asyncio.timeout(seconds):
+            async with self.turn(), asyncio.timeout(seconds):
                 response = await super().send(request, **{**options, "stream": True})
                 try:
                     body = await _read(response)
