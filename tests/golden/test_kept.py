@@ -1,6 +1,7 @@
 """What is kept of an unfinished shard: work goes on from each of its states, and ends as if nobody had disturbed it."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from crosspref.run.job import Job, store_rows
 from crosspref.run.kept import keeping
 from crosspref.run.layout import RunDirectory
 from crosspref.run.progress import Reporter
-from crosspref.run.store import Fingerprint, Unit, write_text
+from crosspref.run.store import Fingerprint, Unit, sealed, write_text
 from crosspref.stages.sample import sample_prompts
 
 MADE = Fingerprint({}, {"policy": "abc"})
@@ -67,6 +68,13 @@ def resumed(work: Work, unit: Unit, state: str) -> Any:
     write_text(unit.part, state)
     with keeping(lambda *_: None, unit, MADE) as kept:
         return work(kept)
+
+
+def spoilt(state: str, value: object) -> str:
+    """A state with a digest and a seal that fit, one value of which is another one."""
+    content = json.loads(state)
+    content["items"] |= {next(iter(content["items"])): value}
+    return json.dumps(sealed({name: content[name] for name in ("digest", "items")}))
 
 
 def make_sampler(directory: Path) -> TransformersSampler:
@@ -187,6 +195,8 @@ def test_a_translation_model_goes_on_from_each_state(
         batches.clear()
         assert resumed(work, unit, state) == found
         assert len(batches) == len(states) - number
+    for impossible in (7, ["a", [5], "stop", None], ["a", [], "never", None], ["\ud800", [], "stop", None]):
+        assert resumed(work, unit, spoilt(states[-1], impossible)) == found
 
 
 @pytest.mark.slow
@@ -195,11 +205,17 @@ def test_reference_logprobs_go_on_from_each_state(
 ) -> None:
     trainer = make_any_trainer(tiny_models["llama"][1], micro_batch_size=2, batch_size=4, precompute_reference=True)
     batches = counted(monkeypatch, trainer, "_pair_logprobs")
-    found, states = states_of(lambda advance: trainer.reference_logprobs(PAIRS[:7], advance), unit, monkeypatch)
+
+    def work(advance: Advance) -> Any:
+        return trainer.reference_logprobs(PAIRS[:7], advance)
+
+    found, states = states_of(work, unit, monkeypatch)
     for number, state in enumerate(states, 1):
         batches.clear()
-        assert resumed(lambda advance: trainer.reference_logprobs(PAIRS[:7], advance), unit, state) == found
+        assert resumed(work, unit, state) == found
         assert len(batches) == len(states) - number
+    for impossible in (7, [], [[1.0]] * 2, [[math.nan, 1.0]] * 2):
+        assert resumed(work, unit, spoilt(states[-1], impossible)) == found
 
 
 def job_of(models: tuple[Path, Path], root: Path) -> Job:
@@ -269,7 +285,9 @@ def test_a_kill_while_something_is_kept(
     assert number > 2
 
 
-def test_what_other_settings_kept_is_not_used(tiny_models: Models, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_settings_or_other_hands_left_is_not_used(
+    tiny_models: Models, unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "LEG", 2)
     sampler = make_sampler(tiny_models["llama"][1])
 
@@ -280,5 +298,6 @@ def test_what_other_settings_kept_is_not_used(tiny_models: Models, unit: Unit, m
     foreign = json.loads(states[-1])
     foreign["items"] = {name: [2] for name in foreign["items"]}
     foreign["digest"] = Fingerprint({"sample.top_p": 0.5}, MADE.inputs).digest
-    for text in (json.dumps(foreign), states[-1][:-9], "[]", ""):
+    impossible = [spoilt(states[-1], value) for value in (7, ["a"], [-1], [sampler.tokenizer.size], [3] * 21)]
+    for text in (json.dumps(foreign), states[-1][:-9], "[]", "", *impossible):
         assert resumed(work, unit, text) == found

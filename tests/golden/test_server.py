@@ -31,7 +31,7 @@ from crosspref.errors import ModelError, ServerError
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs, Sampled
 from crosspref.recipe.sections import AskingSettings, ResourceSettings, RewardSettings, SampleSettings, ServerSettings
-from crosspref.run.kept import keeping
+from crosspref.run.kept import Kept, keeping
 from crosspref.run.store import Fingerprint, Unit
 
 pytest.importorskip("openai")
@@ -498,6 +498,16 @@ def test_an_answer_that_came_is_not_asked_for_again(
         with keeping(lambda *_: None, unit, fingerprint) as kept:
             assert sampler.sample(REQUESTS, kept) == expected
     assert len(server.asked) - asked == 12 - 6
+
+
+@pytest.mark.parametrize("impossible", [7, ["a", [384], "stop", None], ["a", [5], "abort", None]])
+def test_an_answer_that_cannot_have_come_is_asked_for_again(
+    impossible: Any, models: Pair, server: FakeOpenAIServer, expected: Answers
+) -> None:
+    kept = Kept(lambda *_: None)
+    kept.items = {"0.0": impossible}
+    with closing(make_sampler(models, server.url)) as sampler:
+        assert sampler.sample(REQUESTS, kept) == expected
 
 
 class FailsOnce(FaultProxy):

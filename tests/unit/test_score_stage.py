@@ -14,7 +14,7 @@ from crosspref.errors import DataError
 from crosspref.languages import LANGUAGES
 from crosspref.protocols import Known, LogProbs
 from crosspref.recipe.sections import RewardSettings
-from crosspref.run.kept import keeping
+from crosspref.run.kept import Kept, keeping
 from crosspref.run.store import Fingerprint, Unit
 from crosspref.stages.score import condition, content_of, rate, score
 
@@ -285,3 +285,28 @@ def test_no_prompt_is_scored_again_after_a_stop(work: Any, tmp_path: Path) -> No
     assert found == expected
     assert len(asked) == 4
     assert sum(units for units, _ in counts) == 1 + (1 + 2) + (3 + 1)
+
+
+PRINTED = [[-1.0, -2.0, 3]] * 2  # q1 has two responses
+
+
+@pytest.mark.parametrize(
+    ("work", "items"),
+    [
+        (by_models, {"0": 7}),
+        (by_models, {"0": PRINTED[:1]}),
+        (by_models, {"0": [[-1.0, None, 3]] * 2}),
+        (by_models, {"0": [["-1.0", -2.0, 3]] * 2}),
+        (by_models, {"0": [[math.nan, -2.0, 3]] * 2}),
+        (by_models, {"0": [[-1.0, -2.0, 10**30]] * 2}),
+        (by_models, {"7": PRINTED}),
+        (by_models, {"first": PRINTED}),
+        (by_released_scripts, {"0": [7, 7]}),
+        (by_reward_model, {"0": [1.0]}),
+        (by_reward_model, {"0": [None, 1.0]}),
+    ],
+)
+def test_what_scoring_cannot_have_kept_is_computed_again(work: Any, items: dict[str, Any]) -> None:
+    kept = Kept(lambda *_: None)
+    kept.items = dict(items)
+    assert work(SPANISH, StoppingScorer(9), kept) == work(SPANISH, StoppingScorer(9), lambda *_: None)

@@ -19,6 +19,7 @@ from lm_eval.api import task as harness_tasks
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from pydantic import StrictBool, StrictFloat, TypeAdapter
 from tqdm import tqdm
 
 from crosspref.engines import EngineSettings
@@ -167,6 +168,9 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+_ANSWER = TypeAdapter(tuple[StrictFloat, StrictBool])
+
+
 class HarnessModel(HFLM):  # type: ignore[misc]
     """A loaded model as the harness asks it; shows its progress and keeps what is finished, as everything here does."""
 
@@ -177,6 +181,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     def begin(self, label: str, kept: Kept) -> None:
         """Say what the next work is called, and what keeps its answers."""
+        kept.require(_check_answer)
         self.label, self.kept = label, kept
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -211,6 +216,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         """Give the memory back."""
         self._model = None
         free_memory()
+
+
+def _check_answer(_name: str, answer: object) -> None:
+    """Raise ValueError unless a kept answer is one that ``_Answers`` takes."""
+    value, _ = _ANSWER.validate_python(answer)
+    if not value < math.inf:
+        raise ValueError("it is no log-probability")
 
 
 class _Answers:

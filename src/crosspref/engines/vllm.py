@@ -13,6 +13,7 @@ os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
+from pydantic import TypeAdapter
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
@@ -26,7 +27,7 @@ from crosspref.escape import one_line
 from crosspref.models.files import ADAPTER_CONFIG, read_json, require_no_other_weights
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Answer, Kept, check_answer, checked
 
 CPU_CACHE_BYTES = 4 << 30
 """How much memory the keys and values of all responses may take on a CPU; VLLM_CPU_KVCACHE_SPACE (GiB) changes it."""
@@ -36,6 +37,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 FAULTS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What vLLM raises where it cannot hold a model."""
+
+_ANSWERS: TypeAdapter[list[Answer]] = TypeAdapter(list[Answer])
 
 set_threads = torch.set_num_threads
 
@@ -93,7 +96,13 @@ class VllmSampler:
     ) -> list[list[Sampled]]:
         """Answer each request; see ``protocols.Sampler``."""
         chosen = self.temperature if temperature is None else temperature
-        kept = Kept.of(advance)
+
+        def check(name: str, answers: object) -> None:
+            _, seeds = requests[int(name)]
+            for answer in checked(_ANSWERS, answers, len(seeds)):
+                check_answer(answer, self.tokenizer.size)
+
+        kept = Kept.of(advance, check)
         answers = [[Sampled(*answer) for answer in kept.items.get(str(index), ())] for index in range(len(requests))]
         left_out = 0
         for index, (instruction, seeds) in enumerate(requests):

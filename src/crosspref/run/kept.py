@@ -4,6 +4,9 @@ It lies beside the unit as ``NAME.part.json``, with the digest of the unit's fin
 settings or inputs is not used. The file is replaced as a whole, so it is always one state of the work, and it is
 removed when the unit is done. What a unit holds in the end must not depend on when a kill came. So each engine keeps
 only states from which it goes on just as it does when nobody disturbs it.
+
+The file may come from somebody else, with a digest that fits. So each engine checks what was kept, and where it holds
+what the work cannot have left, the work is done again.
 """
 
 import contextlib
@@ -11,11 +14,14 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import AfterValidator, Field, Strict, StrictFloat, StrictStr, TypeAdapter
+
+from crosspref.data.records import FinishReason
 from crosspref.data.rows import parse_json
 from crosspref.errors import FileError
 from crosspref.paths import read_text
@@ -27,6 +33,24 @@ SECONDS = 60.0
 
 UNSEALED = ("digest", "items")
 """What such a file held before there were seals."""
+
+
+def _no_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("it is no number")
+    return value
+
+
+Count = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+Number = Annotated[StrictFloat, AfterValidator(_no_nan)]
+Ids = list[Count]
+Answer = tuple[StrictStr, Ids | None, FinishReason, Count | None]
+"""The fields of a ``Sampled``."""
+
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
+_IDS = TypeAdapter(Ids)
+
+T = TypeVar("T")
 
 
 class Kept:
@@ -43,9 +67,22 @@ class Kept:
         self.lock = threading.Lock()
 
     @classmethod
-    def of(cls, advance: Advance) -> "Kept":
-        """Return what an engine was given to count with, if that keeps; else what keeps nothing on disk."""
-        return advance if isinstance(advance, Kept) else cls(advance)
+    def of(cls, advance: Advance, check: Callable[[str, Any], object]) -> "Kept":
+        """Return what an engine was given to count with, if that keeps; else what keeps nothing on disk.
+
+        See ``require`` for ``check``.
+        """
+        kept = advance if isinstance(advance, Kept) else cls(advance)
+        kept.require(check)
+        return kept
+
+    def require(self, check: Callable[[str, Any], object]) -> None:
+        """Forget everything if ``check`` raises ValueError or LookupError for some name and its value."""
+        try:
+            for name, value in self.items.items():
+                check(name, value)
+        except (LookupError, ValueError):
+            self.items.clear()
 
     def __call__(self, units: int, tokens: int) -> None:
         """Count finished units and the tokens that they took."""
@@ -95,6 +132,29 @@ def _content(part: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return read_part(part)
     return {}
+
+
+def checked(kind: TypeAdapter[list[T]], value: object, count: int) -> list[T]:
+    """Return a kept list, if it has the values that the work leaves, and so many; else raise ValueError."""
+    values = kind.validate_python(value)
+    if len(values) != count:
+        raise ValueError(f"it has {len(values)} values instead of {count}")
+    return values
+
+
+def check_answer(value: object, vocabulary: int) -> None:
+    """Raise ValueError unless a kept value is an ``Answer`` of a model with so many token ids."""
+    text, ids, _, _ = _ANSWER.validate_python(value)
+    text.encode()  # half a surrogate pair cannot be
+    check_ids(ids or [], vocabulary)
+
+
+def check_ids(value: object, vocabulary: int) -> Ids:
+    """Return a kept list of token ids, if a model with so many of them has them; else raise ValueError."""
+    ids = _IDS.validate_python(value)
+    if max(ids, default=-1) >= vocabulary:
+        raise ValueError("it has token ids that the model does not have")
+    return ids
 
 
 @contextlib.contextmanager

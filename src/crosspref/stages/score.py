@@ -6,6 +6,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import cast
 
+from pydantic import TypeAdapter
+
 from crosspref.data.records import Instruction, Prompt, Response, Score, Translation
 from crosspref.errors import DataError
 from crosspref.languages import ENGLISH, Prefix, crosslingual_instruction, crosslingual_prefix
@@ -15,7 +17,7 @@ from crosspref.protocols import Advance, Known, LogProbs, ReleasedScorer, Reward
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, RewardName, RewardSettings
 from crosspref.run.job import Filling, Job, Shard, asking_of, digest_rows, fill, settings_of
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Count, Kept, Number, checked
 from crosspref.run.layout import Iteration, ShardedTable
 from crosspref.run.phases import Expected, Output, Phase
 from crosspref.run.store import Fingerprint, Unit
@@ -27,6 +29,9 @@ WITHOUT = ("reward.name", "reward.also", "reward.reward_model")
 
 MODELS = ("policy", "reference", "responses")
 """Inputs of a shard of scores that may differ where values of one model are the same."""
+
+_LOGPROBS = TypeAdapter(list[tuple[Number, Number | None, Count]])
+_RATINGS = TypeAdapter(list[Number])
 
 
 def phase(recipe: Recipe, iteration: int) -> Phase:
@@ -351,8 +356,15 @@ def score(  # noqa: PLR0913 - all but three are keyword-only, and each is one th
     requests = [
         (group.instruction, [row for row in rows if row is not None]) for group, rows in zip(groups, texts, strict=True)
     ]
+
+    def check(number: str, rows: object) -> None:
+        _, scored = requests[int(number)]
+        references = [reference for _, reference, _ in checked(_LOGPROBS, rows, len(scored))]
+        if None in references and settings.algorithm not in REFERENCE_FREE:
+            raise ValueError("a log-probability of the reference is missing")
+
     scores = []
-    each = _logprobs(requests, scorer, settings.counting, before, Kept.of(advance))
+    each = _logprobs(requests, scorer, settings.counting, before, Kept.of(advance, check))
     for group, rows, logprobs in zip(groups, texts, each, strict=True):
         places = [index for index, row in enumerate(rows) if row is not None]
         values = dict(zip(places, logprobs, strict=True))
@@ -401,11 +413,12 @@ def rate(
     responses: Sequence[Response], prompts: Iterable[Prompt], model: RewardModel, *, advance: Advance
 ) -> list[Score]:
     """Return what a reward model says of each response to the prompt in its own language (R_n of section 4.2)."""
-    kept = Kept.of(advance)
+    groups = _groups(responses, prompts, "reward_model")
+    kept = Kept.of(advance, lambda number, values: checked(_RATINGS, values, len(groups[int(number)].responses)))
     if kept.items:
         kept(len(kept.items), 0)
     scores = []
-    for number, group in enumerate(_groups(responses, prompts, "reward_model")):
+    for number, group in enumerate(groups):
         values = kept.items.get(str(number))
         if values is None:
             values = model.rate(group.instruction, [response.text for response in group.responses])

@@ -147,8 +147,8 @@ class ServerClient:
         """Wait for the answers to what is sent, and stop all other tasks."""
         self.is_ending = True
         try:
-            answering = self.sent.intersection(tasks)
-            for task in set(tasks) - answering:
+            answering = [task for task in tasks if task in self.sent]
+            for task in set(tasks).difference(answering):
                 task.cancel()
             if answering:
                 await asyncio.wait(answering, timeout=seconds)

@@ -16,7 +16,7 @@ from crosspref.errors import ServerError
 from crosspref.keys import without_key
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Kept, check_answer
 
 
 class _Continuation(BaseModel):
@@ -71,7 +71,7 @@ class ServerSampler:
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each request; with the protocol ``chat`` responses have no token ids. See ``protocols.Sampler``."""
-        body, kept = self._body(self.temperature if temperature is None else temperature), Kept.of(advance)
+        body, kept = self._body(self.temperature if temperature is None else temperature), Kept.of(advance, self._check)
         names: list[list[str]] = []
         answering = []
         for number, (instruction, seeds) in enumerate(requests):
@@ -101,6 +101,9 @@ class ServerSampler:
         elif self.switches:
             body["extra_body"] = {"chat_template_kwargs": self.switches}
         return body
+
+    def _check(self, _name: str, answer: object) -> None:
+        check_answer(answer, self.vocabulary)
 
     async def _answer(
         self, name: str, instruction: Instruction, prompt: list[int], body: dict[str, Any], kept: Kept

@@ -16,6 +16,7 @@ import datasets
 import peft
 import torch
 import transformers
+from pydantic import TypeAdapter
 from transformers.utils import GENERATION_CONFIG_NAME
 from trl import DPOConfig
 
@@ -35,11 +36,13 @@ from crosspref.models.locate import ModelFiles, require_fitting_lora
 from crosspref.paths import writing
 from crosspref.protocols import Advance
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Kept, Number, checked
 from crosspref.run.ranks import is_main, processes
 
 LOG_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """By how many nats per sequence policy and reference may differ before the first step if they are one model."""
+
+_LOGPROBS = TypeAdapter(list[tuple[Number, Number]])
 
 
 class TrlTrainer:
@@ -106,7 +109,13 @@ class TrlTrainer:
         add_response_head(model)
         examples, size = self._examples(pairs), self.settings.micro_batch_size
         logprobs: list[tuple[float, float] | None] = []
-        kept = Kept.of(advance)
+
+        def check(name: str, values: object) -> None:
+            start, length = map(int, name.split("+"))  # perhaps of another micro-batch size
+            batch = examples[start : start + length]
+            checked(_LOGPROBS, values, len(batch) - batch.count(None))
+
+        kept = Kept.of(advance, check)
         for start in range(0, len(examples), size):
             part, name, tokens = examples[start : start + size], f"{start}+{size}", 0
             fitting = [example for example in part if example is not None]

@@ -15,7 +15,7 @@ from crosspref.engines.transformers import models
 from crosspref.engines.transformers.adapters import load_files
 from crosspref.models.locate import ModelFiles
 from crosspref.protocols import Advance, Sampled, SampleRequest
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Kept, check_ids
 
 NUCLEUS = (512, 4096)
 """How many of the likeliest tokens are looked at for a nucleus before all are sorted."""
@@ -157,8 +157,14 @@ class TransformersSampler:
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each request; see ``protocols.Sampler``."""
-        kept, temperature = Kept.of(advance), self.temperature if temperature is None else temperature
+        temperature = self.temperature if temperature is None else temperature
         steps, drafts = self.settings.max_new_tokens, []
+
+        def check(_name: str, ids: object) -> None:
+            if len(check_ids(ids, self.tokenizer.size)) > steps:
+                raise ValueError("it is longer than a response may be")
+
+        kept = Kept.of(advance, check)
         for request, (instruction, seeds) in enumerate(requests):
             prompt = SharedPrompt(self.tokenizer.prompt_ids(instruction))
             fits = len(prompt.ids) <= self.longest_prompt

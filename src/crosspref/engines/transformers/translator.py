@@ -19,7 +19,7 @@ from crosspref.errors import ModelError
 from crosspref.languages import translation_instruction
 from crosspref.models.locate import ModelFiles, require_whole
 from crosspref.protocols import Advance, Sampled
-from crosspref.run.kept import Kept
+from crosspref.run.kept import Kept, check_answer
 
 BATCH_ROWS = 32
 """Texts that a translation model translates side by side, at most."""
@@ -117,7 +117,14 @@ class TranslationModel:
             ModelError: the model has no token for a language, or cannot be told which of several targets is wanted.
         """
         sources = [self.languages.encode(*request) for request in requests]
-        kept = Kept.of(advance)
+        numbers = {str(number) for number in range(len(requests))}
+
+        def check(name: str, answer: object) -> None:
+            if name not in numbers:
+                raise ValueError("there is no such request")
+            check_answer(answer, vocabulary=0)  # the ids would be the policy's
+
+        kept = Kept.of(advance, check)
         answers: list[Sampled | None] = [None] * len(requests)
         for name, answer in kept.items.items():
             answers[int(name)] = Sampled(*answer)
