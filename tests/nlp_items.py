@@ -1,10 +1,10 @@
 """Items of the suite nlp, made up here: sums and sequences in the columns of the data sets on the hub."""
 
-import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from running import write_lines
 
 NUMBERS = {
     "en": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
@@ -79,12 +79,6 @@ def make_items(language: str, count: int, seed: int = 0) -> dict[str, Rows]:
         question, place = asked.format(numbers[number % 8]), number % 4
         found["mmlu_examples"].append(mmlu(language, question, numbers[:4], place, number))
     return found
-
-
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def write_items(folder: Path, counts: dict[str, int]) -> Path:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from running import ForkServer, Models, Run, head, small_recipe, write_recipe
+from running import ForkServer, Models, Run, ask_here, head, small_recipe, write_recipe
 from transformers import AutoModelForSequenceClassification
 
+from crosspref import api
 from crosspref.cli import main
 
 
@@ -55,6 +56,7 @@ def forks() -> Iterator[ForkServer]:
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command here and returns its exit code, what it printed, and its errors."""
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(api, "ask_child", ask_here)
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()

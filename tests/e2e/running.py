@@ -1,5 +1,7 @@
 """What the end-to-end tests share: a small recipe, ways to run it, and a look into a run directory."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -7,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from crosspref.cli import main
 from crosspref.data.records import Dropped, Measure, Pair, Prompt, Response, Score
+from crosspref.errors import RunError
 from crosspref.run.store import Unit
 
 HERE = Path(__file__).parent
@@ -70,6 +74,17 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
+def write_evaluation(folder: Path, **sections: Any) -> Path:
+    """Write the settings of an evaluation that takes seconds, with more sections, as ``evaluation.yaml``."""
+    settings = {
+        "judge": {"model": "judge-1", "concurrency": 2},
+        "answers": {"max_new_tokens": 8},
+        "resources": {"device": "cpu", "dtype": "float32", "threads": 1, "shard_prompts": 2},
+        "resamples": 100,
+    }
+    return write_recipe(folder / "evaluation.yaml", {**settings, **sections})
+
+
 def environment(**extra: str) -> dict[str, str]:
     source = str(HERE.parents[1] / "src")
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
@@ -80,6 +95,21 @@ def crosspref(*arguments: str | Path, **extra: str) -> subprocess.CompletedProce
     """Run the command in a process of its own."""
     command = [*CLI, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(**extra), check=False)
+
+
+def ask_here(arguments: Sequence[str], text: str) -> str:
+    """Do here what `crosspref` asks a child of its own, which would take seconds to import torch."""
+    output, before = io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO(text)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = main(list(arguments))
+    finally:
+        sys.stdin = before
+    last = output.getvalue().splitlines()[-1]
+    if code:
+        raise RunError(last.removeprefix("crosspref: "))
+    return last
 
 
 class ForkServer:
@@ -168,6 +198,14 @@ def rows(folder: Path, kind: type | None = None) -> list[Any]:
     # A folder of prompts holds a table of what was dropped, too.
     paths = [path for path in sorted(folder.rglob("*.parquet")) if kind is Dropped or path.stem != "dropped"]
     return [row for path in paths for row in Unit(path).rows(kind)]
+
+
+def by_key(rows: Iterable[Any]) -> dict[tuple[Any, ...], Any]:
+    """Rows by their key, which must be unique."""
+    rows = list(rows)
+    found = {(row.prompt_id, row.language, *([row.sample] if hasattr(row, "sample") else [])): row for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 def measures(run: Path) -> list[Measure]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Models, Run, assert_one_message, rows, small_recipe, succeeded, times, write_recipe
+from running import Models, Run, assert_one_message, by_key, rows, small_recipe, succeeded, times, write_recipe
 from safetensors.torch import load_file
 
 from crosspref import api
@@ -62,8 +62,10 @@ def _score_and_train_alone(command: Run, recipe: dict[str, object], run: Path, b
     scores = tmp_path / "scores.parquet"
     what = ("--prompts", recipe["prompts"]["source"], "--responses", folder / "responses")  # type: ignore[index]
     succeeded(command("score", "--policy", policy, "--reference", base, *what, "--out", scores, *cpu))
-    found = {(row.prompt_id, row.language, row.sample): row.implicit_reward for row in read_rows(scores, Score)}
-    expected = {(row.prompt_id, row.language, row.sample): row.implicit_reward for row in rows(folder / "scores")}
+    found, expected = (
+        {key: row.implicit_reward for key, row in by_key(table).items()}
+        for table in (read_rows(scores, Score), rows(folder / "scores"))
+    )
     assert found == pytest.approx(expected, abs=1e-5)
 
     training = ("train", "--model", policy, "--pairs", folder / "pairs", *settings)

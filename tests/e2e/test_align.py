@@ -7,7 +7,7 @@ from typing import Any
 import naive
 import pytest
 import torch
-from running import Models, assert_same_run, crosspref, files, measures, rows, small_recipe, times, write_recipe
+from running import Models, assert_same_run, by_key, crosspref, files, measures, rows, small_recipe, times, write_recipe
 from safetensors.torch import load_file
 
 from crosspref import align, verify
@@ -48,19 +48,12 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def keyed(table: list[Any]) -> dict[tuple[Any, ...], Any]:
-    """Rows by their key, which must be unique."""
-    found = {(row.prompt_id, row.language, *([row.sample] if hasattr(row, "sample") else [])): row for row in table}
-    assert len(found) == len(table)
-    return found
-
-
 def test_the_run_is_whole(run: Path) -> None:
     assert verify(run).damages == []
 
 
 def test_every_prompt_is_there_in_every_language(run: Path) -> None:
-    prompts = keyed(rows(run / "prompts"))
+    prompts = by_key(rows(run / "prompts"))
     assert {key[1] for key in prompts} == set(LANGUAGES)
     assert len(prompts) == 5 * len(LANGUAGES)
     assert all(row.instruction.strip() for row in prompts.values())
@@ -69,11 +62,11 @@ def test_every_prompt_is_there_in_every_language(run: Path) -> None:
 @pytest.mark.parametrize("iteration", ITERATIONS)
 def test_each_prompt_has_n_scored_responses(run: Path, iteration: int) -> None:
     folder = run / f"iteration_{iteration}"
-    prompts, responses = keyed(rows(run / "prompts")), keyed(rows(folder / "responses"))
+    prompts, responses = by_key(rows(run / "prompts")), by_key(rows(folder / "responses"))
     assert responses.keys() == {(*key, sample) for key in prompts for sample in range(3)}
     assert all(row.seed == derive_seed(42, iteration, *key) for key, row in responses.items())
     assert {row.finish_reason for row in responses.values()} == {"stop", "length"}
-    scores = keyed(rows(folder / "scores"))
+    scores = by_key(rows(folder / "scores"))
     assert scores.keys() == responses.keys()
     for key, score in scores.items():
         assert score.reward == "crosslingual"
@@ -85,9 +78,9 @@ def test_each_prompt_has_n_scored_responses(run: Path, iteration: int) -> None:
 @pytest.mark.parametrize("iteration", ITERATIONS)
 def test_pairs_hold_the_texts_and_the_penalised_rewards_of_their_responses(run: Path, iteration: int) -> None:
     folder = run / f"iteration_{iteration}"
-    prompts = keyed(rows(run / "prompts"))
-    responses, scores = keyed(rows(folder / "responses")), keyed(rows(folder / "scores"))
-    for (prompt_id, language), pair in keyed(rows(folder / "pairs")).items():
+    prompts = by_key(rows(run / "prompts"))
+    responses, scores = by_key(rows(folder / "responses")), by_key(rows(folder / "scores"))
+    for (prompt_id, language), pair in by_key(rows(folder / "pairs")).items():
         assert pair.alpha == marker(folder / "pairs" / f"{language}.parquet")["figures"]["alpha"]
         assert pair.prompt == [{"role": "user", "content": prompts[prompt_id, language].instruction}]
         for side in ("chosen", "rejected"):
@@ -120,7 +113,7 @@ def test_scores_of_the_second_iteration_are_those_of_its_policy(run: Path, model
     row = rows(run / "iteration_2" / "responses" / "ru")[0]
     score = rows(run / "iteration_2" / "scores" / "crosslingual" / "ru")[0]
     assert (row.prompt_id, row.sample) == (score.prompt_id, score.sample)
-    english = keyed(rows(run / "prompts"))[row.prompt_id, "en"].instruction
+    english = by_key(rows(run / "prompts"))[row.prompt_id, "en"].instruction
     asked = (
         "Please answer the following instruction using only Russian, unless explicitly instructed to respond in a "
         f"different language.\n\n{english}"
@@ -166,7 +159,7 @@ def test_a_response_does_not_depend_on_its_shard(run: Path, recipe: dict[str, An
     torch.manual_seed(1)
     align(changed, tmp_path / "run")
     for kind in ("responses", "scores", "pairs"):
-        ours, theirs = (keyed(rows(root / "iteration_1" / kind)) for root in (tmp_path / "run", run))
+        ours, theirs = (by_key(rows(root / "iteration_1" / kind)) for root in (tmp_path / "run", run))
         assert ours.keys() == theirs.keys()
         if kind == "responses":
             assert ours == theirs

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ from crosspref.run.store import Unit
 
 
 @pytest.fixture(scope="module")
-def run(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("audit") / "run"
-    align(small_recipe(*models, iterations=1), root)
-    return root
+def run(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(done, tmp_path_factory.mktemp("audit") / "run"))
 
 
 def test_float32_scores_have_no_noise(run: Path, command: Run) -> None:
@@ -40,14 +39,10 @@ def test_float32_scores_have_no_noise(run: Path, command: Run) -> None:
 
 
 def test_scores_that_are_off_are_found(run: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "run"
-    shutil.copytree(run, copied)
+    copied = shutil.copytree(run, tmp_path / "run")
     for path in (copied / "iteration_1" / "scores" / "crosslingual" / "es").glob("*.parquet"):
-        unit, sign = Unit(path), 1.0
-        rows: list[Any] = []
-        for row in unit.rows(Score):
-            rows.append(replace(row, implicit_reward=row.implicit_reward + sign * 0.2))  # 2 nats at beta .1
-            sign = -sign
+        unit, off = Unit(path), cycle((0.2, -0.2))  # 2 nats at beta .1
+        rows = [replace(row, implicit_reward=row.implicit_reward + next(off)) for row in unit.rows(Score)]
         unit.write_rows(rows, Score)
     english, spanish = audit_run(str(copied), 1, 8, Reporter())[1]
     assert english.largest < 1e-3

@@ -16,6 +16,7 @@ from running import (
     assert_one_message,
     assert_same_run,
     assert_stopped,
+    by_key,
     measures,
     rows,
     small_recipe,
@@ -44,10 +45,6 @@ def folder(run: Path, *parts: str) -> Path:
     return run.joinpath("iteration_1", *parts)
 
 
-def by_key(scores: list[Score]) -> dict[tuple[str, str, int], Score]:
-    return {(row.prompt_id, row.language, row.sample): row for row in scores}
-
-
 def test_four_rewards_of_one_set_of_responses(
     models: Models, reward_model: Path, held_out: Path, command: Run, tmp_path: Path
 ) -> None:
@@ -66,8 +63,8 @@ def test_four_rewards_of_one_set_of_responses(
     responses = rows(folder(run, "responses"), Response)
     names = ("translated", "crosslingual", "multilingual", "reward_model")
     scores = {name: by_key(rows(folder(run, "scores", name), Score)) for name in names}
-    keys = {(row.prompt_id, row.language, row.sample) for row in responses}
-    assert all(set(found) == keys for found in scores.values())
+    keys = by_key(responses).keys()
+    assert all(found.keys() == keys for found in scores.values())
     # In English R_c, R_m and R_t are one reward (Eq. 8, 14); in Spanish all differ.
     for key in keys:
         values = [scores[name][key].implicit_reward for name in names[:3]]
@@ -75,10 +72,8 @@ def test_four_rewards_of_one_set_of_responses(
             values[0] is None
         )
     translations = rows(folder(run, "translations"), Translation)
-    assert {(row.prompt_id, row.language, row.sample) for row in translations} == {
-        key for key in keys if key[1] != "en"
-    }
-    failed = {(row.prompt_id, row.language, row.sample) for row in translations if row.failure}
+    assert by_key(translations).keys() == {key for key in keys if key[1] != "en"}
+    failed = by_key(row for row in translations if row.failure).keys()
     assert {key for key, row in scores["translated"].items() if row.implicit_reward is None} == failed
     assert f"{len(translations) - len(failed)} translations" in said
     # The pairs are R_t's.
@@ -134,6 +129,7 @@ def likeliest(policy: Path, run: Path, prompt_id: str, language: str) -> list[in
 
 
 def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
+    """It needs no initial model; without one there is no reward, and no win rate."""
     recipe = small_recipe(
         *models,
         iterations=1,
@@ -143,8 +139,12 @@ def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_pa
         translate={"max_new_tokens": 8, "truncated": "keep"},
         evaluate={"prompts": str(held_out), "n": 1, "resamples": 50},
     )
+    recipe["models"]["initial"] = None
     run, _ = begin(tmp_path / "run", recipe, command)
     assert not folder(run, "scores").exists()
+    measured = {row.measure for row in measures(run)}
+    assert measured >= {"characters", "truncated"}
+    assert WIN_RATE not in measured
     answers = {(row.prompt_id, row.language): row for row in rows(folder(run, "responses"), Response)}
     assert len(answers) == 3 * 12
     assert all(answer.token_ids == likeliest(models[1], run, *key) for key, answer in answers.items())
@@ -168,24 +168,6 @@ def test_language_imbalance(models: Models, held_out: Path, command: Run, tmp_pa
     assert {row.language for row in pairs} == {"en", "es", "de"}
     assert RunDirectory(run).iteration(1).policy.marker.exists()
     assert "translate" in command("status", run)[1]
-
-
-def test_language_imbalance_needs_no_initial_model(
-    models: Models, held_out: Path, command: Run, tmp_path: Path
-) -> None:
-    recipe = small_recipe(
-        *models,
-        iterations=1,
-        prompts={"limit": 12},
-        language_imbalance={},
-        evaluate={"prompts": str(held_out), "n": 1, "resamples": 50},
-    )
-    recipe["models"]["initial"] = None
-    recipe["translate"] = {"max_new_tokens": 8, "truncated": "keep"}
-    run, _ = begin(tmp_path / "run", recipe, command)
-    measured = {row.measure for row in measures(run)}
-    assert measured >= {"characters", "truncated"}
-    assert WIN_RATE not in measured
 
 
 @pytest.mark.parametrize(
@@ -215,23 +197,18 @@ def test_every_algorithm_from_its_own_alignment_on(
     assert RunDirectory(run).iteration(2).policy.marker.exists()
 
 
-def test_the_previous_policy_as_reference_of_the_reward(models: Models, command: Run, tmp_path: Path) -> None:
-    recipe = small_recipe(*models, iterations=2, prompts={"limit": 3}, reward={"reference": "previous"})
-    run, _ = begin(tmp_path / "run", recipe, command)
+def test_other_references_of_the_reward_and_of_training(models: Models, command: Run, tmp_path: Path) -> None:
+    references = {"reward": {"reference": "previous"}, "train": {"reference": "initial"}}
+    run, _ = begin(tmp_path / "run", small_recipe(*models, iterations=2, prompts={"limit": 3}, **references), command)
     markers = [next((run / f"iteration_{t}" / "scores" / "crosslingual" / "es").glob("*.done.json")) for t in (1, 2)]
     first, second = (json.loads(marker.read_text(encoding="utf-8"))["parts"] for marker in markers)
     # pi_0 against pi_I, then pi_1 against pi_0.
     assert second["reference"] == first["policy"]
     assert first["reference"] not in (first["policy"], second["policy"])
-
-
-def test_pi_i_as_the_training_reference(models: Models, command: Run, tmp_path: Path) -> None:
-    recipe = small_recipe(*models, iterations=1, prompts={"limit": 3}, train={"reference": "initial"})
-    run, _ = begin(tmp_path / "run", recipe, command)
-    marker = RunDirectory(run).iteration(1).policy.read_marker()
+    trained = RunDirectory(run).iteration(1).policy.read_marker()
     # pi_0 is not pi_I: before the first step their log-ratio is not 0.
-    assert abs(marker["figures"]["log"][0]["chosen_log_ratio"]) > 0.01
-    assert marker["parts"]["reference"] != marker["parts"]["start"]
+    assert abs(trained["figures"]["log"][0]["chosen_log_ratio"]) > 0.01
+    assert trained["parts"]["reference"] == first["reference"] != trained["parts"]["start"]
 
 
 def test_the_released_scripts_as_a_whole_run(models: Models, held_out: Path, command: Run, tmp_path: Path) -> None:
@@ -247,11 +224,10 @@ def test_the_released_scripts_as_a_whole_run(models: Models, held_out: Path, com
     assert all(row.implicit_reward == pytest.approx(row.policy_logprob - row.reference_logprob) for row in scores)
     # What is measured is not measured by the scripts' counting: each held-out token counts once.
     held_out_scores = rows(folder(run, "evaluation", "scores"), Score)
-    lengths = {
-        (row.prompt_id, row.language, row.sample): len(row.token_ids)
-        for row in rows(folder(run, "evaluation", "responses"), Response)
+    answers = by_key(rows(folder(run, "evaluation", "responses"), Response))
+    assert {key: row.tokens for key, row in by_key(held_out_scores).items()} == {
+        key: len(row.token_ids) for key, row in answers.items()
     }
-    assert {(row.prompt_id, row.language, row.sample): row.tokens for row in held_out_scores} == lengths
 
 
 def test_a_killed_translation_goes_on_where_it_was(models: Models, forks: ForkServer, tmp_path: Path) -> None:

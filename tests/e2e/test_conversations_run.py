@@ -7,7 +7,7 @@ from typing import Any
 import naive
 import pytest
 from killing import Strike, run_with_kills
-from running import ForkServer, Models, Run, rows, small_recipe, succeeded, write_lines, write_recipe
+from running import ForkServer, Models, Run, by_key, rows, small_recipe, succeeded, write_lines, write_recipe
 from transformers import AutoTokenizer
 
 from crosspref import api
@@ -82,7 +82,7 @@ def ids(model: Path, turns: Turns) -> list[int]:
 
 def test_every_response_is_scored_behind_its_conversation(run: Path, models: Models) -> None:
     """R_c: the English one, with the prefix before its last message. R_m: the one in the response's language."""
-    said = {(row.prompt_id, row.language, row.sample): row for row in rows(run / "iteration_1" / "responses")}
+    said = by_key(rows(run / "iteration_1" / "responses"))
     assert len(said) == 4 * 2 * 3
     policy, initial = naive.load(models[1]), naive.load(models[0])
     for score in rows(run / "iteration_1" / "scores"):
@@ -147,14 +147,13 @@ def test_the_stages_alone_take_the_stored_prompts_of_a_run(
         "--set",
         f"reward.prefix={json.dumps(PREFIX)}",
     ]
-    expected = {(row.prompt_id, row.language, row.sample): row for row in rows(run / "iteration_1/scores/crosslingual")}
+    expected = by_key(rows(run / "iteration_1/scores/crosslingual"))
     for prompts in ([run / "prompts"], halves):
         succeeded(command("score", "--prompts", *prompts, *given, *exact))
-        scores: list[Score] = read_rows(out, Score)
-        assert len(scores) == len(expected)
-        for row in scores:
-            stored_score = expected[row.prompt_id, row.language, row.sample]
-            assert row.policy_logprob == pytest.approx(stored_score.policy_logprob, abs=1e-4)
+        scores = by_key(read_rows(out, Score))
+        assert scores.keys() == expected.keys()
+        for key, row in scores.items():
+            assert row.policy_logprob == pytest.approx(expected[key].policy_logprob, abs=1e-4)
     pairs = tmp_path / "pairs.jsonl"
     both = ["--responses", responses, "--scores", out, "--set", "select.truncated=keep", "--set", "select.min_gap=0"]
     succeeded(command("select", "--prompts", *halves, *both, "--out", pairs))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fake_judge import FakeJudge
-from running import ForkServer, Models, Run, assert_one_message, succeeded, table, write_lines
+from running import ForkServer, Models, Run, assert_one_message, succeeded, table, write_evaluation, write_lines
 
 from crosspref.data.records import Response
 from crosspref.run.store import Unit
@@ -49,14 +48,8 @@ def place(tmp_path: Path) -> Path:
             for name in REFERENCED
         ]
         write_lines(tmp_path / "data" / language / "reference_answer" / "j.jsonl", answers)
-    settings = {
-        "judge": {"model": "judge-1", "concurrency": 2},
-        "answers": {"max_new_tokens": 8},
-        "mtbench": {"questions": str(tmp_path / "data"), "references": str(tmp_path / "data")},
-        "resources": {"device": "cpu", "dtype": "float32", "threads": 1, "shard_prompts": 2},
-        "resamples": 100,
-    }
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    data = str(tmp_path / "data")
+    write_evaluation(tmp_path, mtbench={"questions": data, "references": data})
     return tmp_path
 
 

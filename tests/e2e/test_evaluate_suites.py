@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_judge import FakeJudge
-from running import Models, Run, assert_one_message, crosspref, succeeded, table, write_lines
+from running import Models, Run, assert_one_message, succeeded, table, write_evaluation, write_lines
 
 from crosspref import api
 
@@ -30,14 +30,7 @@ def place(tmp_path: Path) -> Path:
         )
         outputs = [{"instruction": t, "output": f"Answer to: {t}", "generator": "turbo"} for t in texts]
         write_lines(tmp_path / "baseline" / f"{language}.jsonl", outputs)
-    settings = {
-        "judge": {"model": "judge-1", "concurrency": 2},
-        "answers": {"max_new_tokens": 8},
-        "xalpaca": {"items": str(tmp_path / "items"), "baseline": str(tmp_path / "baseline")},
-        "resources": {"device": "cpu", "dtype": "float32", "threads": 1, "shard_prompts": 2},
-        "resamples": 100,
-    }
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write_evaluation(tmp_path, xalpaca={"items": str(tmp_path / "items"), "baseline": str(tmp_path / "baseline")})
     return tmp_path
 
 
@@ -190,8 +183,7 @@ def test_what_is_wrong_is_said(command: Run, tmp_path: Path, given: tuple[str, .
     assert_one_message(command("evaluate", *(part.format(out=tmp_path / "out") for part in given)), said)
 
 
-def test_help_names_both_ways() -> None:
-    done = crosspref("evaluate", "--help")
-    assert done.returncode == 0, done.stderr
+def test_help_names_both_ways(command: Run) -> None:
+    output, _ = succeeded(command("evaluate", "--help"))
     for text in ("RUN_OR_MODEL", "--suite", "--judge", "--responses"):
-        assert text in done.stdout
+        assert text in output

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from nlp_items import SUBJECTS, make_items, write_items, write_lines
-from running import ForkServer, Models, Run, assert_one_message, assert_stopped, succeeded, table
+from nlp_items import SUBJECTS, make_items, write_items
+from running import ForkServer, Models, Run, assert_one_message, assert_stopped, succeeded, table, write_lines
 from tiny import make_adapter
 
 from crosspref.run.store import Unit

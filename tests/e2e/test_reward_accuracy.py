@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from fake_judge import FakeJudge
 from running import (
     ForkServer,
@@ -19,6 +18,7 @@ from running import (
     small_recipe,
     succeeded,
     table,
+    write_evaluation,
     write_recipe,
 )
 
@@ -64,11 +64,7 @@ def finished(models: Models, forks: ForkServer, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    settings = {
-        "judge": {"model": "judge-1", "concurrency": 2},
-        "resources": {"device": "cpu", "dtype": "float32", "threads": 1, "shard_prompts": 2},
-    }
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    write_evaluation(tmp_path)
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
 

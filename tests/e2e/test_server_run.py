@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from fake_openai_server import FakeOpenAIServer
 from fault_proxy import FaultProxy
-from running import Models, Run, assert_stopped, crosspref, head, rows, small_recipe, succeeded, times, write_recipe
+from running import (
+    Models,
+    Run,
+    assert_stopped,
+    by_key,
+    crosspref,
+    head,
+    rows,
+    small_recipe,
+    succeeded,
+    times,
+    write_recipe,
+)
 
 from crosspref import api
 from crosspref.data.records import Response, Score
@@ -88,15 +100,15 @@ def test_text_alone_can_be_scored_and_trained_on(
     assert {row.text for row in thoughts} == {""}
     seeds = [body["seed"] for body in server.asked if body["seed"] in {row.seed for row in responses}]
     assert len(seeds) == len(responses)
-    scores = {(row.prompt_id, row.language, row.sample): row for row in rows(run / "iteration_1" / "scores")}
-    for row in responses:
-        score = scores[row.prompt_id, row.language, row.sample]
+    scores = by_key(rows(run / "iteration_1" / "scores"))
+    answers = by_key(responses)
+    for key, row in answers.items():
+        score = scores[key]
         assert score.tokens is not None
         assert (score.tokens > 0) == bool(row.text or row.finish_reason == "stop")
     assert (run / "iteration_1" / "policy" / "model.safetensors").is_file()
-    reasons = {(row.prompt_id, row.language, row.sample): row.finish_reason for row in responses}
     ends = [
-        (reasons[pair.prompt_id, pair.language, sample], ended)
+        (answers[pair.prompt_id, pair.language, sample].finish_reason, ended)
         for pair in rows(run / "iteration_1" / "pairs")
         for sample, ended in ((pair.chosen_sample, pair.chosen_ended), (pair.rejected_sample, pair.rejected_ended))
     ]
@@ -123,7 +135,7 @@ def test_what_a_failing_server_left_undone_is_done_by_a_healthy_one(
     succeeded(command("run", write_recipe(recipe, asked), "--out", run))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     responses = rows(run / "iteration_1" / "responses")
-    assert len(responses) == len({(row.prompt_id, row.language, row.sample) for row in responses}) == 30
+    assert len(by_key(responses)) == 30
     kept = {row.seed for path in finished for row in Unit(path).rows(Response)}
     again, left = {body["seed"] for body in server.asked}, {row.seed for row in responses} - kept
     assert again <= left

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import ForkServer, Run, assert_one_message, rows, succeeded, write_lines
+from running import ForkServer, Run, assert_one_message, by_key, rows, succeeded, write_lines
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -23,14 +23,12 @@ def settings(content: dict[str, Any], *sections: str) -> list[str]:
     return [part for key, value in given.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_the_stages_one_by_one_make_what_a_run_makes(
-    command: Run, content: dict[str, Any], done: Path, tmp_path: Path, ending: str
+    command: Run, content: dict[str, Any], done: Path, tmp_path: Path
 ) -> None:
     initial, policy = content["models"]["initial"], content["models"]["policy"]
-    place = {
-        name: tmp_path / "made" / f"{name}.{ending}" for name in ("responses", "scores", "pairs", "dropped", "measures")
-    }
+    names = ("responses.parquet", "scores.jsonl", "pairs.jsonl", "dropped.parquet", "measures.jsonl")
+    place = {name.partition(".")[0]: tmp_path / "made" / name for name in names}
 
     def stage(name: str, *arguments: str | Path, sections: tuple[str, ...] = ()) -> None:
         succeeded(command(name, *arguments, *settings(content, *sections)))
@@ -81,7 +79,7 @@ def test_translating_and_the_reward_of_it_alone(
     models = ("--policy", content["models"]["policy"], "--reference", content["models"]["initial"])
     what = ("--prompts", content["prompts"]["source"], "--responses", responses, "--reward", "translated")
     command("score", *models, *what, "--translations", made, "--out", scores, *settings(content))
-    found = {(row.prompt_id, row.language, row.sample): row for row in read_rows(scores, Score)}
+    found = by_key(read_rows(scores, Score))
     assert len(found) == 2 * 5 * 3
     for row in translations:
         assert (found[row.prompt_id, "es", row.sample].implicit_reward is None) == (row.failure is not None)

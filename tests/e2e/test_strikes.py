@@ -12,13 +12,11 @@ from pathlib import Path
 
 import openai  # noqa: F401 - the children, which are forked from here, would import it again and again
 import pytest
-from nightly.campaign.cases import Case, examine_here
+from nightly.campaign.cases import Case
 from nightly.campaign.servers import Servers
 from nightly.campaign.strikes import MOVES, Odd, Scene, Strikes, Watch, fail, kill, make_scene, resume
 from nightly.campaign.world import World
 from running import Models, head
-
-from crosspref import api
 
 TABLE, MARKER = "pairs/.en.parquet.*.tmp", "pairs/.en.parquet.done.json.*.tmp"
 KILLED_BEFORE = [
@@ -40,14 +38,6 @@ REFUSED = [
     (errno.ESTALE, "open", "phases.jsonl"),
 ]
 """Numbers of errors, and the operations that end with them; the last three read."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examined_here() -> Iterator[None]:
-    before = api.ask_child
-    examine_here()
-    yield
-    api.ask_child = before
 
 
 @pytest.fixture(scope="module")

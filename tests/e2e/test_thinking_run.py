@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from running import ForkServer, Models, assert_same_run, rows, small_recipe, write_recipe
+from running import ForkServer, Models, assert_same_run, by_key, rows, small_recipe, write_recipe
 from thinkers import thinker
 
 
 def test_thinking_is_cut_from_all_that_follows(models: Models, forks: ForkServer, tmp_path: Path) -> None:
     thinkers = [thinker(model, tmp_path / model.name) for model in models]
-    recipe = small_recipe(*thinkers, iterations=2, sample={"max_new_tokens": 20})
+    recipe = small_recipe(*thinkers, iterations=1, sample={"max_new_tokens": 20})
     recipe["models"]["thinking"] = "cut"
     file = write_recipe(tmp_path / "recipe.yaml", recipe)
     whole = forks.run("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole.log")
@@ -20,12 +20,11 @@ def test_thinking_is_cut_from_all_that_follows(models: Models, forks: ForkServer
     responses = rows(tmp_path / "whole" / "iteration_1" / "responses")
     assert any(row.thinking_tokens for row in responses)
     assert f"of {len(responses)} responses" in whole.output()
-    by_key = {(row.prompt_id, row.language, row.sample): row for row in responses}
-    scores = rows(tmp_path / "whole" / "iteration_1" / "scores")
-    for score in scores:
-        response = by_key[score.prompt_id, score.language, score.sample]
+    answers = by_key(responses)
+    for key, score in by_key(rows(tmp_path / "whole" / "iteration_1" / "scores")).items():
+        response = answers[key]
         assert (score.tokens, score.characters) == (len(response.token_ids), len(response.text))
     pairs = rows(tmp_path / "whole" / "iteration_1" / "pairs")
     assert pairs
     for pair in pairs:
-        assert pair.chosen_token_ids == by_key[pair.prompt_id, pair.language, pair.chosen_sample].token_ids
+        assert pair.chosen_token_ids == answers[pair.prompt_id, pair.language, pair.chosen_sample].token_ids

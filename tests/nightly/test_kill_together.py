@@ -31,7 +31,7 @@ def reference(recipe: Path, forks: ForkServer, tmp_path_factory: pytest.TempPath
     """The same run in one process."""
     run = tmp_path_factory.mktemp("reference") / "run"
     alone = ["--set", "resources.process_per_phase=false"]
-    forks.run("run", recipe, "--out", run, *alone, log=run.withcommand_of("log"))
+    forks.run("run", recipe, "--out", run, *alone, log=run.with_name("log"))
     return run
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nlp_items import make_items, write_items, write_lines
+from nlp_items import make_items, write_items
+from running import write_lines
 
 from crosspref.data.items import Problems
 from crosspref.errors import DataError

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import fnmatch
 import hashlib
-import io
 import os
 import random
 import re
@@ -17,17 +16,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import fork_server
-from running import assert_same_run
+from running import ask_here, assert_same_run
 
 from crosspref import api
 from crosspref.cli import main
-from crosspref.errors import CrossprefError, RunError
+from crosspref.errors import CrossprefError
 
 CODES = frozenset({0, 1, 2, 130})
 """The exit codes that `crosspref` documents."""
@@ -129,25 +128,8 @@ def in_child(work: Work, folder: Path, seconds: float = 600) -> None:
 
 
 def examine_here() -> None:
-    """Let `crosspref check` examine models in its own process, which is a child already, and not in yet another one.
-
-    A new one would take seconds to import torch.
-    """
-
-    def ask(arguments: Sequence[str], text: str) -> str:
-        output, before = io.StringIO(), sys.stdin
-        sys.stdin = io.StringIO(text)
-        try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                code = main(list(arguments))
-        finally:
-            sys.stdin = before
-        last = output.getvalue().splitlines()[-1]
-        if code:
-            raise RunError(last.removeprefix("crosspref: "))
-        return last
-
-    api.ask_child = ask
+    """Let `crosspref check` examine models in its own process, which is a child already, and not in yet another one."""
+    api.ask_child = ask_here
 
 
 @dataclass

@@ -173,13 +173,12 @@ class Data:
                 file.write_bytes(change_bytes(chance, file.read_bytes()))
         case.guard("run/report.md*", "run/run.log", "run/.lock", "comparison.*")
         commands = (
-            *(
-                ("status", "run"),
-                ("report", "run"),
-                ("compare", "run", self.world.root / "run"),
-                ("leaderboard", "run"),
-            ),
-            *(("plan", self.world.root / "recipe.yaml", "--from", "run"), ("verify", "run")),
+            ("status", "run"),
+            ("report", "run"),
+            ("compare", "run", self.world.root / "run"),
+            ("leaderboard", "run"),
+            ("plan", self.world.root / "recipe.yaml", "--from", "run"),
+            ("verify", "run"),
         )
         for command in chance.sample(commands, k=2):
             case.run(*command)

@@ -62,10 +62,8 @@ class Models:
 
     def __call__(self, case: Case) -> None:
         """Break a model; check a recipe that names it and, if it is called ready, let it answer."""
-        kind = case.chance.randrange(10)
-        change = (
-            self.gguf if kind == 0 else self.adapter if kind == 1 else self.sharded if kind == 2 else self.directory
-        )
+        others = {0: self.gguf, 1: self.adapter, 2: self.sharded}
+        change = others.get(case.chance.randrange(10), self.directory)
         model, only_values = change(case)
         case.guard("out.jsonl*")
         role = case.chance.choice(("models.policy", "models.policy", "models.initial"))
@@ -131,15 +129,8 @@ class Models:
             return model, _break_weights(chance, chance.choice(parts))
         elif kind == 2:
             name = chance.choice(list(tree["weight_map"]))
-            places = (
-                "../policy/model.safetensors",
-                "/etc/hostname",
-                "pytorch_model.bin",
-                "config.json",
-                parts[0].name,
-                "",
-            )
-            tree["weight_map"][name] = chance.choice(places)
+            own = ("pytorch_model.bin", "config.json", parts[0].name, "")
+            tree["weight_map"][name] = chance.choice(("../policy/model.safetensors", "/etc/hostname", *own))
         elif kind == 3:
             shutil.copy(parts[0], parts[-1])
         else:

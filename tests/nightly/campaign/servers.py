@@ -41,15 +41,8 @@ class Servers:
         small = ["--set=sample.n=2", "--set=sample.max_new_tokens=6", "--languages", "en,es", "--out", "out.jsonl"]
         models = ["--policy", str(root / "policy"), "--reference", str(root / "initial")]
         scores = ["--responses", str(root / "responses.jsonl"), "--set=reward.engine=server", "--out", "out.jsonl"]
-        sample = [
-            "sample",
-            "--model",
-            str(root / "policy"),
-            *prompts,
-            *engine,
-            *small,
-            "--set=server.names.policy=pi_0",
-        ]
+        named = "--set=server.names.policy=pi_0"
+        sample = ["sample", "--model", str(root / "policy"), *prompts, *engine, *small, named]
         self.commands: dict[str, list[str]] = {
             "sample tokens": sample,
             "sample chat": [*sample, "--set=server.protocol=chat"],

@@ -150,15 +150,7 @@ class Strikes:
         given = {
             "run": ["run", str(recipe), "--out", "out"],
             "train": ["train", "--pairs", str(root / "pairs.jsonl"), "--out", "out"],
-            "sample": [
-                "sample",
-                "--prompts",
-                str(root / "prompts.jsonl"),
-                "--languages",
-                "en,es",
-                "--out",
-                "out.jsonl",
-            ],
+            "sample": ["sample", "--prompts", f"{root}/prompts.jsonl", "--languages", "en,es", "--out", "out.jsonl"],
         }
         settings = {
             "train": ("train.batch_size=4", "train.micro_batch_size=2", "train.checkpoint_every=1"),
