@@ -20,6 +20,8 @@ def test_sign_flips_by_hand() -> None:
     # A zero flips into itself, and a missing verdict is no difference.
     assert sign_flip_test([1, 2, 0, math.nan, 3]) == pytest.approx(2 / 8)
     assert sign_flip_test([0.0, 0.0]) == 1.0
+    # One difference alone shows nothing.
+    assert sign_flip_test([0.0, 0.5, 0.0, math.nan]) == 1.0
 
 
 def test_sign_flips_of_many_are_drawn() -> None:
@@ -121,10 +123,6 @@ def test_coverage_of_wilson() -> None:
 def test_bad_input_is_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_one_difference_alone_shows_nothing() -> None:
-    assert sign_flip_test([0.0, 0.5, 0.0, math.nan]) == 1.0
 
 
 def test_of_few_items_a_mean_over_languages_shows_no_difference() -> None:

@@ -88,10 +88,6 @@ def test_win_rate(tolerance: float, outcomes: list[float]) -> None:
     assert found.tolist() == outcomes
 
 
-def test_win_rate_needs_no_tolerance() -> None:
-    assert win_rate([1, 2], [1, 1]).tolist() == [0.5, 1.0]
-
-
 def test_a_share_of_none_or_all_has_wilsons_interval() -> None:
     """0 of 12: z^2 / (n + z^2) = 3.8415 / 15.8415 by hand; four prompts with three responses each count as four."""
     none, every = share_interval([0.0] * 12), share_interval([1.0] * 12)

@@ -2,7 +2,8 @@
 
 Each value depends only on its own pair or example (and on z_ref for KTO), so the mean over an optimizer step does not
 depend on how the step is split into batches. Log-probabilities are sums over a response's tokens. A log-ratio is
-log pi(y | x) - log pi_ref(y | x). Both are in nats.
+log pi(y | x) - log pi_ref(y | x). Both are in nats. All tensors, and the result, have the shape (pairs,), or
+(examples,) or (responses,) where there are no pairs. Of a pair, y+ is the chosen response and y- the rejected one.
 """
 
 import torch
@@ -12,13 +13,7 @@ from torch.nn.functional import logsigmoid
 def dpo_loss(chosen_log_ratios: torch.Tensor, rejected_log_ratios: torch.Tensor, *, beta: float) -> torch.Tensor:
     """Return the DPO loss (Eq. 5, and the first term of Eq. 11, of "Implicit Cross-Lingual Rewarding").
 
-    Args:
-        chosen_log_ratios: (pairs,), of y+, nats.
-        rejected_log_ratios: (pairs,), of y-, nats.
-        beta: strength of the KL constraint.
-
-    Returns:
-        (pairs,) -log sigmoid(beta (chosen - rejected)).
+    It is -log sigmoid(beta (chosen - rejected)); beta is the strength of the KL constraint.
     """
     return -logsigmoid(beta * (chosen_log_ratios - rejected_log_ratios))
 
@@ -31,19 +26,10 @@ def ipo_loss(
     *,
     beta: float,
 ) -> torch.Tensor:
-    """Return the IPO loss (Azar et al. 2024, Eq. 17), with log-ratios per token.
+    """Return the IPO loss (Azar et al. 2024, Eq. 17), (chosen - rejected - 1 / (2 beta))^2, with log-ratios per token.
 
-    The equation has sums. TRL uses means per token, as the paper's authors advised, and so does this function.
-
-    Args:
-        chosen_log_ratios: (pairs,), of y+, nats.
-        rejected_log_ratios: (pairs,), of y-, nats.
-        chosen_tokens: (pairs,), number of tokens of y+.
-        rejected_tokens: (pairs,), number of tokens of y-.
-        beta: the paper's tau. The target margin is 1 / (2 beta) nats per token.
-
-    Returns:
-        (pairs,) (chosen - rejected - 1 / (2 beta))^2.
+    The equation has sums. TRL uses means per token, as the paper's authors advised, and so does this function. beta is
+    the paper's tau: the target margin is 1 / (2 beta) nats per token.
     """
     margin = chosen_log_ratios / chosen_tokens - rejected_log_ratios / rejected_tokens
     return (margin - 1 / (2 * beta)) ** 2
@@ -60,16 +46,8 @@ def simpo_loss(
 ) -> torch.Tensor:
     """Return the SimPO loss (Meng et al. 2024, Eq. 6), which has no reference.
 
-    Args:
-        chosen_logprobs: (pairs,), log pi(y+ | x), nats.
-        rejected_logprobs: (pairs,), log pi(y- | x), nats.
-        chosen_tokens: (pairs,), number of tokens of y+.
-        rejected_tokens: (pairs,), number of tokens of y-.
-        beta: scale of the rewards, which are beta times the mean log-probability of a token.
-        gamma: target margin between the chosen and the rejected reward.
-
-    Returns:
-        (pairs,) -log sigmoid(beta (chosen - rejected) - gamma), both per token.
+    It is -log sigmoid(beta (chosen - rejected) - gamma), both per token; gamma is the target margin between rewards,
+    which are beta times the mean log-probability of a token.
     """
     margin = chosen_logprobs / chosen_tokens - rejected_logprobs / rejected_tokens
     return -logsigmoid(beta * margin - gamma)
@@ -78,12 +56,7 @@ def simpo_loss(
 def log_odds(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return log(p / (1 - p)), where p is the geometric mean of the token probabilities (Hong et al. 2024, Eq. 4).
 
-    Args:
-        logprobs: (responses,), log pi(y | x), nats.
-        tokens: (responses,), number of tokens.
-
-    Returns:
-        (responses,), nats. If p rounds to 1, the largest number below 1 is used, so that the odds stay finite.
+    In nats. If p rounds to 1, the largest number below 1 is used, so that the odds stay finite.
     """
     mean = (logprobs / tokens).clamp(max=-torch.finfo(logprobs.dtype).eps)
     return mean - torch.log(-torch.expm1(mean))  # expm1, because 1 - exp(mean) loses precision if p is close to 1
@@ -99,17 +72,8 @@ def orpo_loss(
 ) -> torch.Tensor:
     """Return the odds-ratio term of ORPO (Hong et al. 2024, Eq. 7, weighted as in Eq. 6), which has no reference.
 
-    The other term of Eq. 6 is ``nll_loss`` of the chosen response with weight 1.
-
-    Args:
-        chosen_logprobs: (pairs,), log pi(y+ | x), nats.
-        rejected_logprobs: (pairs,), log pi(y- | x), nats.
-        chosen_tokens: (pairs,), number of tokens of y+.
-        rejected_tokens: (pairs,), number of tokens of y-.
-        beta: the paper's lambda, the weight of this term.
-
-    Returns:
-        (pairs,) -beta log sigmoid(log-odds of y+ - log-odds of y-).
+    It is -beta log sigmoid(log-odds of y+ - log-odds of y-); beta is the paper's lambda, the weight of this term. The
+    other term of Eq. 6 is ``nll_loss`` of the chosen response with weight 1.
     """
     return -beta * logsigmoid(log_odds(chosen_logprobs, chosen_tokens) - log_odds(rejected_logprobs, rejected_tokens))
 
@@ -158,13 +122,5 @@ def kto_kl(mismatched_log_ratios: torch.Tensor) -> torch.Tensor:
 
 
 def nll_loss(logprobs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood per token of the response (the second term of Eq. 11).
-
-    Args:
-        logprobs: (responses,), log pi(y | x), nats.
-        tokens: (responses,), number of tokens.
-
-    Returns:
-        (responses,), nats per token.
-    """
+    """Return the negative log-likelihood per token of the response (the second term of Eq. 11), in nats."""
     return -logprobs / tokens

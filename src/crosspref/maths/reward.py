@@ -13,53 +13,14 @@ PER_TOKEN = frozenset({"ipo", "simpo", "orpo"})
 """The algorithms whose reward is per token. The reward of the others is a sum over tokens."""
 
 
-def dpo_reward(policy_logprob: float, reference_logprob: float, beta: float) -> float:
-    """Return beta * log(pi(y|x) / pi_ref(y|x)), in nats times beta.
-
-    Eq. 6 of "Implicit Cross-Lingual Rewarding"; Rafailov et al. 2024, "Direct Preference Optimization", section 4.
-    """
-    return beta * (policy_logprob - reference_logprob)
-
-
-def kto_reward(policy_logprob: float, reference_logprob: float) -> float:
-    """Return log(pi(y|x) / pi_ref(y|x)), in nats.
-
-    Eq. 17 of "Implicit Cross-Lingual Rewarding"; Ethayarajh et al. 2024, "KTO", where beta is part of the value
-    function and not of the reward.
-    """
-    return policy_logprob - reference_logprob
-
-
-def ipo_reward(policy_logprob: float, reference_logprob: float, tokens: int, beta: float) -> float:
-    """Return beta / |y| * log(pi(y|x) / pi_ref(y|x)), in nats per token times beta.
-
-    Azar et al. 2024, "A General Theoretical Paradigm to Understand Learning from Human Preferences", Eq. 17, whose tau
-    is beta. Log-ratios are per token, as in TRL's IPO loss.
-    """
-    return beta * (policy_logprob - reference_logprob) / tokens
-
-
-def simpo_reward(policy_logprob: float, tokens: int, beta: float) -> float:
-    """Return beta / |y| * log pi(y|x), in nats per token times beta. There is no reference.
-
-    Meng et al. 2024, "SimPO", Eq. 4.
-    """
-    return beta * policy_logprob / tokens
-
-
-def orpo_reward(policy_logprob: float, tokens: int) -> float:
-    """Return log(p / (1 - p)) with log p = log pi(y|x) / |y|: the log-odds, in nats. There is no reference.
-
-    Hong et al. 2024, "ORPO", Eq. 3 to 6: the loss compares log-odds without a factor. The result is inf if p is 1.
-    """
-    mean = policy_logprob / tokens
-    return mean - math.log(-math.expm1(mean)) if mean < 0 else math.inf
-
-
 def implicit_reward(
     algorithm: str, policy_logprob: float, reference_logprob: float | None, tokens: int, beta: float
 ) -> float | None:
     """Return a policy's implicit reward after training by ``algorithm``. None for a reward per token of no tokens.
+
+    dpo: beta log(pi(y|x) / pi_ref(y|x)). kto: the same without beta. ipo: the same as dpo, per token. simpo: beta
+    log pi(y|x) per token. orpo: log(p / (1 - p)), where log p is log pi(y|x) per token. In nats, times beta if it
+    occurs.
 
     Args:
         algorithm: the algorithm that aligned the policy.
@@ -74,17 +35,27 @@ def implicit_reward(
     if algorithm not in ALGORITHMS:
         raise ValueError(f"Unknown algorithm {algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
     if algorithm in {"simpo", "orpo"}:
-        if not tokens:
-            return None
-        simpo = algorithm == "simpo"
-        return simpo_reward(policy_logprob, tokens, beta) if simpo else orpo_reward(policy_logprob, tokens)
+        return _reward_without_reference(algorithm, policy_logprob, tokens, beta)
     if reference_logprob is None:
         raise ValueError(f"The reward of {algorithm} needs the reference's log-probability. Pass reference_logprob.")
-    if algorithm == "ipo":
-        return ipo_reward(policy_logprob, reference_logprob, tokens, beta) if tokens else None
-    if algorithm == "kto":
-        return kto_reward(policy_logprob, reference_logprob)
-    return dpo_reward(policy_logprob, reference_logprob, beta)
+    log_ratio = policy_logprob - reference_logprob
+    if algorithm == "dpo":  # Eq. 6; Rafailov et al. 2024, "Direct Preference Optimization", section 4
+        return beta * log_ratio
+    if algorithm == "kto":  # Eq. 17; Ethayarajh et al. 2024, "KTO", where beta is part of the value function
+        return log_ratio
+    # Azar et al. 2024, "A General Theoretical Paradigm to Understand Learning from Human Preferences", Eq. 17, whose
+    # tau is beta. Log-ratios are per token, as in TRL's IPO loss.
+    return beta * log_ratio / tokens if tokens else None
+
+
+def _reward_without_reference(algorithm: str, policy_logprob: float, tokens: int, beta: float) -> float | None:
+    if not tokens:
+        return None
+    if algorithm == "simpo":  # Meng et al. 2024, "SimPO", Eq. 4
+        return beta * policy_logprob / tokens
+    # Hong et al. 2024, "ORPO", Eq. 3 to 6: the loss compares log-odds without a factor. They are infinite if p is 1.
+    mean = policy_logprob / tokens
+    return mean - math.log(-math.expm1(mean)) if mean < 0 else math.inf
 
 
 def finite(reward: float | None) -> float | None:

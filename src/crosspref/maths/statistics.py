@@ -185,7 +185,7 @@ def sign_flip_test(differences: ArrayLike, resamples: int = 9999, seed: int = 0)
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, 2**22 // changed.size),
+        batch=max(1, _BATCH_NUMBERS // changed.size),
         random_state=np.random.default_rng(seed),
     )
     return float(test.pvalue)
