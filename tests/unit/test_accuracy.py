@@ -155,7 +155,7 @@ def test_both_orders(tmp_path: Path) -> None:
     assert {name: one.failure for name, one in found.outcomes.items()} == {name: row[3] for name, row in SAID.items()}
     assert [name for name, one in found.outcomes.items() if one.contradicted] == ["always the first"]
     # Of the verdicts that are no ties: first, second; second, first; -; first, first; first; first; first.
-    assert found.shown_first() == (7, 9)
+    assert (found.about["shown_first"], found.about["decided"]) == (7, 9)
     assert (found.kind, found.name, found.about["failed"]) == ("judge", "j", 3)
 
     # A replayed file that has one order of one pair alone.

@@ -50,15 +50,13 @@ class Candidate:
 class Target:
     """What a person named: its models, and the folder of the results.
 
-    ``answering`` is how they answer. ``run`` is the run whose models they are, and ``languages`` are its languages;
-    both are None for a model alone.
+    ``answering`` is how they answer. ``run`` is the run whose models they are, or None for a model alone.
     """
 
     folder: Path
     models: list[Candidate]
     answering: EngineSettings
     run: RunDirectory | None = None
-    languages: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +218,7 @@ def find_target(name: str, out: str | None, settings: EvaluationSettings, report
         models = _of_run(run, recipe, settings.models, reporter)
         folder = run.suites if out is None else require_named(out)
         answering = replace(_answering(settings, recipe.models), roles=EngineSettings.of(recipe).roles)
-        return Target(folder, models, answering, run, recipe.languages)
+        return Target(folder, models, answering, run)
     if place is not None and place.is_dir() and not (place / "config.json").exists() and run.iterations():
         raise RunError(f"{name} looks like a run, but there is no {run.recipe.name} in it.")
     if out is None:

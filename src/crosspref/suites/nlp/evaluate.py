@@ -91,8 +91,8 @@ def evaluate(work: Evaluation) -> list[Report]:
 
 
 def _languages(work: Evaluation) -> Sequence[str]:
-    data = work.settings.nlp.data
-    languages = work.languages or work.target.languages
+    data, run = work.settings.nlp.data, work.target.run
+    languages = work.languages or (None if run is None else run.read_recipe().languages)
     if languages is None and data is not None:
         languages = languages_of(data, work.settings.nlp.tasks)
         if not languages:

@@ -114,10 +114,6 @@ def _about(
     template: Template,
 ) -> dict[str, Any]:
     """Return who judged what and how, where judges disagree, and what has no outcome."""
-    judges = {one.title: dict(one.about) for one in judged}
-    for one in judged:
-        if one.kind == JUDGE:
-            judges[one.title] |= dict(zip(("shown_first", "decided"), one.shown_first(), strict=True))
     failures: dict[str, dict[str, Counter[str]]] = {}
     for row in outcomes:
         if row.failure:
@@ -132,7 +128,7 @@ def _about(
     run = work.target.run
     return {
         "suite": NAME,
-        "judges": judges,
+        "judges": {one.title: one.about for one in judged},
         "prompt": template.messages,
         "prompt_sha256": hashlib.sha256(json.dumps(template.messages).encode()).hexdigest(),
         "settings": work.settings.reward_accuracy.model_dump(mode="json"),

@@ -69,16 +69,6 @@ class Judged:
         """What the results call the judge."""
         return f"{self.kind} {self.name}"
 
-    def shown_first(self) -> tuple[int, int]:
-        """Return how often the answer that was shown first was preferred, and how many verdicts were no ties."""
-        first = [
-            value if place == 0 else 1 - value
-            for outcome in self.outcomes.values()
-            for place, value in enumerate(outcome.orders)
-            if value not in (None, 0.5)
-        ]
-        return int(sum(first)), len(first)
-
 
 # A judge
 
@@ -161,7 +151,9 @@ def ask_judge(judge: Judge, pairs: Sequence[Comparison], template: Template) -> 
         if both != (None, None):
             outcomes[pair.pair_id] = _combine(*both)
     date = max((verdict.date for verdict in verdicts if verdict is not None), default="")
-    return Judged(JUDGE, judge.name, outcomes, date, judge.describe())
+    first, decided = _shown_first(outcomes.values())
+    about = {**judge.describe(), "shown_first": first, "decided": decided}
+    return Judged(JUDGE, judge.name, outcomes, date, about)
 
 
 def _combine(straight: Verdict | None, turned: Verdict | None) -> Outcome:
@@ -171,6 +163,17 @@ def _combine(straight: Verdict | None, turned: Verdict | None) -> Outcome:
     if first is None or second is None:
         return Outcome(None, failure or "one order is not in the replayed file", (first, second))
     return Outcome(first if first == second else 0.5, None, (first, second))
+
+
+def _shown_first(outcomes: Iterable[Outcome]) -> tuple[int, int]:
+    """Return how often the answer that was shown first was preferred, and how many verdicts were no ties."""
+    first = [
+        value if place == 0 else 1 - value
+        for outcome in outcomes
+        for place, value in enumerate(outcome.orders)
+        if value not in (None, 0.5)
+    ]
+    return int(sum(first)), len(first)
 
 
 # A reward model
