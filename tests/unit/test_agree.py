@@ -70,12 +70,6 @@ def test_responses_are_joined_by_key_and_the_order_of_rows_says_nothing() -> Non
     assert values(agreement(mixed_left, mixed_right)) == values(agreement(left, right))
 
 
-def test_a_reward_with_itself_agrees_in_all() -> None:
-    found = agreement(FIRST, FIRST, PAIRS, PAIRS)
-    assert (found.tau, found.low, found.high, found.prompts) == (1.0, 1.0, 1.0, 3)
-    assert (found.same_pair, found.same_chosen, found.same_rejected, found.swapped, found.pairs) == (1, 1, 1, 0, 7)
-
-
 def test_responses_without_a_finite_reward_under_both_are_left_out() -> None:
     # Samples 0 and 4 remain, in the same order; without the rule the others would disturb it.
     first = {"a": [1.0, None, math.nan, 9.0, 2.0, 0.0]}

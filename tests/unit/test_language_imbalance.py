@@ -45,12 +45,6 @@ def make(**changes: Any) -> tuple[list[Pair], list[Dropped]]:
     return language_imbalance_pairs(foreign, english, **given)
 
 
-def only_p(**changes: Any) -> dict[str, Pair | str]:
-    """Return what became of prompt p in each language: its pair, or why there is none."""
-    pairs, dropped = make(instructions={"p": SPANISH["p"]}, answers=OWN[:1], translations=TRANSLATIONS[:2], **changes)
-    return {row.language: row for row in pairs} | {row.language: row.reason for row in dropped}
-
-
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 

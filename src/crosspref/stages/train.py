@@ -180,26 +180,21 @@ def say_left_out(reporter: Reporter, training: Training, figures: Mapping[str, A
 
 
 def fill_references(job: Job, iteration: int) -> None:
-    """Compute what the training reference says of the pairs, so that training need not hold it beside the policy."""
-    fill_reference_table(job, iteration, training_pairs(job, iteration), training_of(job, iteration))
+    """Compute what the training reference says of the pairs, so that training need not hold it beside the policy.
 
-
-def fill_reference_table(job: Job, iteration: int, pairs: Mapping[str, list[Pair]], training: Training) -> None:
-    """Fill ``referenced_pairs`` with the pairs of each language and what the reference says of them.
-
-    The reference alone is in memory meanwhile. Pairs that are too long to be trained on stay without.
+    Pairs that are too long to be trained on stay without.
     """
-    settings, table = training.settings, job.run.iteration(iteration).referenced_pairs
+    training, table = training_of(job, iteration), job.run.iteration(iteration).referenced_pairs
     todo = []
-    for language, rows in pairs.items():
-        fingerprint = _reference_fingerprint(training, rows)
-        if not table.unit(language).finished(fingerprint):
-            todo.append((table.unit(language), fingerprint, rows))
+    for language, rows in training_pairs(job, iteration).items():
+        unit, fingerprint = table.unit(language), _reference_fingerprint(training, rows)
+        if not unit.finished(fingerprint):
+            todo.append((unit, fingerprint, rows))
     if not todo:
         return
     label = f"iteration {iteration} reference"
     job.reporter.say(f"{label}: loading the model")
-    trainer = job.engines.trainer(training.start, settings, training.reference)
+    trainer = job.engines.trainer(training.start, training.settings, training.reference)
     try:
         with job.reporter.step(label, sum(len(rows) for _, _, rows in todo)) as meter:
             for unit, fingerprint, rows in todo:

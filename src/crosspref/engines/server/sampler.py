@@ -71,7 +71,8 @@ class ServerSampler:
         self, requests: Sequence[SampleRequest], advance: Advance, temperature: float | None = None
     ) -> list[list[Sampled]]:
         """Answer each request; with the protocol ``chat`` responses have no token ids. See ``protocols.Sampler``."""
-        body, kept = self._body(self.temperature if temperature is None else temperature), Kept.of(advance, self._check)
+        body = self._body(self.temperature if temperature is None else temperature)
+        kept = Kept.of(advance, lambda _, answer: check_answer(answer, self.vocabulary))
         names: list[list[str]] = []
         answering = []
         for number, (instruction, seeds) in enumerate(requests):
@@ -101,9 +102,6 @@ class ServerSampler:
         elif self.switches:
             body["extra_body"] = {"chat_template_kwargs": self.switches}
         return body
-
-    def _check(self, _name: str, answer: object) -> None:
-        check_answer(answer, self.vocabulary)
 
     async def _answer(
         self, name: str, instruction: Instruction, prompt: list[int], body: dict[str, Any], kept: Kept
