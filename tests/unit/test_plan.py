@@ -1,6 +1,7 @@
 """``crosspref plan``: its arithmetic against numbers worked out by hand, and what does not fit."""
 
 import json
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,17 @@ import pytest
 from crosspref.cli import main
 from crosspref.data.records import Prompt, Response
 from crosspref.errors import ModelError, RecipeError
+from crosspref.models.locate import locate_model
 from crosspref.plan.accelerators import ACCELERATORS, Accelerator, find_hardware
-from crosspref.plan.costs import LOGITS_BYTES, Speeds, adapter_parameters, flops, memory, training_memory
+from crosspref.plan.costs import LOGITS_BYTES, Setup, Speeds, adapter_parameters, flops, memory, training_memory
 from crosspref.plan.observed import fit_decoding
 from crosspref.plan.probe import uncut_length
-from crosspref.plan.shapes import ModelShape, safetensors_shapes, shape_of
+from crosspref.plan.shapes import ModelShape, read_shape, safetensors_shapes, shape_of
+from crosspref.plan.spread import Spread, read_spread
 from crosspref.plan.work import Lengths, PhaseWork, Texts, Work, add_pair, plan_work, rows_beside
-from crosspref.recipe.files import load_recipe
+from crosspref.recipe.files import FOLDER, load_recipe
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import LoraSettings, SampleSettings, TrainSettings
+from crosspref.recipe.sections import LoraSettings, TrainSettings
 
 QUICKSTART = Path(__file__).parents[1] / "with_stage_0.yaml"
 CONFIG = {"hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 10}
@@ -114,16 +117,101 @@ def test_a_pair_by_hand() -> None:
 
 def test_memory_by_hand(recipe: Recipe) -> None:
     sampling = Work("sample", rows=2, width=10)
+    setup = Setup(recipe, 2, Spread(), scoring=2)
     # Weights, keys and values of 2 x 10 tokens, and three times float32 logits of 2 rows.
-    assert memory(sampling, SHAPE, recipe, 2) == 1000 * 2 + 2 * 10 * 4 * 2 + 3 * 4 * 2 * 10
-    work = Work("train", width=10)
-    activations = 2 * 10 * 4 * 2 * 34
+    cache, logits = 2 * 10 * 4 * 2, 3 * 4 * 2 * 10
+    assert memory(sampling, SHAPE, setup) == {"weights": 1000 * 2, "cache": cache, "logits": logits}
+    scoring = Work("score", rows=2, width=10)
+    assert memory(scoring, SHAPE, setup)["weights"] == 2 * 1000 * 2
+    assert memory(scoring, SHAPE, replace(setup, scoring=1))["weights"] == 1000 * 2  # two adapters over one base
+    vllm = load_recipe(QUICKSTART, ["sample.engine=vllm", "sample.max_prompt_tokens=100", "vllm.tensor_parallel=2"])
+    parts = memory(sampling, SHAPE, replace(setup, recipe=vllm))
+    # Half of the weights, and of the keys and values of the longest row: 100 tokens and 64 new ones.
+    assert (parts["weights"], parts["cache"]) == (1000, 164 * 4 * 2 / 2)
+
+
+FULL = {"weights": 4000, "gradients": 4000, "optimizer": 8000, "reference": 4000, "copy": 2000}
+"""Bytes of 1,000 parameters that one process trains with autocast."""
+
+
+@pytest.mark.parametrize(
+    ("spread", "changed"),
+    [
+        (Spread(), {}),
+        (Spread("DDP", 4), {"gradients": 8000}),  # and its buckets; nothing is shared
+        (Spread("ZeRO-2", 4), {"weights": 1000, "gradients": 1000 + 1000, "optimizer": 2000, "reference": 2000}),
+        # Two layers (here one is the whole model) and the embeddings are gathered, and their gradients in two formats;
+        # the reference is gathered whole, in bfloat16.
+        (
+            Spread("FSDP", 4),
+            {**dict.fromkeys(("weights", "gradients"), 1000), "optimizer": 2000, "reference": 1000 + 2000}
+            | {"gathered": (2 * 1000 + 2 * 40) * 8, "copy": 0},
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Spread) else "",
+)
+def test_memory_of_full_training_by_hand(recipe: Recipe, spread: Spread, changed: dict[str, float]) -> None:
     full = TrainSettings(micro_batch_size=1)
-    assert training_memory(work, full, SHAPE, 2) == 16 * 1000 + 4 * 1000 + activations + 3 * LOGITS_BYTES
-    assert training_memory(work, full, SHAPE, 2, shards=4) == 5000 + activations + 3 * LOGITS_BYTES
+    parts = training_memory(Work("train", width=10), full, SHAPE, Setup(recipe, 2, spread, scoring=2))
+    expected = FULL | {"activations": 2 * 10 * 4 * 2 * 34, "logits": 3 * LOGITS_BYTES} | changed
+    assert parts == {part: size for part, size in expected.items() if size}
+    exact = training_memory(Work("train", width=10), full, SHAPE, Setup(recipe, 4, Spread(), scoring=2))
+    assert "copy" not in exact  # float32 computes with the weights themselves
+
+
+def test_memory_of_adapters_by_hand(recipe: Recipe) -> None:
     lora = TrainSettings(micro_batch_size=1, lora=LoraSettings(rank=2))
     assert adapter_parameters(lora, SHAPE) == 120
-    assert training_memory(work, lora, SHAPE, 2) == 2 * 1000 + 16 * 120 + activations + 3 * LOGITS_BYTES
+    setup = Setup(recipe, 2, Spread(), scoring=2)
+    parts = training_memory(Work("train", width=10), lora, SHAPE, setup)
+    assert parts["weights"] == 2 * 1000 + 4 * 120
+    assert (parts["gradients"], parts["optimizer"], parts["copy"]) == (480, 960, 240)
+    assert "reference" not in parts  # it shares the base
+    # In 4 bits are all but the two tables of 40, which stay in bfloat16.
+    quantized = lora.model_copy(update={"lora": LoraSettings(rank=2, bits=4)})
+    parts = training_memory(Work("train", width=10), quantized, SHAPE, setup)
+    assert parts["weights"] == pytest.approx(0.52 * 920 + 2 * 80 + 4 * 120)
+
+
+CONFIGURATIONS = {
+    "fsdp.yaml": "distributed_type: FSDP\nnum_processes: 4\nfsdp_config: {fsdp_version: 2}\n",
+    "zero.yaml": "distributed_type: DEEPSPEED\nnum_processes: 2\n"
+    "deepspeed_config: {deepspeed_config_file: zero.json}\n",
+    "zero.json": '{"zero_optimization": {"stage": 3}}',
+    "ddp.yaml": "distributed_type: MULTI_GPU\nnum_processes: 8\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("launch", "spread"),
+    [
+        ("torchrun --standalone --nproc-per-node 8", Spread("DDP", 8)),
+        ("torchrun --nnodes=2 --nproc_per_node=4", Spread("DDP", 8)),
+        ("accelerate launch --config_file ddp.yaml", Spread("DDP", 8)),
+        ("accelerate launch --config_file fsdp.yaml", Spread("FSDP", 4)),
+        ("accelerate launch --config_file fsdp.yaml --num-processes 2", Spread("FSDP", 2)),
+        ("accelerate launch --config_file zero.yaml", Spread("ZeRO-3", 2)),
+        ("accelerate launch --use_deepspeed --zero_stage 1", Spread("ZeRO-1", None)),
+        (
+            "accelerate launch --use_fsdp --fsdp_reshard_after_forward false",
+            Spread("FSDP", None, keeps_gathered=True),
+        ),
+        ("accelerate launch --config_file gone.yaml", Spread("DDP", None, unread="gone.yaml")),
+    ],
+)
+def test_what_a_launcher_spreads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: str, spread: Spread) -> None:
+    for name, text in CONFIGURATIONS.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert read_spread(load_recipe(QUICKSTART, [f"resources.launch={json.dumps(launch)}"])) == spread
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_the_files_for_launchers_that_come_with_crosspref(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER / "distributed")
+    recipe = load_recipe(QUICKSTART, [f"resources.launch=accelerate launch --config_file {name}.yaml"])
+    kind = {"ddp": "DDP", "fsdp2": "FSDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}[name]
+    assert read_spread(recipe) == Spread(kind, 8)  # type: ignore[arg-type]
 
 
 def scored_prompt(recipe: Recipe, row: Prompt, prompts: list[Prompt]) -> float:
@@ -175,7 +263,19 @@ def test_measured_lengths_count(recipe: Recipe, phases: list[PhaseWork]) -> None
     ],
 )
 def test_rows_beside_each_other_share_their_prompts(tokens: int, prompt: float, n: int, rows: int) -> None:
-    assert rows_beside(SampleSettings(batch_tokens=tokens, max_new_tokens=100), prompt, n) == rows
+    assert rows_beside(32, tokens, prompt, 100, n) == rows
+
+
+def test_rows_of_the_engines(recipe: Recipe) -> None:
+    def rows(cache_tokens: float, *changes: str) -> int:
+        changed = load_recipe(QUICKSTART, [*changes, "evaluate.n=500"])
+        return part(plan_work(changed, Texts(changed), Lengths(), cache_tokens), "evaluate", "sample").rows
+
+    assert rows(math.inf) == 32  # sample.batch_size
+    assert rows(math.inf, "sample.engine=vllm") == 256
+    assert rows(math.inf, "sample.engine=vllm", "vllm.max_sequences=100") == 100
+    assert 20 < rows(1000, "sample.engine=vllm") < 32  # its cache is full: responses of 32 tokens, and a prompt
+    assert rows(math.inf, "sample.engine=server", "server.concurrency=48") == 48
 
 
 def test_batches_of_two_sizes_tell_reading_from_computing(recipe: Recipe) -> None:
@@ -209,18 +309,23 @@ def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int,
     return code, json.loads(captured.out), captured.err
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """A model of 8 billion parameters, of which only the headers are here; nothing may read its weights."""
+def write_large(folder: Path, **config: Any) -> Path:
+    """A model as Llama-3-8B, of which only the headers are here; nothing may read its weights."""
+    folder.mkdir(exist_ok=True)
     hidden, width, layers, vocabulary = 4096, 14336, 32, 128256
     shapes = {"q": [hidden, hidden], "k": [1024, hidden], "v": [1024, hidden], "o": [hidden, hidden]}
     shapes |= {"gate": [width, hidden], "up": [width, hidden], "down": [hidden, width]}
     tensors = {f"layers.{layer}.{name}": shape for layer in range(layers) for name, shape in shapes.items()}
     tensors |= {"embed_tokens": [vocabulary, hidden], "lm_head": [vocabulary, hidden]}
-    write_header(tmp_path / "model.safetensors", tensors)
-    config = {"hidden_size": hidden, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": layers}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": vocabulary}), encoding="utf-8")
-    return tmp_path
+    write_header(folder / "model.safetensors", tensors)
+    config |= {"hidden_size": hidden, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": vocabulary}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    return write_large(tmp_path / "large")
 
 
 def test_a_model_that_does_not_fit_is_said_with_what_helps(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,12 +337,101 @@ def test_a_model_that_does_not_fit_is_said_with_what_helps(large: Path, capsys: 
         **dict.fromkeys(("align_english", "train"), False),
         **dict.fromkeys(("evaluate", "sample", "score"), True),
     }
-    # 8.03e9 parameters: weights, gradients, two moments and the reference, in float32.
-    assert rows["train"]["memory"] == pytest.approx(8.03e9 * 20, rel=0.05)
+    # 8.03e9 parameters: weights, gradients, two moments and the reference, in float32, and a copy in bfloat16.
+    assert rows["train"]["memory"] == pytest.approx(8.03e9 * 22, rel=0.05)
+    assert sum(rows["train"]["parts"].values()) == rows["train"]["memory"]
     assert plan["price"] == pytest.approx(plan["seconds"] / 3600 * 2)
-    assert "train (train) needs about 16" in errors
+    assert "train (train) needs about 18" in errors
     assert "train.lora: {}, train.gradient_checkpointing: true" in errors
-    assert "FSDP or ZeRO-3 over 4 devices" in errors
+    assert "FSDP or ZeRO-3 over 8 devices" in errors
+
+
+@pytest.mark.parametrize(
+    ("launch", "fits"), [("torchrun --nproc-per-node 8", False), ("accelerate launch --use_fsdp", True)]
+)
+def test_full_training_fits_where_it_is_cut_up(
+    large: Path, capsys: pytest.CaptureFixture[str], launch: str, fits: bool
+) -> None:
+    changes = [f"models.initial={large}", f"resources.launch={launch}", "train.lora=null", "train.micro_batch_size=1"]
+    changes += ["align_english.lora=null", "align_english.micro_batch_size=1"]
+    code, plan, _ = plan_json(
+        capsys,
+        str(QUICKSTART),
+        "--hardware",
+        "A100-80GBx8",
+        *(word for change in changes for word in ("--set", change)),
+    )
+    assert code == (not fits)
+    assert [row["fits"] for row in plan["rows"] if row["phase"] == "train"] == [fits]
+
+
+def test_the_papers_zero_2_fits_eight_devices(large: Path, recipe: Recipe) -> None:
+    shape = read_shape(locate_model(str(large)))
+    settings = TrainSettings(micro_batch_size=1, gradient_checkpointing=True)
+    setup = Setup(recipe, 2, Spread("ZeRO-2", 8), scoring=2)
+    needed = sum(training_memory(Work("train", width=3000), settings, shape, setup).values())
+    assert 50e9 < needed < 72e9
+
+
+def test_hours_count_the_devices_that_work(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def seconds(hardware: str, *changes: str) -> dict[str, float]:
+        settings = [f"models.initial={large}", *changes]
+        words = [word for change in settings for word in ("--set", change)]
+        _, plan, _ = plan_json(capsys, str(QUICKSTART), "--hardware", hardware, *words)
+        return {row["phase"]: row["seconds"] - 60 for row in plan["rows"] if row["tokens"]}
+
+    one, idle = seconds("H200"), seconds("H200x8")
+    assert idle == one  # executor local works on one device, and so does training without a launcher
+    trained = seconds("H200x8", "resources.launch=torchrun --nproc-per-node 4")
+    assert (trained["score"], trained["train"]) == (one["score"], pytest.approx(one["train"] / 4))
+    spread = seconds("H200x8", "resources.executor=ray", "ray.workers=8", "train.precompute_reference=true")
+    assert spread["score"] == pytest.approx(one["score"] / 8)
+    alone = seconds("H200", "train.precompute_reference=true")
+    assert spread["reference"] == pytest.approx(alone["reference"])  # which one process computes
+
+
+GPUS = {"8x80gb": "A100-80GBx8", "1x80gb": "A100-80GB", "1x24gb-lora": "RTX-4090", "1x24gb-qlora": "RTX-4090"}
+
+
+@pytest.fixture
+def papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the paper's recipe takes, by size: prompts in a directory, and what to set for pi_I and pi_0."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data/ultrafeedback_parallel")
+    folder.mkdir(parents=True)
+    for language in ("en", "es", "ru", "de", "fr"):
+        rows = [
+            {"instruction_id": str(row), "instruction": f"{row} word" * (4 if row % 8 else 400)} for row in range(64)
+        ]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{language}.jsonl").write_text(text, encoding="utf-8")
+    pairs = [{"prompt": f"{row} word", "chosen": "yes " * 900, "rejected": "no " * 900} for row in range(8)]
+    Path("data/english_preferences.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in pairs), encoding="utf-8"
+    )
+    models = {name: write_large(tmp_path / name, note=name) for name in ("initial", "policy")}
+    return [f"models.{name}={path}" for name, path in models.items()]
+
+
+@pytest.mark.parametrize(("name", "hardware"), GPUS.items())
+def test_the_papers_job_fits_into_what_its_recipe_is_for(
+    papers: list[str], capsys: pytest.CaptureFixture[str], name: str, hardware: str
+) -> None:
+    settings = papers[:1] if name.startswith("1x24gb") else papers
+    words = [word for change in settings for word in ("--set", change)]
+    code, plan, errors = plan_json(capsys, f"recipe:gpus/{name}", "--hardware", hardware, *words)
+    assert code == 0, errors
+    assert {row["phase"] for row in plan["rows"] if row["fits"]} >= {"sample", "score", "train"}
+    changed = load_recipe(f"recipe:gpus/{name}")
+    assert (changed.sample.engine, changed.sample.n) == ("vllm", 10)
+    assert (changed.sample.max_new_tokens == 2400) == (name != "1x24gb-lora")
+
+
+def test_the_papers_recipe_as_written_does_not_fit(papers: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for change in papers for word in ("--set", change)]
+    code, plan, _ = plan_json(capsys, "recipe:paper/table2-icr", "--hardware", "A100-80GBx8", *words)
+    assert code == 1
+    assert {row["phase"] for row in plan["rows"] if row["fits"] is False} == {"train"}
 
 
 def test_weights_too_large_for_any_phase(large: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def _made(options: argparse.Namespace) -> Plan:
     speeds, lengths = assumed_speeds(device), Lengths()
     if options.run is not None:
         speeds, lengths = observe_run(options.run, planner.width)
-        device = replace(device, count=1)
+        speeds = replace(speeds, together=True)
         note = f"Hours: as measured in {options.run}, on what that run had; --hardware only says what fits and costs."
     elif speeds is not None:
         note = assumptions(device)
@@ -73,7 +73,7 @@ def _made(options: argparse.Namespace) -> Plan:
 def _probed(planner: Planner, price: float | None) -> Plan:
     """Measure this machine, unless the recipe does not fit into it."""
     device, planner.width = this_machine(planner.recipe)
-    phases = planner.work(Lengths())
+    phases = planner.work(Lengths(), device)
     misfits = planner.misfits(device, phases)
     if misfits:
         raise ModelError("\n".join(["Nothing was measured, since not everything fits.", *misfits]))
@@ -94,7 +94,10 @@ def _show(plan: Plan) -> None:
     if plan.price is not None:
         notes.append(f"Price: {plan.price:,.2f}, at the price given per device and hour.")
     notes += [f"Memory is that of one device, and rough. {plan.notes[0]}", *plan.notes[1:]]
-    print_reports([Report("What the run will take", header, rows, notes)])
+    parts = {row.phase: row.parts for row in plan.rows if row.parts}
+    held = [[phase, part, _bytes(size)] for phase, sizes in parts.items() for part, size in sizes.items()]
+    memory = Report("What the memory of one device holds", ["phase", "part", "memory"], without_repeats(held), [])
+    print_reports([Report("What the run will take", header, rows, notes), memory])
 
 
 def _cells(row: PhasePlan) -> list[str]:

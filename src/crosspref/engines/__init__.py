@@ -70,6 +70,7 @@ EXTRAS = {
     "ray": "ray",
     "sentencepiece": "translation",
     "sklearn": "eval",
+    "vllm": "vllm",
 }
 """Which of crosspref's extras installs a library."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from crosspref.plan.accelerators import LOOKED_UP, Accelerator
 from crosspref.plan.shapes import ModelShape
+from crosspref.plan.spread import Spread
 from crosspref.plan.work import PhaseWork, Work, reference_models
 from crosspref.recipe.schema import Recipe
 from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
@@ -13,8 +14,10 @@ USABLE = 0.9
 """Share of a device's memory that a phase may need: the rest is for the runtime and for what is cut to pieces."""
 LOGITS_BYTES = 128 << 20
 """As in training: float32 logits at a time."""
-ADAM_BYTES = 16
-"""Bytes per trained parameter in float32: its weight, its gradient and AdamW's two moments."""
+VLLM_BYTES = 2e9
+"""What vLLM needs beside weights and cache: a batch's activations and its recorded graphs."""
+QUANTIZED_BYTES = 0.52
+"""Bytes per weight of a linear layer in 4 bits, doubly quantised: 4.127 bits."""
 ACTIVATION_VALUES = 34
 """Values of the hidden width that one layer keeps per token for going back, with fused attention."""
 
@@ -25,7 +28,7 @@ class Speeds:
 
     ``read`` is seconds per byte of weights that a decoding step reads, ``decode`` seconds per FLOP of its rows;
     ``score`` and ``train`` are seconds per FLOP. ``start`` is the seconds that a phase takes beside its work: its
-    process, its imports, loading and storing models.
+    process, its imports, loading and storing models. ``together``: it is what all devices of a run did, not one.
     """
 
     read: float
@@ -33,6 +36,7 @@ class Speeds:
     score: float
     train: float
     start: Mapping[str, float] = field(default_factory=dict)
+    together: bool = False
 
     def seconds(self, work: Work, shape: ModelShape, recipe: Recipe, bytes_per_value: int) -> float:
         """Return how long some work takes on one device, without its start."""
@@ -64,7 +68,7 @@ def assumptions(device: Accelerator) -> str:
         f"Hours: {device.tflops:,.0f} TFLOPS of {device.name} ({LOOKED_UP}), of which scoring is taken to "
         f"reach {SCORE_SHARE:.0%} and training {TRAIN_SHARE:.0%}; sampling {DECODE_BANDWIDTH:.0%} of the memory's "
         f"bandwidth and {DECODE_SHARE:.0%}; a minute per phase to start"
-        + (f"; {device.count} devices all at work" if device.count > 1 else "")
+        + (f"; of {device.count} devices those that the recipe puts to work" if device.count > 1 else "")
         + ". This is rough, by a factor of 2 or 3: --probe there, or --from RUN, measures instead."
     )
 
@@ -93,27 +97,52 @@ def scored_models(recipe: Recipe) -> int:
     return 1 if recipe.reward.algorithm in REFERENCE_FREE else 2
 
 
-def memory(work: Work, shape: ModelShape, recipe: Recipe, width: int) -> float:
-    """Return about how many bytes of device memory some work needs; ``width`` is bytes per value of the dtype.
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where work is done: how training is spread, and how many of a reward's models are in memory at once.
+
+    ``width`` is bytes per value of the number format.
+    """
+
+    recipe: Recipe
+    width: int
+    spread: Spread
+    scoring: int
+
+
+def memory(work: Work, shape: ModelShape, setup: Setup) -> dict[str, float]:
+    """Return about how many bytes of one device's memory some work needs, by what they hold.
 
     Work that a server does needs none here.
     """
-    if work.kind in ("sample", "translate"):
-        if work.kind == "sample" and recipe.sample.engine == "server":
-            return 0.0
+    recipe, width = setup.recipe, setup.width
+    weights = {"weights": float(shape.parameters * width)}
+    engine = recipe.sample.engine if work.kind == "sample" else "transformers"
+    if work.kind in ("sample", "translate") and engine == "transformers":
         cache = work.rows * work.width * shape.cache_values * width
-        return shape.parameters * width + cache + 3 * 4 * work.rows * shape.vocabulary
+        return {**weights, "cache": cache, "logits": 3.0 * 4 * work.rows * shape.vocabulary}
+    if work.kind == "sample" and engine == "vllm":
+        # It takes vllm.memory whatever it needs, and refuses to start without room for the longest row.
+        longest = recipe.sample.max_prompt_tokens + recipe.sample.max_new_tokens
+        parts = {**weights, "cache": float(longest * shape.cache_values * width)}
+        return {**{part: size / recipe.vllm.tensor_parallel for part, size in parts.items()}, "vLLM": VLLM_BYTES}
     if work.kind in ("rate", "reference"):
-        return shape.parameters * width * 1.1
-    if work.kind == "score":
-        if recipe.reward.engine == "server":
-            return 0.0
+        return {"weights": weights["weights"] * 1.1}
+    if work.kind == "score" and recipe.reward.engine == "transformers":
         batch = max(work.width, min(recipe.reward.batch_tokens, work.rows * work.width))
-        passing = batch * shape.hidden * width * 8
-        return scored_models(recipe) * shape.parameters * width + passing + (recipe.reward.logits_megabytes << 20)
+        passing = batch * shape.hidden * width * 8.0
+        logits = float(recipe.reward.logits_megabytes << 20)
+        return {"weights": setup.scoring * weights["weights"], "activations": passing, "logits": logits}
     if work.settings is not None:
-        return training_memory(work, work.settings, shape, width)
-    return 0.0
+        return training_memory(work, work.settings, shape, setup)
+    return {}
+
+
+def cache_tokens(shape: ModelShape, setup: Setup, device: Accelerator) -> float:
+    """Return for how many tokens vLLM has room on a device, or on those that share a copy of the model."""
+    vllm = setup.recipe.vllm
+    room = (vllm.memory * device.bytes - VLLM_BYTES) * vllm.tensor_parallel - shape.parameters * setup.width
+    return room / (shape.cache_values * setup.width)
 
 
 def adapter_parameters(settings: TrainSettings, shape: ModelShape) -> int:
@@ -121,20 +150,52 @@ def adapter_parameters(settings: TrainSettings, shape: ModelShape) -> int:
     return settings.lora.rank * shape.linear if settings.lora else 0
 
 
-def training_memory(work: Work, settings: TrainSettings, shape: ModelShape, width: int, shards: int = 1) -> float:
-    """Return the bytes per device that training needs; ``shards`` devices share weights, gradients and moments."""
+def training_memory(work: Work, settings: TrainSettings, shape: ModelShape, setup: Setup) -> dict[str, float]:
+    """Return the bytes that training needs on each device, by what they hold.
+
+    Full training keeps weights, gradients and AdamW's two moments in float32, and computes in another number format
+    with a copy of the weights: of all of them at the end of going forward (autocast, DeepSpeed), or of two layers and
+    of the embeddings, which FSDP gathers. There, gradients are gathered in both formats. LoRA's base is frozen.
+    """
+    width, spread = setup.width, setup.spread
+    quantized = settings.lora is not None and settings.lora.bits == 4
+    frozen, trained = 0.0, float(shape.parameters)
+    if settings.lora is not None:
+        linear = shape.parameters - shape.tables
+        frozen = linear * QUANTIZED_BYTES + shape.tables * width if quantized else float(shape.parameters * width)
+        trained = float(adapter_parameters(settings, shape))
+    base = frozen or 4 * trained  # of a second model, the reference
+    shards = {part: spread.shards(part) for part in ("weights", "gradients", "optimizer")}
+    parts = {
+        # bitsandbytes' weights are bytes, which FSDP cannot cut up.
+        "weights": frozen / (1 if quantized else shards["weights"]) + 4 * trained / shards["weights"],
+        "gradients": 4 * trained / shards["gradients"],
+        "optimizer": 8 * trained / shards["optimizer"],
+        "reference": reference_models(settings) * base / shards["weights"],
+    }
+    if spread.kind == "DDP":
+        parts["gradients"] *= 2  # its buckets are a second copy
+    elif spread.kind in ("ZeRO-1", "ZeRO-2"):  # each device has the copy whole, and float32 of its share
+        parts["weights"] = frozen + 4 * trained / shards["optimizer"]
+        parts["reference"] = float(reference_models(settings) * shape.parameters * width)  # which DeepSpeed rounds
+        parts["gradients"] += 4 * trained / shards["optimizer"]
+    if spread.kind != "FSDP" and width < 4:
+        parts["copy"] = trained * width / shards["weights"]
+    if spread.shards("weights") > 1:
+        gathered = 2 * shape.parameters / shape.layers + shape.tables
+        parts["gathered"] = gathered * (width if settings.lora else 2 * width + 4)
+    if spread.kind == "FSDP":
+        parts["reference"] += reference_models(settings) * shape.parameters * width  # it is gathered whole
+        parts["gathered"] += shape.parameters * width * spread.keeps_gathered
+    return {part: size for part, size in parts.items() if size} | _passing(work, settings, shape, width)
+
+
+def _passing(work: Work, settings: TrainSettings, shape: ModelShape, width: int) -> dict[str, float]:
+    """Return the bytes of what a micro-batch leaves behind for going back."""
     rows = 2 * settings.micro_batch_size
     kept = 2 if settings.gradient_checkpointing else ACTIVATION_VALUES
     values = shape.layers * kept + (ACTIVATION_VALUES if settings.gradient_checkpointing else 0)
-    activations = rows * work.width * shape.hidden * width * values
-    frozen, trained = 0.0, float(shape.parameters)
-    value = 4
-    if settings.lora is not None:
-        value = width
-        base = 0.6 if settings.lora.bits == 4 else width
-        frozen, trained = shape.parameters * base, float(adapter_parameters(settings, shape))
-    weights = frozen + trained * ADAM_BYTES + reference_models(settings) * shape.parameters * value
-    return weights / shards + activations + 3 * LOGITS_BYTES
+    return {"activations": rows * work.width * shape.hidden * width * values, "logits": 3.0 * LOGITS_BYTES}
 
 
 def disk(shape: ModelShape, phases: list[PhaseWork], converted: bool) -> tuple[float, float]:

@@ -1,26 +1,43 @@
 """The plan: what every phase of a recipe takes, put together from work, costs and speeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosspref.api import check_models
 from crosspref.models.locate import ModelFiles
 from crosspref.plan.accelerators import Accelerator
-from crosspref.plan.costs import USABLE, Speeds, adapter_parameters, disk, flops, memory, training_memory
+from crosspref.plan.costs import (
+    USABLE,
+    Setup,
+    Speeds,
+    adapter_parameters,
+    cache_tokens,
+    disk,
+    flops,
+    memory,
+    scored_models,
+    training_memory,
+)
 from crosspref.plan.shapes import ModelShape, read_shape
+from crosspref.plan.spread import Spread, read_spread
 from crosspref.plan.work import TYPICAL_SHARE, Lengths, PhaseWork, Texts, Work, plan_work
 from crosspref.recipe.schema import Recipe
+from crosspref.recipe.sections import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
 class PhasePlan:
-    """One phase: tokens through a model, FLOPs, bytes of memory per device, whether they fit, seconds."""
+    """One phase: tokens through a model, FLOPs, bytes of memory per device, whether they fit, seconds.
+
+    ``parts`` says what the memory holds.
+    """
 
     iteration: int
     phase: str
     tokens: float
     flops: float
     memory: float
+    parts: dict[str, float]
     fits: bool | None
     seconds: float | None
 
@@ -59,16 +76,26 @@ class Planner:
         for role in ("translator", "reward model"):
             if role in models:
                 self.shapes[role] = read_shape(models[role])
-        self.texts = Texts(recipe)
+        self.texts, self.spread = Texts(recipe), read_spread(recipe)
+        policy, initial = models.get("policy"), models.get("initial")
+        made = [section.lora for section in (recipe.align_english, recipe.train) if section]
+        # Adapters over pi_I, given or made here, share its weights with it.
+        starts_shared = policy is None or (initial is not None and policy.base == initial.base)
+        self.shares_base = starts_shared and all(lora and lora.save == "adapter" for lora in made)
 
     @property
     def shape(self) -> ModelShape:
         """The shape of the policy."""
         return self.shapes["model"]
 
-    def work(self, lengths: Lengths) -> list[PhaseWork]:
+    def work(self, lengths: Lengths, device: Accelerator) -> list[PhaseWork]:
         """Return the work of every phase."""
-        return plan_work(self.recipe, self.texts, lengths)
+        return plan_work(self.recipe, self.texts, lengths, cache_tokens(self.shape, self._setup(device), device))
+
+    def _setup(self, device: Accelerator) -> Setup:
+        count = None if device.memory is None else device.count
+        scoring = min(scored_models(self.recipe), 1 if self.shares_base else 2)
+        return Setup(self.recipe, self.width, self.spread.on(count), scoring)
 
     def misfits(self, device: Accelerator, phases: Sequence[PhaseWork]) -> list[str]:
         """Return for each kind of work that does not fit into a device how much it needs, and what would help."""
@@ -78,7 +105,7 @@ class Planner:
                 name = f"{phase.phase} ({work.kind})"
                 if name not in misfits and not self._fits(work, device):
                     misfits[name] = (
-                        f"{name} needs about {self._memory(work) / 1e9:,.1f} GB on {device.name}, which has "
+                        f"{name} needs about {self._memory(work, device) / 1e9:,.1f} GB on {device.name}, which has "
                         f"{device.memory:,.1f} GB. What helps: {self._remedy(work, device)}"
                     )
         return list(misfits.values())
@@ -87,56 +114,75 @@ class Planner:
         self, lengths: Lengths, speeds: Speeds | None, device: Accelerator, price: float | None, notes: list[str]
     ) -> Plan:
         """Put the plan together; without speeds there are no hours."""
-        phases = self.work(lengths)
+        phases = self.work(lengths, device)
         rows = []
         for phase in phases:
-            needed = max(self._memory(work) for work in phase.parts)
+            largest = max(phase.parts, key=lambda work: self._memory(work, device))
+            parts = memory(largest, self._shape(largest), self._setup(device))
+            needed = sum(parts.values())
             unknown = device.memory is None or not needed
             fits = None if unknown else all(self._fits(work, device) for work in phase.parts)
             seconds = None if speeds is None else self._seconds(phase, speeds, device)
             tokens = sum(work.tokens for work in phase.parts)
             count = sum(flops(work, self._shape(work), self.recipe) for work in phase.parts)
-            rows.append(PhasePlan(phase.iteration, phase.phase, tokens, count, needed, fits, seconds))
+            rows.append(PhasePlan(phase.iteration, phase.phase, tokens, count, needed, parts, fits, seconds))
         total = None if speeds is None else sum(row.seconds or 0.0 for row in rows)
         cost = None if total is None or price is None else total / 3600 * price * device.count
         kept, peak = disk(self.shape, phases, converted=self.model.gguf_file is not None)
         misfits = self.misfits(device, phases)
-        return Plan(rows, kept, peak, total, cost, [*self._notes(lengths), *notes], misfits)
+        return Plan(rows, kept, peak, total, cost, [*self._notes(lengths, device), *notes], misfits)
 
     def _seconds(self, phase: PhaseWork, speeds: Speeds, device: Accelerator) -> float:
-        working = sum(speeds.seconds(work, self._shape(work), self.recipe, self.width) for work in phase.parts)
+        working = sum(
+            speeds.seconds(work, self._shape(work), self.recipe, self.width)
+            / (1 if speeds.together else self.devices(work, device))
+            for work in phase.parts
+        )
         heavy = any(work.kind != "light" for work in phase.parts)
         longest = max(speeds.start.values(), default=0.0) if heavy else 0.0
-        return speeds.start.get(phase.phase, longest) + working / device.count
+        return speeds.start.get(phase.phase, longest) + working
+
+    def devices(self, work: Work, device: Accelerator) -> int:
+        """Return how many of the devices some work is done on."""
+        recipe, vllm = self.recipe, work.kind == "sample" and self.recipe.sample.engine == "vllm"
+        engines = {"sample": recipe.sample.engine, "score": recipe.reward.engine}
+        if engines.get(work.kind) == "server":
+            return device.count  # it is taken to be served by all of them
+        if work.kind == "train":
+            return self.spread.on(device.count).devices or 1
+        if work.kind == "reference" or recipe.resources.executor == "local":
+            return min(device.count, recipe.vllm.tensor_parallel if vllm else 1)
+        return min(device.count, max(1, int(recipe.ray.workers * max(1, recipe.ray.gpus_per_worker))))
 
     def _shape(self, work: Work) -> ModelShape:
         role = {"translate": "translator", "rate": "reward model"}.get(work.kind, "model")
         return self.shapes.get(role, self.shape)
 
-    def _memory(self, work: Work) -> float:
-        return memory(work, self._shape(work), self.recipe, self.width)
+    def _memory(self, work: Work, device: Accelerator) -> float:
+        return sum(memory(work, self._shape(work), self._setup(device)).values())
 
     def _fits(self, work: Work, device: Accelerator) -> bool:
-        """Tell whether work fits into one device, or training where the recipe's launcher spreads it over all."""
-        if self._memory(work) <= USABLE * device.bytes:
-            return True
-        if work.settings is None or self.recipe.resources.launch is None:
-            return False
-        return training_memory(work, work.settings, self.shape, self.width, device.count) <= USABLE * device.bytes
+        is_vllm = work.kind == "sample" and self.recipe.sample.engine == "vllm"
+        return self._memory(work, device) <= (self.recipe.vllm.memory if is_vllm else USABLE) * device.bytes
 
     def _remedy(self, work: Work, device: Accelerator) -> str:
+        if work.settings is not None:
+            return f"{', '.join(self._training_remedies(work, work.settings, device)) or 'name a larger device'}."
         section = {"sample": "sample", "translate": "sample", "score": "reward"}.get(work.kind)
         if section is not None:
-            least = self._shape(work).parameters * self.width * (2 if work.kind == "score" else 1)
+            models = self._setup(device).scoring if work.kind == "score" else 1
+            least = self._shape(work).parameters * self.width * models
             if least > USABLE * device.bytes:
                 return (
                     "the weights alone are too large for one device; name a larger one, or let a server or vLLM with "
                     f"vllm.tensor_parallel hold the model ({section}.engine)."
                 )
+            if work.kind == "sample" and self.recipe.sample.engine == "vllm":
+                return "a smaller sample.max_prompt_tokens or sample.max_new_tokens, or a larger vllm.memory."
             return f"a smaller {section}.batch_tokens, or resources.dtype: bfloat16."
-        settings = work.settings
-        if settings is None:
-            return "name a larger device."
+        return "name a larger device."
+
+    def _training_remedies(self, work: Work, settings: TrainSettings, device: Accelerator) -> list[str]:
         remedies = []
         if settings.lora is None:
             remedies.append("train.lora: {}")
@@ -147,14 +193,15 @@ class Planner:
         if settings.micro_batch_size > 1:
             remedies.append("a smaller train.micro_batch_size")
         for count in (2, 4, 8, 16, 32, 64):
-            each = training_memory(work, settings, self.shape, self.width, count)
+            setup = replace(self._setup(device), spread=Spread("FSDP", count))
+            each = sum(training_memory(work, settings, self.shape, setup).values())
             if each <= USABLE * device.bytes:
                 shared = f"FSDP or ZeRO-3 over {count} devices ({each / 1e9:,.1f} GB each), see resources.launch"
                 remedies.append(f"or {shared}" if remedies else shared)
                 break
-        return f"{', '.join(remedies) or 'name a larger device'}."
+        return remedies
 
-    def _notes(self, lengths: Lengths) -> list[str]:
+    def _notes(self, lengths: Lengths, device: Accelerator) -> list[str]:
         shape, recipe = self.shape, self.recipe
         source = "from its files' headers" if shape.exact else "from config.json, as its weights are not here"
         limit = recipe.sample.max_new_tokens
@@ -167,10 +214,14 @@ class Planner:
         trained = adapter_parameters(recipe.train, shape)
         adapters = f", adapters {trained / 1e6:,.1f} million" if trained else ""
         pairs = f"{lengths.pairs:.0%} of prompts" if lengths.pairs < 1 else "every prompt (the upper bound)"
+        spread = self._setup(device).spread
+        training = f"Training: {spread.kind}" + (f" on {spread.devices} devices." if spread.devices != 1 else ".")
+        if spread.unread is not None:
+            training += f" {spread.unread} cannot be read here; it is planned as what needs the most memory."
         return [
             f"Model: {shape.parameters / 1e6:,.1f} million parameters{adapters}, {source}; {8 * self.width}-bit "
             "numbers but for full training, which is 32-bit.",
-            f"Responses: {answers}. Prompts: {prompts}. Pairs: {pairs}.",
+            f"Responses: {answers}. Prompts: {prompts}. Pairs: {pairs}. {training}",
         ]
 
 

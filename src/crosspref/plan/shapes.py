@@ -47,6 +47,12 @@ class ModelShape:
     exact: bool = True
 
     @property
+    def tables(self) -> int:
+        """About how many parameters the input embedding and the output layer have."""
+        table = self.vocabulary * self.hidden
+        return table * (2 if self.parameters - self.active >= table else 1)
+
+    @property
     def flops_per_token(self) -> float:
         """FLOPs of one token's forward pass without attention: a multiplication and an addition per parameter."""
         return 2.0 * self.active

@@ -11,7 +11,7 @@ from crosspref.data.prompts import load_prompts
 from crosspref.data.records import Instruction, Prompt, as_messages
 from crosspref.languages import ENGLISH
 from crosspref.recipe.schema import Recipe
-from crosspref.recipe.sections import REFERENCE_FREE, SampleSettings, TrainSettings
+from crosspref.recipe.sections import REFERENCE_FREE, TrainSettings
 
 TYPICAL_SHARE = 0.5
 """Of the token limit, for responses of which nothing has been measured."""
@@ -102,10 +102,11 @@ class Texts:
         self.preferences = load_preferences(stage_0.preferences) if stage_0 else []
 
 
-def plan_work(recipe: Recipe, texts: Texts, lengths: Lengths) -> list[PhaseWork]:
-    """Return the work of every phase of ``algorithm.phases``."""
+def plan_work(recipe: Recipe, texts: Texts, lengths: Lengths, cache_tokens: float = math.inf) -> list[PhaseWork]:
+    """Return the work of every phase of ``algorithm.phases``; vLLM's cache has room for ``cache_tokens``."""
+    plan = _Plan(recipe, texts, lengths, cache_tokens)
     return [
-        PhaseWork(phase.name, phase.iteration, WORK[phase.name](_Plan(recipe, texts, lengths), phase.iteration))
+        PhaseWork(phase.name, phase.iteration, WORK[phase.name](plan, phase.iteration))
         for phase in algorithm.phases(recipe)
     ]
 
@@ -117,6 +118,7 @@ class _Plan:
     recipe: Recipe
     texts: Texts
     lengths: Lengths
+    cache_tokens: float
 
     @property
     def n(self) -> int:
@@ -138,7 +140,7 @@ class _Plan:
             for start in range(0, len(sizes), shard):
                 part = sizes[start : start + shard]
                 rows = len(part) * n
-                beside = min(rows, rows_beside(asked, max(part), n))
+                beside = min(rows, self._beside(max(part), mean, n))
                 width = max(width, max(part) / min(n, beside) + asked.max_new_tokens)
                 most = max(most, beside)
                 steps += decoding_steps(rows, beside, mean, longest)
@@ -148,6 +150,18 @@ class _Plan:
                 squares += n * sum((size + mean) ** 2 for size in part)
                 units += rows
         return Work("sample", read, written, squares, units, steps, row_steps, most, width)
+
+    def _beside(self, prompt: float, mean: float, n: int) -> int:
+        """Return about how many rows are side by side, with prompts of so many tokens and n responses to each.
+
+        vLLM makes room in its cache as a row grows. What a server can hold at once is not known.
+        """
+        recipe, asked = self.recipe, self.recipe.sample
+        if asked.engine == "server":
+            return recipe.server.concurrency
+        if asked.engine == "vllm":
+            return rows_beside(recipe.vllm.max_sequences, self.cache_tokens, prompt, mean, n)
+        return rows_beside(asked.batch_size, asked.batch_tokens, prompt, asked.max_new_tokens, n)
 
     def scoring(self, prompts: Sequence[Prompt], n: int, reward: str) -> Work:
         """Each prompt is read once and shared by its responses; by a reward model it is read with each of them."""
@@ -249,10 +263,9 @@ def _in(prompts: Sequence[Prompt], language: str) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.language == language]
 
 
-def rows_beside(asked: SampleSettings, prompt: float, n: int) -> int:
-    """Return about how many rows are side by side, with prompts of so many tokens that are kept once for n rows."""
-    room = (asked.batch_tokens - prompt) / (asked.max_new_tokens + prompt / n)
-    return max(1, min(asked.batch_size, int(room)))
+def rows_beside(most: int, tokens: float, prompt: float, response: float, n: int) -> int:
+    """Return about how many rows, at most ``most``, have room in so many tokens; n rows keep their prompt once."""
+    return max(1, int(min(most, (tokens - prompt) / (response + prompt / n))))
 
 
 def decoding_steps(rows: int, beside: int, mean: float, longest: float) -> float:
