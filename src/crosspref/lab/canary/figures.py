@@ -1,6 +1,5 @@
 """What a canary measures: how often a trait appears, how that changes, and which reward prefers it."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -8,7 +7,7 @@ from itertools import pairwise, product
 from crosspref.data.records import Pair, Response, Score
 from crosspref.languages import ENGLISH
 from crosspref.maths.estimate import Estimate
-from crosspref.maths.reward import penalised_reward
+from crosspref.maths.reward import finite, penalised_reward
 from crosspref.maths.statistics import mean_interval, win_rate
 from crosspref.stages.evaluate import Bootstrap, measure
 from crosspref.stages.select.select import Identify
@@ -114,8 +113,8 @@ def reward_values(scores: Iterable[Score], alphas: Mapping[str, float], unit: st
     """
     raw, per_token, penalised = {}, {}, {}
     for score in scores:
-        reward, key = score.implicit_reward, _key(score)
-        if reward is None or not math.isfinite(reward):
+        reward, key = finite(score.implicit_reward), _key(score)
+        if reward is None:
             continue
         length = (score.characters if unit == "characters" else score.tokens) or 0
         raw[key], penalised[key] = reward, penalised_reward(reward, length, alphas[score.language])
