@@ -7,6 +7,7 @@ from typing import Any
 import naive
 import pytest
 from fake_openai_server import FakeOpenAIServer
+from tiny_engines import make_sampler as make_any_sampler
 from transformers import AutoTokenizer
 
 from crosspref.data.records import Instruction
@@ -15,7 +16,7 @@ from crosspref.engines.server.sampler import ServerSampler
 from crosspref.engines.transformers.sampler import TransformersSampler
 from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
-from crosspref.recipe.sections import ResourceSettings, SampleSettings, ServerSettings
+from crosspref.recipe.sections import SampleSettings, ServerSettings
 
 FIRST, ANSWER, NEXT = "¿Qué es un volcán?", "A hill that burns.", "And why so?"
 MESSAGES = [
@@ -31,12 +32,8 @@ def model(models: tuple[Path, Path]) -> Path:
     return models[1]
 
 
-def make_sampler(model: Path, temperature: float = 0.9, **given: Any) -> TransformersSampler:
-    settings = EngineSettings(
-        sample=SampleSettings(max_new_tokens=12, temperature=temperature),
-        resources=ResourceSettings(device="cpu", dtype="float32"),
-    )
-    return TransformersSampler(settings, locate_model(str(model)), **given)
+def make_sampler(model: Path, **given: Any) -> TransformersSampler:
+    return make_any_sampler(model, max_new_tokens=12, **given)
 
 
 def draw(sampler: Any, temperature: float | None = None) -> list[list[Sampled]]:

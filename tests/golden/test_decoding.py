@@ -92,7 +92,7 @@ def test_greedy_rows_equal_naive_ones(
     model = naive.load(directory)
     monkeypatch.setattr(decoding, "TAKEN_UP_TOKENS", 30)  # so that a prompt's rows come in several passes
     prompts = [naive.prompt_ids(directory, text) for text in INSTRUCTIONS[:3]]
-    rows = greedy_rows(prompts, [[BLOCK + 9, 30, 3], [1, 7, 5], [2, 12]])
+    rows = greedy_rows(prompts, [[BLOCK + 9, 3, 20], [1, 7, 5], [2, 12]])
     ended: list[Draft] = []
     legs: list[int] = []
     decoder = Decoder(model, rows=3, tokens=10000, stops=[1, 2])

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from crosspref.data.records import FinishReason, Prompt, Response
 from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer
+from crosspref.engines.transformers.scorer import ModelScorer, ReleasedScorer, are_padded
 from crosspref.maths.length_penalty import grid_length_penalty
 from crosspref.models.locate import locate_model
 from crosspref.protocols import LogProbs
@@ -199,6 +199,20 @@ def test_without_a_reference(tiny_models: Models, scorers: dict[str, ReleasedSco
 def test_nothing_to_score(scorers: dict[str, ReleasedScorer]) -> None:
     assert list(scorers["llama"].score_each([])) == []
     assert list(scorers["llama"].score_each([("Why?", []), ("Who?", [])])) == [[], []]
+
+
+def test_which_rows_are_padded() -> None:
+    # (sample, length); the prompt without responses does not count, so the fifth is the first of the second batch.
+    lengths = [
+        [(0, 5), (1, 9)],
+        [],
+        [(0, 7), (1, 8)],
+        [(0, 7), (2, 4)],
+        [(1, 3), (0, 6), (2, 2)],
+        [(2, 3)],
+    ]
+    assert are_padded(lengths) == [[True, False], [], [False, True], [False, False], [False, False, True], [False]]
+    assert are_padded([]) == []
 
 
 def test_tokens_that_do_not_count_are_left_out_on_every_path(tiny_models: Models) -> None:

@@ -8,28 +8,24 @@ import naive
 import pytest
 import torch
 from thinkers import thinker
+from tiny_engines import Models, make_scorer
 from transformers import AutoTokenizer
 
 import crosspref
 from crosspref.data.records import FinishReason, Prompt, Response
-from crosspref.engines import EngineSettings
 from crosspref.engines.training.trainer import example_of
 from crosspref.engines.transformers.chat import ChatTokenizer, load_tokenizer
-from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import DataError, RecipeError
-from crosspref.models.locate import locate_model
-from crosspref.recipe.sections import LengthPenaltySettings, ResourceSettings, RewardSettings, SelectSettings
+from crosspref.recipe.sections import LengthPenaltySettings, RewardSettings, SelectSettings
 from crosspref.stages.score import score
 from crosspref.stages.select.select import PairRules, select
 
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 PROMPTS = [Prompt("p", "es", "¿Qué río?"), Prompt("q", "es", "¿Por qué?"), Prompt("r", "es", "Di algo.")]
 TEXTS: list[tuple[str, str, FinishReason]] = [
     *[("p", "El Duero.", "stop"), ("p", "El Duero, que nace en", "length")],
     *[("q", "Porque sí", "length"), ("q", " No lo sé, pero", "length")],
     *[("r", "Algo.\n", "stop"), ("r", "Nada", "stop")],
 ]
-Models = dict[str, tuple[Path, Path]]
 
 
 def answers(tokenizer: ChatTokenizer, *, as_text: bool) -> list[Response]:
@@ -44,9 +40,9 @@ def answers(tokenizer: ChatTokenizer, *, as_text: bool) -> list[Response]:
 def test_texts_are_scored_paired_and_trained_on_as_their_ids(
     end_of_turn: Literal["if_stopped", "never"], tiny_models: Models
 ) -> None:
-    initial, aligned = (locate_model(str(path)) for path in tiny_models["llama"])
+    initial, aligned = tiny_models["llama"]
     settings = RewardSettings(name="multilingual", end_of_turn=end_of_turn)
-    scorer = TransformersScorer(EngineSettings(reward=settings, resources=RESOURCES), aligned, initial)
+    scorer = make_scorer(aligned, initial, name="multilingual", end_of_turn=end_of_turn)
     rules = PairRules(
         "es",
         {prompt.prompt_id: prompt.instruction for prompt in PROMPTS},

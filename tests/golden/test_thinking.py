@@ -7,16 +7,13 @@ import pytest
 import torch
 from thinkers import CLOSES, thinker
 from tiny import nudge
+from tiny_engines import make_sampler, make_scorer
 
 from crosspref.data.records import Prompt, Response
-from crosspref.engines import EngineSettings
 from crosspref.engines.transformers.chat import load_tokenizer
-from crosspref.engines.transformers.sampler import TransformersSampler
-from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.engines.transformers.thinking import Thinking, find_thinking
-from crosspref.models.locate import locate_model
 from crosspref.protocols import Sampled
-from crosspref.recipe.sections import AskingSettings, ResourceSettings, SampleSettings
+from crosspref.recipe.sections import AskingSettings
 from crosspref.stages.sample import Drawing, sample, thinking_cut
 
 PROMPTS = [Prompt(f"p{index}", "es", text) for index, text in enumerate(("¿Qué es un volcán?", "Saluda.", "Hi!"))]
@@ -29,11 +26,7 @@ def directory(tiny_models: dict[str, tuple[Path, Path]], tmp_path_factory: pytes
 
 
 def drawn(directory: Path, asking: AskingSettings) -> list[Response]:
-    settings = SampleSettings(max_new_tokens=24)
-    resources = ResourceSettings(device="cpu", dtype="float32")
-    engine = EngineSettings(sample=settings, resources=resources, asking=asking)
-    sampler = TransformersSampler(engine, locate_model(str(directory)))
-    return sample(PROMPTS, sampler, Drawing(12, 42, 1), lambda *_: None)
+    return sample(PROMPTS, make_sampler(directory, asking=asking), Drawing(12, 42, 1), lambda *_: None)
 
 
 def test_what_is_left_is_the_sampled_answer_behind_the_thinking(directory: Path) -> None:
@@ -113,9 +106,9 @@ def test_a_cut_answer_is_scored_behind_the_end_of_the_thinking_that_the_prompt_b
     prompt, answer = tokenizer.prompt_ids("Saluda."), tokenizer.response_ids("Hola.", ended=True)
     assert tokenizer.prompt_ids("Saluda.", answered=True) == [*prompt, CLOSES]
     assert load_tokenizer(directory).prompt_ids("Saluda.", answered=True) == prompt
-    settings = EngineSettings(resources=ResourceSettings(device="cpu", dtype="float32"), asking=cut)
-    scorer = TransformersScorer(settings, locate_model(str(policy)), locate_model(str(directory)))
-    [score] = scorer.score("Saluda.", [Response("p", "es", 0, "Hola.", answer, "stop", None)])
+    [score] = make_scorer(policy, directory, asking=cut).score(
+        "Saluda.", [Response("p", "es", 0, "Hola.", answer, "stop", None)]
+    )
     with torch.no_grad():
         expected = [naive.sequence_logprob(naive.load(each), [*prompt, CLOSES], answer) for each in (policy, directory)]
     assert (score.policy, score.reference) == pytest.approx(list(map(float, expected)), abs=1e-3)

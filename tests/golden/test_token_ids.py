@@ -1,7 +1,5 @@
 """Token ids that only the model has, or that neither has: not sampled, and neither scored nor trained on."""
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +7,15 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_tokenizer, nudge
+from tiny_engines import copy_with, make_sampler, make_scorer
 from training import PAIRS, Models, make_trainer
 from transformers import AutoModelForCausalLM
 
-import crosspref
 from crosspref.data.records import Response
-from crosspref.engines import EngineSettings
-from crosspref.engines.transformers.sampler import TransformersSampler
-from crosspref.engines.transformers.scorer import TransformersScorer
 from crosspref.errors import DataError, ModelError
-from crosspref.models.locate import locate_model
 from crosspref.models.tokenizers import require_same_tokenizer
-from crosspref.recipe.sections import ResourceSettings, SampleSettings
 
 SIZE = 384
-RESOURCES = ResourceSettings(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +34,8 @@ def padded(tiny_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def sampled(model: Path, temperature: float, packed: bool) -> list[list[int]]:
-    settings = EngineSettings(
-        sample=SampleSettings(max_new_tokens=12, temperature=temperature or 1.0, top_p=0.9), resources=RESOURCES
-    )
-    sampler = TransformersSampler(settings, locate_model(str(model)), greedy=temperature == 0)
+    given = {"max_new_tokens": 12, "temperature": temperature or 1.0, "top_p": 0.9}
+    sampler = make_sampler(model, greedy=temperature == 0, **given)
     sampler.decodable = sampler.decodable if packed else 0
     answers = sampler.sample([("Name a fruit.", list(range(8))), ("Di algo.", [9])], lambda *_: None)
     sampler.close()
@@ -65,37 +55,20 @@ def test_padding_of_the_embedding_is_not_sampled(
 def test_tokenizers_of_equal_files_that_are_set_up_otherwise(tiny_models: Models, tmp_path: Path) -> None:
     """A token that only tokenizer_config.json adds is in no file that is compared, and changes the ids of texts."""
     policy, reference = tiny_models["llama"]
-    other = Path(shutil.copytree(reference, tmp_path / "other"))
-    config = json.loads((other / "tokenizer_config.json").read_text())
-    added = {
-        "content": "Hello",
-        "special": False,
-        "normalized": False,
-        "lstrip": False,
-        "rstrip": False,
-        "single_word": False,
-    }
-    config["added_tokens_decoder"] = {"384": added}
-    (other / "tokenizer_config.json").write_text(json.dumps(config))
-    files = [locate_model(str(path)) for path in (policy, other)]
+    added = {"content": "Hello", **dict.fromkeys(("special", "normalized", "lstrip", "rstrip", "single_word"), False)}
+    decoder = {"384": added}
+    other = copy_with(reference, tmp_path / "other", "tokenizer_config.json", added_tokens_decoder=decoder)
     require_same_tokenizer(policy, other, ("a", "b"))
     with pytest.raises(ModelError, match="the tokens that they know, the ids of a prompt"):
-        TransformersScorer(EngineSettings(resources=RESOURCES), *files)
+        make_scorer(policy, other)
 
 
-@pytest.mark.parametrize("strange", [-1, SIZE, 10**6])
+@pytest.mark.parametrize("strange", [-1, SIZE])
 def test_ids_that_the_model_does_not_have_are_not_scored(strange: int, tiny_models: Models) -> None:
-    policy, reference = (locate_model(str(path)) for path in tiny_models["llama"])
-    scorer = TransformersScorer(EngineSettings(resources=RESOURCES), policy, reference)
+    scorer = make_scorer(*tiny_models["llama"])
     response = Response("p7", "es", 2, "?", [10, strange, 2], "stop", None)
     with pytest.raises(DataError, match=f"'p7' in es has the token id {strange}, but the model's ids go from 0 to 383"):
         scorer.score("Name a fruit.", [replace(response, token_ids=[10, 2]), response])
-
-
-def test_ids_given_in_python(tiny_models: Models) -> None:
-    reward = crosspref.ImplicitReward(*map(str, tiny_models["llama"]), dtype="float32")
-    with pytest.raises(DataError, match="token id -3"):
-        reward.score("Name a fruit.", ["Pera.", [10, -3]], language="es")
 
 
 def test_ids_that_the_model_does_not_have_are_not_trained_on(tiny_models: Models, tmp_path: Path) -> None:

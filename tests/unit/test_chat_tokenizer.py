@@ -176,17 +176,6 @@ def test_without_a_chat_template_it_is_refused(directory: Path) -> None:
     assert "chat_template.jinja" in str(caught.value)
 
 
-def test_what_is_no_tokenizer_or_model_is_refused(tmp_path: Path, tiny_models: Models) -> None:
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load_tokenizer(tmp_path)
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load_model(tmp_path, Loading())
-    damaged = shutil.copytree(tiny_models["llama"][0], tmp_path / "damaged")
-    (damaged / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load_model(damaged, Loading())
-
-
 class Recorder:
     """Stands before a transformers class and keeps what it loads."""
 
