@@ -74,8 +74,12 @@ def without_what_looks_like_a_key(text: str) -> str:
 
 @functools.lru_cache
 def _forms(key: str) -> str:
-    """Return the pattern of all forms of a key; a very long one is not looked for where it is escaped."""
-    signs = map(_sign, key) if len(key) <= LONGEST else [re.escape(key)]
+    """Return the pattern of all forms of a key.
+
+    A very long one is not looked for where it is escaped; nor is one with many backslashes in a row, since each of them
+    could be an escape of the next, and the time would double with each.
+    """
+    signs = map(_sign, key) if len(key) <= LONGEST and "\\" * 6 not in key else [re.escape(key)]
     return "|".join(["".join(signs), *map(re.escape, _encoded(key))])
 
 

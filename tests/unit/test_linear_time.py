@@ -8,6 +8,7 @@ import pytest
 
 from crosspref.engines.transformers.chat import SIGN
 from crosspref.errors import RecipeError
+from crosspref.keys import without_key
 from crosspref.lab.canary.traits import TRAITS
 from crosspref.reports.table import csv_text
 from crosspref.suites.judge.questions import Template
@@ -56,3 +57,10 @@ def test_a_judges_prompt_whose_messages_do_not_end(tmp_path: Path) -> None:
             Template.read(str(file), "xalpaca.prompt", OWN)
 
     assert is_linear(read, lambda length: "<|im_start|>user\n" * length)
+
+
+def test_a_key_of_backslashes_which_could_escape_each_other() -> None:
+    def search(length: int) -> float:
+        return seconds(lambda: without_key("\\" * 40, "\\" * length))
+
+    assert search(24) < 24 * search(12)
