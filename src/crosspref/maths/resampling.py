@@ -150,8 +150,7 @@ def win_rate_interval(outcomes: Floats, resamples: int = 2000, seed: int = 0) ->
     """Return 100 mean(outcome) and its interval, in percent, for one model in one language.
 
     It is the BCa bootstrap interval, or Wilson's if all outcomes are 0 or all are 1. ``outcomes`` (n,) are in [0, 1],
-    or nan without a verdict. The ends are nan for a single verdict. Raises
-    ValueError when there is none.
+    or nan without a verdict. The ends are nan for a single verdict. Raises ValueError when there is none.
     """
     share = share_interval(outcomes[~np.isnan(outcomes)], resamples=resamples, seed=seed, method="BCa")
     return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n)
