@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,9 @@ def test_other_types_that_say_the_same(tmp_path: Path) -> None:
         pq.write_table(pa.table(columns), tmp_path / "x.parquet")
         [row] = read_rows(tmp_path / "x.parquet", Response)
         assert (row.prompt_id, row.language, row.text) == ("a", "es", "hola")
-    pq.write_table(pa.table({**columns, "text": [7]}), tmp_path / "x.parquet")
-    assert problem_of(tmp_path / "x.parquet", Response)[1] == 1
+    for name, value in {"text": 7, "sample": datetime(2026, 1, 1), "token_ids": [True]}.items():
+        pq.write_table(pa.table({**columns, name: [value]}), tmp_path / "x.parquet")
+        assert f"column {name!r} must be of type" in problem_of(tmp_path / "x.parquet", Response)[2]
 
 
 SCORE = to_table([Score("a", "es", 0, "crosslingual", -1.0, -2.0, 3, 9, 0.1)], Score).to_pylist()[0]
@@ -282,6 +284,13 @@ SIDES = {"prompt_id": "a", "prompt": USER, "chosen": GOOD, "rejected": BAD}
         (Response, [{**ANSWER, "text": True}], 1, "'text' must be of type string"),
         (Response, [{**ANSWER, "text": None}], 1, "'text'"),
         (Response, [{**ANSWER, "language": 5}], 1, "'language' must be of type string"),
+        (Response, [ANSWER | {"sample": 1}, ANSWER | {"sample": True}], 2, "'sample' must be of type int32"),
+        (Response, [ANSWER | {"seed": "3"}], 1, "'seed' must be of type int64"),
+        (Response, [ANSWER | {"token_ids": [True]}], 1, "'token_ids' must be of type list<item: int32>"),
+        (Response, [ANSWER, ANSWER | {"token_ids": ["3"]}], 2, "'token_ids' must be of type list<item: int32>"),
+        (Score, [SCORE, {**SCORE, "sample": 1, "implicit_reward": True}], 2, "'implicit_reward'"),
+        (Score, [{**SCORE, "policy_logprob": "-1.0"}], 1, "'policy_logprob' must be of type double"),
+        (Pair, [SIDES | {"chosen_ended": 1}], 1, "'chosen_ended' must be of type bool"),
         (Prompt, [KEY | {"instruction": 5}], 1, "'instruction' must be of type string"),
         (Pair, [{**SIDES, "chosen": [{"role": "assistant", "content": 5}]}], 1, "'chosen'"),
         (Pair, [SIDES, {**SIDES, "prompt": [{"role": "user", "content": False}]}], 2, "'prompt'"),
@@ -289,7 +298,7 @@ SIDES = {"prompt_id": "a", "prompt": USER, "chosen": GOOD, "rejected": BAD}
         (Response, [ANSWER, '{"prompt_id": "b", "language": "es", "text": "\\ud800"}'], 2, "'text'"),
         (Response, [ANSWER, {**ANSWER, "prompt_id": [1]}], 2, "'prompt_id'"),
         (Response, [ANSWER, {**ANSWER, "language": "klingon"}], 2, "'klingon'"),
-        (Score, [SCORE, {**SCORE, "implicit_reward": "high"}], 2, "'implicit_reward' must be of type double"),
+        (Score, [SCORE, {**SCORE, "implicit_reward": "high"}], 2, "'implicit_reward'"),
         (Pair, [{"prompt_id": "a", "prompt": "?", "chosen": GOOD, "rejected": BAD}], 1, "'prompt'"),
     ],
 )

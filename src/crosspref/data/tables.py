@@ -69,12 +69,15 @@ IMPOSSIBLE: list[tuple[set[str], Callable[[pa.Array], pa.Array], str]] = [
 
 _TAG_COLUMNS = frozenset({"language", "target"})
 
-_KINDS_OF_TEXT = (
-    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
-    pa.types.is_null,
-)
-"""Of a column that holds text, or nothing."""
+_KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "text": (
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+    ),
+    "a number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
+    "a truth value": (pa.types.is_boolean,),
+}
+"""What single values are. Arrow would cast one to another: a number to text, text to a number, a truth value to 1."""
 
 KEYS = ("iteration", "prompt_id", "language", "sample", "target", "reward", "other", "stage", "measure")
 """The columns that identify a row, where its record has them; pairs of one prompt differ in their answers."""
@@ -205,29 +208,32 @@ def _column(given: _Given, field: Field[Any], kind: type) -> pa.ChunkedArray:
 def _typed(values: Values, expected: pa.DataType) -> pa.ChunkedArray:
     """Return values in a type, and see that they are what the type says, such as text in UTF-8.
 
-    A whole number may be written as 3.0, but nothing else becomes a text.
+    A whole number may be written as 3.0, but a number, a text and a truth value never become one another.
     """
     if isinstance(values, list):  # first in a type of their own, from which 3.0 becomes 3, but not 3.5
+        if not pa.types.is_boolean(expected) and any(isinstance(value, bool) for value in values):
+            raise pa.ArrowTypeError(f"the value is bool, not {expected}")  # beside 0.5, Arrow would read true as 1.0
         values = pa.table([pa.array(values)], [""]).column(0)
-    _require_text(values.type, expected)
+    _require_kind(values.type, expected)
     column = values.cast(expected)
     column.validate(full=True)
     return column
 
 
-def _require_text(given: pa.DataType, expected: pa.DataType) -> None:
-    """Raise pa.ArrowTypeError where numbers or truth values stand in the place of text: Arrow would write them out."""
+def _require_kind(given: pa.DataType, expected: pa.DataType) -> None:
+    """Raise pa.ArrowTypeError where a text, a number or a truth value stands in the place of another of them."""
     if pa.types.is_dictionary(given):
         given = given.value_type
-    is_text = any(is_kind(given) for is_kind in _KINDS_OF_TEXT)
-    if pa.types.is_string(expected) and not is_text:
-        raise pa.ArrowTypeError(f"the value is {given}, not text")
     if pa.types.is_list(expected) and hasattr(given, "value_type"):
-        _require_text(given.value_type, expected.value_type)
-    if pa.types.is_struct(expected) and pa.types.is_struct(given):
+        _require_kind(given.value_type, expected.value_type)
+    elif pa.types.is_struct(expected) and pa.types.is_struct(given):
         for field in expected:
             if field.name in given.names:
-                _require_text(given.field(field.name).type, field.type)
+                _require_kind(given.field(field.name).type, field.type)
+    elif not pa.types.is_null(given):
+        kind = next((name for name, checks in _KINDS.items() if any(check(expected) for check in checks)), None)
+        if kind and not any(check(given) for check in _KINDS[kind]):
+            raise pa.ArrowTypeError(f"the value is {given}, not {kind}")
 
 
 def _first_misfit(values: Values, expected: pa.DataType, error: BaseException) -> tuple[int, str]:
