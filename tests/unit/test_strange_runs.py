@@ -4,8 +4,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ from crosspref.run.verdicts import VERDICTS, Verdict, VerdictLog, key_of
 
 PROMPTS = [Prompt("a", "es", "¿Qué?"), Prompt("b", "es", "¿Y?")]
 MADE = Fingerprint({"source": "prompts.jsonl"}, {"rows": digest_rows(PROMPTS)})
+
+
+@pytest.fixture(autouse=True)
+def in_time() -> Iterator[None]:
+    """Nothing here may take long. The failure is no Exception, so that nothing takes it for damage."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("still running after 30 s"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -112,6 +123,10 @@ def a_pipe(run: RunDirectory, _: Path) -> None:
     os.mkfifo(run.prompts.unit("en").path)
 
 
+def a_terabyte_of_holes(run: RunDirectory, _: Path) -> None:
+    os.truncate(run.prompts.unit("es").path, 1 << 40)
+
+
 @pytest.mark.parametrize(
     ("change", "problems"),
     [
@@ -119,6 +134,7 @@ def a_pipe(run: RunDirectory, _: Path) -> None:
         (a_link_out_of_it, 1),
         (a_file_that_is_a_link, 2),  # and its marker says that it is gone
         (a_pipe, 1),
+        (a_terabyte_of_holes, 1),
     ],
 )
 def test_directories_of_any_shape(
